@@ -1,0 +1,308 @@
+"""A circuit: the edges of a computation graph that are kept, and where they came from."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Bool
+
+from circuitdisc.errors import BadFile, GraphMismatch
+from circuitdisc.files import read_json, write_json
+from circuitdisc.graph import ComputationGraph, Edge
+
+Granularity = Literal["edge", "head"]
+FORMAT = "circuitdisc.circuit"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a circuit came from: everything that is needed to find it again."""
+
+    model: str = ""
+    task: str = ""
+    ablation: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    algorithm: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "task": self.task,
+            "ablation": dict(self.ablation),
+            "metric": self.metric,
+            "algorithm": self.algorithm,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "versions": dict(self.versions),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A subset of a graph's edges.
+
+    Args:
+        graph: the graph that the edges belong to.
+        mask: True where the edge from sender s into receiver r is kept.
+        provenance: where it came from.
+        granularity: `edge`, or `head` for a circuit that keeps or drops whole heads (and every other sender).
+    """
+
+    graph: ComputationGraph
+    mask: Bool[np.ndarray, "R S"]
+    provenance: Provenance = field(default_factory=Provenance)
+    granularity: Granularity = "edge"
+
+    def __post_init__(self) -> None:
+        mask = np.array(self.mask, dtype=bool)
+        if mask.shape != self.graph.edge_mask.shape:
+            raise GraphMismatch(
+                f"an edge mask of shape {mask.shape} does not fit the graph ({self.graph.describe()}), "
+                f"which needs {self.graph.edge_mask.shape}"
+            )
+        if (mask & ~self.graph.edge_mask).any():
+            raise GraphMismatch("the edge mask keeps an edge whose sender does not come before its receiver")
+        mask.setflags(write=False)
+        object.__setattr__(self, "mask", mask)
+
+    # --- ways to make one -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def full(cls, graph: ComputationGraph) -> "Circuit":
+        """Every edge kept."""
+        return cls(graph, graph.edge_mask)
+
+    @classmethod
+    def empty(cls, graph: ComputationGraph) -> "Circuit":
+        """Every edge cut."""
+        return cls(graph, np.zeros_like(graph.edge_mask))
+
+    @classmethod
+    def from_edges(cls, graph: ComputationGraph, names: Iterable[str]) -> "Circuit":
+        """The circuit of the edges with these names."""
+        mask = np.zeros_like(graph.edge_mask)
+        for name in names:
+            mask[graph.parse_edge(name)] = True
+        return cls(graph, mask)
+
+    @classmethod
+    def from_heads(cls, graph: ComputationGraph, heads: Iterable[str]) -> "Circuit":
+        """The head circuit that keeps these heads (`a3.h1`), and every embedding and MLP, with all edges among them."""
+        kept = {index for index, node in enumerate(graph.senders) if node.kind != "head"}
+        for name in heads:
+            if name not in graph.sender_index or not name.startswith("a"):
+                raise GraphMismatch(f"'{name}' is not a head of this graph ({graph.describe()})")
+            kept.add(graph.sender_index[name])
+        mask = graph.edge_mask.copy()
+        for sender, node in enumerate(graph.senders):
+            if sender not in kept:
+                mask[:, sender] = False
+                mask[list(graph.node_receivers[node.name]), :] = False
+        return cls(graph, mask, granularity="head")
+
+    def with_provenance(self, provenance: Provenance) -> "Circuit":
+        return replace(self, provenance=provenance)
+
+    # --- what is in it ----------------------------------------------------------------------------------------------
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.mask.sum())
+
+    def __len__(self) -> int:
+        return self.n_edges
+
+    def edges(self) -> Iterator[Edge]:
+        """The kept edges, receivers in topological order."""
+        for receiver, sender in np.argwhere(self.mask):
+            yield self.graph.edge(int(receiver), int(sender))
+
+    def edge_names(self) -> list[str]:
+        return [edge.name for edge in self.edges()]
+
+    def __contains__(self, edge_name: str) -> bool:
+        return bool(self.mask[self.graph.parse_edge(edge_name)])
+
+    def nodes(self) -> list[str]:
+        """Names of the nodes that a kept edge touches, in topological order."""
+        touched = {edge.sender.name for edge in self.edges()} | {edge.receiver.node.name for edge in self.edges()}
+        order = [node.name for node in self.graph.senders] + ["logits"]
+        return [name for name in order if name in touched]
+
+    def heads(self) -> list[str]:
+        """Names of the attention heads whose output a kept edge carries."""
+        kept = self.mask.any(axis=0)
+        return [node.name for node, keep in zip(self.graph.senders, kept, strict=True) if keep and node.kind == "head"]
+
+    # --- set algebra ------------------------------------------------------------------------------------------------
+
+    def _other_mask(self, other: "Circuit") -> Bool[np.ndarray, "R S"]:
+        if self.graph != other.graph:
+            raise GraphMismatch(
+                f"the circuits belong to different graphs: {self.graph.describe()} and {other.graph.describe()}"
+            )
+        return other.mask
+
+    def _derived(self, mask: Bool[np.ndarray, "R S"]) -> "Circuit":
+        return Circuit(self.graph, mask)
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        return self._derived(self.mask | self._other_mask(other))
+
+    def __and__(self, other: "Circuit") -> "Circuit":
+        return self._derived(self.mask & self._other_mask(other))
+
+    def __sub__(self, other: "Circuit") -> "Circuit":
+        return self._derived(self.mask & ~self._other_mask(other))
+
+    def __xor__(self, other: "Circuit") -> "Circuit":
+        return self._derived(self.mask ^ self._other_mask(other))
+
+    def __invert__(self) -> "Circuit":
+        """The complement: every edge of the graph that this circuit cuts."""
+        return self._derived(self.graph.edge_mask & ~self.mask)
+
+    def __le__(self, other: "Circuit") -> bool:
+        return not (self.mask & ~self._other_mask(other)).any()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Circuit) and self.graph == other.graph and bool((self.mask == other.mask).all())
+
+    def __hash__(self) -> int:
+        return hash((self.graph, self.mask.tobytes()))
+
+    def jaccard(self, other: "Circuit") -> float:
+        """Shared edges over all edges of the two; 1 for two empty circuits."""
+        union = int((self.mask | self._other_mask(other)).sum())
+        return int((self.mask & other.mask).sum()) / union if union else 1.0
+
+    # --- paths ------------------------------------------------------------------------------------------------------
+
+    def live_senders(self) -> Bool[np.ndarray, "S"]:
+        """True for each sender with a path of kept edges to `logits`."""
+        return live_senders(self.graph, self.mask)
+
+    def reached_senders(self) -> Bool[np.ndarray, "S"]:
+        """True for each sender that a path of kept edges from an embedding reaches (embeddings are reached)."""
+        graph = self.graph
+        reached = np.array([node.kind not in ("head", "mlp") for node in graph.senders])
+        for sender, node in enumerate(graph.senders):
+            receivers = list(graph.node_receivers[node.name])
+            if receivers:
+                reached[sender] = bool((self.mask[receivers] & reached).any())
+        return reached
+
+    def prune(self, unreached: bool = False) -> "Circuit":
+        """Without the edges that lead nowhere: those into a node with no path to `logits`. The logits do not change.
+
+        Args:
+            unreached: also drop edges out of nodes that no path from an embedding reaches. Under resample ablation this
+                changes nothing either (such a node computes its corrupted value); under zero and mean ablation it may.
+        """
+        mask = self.mask & live_receivers(self.graph, self.mask)[:, None]
+        if unreached:
+            mask = mask & self.reached_senders()[None, :]
+            mask = mask & live_receivers(self.graph, mask)[:, None]
+        return replace(self, mask=mask)
+
+    def paths(self, source: str = "input", target: str = "logits", limit: int | None = None) -> Iterator[list[str]]:
+        """Simple paths of node names from `source` to `target`, shortest first.
+
+        Args:
+            limit: longest path in edges; None for any length. The number of paths grows fast with it.
+        """
+        simple = nx.DiGraph(self.to_networkx())
+        for name in (source, target):
+            if name not in self.graph.node_receivers:
+                raise GraphMismatch(f"'{name}' is not a node of this graph ({self.graph.describe()})")
+        if source not in simple or target not in simple:
+            return iter(())
+        return iter(sorted(nx.all_simple_paths(simple, source, target, cutoff=limit), key=len))
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """The circuit for networkx: nodes by name with `kind`, `layer`, `head`; one keyed edge for each of q, k, v.
+
+        Layers and heads are -1 where a node has none, so that networkx's writers (GraphML, GEXF, GML) accept them.
+        """
+        graph = nx.MultiDiGraph()
+        kept = set(self.nodes())
+        for node in (*self.graph.senders, self.graph.receivers[-1].node):
+            if node.name in kept:
+                graph.add_node(node.name, kind=node.kind, layer=node.layer, head=node.head)
+        for edge in self.edges():
+            key = edge.receiver.qkv or edge.receiver.kind
+            graph.add_edge(edge.sender.name, edge.receiver.node.name, key=key, input=key, name=edge.name)
+        return graph
+
+    # --- JSON -------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "graph": self.graph.to_dict(),
+            "granularity": self.granularity,
+            "n_edges": self.n_edges,
+            "edges": self.edge_names(),
+            "provenance": self.provenance.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Circuit":
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: a key is missing or of the wrong kind.
+        """
+        try:
+            if data["format"] != FORMAT:
+                raise BadFile(f"not a circuit: format is {data['format']!r}, {FORMAT!r} was expected")
+            graph = ComputationGraph(**data["graph"])
+            circuit = cls.from_edges(graph, data["edges"])
+            provenance = Provenance(**data["provenance"])
+            return replace(circuit, provenance=provenance, granularity=data["granularity"])
+        except (KeyError, TypeError) as error:
+            raise BadFile(f"not a circuit: missing or malformed key {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, beside the target first, then renamed, so that a reader never sees half a file."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Circuit":
+        """Read a circuit's JSON file.
+
+        Raises:
+            BadFile: the file is missing, is not JSON, or is not a circuit.
+        """
+        try:
+            return cls.from_dict(read_json(Path(path)))
+        except (BadFile, GraphMismatch) as error:
+            raise BadFile(f"{path}: {error}") from error
+
+
+def live_senders(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "S"]:
+    """True for each sender with a path of kept edges to `logits`."""
+    return _live(graph, mask)[0]
+
+
+def live_receivers(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R"]:
+    """True for each receiver whose node has a path of kept edges to `logits` (`logits` itself is live)."""
+    return _live(graph, mask)[1]
+
+
+def _live(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> tuple[np.ndarray, np.ndarray]:
+    senders = np.zeros(graph.n_senders, dtype=bool)
+    receivers = np.zeros(graph.n_receivers, dtype=bool)
+    receivers[-1] = True
+    for sender in reversed(range(graph.n_senders)):  # every receiver of a sender is decided before the sender is
+        senders[sender] = (mask[:, sender] & receivers).any()
+        receivers[list(graph.node_receivers[graph.senders[sender].name])] = senders[sender]
+    return senders, receivers

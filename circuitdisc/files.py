@@ -1,0 +1,53 @@
+"""Reading and writing files so that nothing is half-written and every failure is a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadFile, BadRun
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        BadFile: the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadFile(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        BadFile: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise BadFile(f"{path} is not JSON (line {error.lineno}: {error.msg}); was it cut short?") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside the target, then rename into place, so that a reader never sees half a file.
+
+    Raises:
+        BadRun: the folder cannot be written or the disk is full; the target is left as it was.
+    """
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BadRun(f"cannot write {path}: {error.strerror}. Free some space or choose another folder") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,167 @@
+"""A task: pairs of clean and corrupted prompts with right and wrong answers, as token ids, in two splits.
+
+Task files write `TextExample`s or `Example`s; `tasks/encode.py` turns text into ids and checks it; everything above
+this floor sees ids alone, so that models without a tokenizer are treated alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuitdisc.metrics import Labels
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """One example as text.
+
+    Args:
+        clean: the prompt that the task is about; it ends where the answer begins.
+        corrupted: its counterfactual partner; None if the task has none (zero and mean ablation need none).
+        answers: right continuations, written as they follow the prompt (" Mary").
+        wrong: wrong continuations.
+        group: what `mean` ablation may average over, for example the template.
+    """
+
+    clean: str
+    corrupted: str | None
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as token ids.
+
+    Args:
+        clean: ids of the clean prompt.
+        corrupted: ids of the corrupted prompt, as many as of the clean one; None if the task has none.
+        positions: where answers are read: indices into the prompt; the logits at position p predict token p + 1.
+        answers: for each position the right tokens.
+        wrong: for each position the wrong tokens (may be empty).
+        group: what `mean` ablation may average over.
+        text: the clean prompt for people.
+    """
+
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...] | None
+    positions: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    wrong: tuple[tuple[int, ...], ...]
+    group: str = ""
+    text: str = ""
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, ready for one model's tokenizer.
+
+    Args:
+        name: registry name, or the path of the user's file.
+        train: examples that `discover` sees.
+        heldout: examples that `score` judges on; shares none with `train`.
+        metric: name of the metric used unless another is asked for.
+        settings: how it was made (n, seed, and the task's own settings).
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    heldout: tuple[Example, ...]
+    metric: str = "logit_diff"
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """`train` or `heldout`."""
+        return {"train": self.train, "heldout": self.heldout}[name]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Examples padded to one length. B examples, T positions, N readings (answer positions of all examples).
+
+    Args:
+        clean: token ids of the clean prompts. [B, T]
+        corrupted: token ids of the corrupted prompts; None if the task has none. [B, T]
+        is_token: False at padding. [B, T]
+        read_example: the example of each reading. [N]
+        read_position: the padded position of each reading. [N]
+        labels: right and wrong tokens of each reading, as columns of the vocabulary.
+        groups: each example's group. Length B.
+    """
+
+    clean: Int[Tensor, "B T"]
+    corrupted: Int[Tensor, "B T"] | None
+    is_token: Bool[Tensor, "B T"]
+    read_example: Int[Tensor, "N"]
+    read_position: Int[Tensor, "N"]
+    labels: Labels
+    groups: tuple[str, ...]
+
+    @property
+    def n_examples(self) -> int:
+        return self.clean.shape[0]
+
+    @cached_property
+    def position_ids(self) -> Int[Tensor, "B T"]:
+        """Index of each token in its own prompt, 0 at left padding: what the position embedding is asked for."""
+        return (self.is_token.long().cumsum(1) - 1).clamp(min=0)
+
+    def per_example(self, readings: Tensor) -> Tensor:
+        """Mean over each example's readings: [..., N] -> [..., B]."""
+        total = readings.new_zeros(*readings.shape[:-1], self.n_examples).index_add(-1, self.read_example, readings)
+        return total / torch.bincount(self.read_example, minlength=self.n_examples).to(readings.dtype)
+
+
+def collate(examples: Sequence[Example], padding_side: str = "right", device: torch.device | str = "cpu") -> PromptBatch:
+    """Pad examples to one length.
+
+    Args:
+        padding_side: `right` or `left`; the results are the same, since padding is never attended to nor read.
+    """
+    length = max(len(example) for example in examples)
+    offsets = [0 if padding_side == "right" else length - len(example) for example in examples]
+
+    def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+        padded = torch.zeros(len(rows), length, dtype=torch.long)
+        for index, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
+            padded[index, offset : offset + len(row)] = torch.tensor(row, dtype=torch.long)
+        return padded.to(device)
+
+    clean = pad([example.clean for example in examples])
+    is_token = pad([[1] * len(example) for example in examples]).bool()
+    corrupted_rows = [example.corrupted for example in examples if example.corrupted is not None]
+    corrupted = pad(corrupted_rows) if len(corrupted_rows) == len(examples) else None
+    reads = [
+        (index, offsets[index] + position, answers, wrong)
+        for index, example in enumerate(examples)
+        for position, answers, wrong in zip(example.positions, example.answers, example.wrong, strict=True)
+    ]
+    answers, answers_mask = _pad_columns([read[2] for read in reads], device)
+    wrong, wrong_mask = _pad_columns([read[3] for read in reads], device)
+    return PromptBatch(
+        clean=clean,
+        corrupted=corrupted,
+        is_token=is_token,
+        read_example=torch.tensor([read[0] for read in reads], device=device),
+        read_position=torch.tensor([read[1] for read in reads], device=device),
+        labels=Labels(answers, answers_mask, wrong, wrong_mask),
+        groups=tuple(example.group for example in examples),
+    )
+
+
+def _pad_columns(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    width = max((len(row) for row in rows), default=0)
+    padded = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = True
+    return padded.to(device), mask.to(device)
