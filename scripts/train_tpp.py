@@ -265,3 +265,52 @@ def accuracy(model: GPT2LMHeadModel, documents: Sequence[Document]) -> float:
         logits_NV, tokens_N = scored_logits(model, documents[start : start + 500])
         hits.append((logits_NV.argmax(-1) == tokens_N).float())
     return torch.cat(hits).mean().item()
+
+
+def fine_tune(
+    base: GPT2LMHeadModel, documents: Sequence[Document], rung: Rung, *, lr: float, batch_size: int, seed: int
+) -> Cost:
+    """Fine-tune in place on the first share of the pool, reshuffled every epoch."""
+    used = documents[: round(rung.share * len(documents))]
+    rng = np.random.default_rng(seed)
+
+    def batches() -> Iterator[list[Document]]:
+        for _ in range(rung.epochs):
+            order = rng.permutation(len(used))
+            for start in range(0, len(used), batch_size):
+                yield [used[i] for i in order[start : start + batch_size]]
+
+    steps = rung.epochs * -(-len(used) // batch_size)
+    seconds = train(base, batches(), steps, lr=lr, warmup=min(50, steps // 5), label=rung.name)
+    return Cost(steps, len(used), round(seconds, 1))
+
+
+@torch.no_grad()
+def tpp_figures(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, examples: Sequence[TPPExample]
+) -> dict[str, float]:
+    """The study's three figures on clean prompts, and the same logit difference with the chain broken."""
+    vocabulary = tokenizer.get_vocab()
+    rows: list[Tensor] = []
+    for start in range(0, len(examples), 500):
+        chunk = examples[start : start + 500]
+        logits_NV, c_N = scored_logits(model, [answer_document(e, tokenizer) for e in chunk])
+        broken = [Document([vocabulary[w] for w in [*words(e.corrupted), e.answer]], []) for e in chunk]
+        broken_NV, _ = scored_logits(model, [Document(d.ids, [len(d.ids) - 1]) for d in broken])
+        b_N = torch.tensor([vocabulary[e.wrong] for e in chunk])
+        c_N1, b_N1 = c_N[:, None], b_N[:, None]
+        rows.append(
+            torch.stack(
+                [
+                    (logits_NV.argmax(-1) == c_N).float(),
+                    torch.nn.functional.cross_entropy(logits_NV, c_N, reduction="none"),
+                    (logits_NV.gather(1, c_N1) - logits_NV.gather(1, b_N1))[:, 0],
+                    (broken_NV.argmax(-1) == c_N).float(),
+                    (broken_NV.argmax(-1) == b_N).float(),
+                    (broken_NV.gather(1, c_N1) - broken_NV.gather(1, b_N1))[:, 0],
+                ]
+            )
+        )
+    means = torch.cat(rows, dim=1).double().mean(dim=1).tolist()
+    names = ("accuracy", "log_loss", "logit_diff", "broken_says_c", "broken_says_b", "broken_logit_diff")
+    return {name: round(value, 5) for name, value in zip(names, means, strict=True)}

@@ -1,0 +1,84 @@
+"""What a score is: never a bare number, always with its ablation, metric, split, n, interval and random controls."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from circuitdisc.errors import BadFile
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of one circuit on one split.
+
+    Args:
+        name: `faithfulness`, `ratio`, `kl`, `accuracy`, ... (see the score's own file for its definition).
+        split: `train` (what the search saw) or `heldout`.
+        ablation: what the cut edges carry, for example `mean (per group)`.
+        metric: the metric that it is computed from.
+        n: examples.
+        value: the score; None where it is undefined, and then `note` says why.
+        low, high: bootstrap interval of `value`.
+        confidence: coverage of that interval.
+        controls: the same score of random circuits of equal size and kind.
+        note: anything a reader must know.
+    """
+
+    name: str
+    split: str
+    ablation: str
+    metric: str
+    n: int
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    confidence: float = 0.95
+    controls: tuple[float | None, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one circuit.
+
+    Args:
+        circuit_edges, graph_edges: size of the circuit and of its graph.
+        circuit_heads, graph_heads: the same in attention heads.
+        means: split -> `full` / `circuit` / `empty` -> mean of the metric, what the scores are made from.
+        scores: the scores.
+    """
+
+    circuit_edges: int
+    graph_edges: int
+    circuit_heads: int
+    graph_heads: int
+    means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
+
+    def get(self, name: str, split: str = "heldout") -> Score:
+        """The score with this name on this split.
+
+        Raises:
+            KeyError: it was not computed.
+        """
+        for score in self.scores:
+            if (score.name, score.split) == (name, split):
+                return score
+        raise KeyError(f"no score '{name}' on '{split}'")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": "circuitdisc.scores", "version": 1, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Scores":
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is not a table of scores.
+        """
+        try:
+            rows = tuple(Score(**{**row, "controls": tuple(row["controls"])}) for row in data["scores"])
+            fields = ("circuit_edges", "graph_edges", "circuit_heads", "graph_heads", "means")
+            return cls(**{name: data[name] for name in fields}, scores=rows)
+        except (KeyError, TypeError) as error:
+            raise BadFile(f"not a table of scores: missing or malformed key {error}") from error
