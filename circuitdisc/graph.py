@@ -154,6 +154,15 @@ class ComputationGraph:
             found[receiver.node.name].append(index)
         return {name: tuple(indices) for name, indices in found.items()}
 
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Receivers at the same place in the residual stream, in topological order: a block's q, k, v; its MLP; `logits`."""
+        found: dict[tuple[int, bool], list[int]] = {}
+        for index, receiver in enumerate(self.receivers):
+            layer = self.n_layers if receiver.kind == "logits" else receiver.node.layer
+            found.setdefault((layer, receiver.kind == "mlp"), []).append(index)
+        return tuple(tuple(group) for group in found.values())
+
     def edge(self, receiver: int, sender: int) -> Edge:
         """The edge at row `receiver`, column `sender` of an edge mask."""
         return Edge(self.senders[sender], self.receivers[receiver])

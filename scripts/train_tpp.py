@@ -47,7 +47,8 @@ STATEMENTS = (
     "all {x} are a type of {y}",
     "{x} is also a type of {y}",
 )
-EVAL_SEED_OFFSET = 1_000
+BASE_SETTINGS = ("seed", "threads", "batch_size", "base_steps", "base_lr")
+TUNE_SETTINGS = ("pool", "broken", "lr")
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadMode
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=SPECIAL.index("[PAD]"),
+        bos_token_id=SPECIAL.index("[BOS]"),
+        eos_token_id=SPECIAL.index("[EOS]"),
     )
     return GPT2LMHeadModel(config)
 
@@ -182,22 +183,32 @@ class BaseText:
         ids = self.encode(f"{template.fill(a, b, d, c, subject=subject)} {answer}")
         return Document(ids, [len(ids) - 1])
 
-    def batch(self, size: int) -> list[Document]:
-        """Half repeated nouns, three eighths restated facts, one eighth unchained templates."""
-        repeated = [self.repeated() for _ in range(size // 2)]
-        restated = [self.restated(int(self.rng.integers(2, 4))) for _ in range(3 * size // 8)]
-        return repeated + restated + [self.unchained() for _ in range(size - len(repeated) - len(restated))]
+    def batch(self, size: int, n_repeated: int) -> list[Document]:
+        """So many documents of repeated nouns; of the others a quarter are unchained templates, the rest facts."""
+        n_unchained = (size - n_repeated) // 4
+        repeated = [self.repeated() for _ in range(n_repeated)]
+        unchained = [self.unchained() for _ in range(n_unchained)]
+        n_restated = size - n_repeated - n_unchained
+        return repeated + unchained + [self.restated(int(self.rng.integers(2, 4))) for _ in range(n_restated)]
 
 
-def answer_document(example: TPPExample, tokenizer: PreTrainedTokenizerFast) -> Document:
-    """A TPP prompt followed by its answer, which alone is scored."""
-    vocabulary = tokenizer.get_vocab()
-    ids = [vocabulary[word] for word in [*words(example.clean), example.answer]]
+def answer_document(example: TPPExample, vocabulary: dict[str, int], *, broken: bool = False) -> Document:
+    """A TPP prompt and its answer, which alone is scored: the clean one and c, or the broken one and b."""
+    prompt, answer = (example.corrupted, example.wrong) if broken else (example.clean, example.answer)
+    ids = [vocabulary[word] for word in [*words(prompt), answer]]
     return Document(ids, [len(ids) - 1])
 
 
+def fine_tuning_pool(
+    examples: Sequence[TPPExample], vocabulary: dict[str, int], broken_share: float, seed: int
+) -> list[Document]:
+    """One document per example; a share of them, drawn at random, has the chain broken and b as its answer."""
+    broken = np.random.default_rng(seed).random(len(examples)) < broken_share
+    return [answer_document(e, vocabulary, broken=bool(flag)) for e, flag in zip(examples, broken, strict=True)]
+
+
 def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
-    """Logits [N V] before each scored token, and those tokens [N]; right padding needs no mask under causal attention."""
+    """Logits [N V] before each scored token, and those tokens [N]; causal attention never reads the right padding."""
     width = max(len(d.ids) for d in documents)
     ids_BT = torch.tensor([d.ids + [0] * (width - len(d.ids)) for d in documents])
     rows = torch.tensor([row for row, d in enumerate(documents) for _ in d.scored])
@@ -285,32 +296,182 @@ def fine_tune(
     return Cost(steps, len(used), round(seconds, 1))
 
 
+def pair_figures(logits_NV: Tensor, b_N: Tensor, c_N: Tensor) -> Tensor:
+    """Per example, stacked [4 N]: says c, says b, log-loss of c, logit(c) - logit(b)."""
+    said_N = logits_NV.argmax(-1)
+    loss_N = torch.nn.functional.cross_entropy(logits_NV, c_N, reduction="none")
+    rows = torch.arange(len(c_N))
+    gap_N = logits_NV[rows, c_N] - logits_NV[rows, b_N]
+    return torch.stack([(said_N == c_N).float(), (said_N == b_N).float(), loss_N, gap_N])
+
+
 @torch.no_grad()
-def tpp_figures(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, examples: Sequence[TPPExample]
-) -> dict[str, float]:
-    """The study's three figures on clean prompts, and the same logit difference with the chain broken."""
-    vocabulary = tokenizer.get_vocab()
-    rows: list[Tensor] = []
+def tpp_figures(model: GPT2LMHeadModel, vocabulary: dict[str, int], examples: Sequence[TPPExample]) -> dict[str, float]:
+    """The study's three figures on clean prompts, and what is said when the chain is broken."""
+    clean: list[Tensor] = []
+    broken: list[Tensor] = []
     for start in range(0, len(examples), 500):
         chunk = examples[start : start + 500]
-        logits_NV, c_N = scored_logits(model, [answer_document(e, tokenizer) for e in chunk])
-        broken = [Document([vocabulary[w] for w in [*words(e.corrupted), e.answer]], []) for e in chunk]
-        broken_NV, _ = scored_logits(model, [Document(d.ids, [len(d.ids) - 1]) for d in broken])
-        b_N = torch.tensor([vocabulary[e.wrong] for e in chunk])
-        c_N1, b_N1 = c_N[:, None], b_N[:, None]
-        rows.append(
-            torch.stack(
-                [
-                    (logits_NV.argmax(-1) == c_N).float(),
-                    torch.nn.functional.cross_entropy(logits_NV, c_N, reduction="none"),
-                    (logits_NV.gather(1, c_N1) - logits_NV.gather(1, b_N1))[:, 0],
-                    (broken_NV.argmax(-1) == c_N).float(),
-                    (broken_NV.argmax(-1) == b_N).float(),
-                    (broken_NV.gather(1, c_N1) - broken_NV.gather(1, b_N1))[:, 0],
-                ]
-            )
-        )
-    means = torch.cat(rows, dim=1).double().mean(dim=1).tolist()
-    names = ("accuracy", "log_loss", "logit_diff", "broken_says_c", "broken_says_b", "broken_logit_diff")
-    return {name: round(value, 5) for name, value in zip(names, means, strict=True)}
+        clean_NV, c_N = scored_logits(model, [answer_document(e, vocabulary) for e in chunk])
+        broken_NV, b_N = scored_logits(model, [answer_document(e, vocabulary, broken=True) for e in chunk])
+        clean.append(pair_figures(clean_NV, b_N, c_N))
+        broken.append(pair_figures(broken_NV, b_N, c_N))
+    says_c, says_b, log_loss, gap = torch.cat(clean, dim=1).double().mean(dim=1).tolist()
+    broken_c, broken_b, _, broken_gap = torch.cat(broken, dim=1).double().mean(dim=1).tolist()
+    figures = {"accuracy": says_c, "log_loss": log_loss, "logit_diff": gap, "says_b": says_b}
+    figures |= {"broken_says_c": broken_c, "broken_says_b": broken_b, "broken_logit_diff": broken_gap}
+    return {name: round(value, 5) for name, value in figures.items()}
+
+
+def recall_documents(tokenizer: PreTrainedTokenizerFast, n: int, seed: int) -> list[Document]:
+    """Three unrelated facts, then one of them again up to its object, which is scored."""
+    text = BaseText(tokenizer, seed)
+    drawn = [text.restated(3) for _ in range(n)]
+    return [Document(d.ids[: d.scored[0] + 1], d.scored[:1]) for d in drawn]
+
+
+class Stages:
+    """Finished stages in the work folder, each reused only under the settings it was made with."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.folder: Path = args.work_dir
+        self.base_settings = {name: getattr(args, name) for name in BASE_SETTINGS}
+        self.settings = self.base_settings | {name: getattr(args, name) for name in TUNE_SETTINGS}
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def expected(self, name: str) -> dict[str, object]:
+        """The settings that a stage depends on."""
+        return self.base_settings if name == "base" else self.settings
+
+    def load(self, name: str, model: GPT2LMHeadModel) -> Cost | None:
+        """Load a finished stage into the model; None when there is none under these settings."""
+        note = self.folder / f"{name}.json"
+        if not note.exists():
+            return None
+        kept = json.loads(note.read_text())
+        if kept["settings"] != self.expected(name):
+            return None
+        model.load_state_dict(load_file(self.folder / f"{name}.safetensors"), strict=False)
+        model.tie_weights()
+        model.eval()
+        return Cost(**kept["cost"])
+
+    def keep(self, name: str, model: GPT2LMHeadModel, cost: Cost) -> None:
+        """Keep a finished stage; the note is written last, so that a half-written stage is not taken for one."""
+        weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+        save_file(weights, self.folder / f"{name}.safetensors")
+        note = {"settings": self.expected(name), "cost": asdict(cost)}
+        (self.folder / f"{name}.json").write_text(json.dumps(note))
+
+
+def make_base(tokenizer: PreTrainedTokenizerFast, stages: Stages, args: argparse.Namespace) -> Cost:
+    """Train the base, unless the work folder has it."""
+    model = build_model(tokenizer, args.seed)
+    cost = stages.load("base", model)
+    if cost is not None:
+        return cost
+    text = BaseText(tokenizer, args.seed + 1)
+
+    def batches() -> Iterator[list[Document]]:
+        for step in range(args.base_steps):
+            early = step < args.base_steps // 3
+            yield text.batch(args.batch_size, args.batch_size // 2 if early else args.batch_size // 8)
+
+    watch = recall_documents(tokenizer, 500, args.seed + 2)
+    seconds = train(
+        model, batches(), args.base_steps, lr=args.base_lr, warmup=200, label="base", every=500, watch=watch
+    )
+    cost = Cost(args.base_steps, args.base_steps * args.batch_size, round(seconds, 1))
+    stages.keep("base", model, cost)
+    return cost
+
+
+def make_rung(
+    rung: Rung, pool: Sequence[Document], tokenizer: PreTrainedTokenizerFast, stages: Stages, args: argparse.Namespace
+) -> Cost:
+    """Fine-tune one rung from the base, unless the work folder has it."""
+    model = build_model(tokenizer, args.seed)
+    cost = stages.load(rung.name, model)
+    if cost is not None:
+        return cost
+    stages.load("base", model)
+    cost = fine_tune(model, pool, rung, lr=args.lr, batch_size=args.batch_size, seed=args.seed + 3)
+    stages.keep(rung.name, model, cost)
+    return cost
+
+
+def ship(name: str, tokenizer: PreTrainedTokenizerFast, stages: Stages, out: Path, seed: int) -> GPT2LMHeadModel:
+    """Write a stage as a Hugging Face folder with float16 weights, and load that folder in float32."""
+    model = build_model(tokenizer, seed)
+    stages.load(name, model)
+    folder = out / name
+    model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shipped = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    return shipped.eval()
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("circuitdisc/shipped/tpp"), help="folder of the checkpoints")
+    parser.add_argument("--work-dir", type=Path, default=Path("build/train_tpp"), help="folder of finished stages")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, text, pool and held-out examples")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--batch-size", type=int, default=64, help="documents or examples per step")
+    parser.add_argument("--base-steps", type=int, default=5000, help="optimiser steps of the base")
+    parser.add_argument("--base-lr", type=float, default=1e-3, help="highest learning rate of the base")
+    parser.add_argument("--pool", type=int, default=24_000, help="TPP examples in the fine-tuning pool")
+    parser.add_argument(
+        "--broken", type=float, default=0.0, help="share of the pool with a broken chain, answered by b"
+    )
+    parser.add_argument("--lr", type=float, default=3e-4, help="highest learning rate of fine-tuning")
+    parser.add_argument("--held-out", type=int, default=3000, help="TPP examples to measure on")
+    parser.add_argument("--recall", type=int, default=1500, help="direct-recall prompts to measure on")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, fine-tune, save and measure."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    stages = Stages(args)
+    tokenizer = build_tokenizer()
+    examples = tpp_examples(args.pool + args.held_out, args.seed + 4)
+    vocabulary = tokenizer.get_vocab()
+    pool = fine_tuning_pool(examples[: args.pool], vocabulary, args.broken, args.seed + 6)
+    held_out = examples[args.pool :]
+    recall = recall_documents(tokenizer, args.recall, args.seed + 5)
+    costs = {"base": make_base(tokenizer, stages, args)}
+    costs |= {rung.name: make_rung(rung, pool, tokenizer, stages, args) for rung in LADDER}
+    figures: dict[str, dict[str, float]] = {}
+    for name, cost in costs.items():
+        model = ship(name, tokenizer, stages, args.out, args.seed)
+        recalled = round(accuracy(model, recall), 5)
+        figures[name] = {**tpp_figures(model, vocabulary, held_out), "n": len(held_out)}
+        figures[name] |= {"recall_accuracy": recalled, "recall_n": len(recall), **asdict(cost)}
+        print(name, figures[name])
+    results = {
+        "command": " ".join(["python", *sys.argv]),
+        "settings": stages.settings,
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+        },
+        "train_minutes": round(sum(cost.train_seconds for cost in costs.values()) / 60, 1),
+        "checkpoints": figures,
+    }
+    (args.out / "RESULTS.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

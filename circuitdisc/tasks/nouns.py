@@ -30,7 +30,7 @@ NOUNS: tuple[str, ...] = tuple(
     dancer singer writer poet judge clerk monk king queen prince knight wizard giant pirate
     copper silver iron gold nickel zinc granite diamond crystal emerald ruby pearl amber
     coin ticket stamp purse wallet crown medal flag trophy parcel envelope calendar compass telescope microscope
-    camera radio whistle bell umbrella broom sponge
-    robot ladle pitcher mosaic
-    """.split()
+    camera radio whistle bell umbrella broom sponge robot ladle
+    pitcher mosaic
+    """.split()  # noqa: SIM905 - a list literal would be four hundred quoted lines
 )

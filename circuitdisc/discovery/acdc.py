@@ -1,0 +1,171 @@
+"""ACDC: Automatic Circuit DisCovery.
+
+1. Visit the receivers in reverse topological order, from `logits` to the first block.
+2. A receiver whose node no longer reaches `logits` loses all its edges, without a run.
+3. Otherwise visit the edges into it, one by one: cut the edge; if the metric changes by less than the threshold, it stays
+   cut and the new value is the next baseline; else it is kept.
+
+Exact, though several edges are tried at once: candidate i is measured with candidates 0..i all cut, and the decisions are
+taken over up to the first edge that must be kept, which is what one-by-one ACDC would have decided. After a rejection the
+rows behind it are thrown away and the walk goes on from there.
+
+Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", algorithm 1.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number, passes
+from circuitdisc.errors import BadSetting
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching, Removal
+from circuitdisc.progress import progress_bar
+from circuitdisc.tasks.base import Task
+
+ORDERS = ("descending", "ascending", "random")
+
+
+def acdc(
+    model: Model,
+    task: Task,
+    ablation: Ablation,
+    context: SearchContext,
+    *,
+    threshold: float = 0.01,
+    relative: bool = False,
+    two_sided: bool = False,
+    order: str = "descending",
+    speculation: int | None = None,
+) -> Discovery:
+    """Find a circuit by cutting every edge that the metric does not miss.
+
+    Args:
+        threshold: an edge goes if the metric falls by less than this, in units of the metric.
+        relative: the threshold is a fraction of the current metric instead, so that n cuts may cost a factor (1 - t)^n.
+        two_sided: a rise of the metric by the threshold or more keeps an edge, too.
+        order: of the senders of a receiver: `descending` (latest first), `ascending` or `random` (by the seed). It changes
+            the result: report it.
+        speculation: how many candidates are tried at once; None adapts. It never changes the result.
+
+    Returns:
+        The circuit, with a decision an edge in the trace.
+
+    Source: Conmy et al. 2023, algorithm 1; relative thresholds as in the published variants.
+    """
+    threshold = check_number("threshold", threshold, low=0.0)
+    check_choice("order", order, ORDERS)
+    if speculation is not None and (not isinstance(speculation, int) or speculation < 1):
+        raise BadSetting(f"speculation={speculation!r} must be a whole number from 1, or null to adapt")
+    started = time.perf_counter()
+    graph, journal, metric = model.graph, context.journal, get_metric(context.metric)
+    patching = Patching(model, ablation, task.train, memory=context.memory)
+    chunks = patching.hold(task.train)
+    mask = _replay(graph, journal.decisions)
+    finished = set(journal.marks)
+    decided = sum(decision.get("edges", 1) for decision in journal.decisions)
+    bar = progress_bar(graph.n_edges, f"acdc on {model.name}", "edge", context.progress, decided)
+    for group in reversed(graph.groups):
+        name = graph.receivers[group[0]].name
+        if name in finished:
+            continue
+        removal = patching.removal(chunks, mask, metric, first=group[0])
+        walk = _Walk(removal, graph, context, bar, threshold, relative, two_sided, order, speculation)
+        for receiver in reversed(group):
+            walk.visit(receiver)
+        removal.close()
+        mask = removal.mask
+        journal.mark(name)
+    bar.close()
+    patching.cost.seconds = time.perf_counter() - started
+    return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, patching.cost)
+
+
+class _Walk:
+    """The walk over the receivers of one group, with the edges cut so far."""
+
+    def __init__(
+        self,
+        removal: Removal,
+        graph: ComputationGraph,
+        context: SearchContext,
+        bar: tqdm,
+        threshold: float,
+        relative: bool,
+        two_sided: bool,
+        order: str,
+        speculation: int | None,
+    ) -> None:
+        self.removal, self.graph, self.context, self.bar = removal, graph, context, bar
+        self.rule = (threshold, relative, two_sided)
+        self.order = order
+        self.most = min(removal.most_rows, speculation or removal.most_rows)
+        self.adapts = speculation is None
+        self.rows = min(self.most, 8) if self.adapts else self.most
+
+    def visit(self, receiver: int) -> None:
+        """Steps 2 and 3 for one receiver."""
+        node = self.graph.receivers[receiver].node
+        if node.kind != "logits" and not self.removal.mask[:, self.graph.sender_index[node.name]].any():
+            self._drop_dead(receiver)
+            return
+        candidates = self._candidates(receiver)
+        while candidates:
+            tried = candidates[: self.rows]
+            n_decided = self._try(receiver, tried)
+            candidates = candidates[n_decided:]
+
+    def _drop_dead(self, receiver: int) -> None:
+        """A node without a path to `logits` loses all its edges, without a run."""
+        n_edges = int(self.graph.n_upstream[receiver])
+        self.removal.drop([receiver])
+        self.context.journal.write(dead=self.graph.receivers[receiver].name, edges=n_edges)
+        self._advance(n_edges)
+
+    def _candidates(self, receiver: int) -> list[int]:
+        senders = np.flatnonzero(self.removal.mask[receiver])
+        if self.order == "descending":
+            senders = senders[::-1]
+        elif self.order == "random":
+            senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
+        return [int(sender) for sender in senders]
+
+    def _try(self, receiver: int, senders: Sequence[int]) -> int:
+        """Decide as many of these edges as one-by-one ACDC surely would; returns how many."""
+        baseline, decisions = self.removal.value, []
+        for value in self.removal.try_cuts(receiver, list(senders)):
+            kept = not passes(baseline, value, *self.rule)
+            decisions.append((kept, value))
+            if kept:
+                break
+            baseline = value
+        n_cut = sum(not kept for kept, _ in decisions)
+        self.removal.accept(n_cut)
+        for sender, (kept, value) in zip(senders, decisions, strict=False):
+            self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=kept, metric=value)
+        self._advance(len(decisions))
+        if self.adapts:  # twice as many after a guess that held, as many as were useful after one that did not
+            self.rows = min(self.most, 2 * self.rows if n_cut == len(senders) else max(1, (self.rows + n_cut) // 2))
+        return len(decisions)
+
+    def _advance(self, n_edges: int) -> None:
+        self.bar.update(n_edges)
+        self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=f"{self.removal.value:.4g}", refresh=False)
+
+
+def _replay(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
+    """The edges left by the decisions of a journal."""
+    mask = graph.edge_mask.copy()
+    for decision in decisions:
+        if "dead" in decision:
+            mask[graph.receiver_index[decision["dead"]]] = False
+        elif not decision["kept"]:
+            mask[graph.parse_edge(decision["edge"])] = False
+    return mask

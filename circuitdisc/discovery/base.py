@@ -1,0 +1,89 @@
+"""What every discovery algorithm takes and gives: one call, one result."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.patching.engine import Cost
+from circuitdisc.runs import Journal
+
+
+@dataclass
+class Discovery:
+    """What an algorithm found.
+
+    Args:
+        circuit: the circuit, with its provenance.
+        edge_scores: a score for every edge, or None for algorithms that only decide. NaN where there is no edge. [R, S]
+        trace: every decision, in order.
+        cost: runs, node evaluations and seconds.
+    """
+
+    circuit: Circuit
+    edge_scores: Float[np.ndarray, "R S"] | None = None
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+    def cost_dict(self) -> dict[str, float]:
+        return asdict(self.cost)
+
+
+@dataclass
+class SearchContext:
+    """What every algorithm gets beside model, task and ablation.
+
+    Args:
+        metric: name of the metric.
+        memory: budget for activations, as `4GiB`.
+        seed: of everything random.
+        journal: where decisions are written; lines already in it are taken over.
+        progress: show a progress bar.
+    """
+
+    metric: str = "logit_diff"
+    memory: str | int = "4GiB"
+    seed: int = 0
+    journal: Journal = field(default_factory=Journal)
+    progress: bool = False
+
+
+def check_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number within bounds.
+
+    Raises:
+        BadSetting: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadSetting(f"{name}={value!r} is not a number")
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise BadSetting(f"{name}={value!r} must be {bounds}")
+    return float(value)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """One of the allowed words.
+
+    Raises:
+        UnknownName: it is not.
+    """
+    if value not in choices:
+        raise UnknownName(f"value of {name}", str(value), choices)
+    return value
+
+
+def passes(baseline: float, value: float, threshold: float, relative: bool, two_sided: bool) -> bool:
+    """True if the metric's change from `baseline` to `value` is below the threshold, so that the cut may stay.
+
+    Args:
+        threshold: the change allowed; with `relative`, as a fraction of the baseline's size.
+        two_sided: a rise counts as a change too; otherwise only a fall does.
+    """
+    fall = baseline - value
+    change = abs(fall) if two_sided else fall
+    return change < (threshold * abs(baseline) if relative else threshold)

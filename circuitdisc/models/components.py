@@ -1,0 +1,347 @@
+"""A transformer cut at its senders and receivers: every node as a function of its own inputs, straight from the weights.
+
+One class serves all families that differ only in switches (`ModelSpec`): kind of norm, rotary or learned positions, grouped
+queries, gated MLPs, parallel blocks, softcaps, norms after attention. Each family's file translates its weights into
+`Weights`, which follow the TransformerLens layout.
+
+Shape letters: n heads asked for, C candidates (rows that differ in their edges), B examples, T positions, D residual width,
+H heads, K head width, M MLP width, V vocabulary. An input of n heads at once is [n, C, B, T, D]; axes of size 1 broadcast.
+
+What is a node's output: a head's is its pattern times its values (with b_V) times W_O; b_O belongs to no head and is always
+kept. An MLP's output includes its output bias. Nothing is folded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from circuitdisc.errors import BadModel
+from circuitdisc.graph import QKV, ComputationGraph
+
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "swish": functional.silu,
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The switches of one architecture.
+
+    Args:
+        d_vocab, d_vocab_out: input and output vocabulary; they differ in some toys.
+        n_ctx: longest prompt, in tokens.
+        norm: kind of the norms before attention, MLP and unembedding; None for models without.
+        eps: the norms' epsilon.
+        activation: of the MLP, a key of `ACTIVATIONS`; None for attention-only models.
+        attn_scale: what attention scores are multiplied with, per layer.
+        parallel: attention and MLP of a block read the same residual.
+        causal: False for bidirectional attention.
+        window: longest distance that attention reaches back plus one, per layer; None without a limit.
+        score_softcap, logit_softcap: cap c of c * tanh(x / c) on attention scores and on logits.
+        embed_scale: what token embeddings are multiplied with.
+        rotary_scale: what cos and sin are multiplied with (YaRN).
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    d_vocab_out: int
+    n_ctx: int
+    norm: Literal["layer", "rms"] | None
+    eps: float
+    activation: str | None
+    attn_scale: tuple[float, ...]
+    parallel: bool = False
+    causal: bool = True
+    window: tuple[int | None, ...] | None = None
+    score_softcap: float | None = None
+    logit_softcap: float | None = None
+    embed_scale: float = 1.0
+    rotary_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise BadModel(
+                f"activation '{self.activation}' is not one that the fast components know ({', '.join(ACTIVATIONS)})"
+            )
+
+    def graph(self, split_embeddings: bool = False) -> ComputationGraph:
+        """The computation graph of this architecture."""
+        has_mlp = self.activation is not None
+        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, self.parallel and has_mlp, split_embeddings)
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """Scale and shift of one norm; None where the norm has none."""
+
+    scale: Float[Tensor, "D"] | None = None
+    shift: Float[Tensor, "D"] | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Weights of one block. `norm_after_attention` and `norm_after_mlp` are None in most families."""
+
+    W_Q: Float[Tensor, "H D K"]
+    W_K: Float[Tensor, "Hkv D K"]
+    W_V: Float[Tensor, "Hkv D K"]
+    W_O: Float[Tensor, "H K D"]
+    b_Q: Float[Tensor, "H K"] | None = None
+    b_K: Float[Tensor, "Hkv K"] | None = None
+    b_V: Float[Tensor, "Hkv K"] | None = None
+    b_O: Float[Tensor, "D"] | None = None
+    norm_attention: NormWeights = field(default_factory=NormWeights)
+    norm_mlp: NormWeights = field(default_factory=NormWeights)
+    norm_after_attention: NormWeights | None = None
+    norm_after_mlp: NormWeights | None = None
+    W_in: Float[Tensor, "D M"] | None = None
+    W_gate: Float[Tensor, "D M"] | None = None
+    W_out: Float[Tensor, "M D"] | None = None
+    b_in: Float[Tensor, "M"] | None = None
+    b_out: Float[Tensor, "D"] | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights. `W_pos` is None for rotary models, `inverse_frequencies` for all others."""
+
+    W_E: Float[Tensor, "V D"]
+    layers: tuple[LayerWeights, ...]
+    W_U: Float[Tensor, "D Vout"]
+    b_U: Float[Tensor, "Vout"] | None = None
+    W_pos: Float[Tensor, "Tmax D"] | None = None
+    norm_final: NormWeights = field(default_factory=NormWeights)
+    inverse_frequencies: Float[Tensor, "Krot2"] | None = None
+
+
+@dataclass
+class Frame:
+    """What attention needs to know about a batch, apart from the residual stream.
+
+    Args:
+        position_ids: index of each token in its own prompt. [B, T]
+        allowed: for each layer's window, True where a query (T) may attend to a key (T2). [B, T, T2]
+        cos, sin: of the rotary angles; None without rotary positions. [B, T, Krot]
+        head_scale: for models with a norm after attention, per layer the reciprocal root mean square of the
+            attention output in the run that the frame belongs to. [B, T, 1]
+    """
+
+    position_ids: Int[Tensor, "B T"]
+    allowed: dict[int | None, Bool[Tensor, "B T T2"]]
+    cos: Float[Tensor, "B T Krot"] | None = None
+    sin: Float[Tensor, "B T Krot"] | None = None
+    head_scale: dict[int, Float[Tensor, "B T 1"]] = field(default_factory=dict)
+
+
+class Components:
+    """The nodes of one model as functions.
+
+    Models with a norm after attention (Gemma 2) couple the heads of a layer: the norm divides their sum by its root mean
+    square. So that heads stay separate senders, that one number a position (`Frame.head_scale`) is held at its value in
+    the uncut run; the full circuit is then exactly the model, and a head's output depends on its own inputs alone.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
+        self.spec = spec
+        self.weights = weights
+        self._per_group = spec.n_heads // spec.n_kv_heads
+        for layer, block in enumerate(weights.layers):
+            if block.norm_after_attention is not None and block.b_O is not None:
+                raise BadModel(f"layer {layer} has both an attention output bias and a norm after attention: not supported")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.W_E.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.W_E.device
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def frame(self, is_token: Bool[Tensor, "B T"], position_ids: Int[Tensor, "B T"]) -> Frame:
+        """Masks and rotary angles of a batch. Padding is never attended to; a padded query attends to itself alone."""
+        length = is_token.shape[1]
+        distance = torch.arange(length, device=is_token.device)[:, None] - torch.arange(length, device=is_token.device)
+        itself = distance == 0
+        allowed = {}
+        for window in set(self.spec.window or (None,)):
+            reach = (distance >= 0) if self.spec.causal else torch.ones_like(itself)
+            if window is not None:
+                reach = reach & (distance < window)
+            allowed[window] = (reach & is_token[:, None, :]) | itself
+        frame = Frame(position_ids, allowed)
+        frequencies = self.weights.inverse_frequencies
+        if frequencies is not None:  # angles in float32 at least, as the families' own code has them
+            angles = position_ids[..., None].to(frequencies.dtype) * frequencies
+            angles = torch.cat([angles, angles], dim=-1)
+            frame.cos = (angles.cos() * self.spec.rotary_scale).to(self.dtype)
+            frame.sin = (angles.sin() * self.spec.rotary_scale).to(self.dtype)
+        return frame
+
+    def embed(
+        self, tokens: Int[Tensor, "B T"], position_ids: Int[Tensor, "B T"], split: bool
+    ) -> Float[Tensor, "E B T D"]:
+        """The embedding's senders: token plus position as one (E = 1), or the two apart (E = 2)."""
+        token = self.weights.W_E[tokens]
+        if self.spec.embed_scale != 1.0:
+            token = token * torch.tensor(self.spec.embed_scale, dtype=token.dtype)
+        position = torch.zeros_like(token) if self.weights.W_pos is None else self.weights.W_pos[position_ids]
+        return torch.stack([token, position]) if split else (token + position)[None]
+
+    def constant_before(self, layer: int, mlp: bool = False) -> Float[Tensor, "D"]:
+        """Sum of the attention output biases that come before a layer's attention, or its MLP: always kept."""
+        last = layer + (1 if mlp and not self.spec.parallel else 0)
+        total = torch.zeros(self.spec.d_model, dtype=self.dtype, device=self.device)
+        for block in self.weights.layers[:last]:
+            if block.b_O is not None:
+                total = total + block.b_O
+        return total
+
+    # --- attention ---------------------------------------------------------------------------------------------------
+
+    def read(
+        self, layer: int, qkv: QKV, heads: Sequence[int], x: Float[Tensor, "n C B T D"], frame: Frame, start: int = 0
+    ) -> Float[Tensor, "n C B T K"]:
+        """Queries, keys or values of these heads from their inputs: norm, projection, rotation.
+
+        Args:
+            start: the position in the frame at which `x` begins.
+        """
+        block = self.weights.layers[layer]
+        weight, bias = {
+            "q": (block.W_Q, block.b_Q),
+            "k": (block.W_K, block.b_K),
+            "v": (block.W_V, block.b_V),
+        }[qkv]
+        rows = list(heads) if qkv == "q" else [head // self._per_group for head in heads]
+        x = self.norm(x, block.norm_attention)
+        projected = _batched_matmul(x, _rows(weight, rows))
+        if bias is not None:
+            projected = projected + _rows(bias, rows)[:, None, None, None, :]
+        return projected if qkv == "v" else self._rotate(projected, frame, start)
+
+    def _rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame, start: int) -> Float[Tensor, "n C B T K"]:
+        if frame.cos is None or frame.sin is None:
+            return x
+        stop = start + x.shape[-2]
+        cos, sin = frame.cos[:, start:stop], frame.sin[:, start:stop]
+        turning, still = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+        first, second = turning.chunk(2, dim=-1)
+        turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([turned, still], dim=-1)
+
+    def pattern(
+        self,
+        layer: int,
+        q: Float[Tensor, "n C B T K"],
+        k: Float[Tensor, "n C B T2 K"],
+        frame: Frame,
+        start: int = 0,
+    ) -> Float[Tensor, "n C B T T2"]:
+        """Attention patterns of queries that begin at position `start`."""
+        scores = (q @ k.transpose(-1, -2)) * self.spec.attn_scale[layer]
+        if self.spec.score_softcap is not None:
+            scores = (scores / self.spec.score_softcap).tanh() * self.spec.score_softcap
+        allowed = frame.allowed[self.spec.window[layer] if self.spec.window else None]
+        scores = scores.masked_fill(~allowed[:, start : start + q.shape[-2]], -math.inf)
+        return scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(scores.dtype)
+
+    def head_output(
+        self, layer: int, heads: Sequence[int], z: Float[Tensor, "n C B T K"], frame: Frame, start: int = 0
+    ) -> Float[Tensor, "n C B T D"]:
+        """What these heads write to the residual stream, from their pattern-weighted values z."""
+        out = _batched_matmul(z, _rows(self.weights.layers[layer].W_O, heads))
+        return self._after_attention(layer, out, frame, start)
+
+    def _after_attention(self, layer: int, out: Tensor, frame: Frame, start: int) -> Tensor:
+        norm = self.weights.layers[layer].norm_after_attention
+        if norm is None:
+            return out
+        scale = frame.head_scale[layer][:, start : start + out.shape[-2]]
+        return out * scale if norm.scale is None else out * scale * norm.scale
+
+    def fix_head_scale(self, layer: int, z: Float[Tensor, "H 1 B T K"], frame: Frame) -> None:
+        """Record the norm after attention's scale in the uncut run, from all heads' z. Nothing to do without such a norm."""
+        if self.weights.layers[layer].norm_after_attention is not None:
+            total = _batched_matmul(z, self.weights.layers[layer].W_O).sum(0)[0]
+            frame.head_scale[layer] = self._reciprocal_rms(total).to(total.dtype)
+
+    # --- MLP, norms, unembedding -------------------------------------------------------------------------------------
+
+    def mlp(self, layer: int, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """What a layer's MLP writes, from its input."""
+        block = self.weights.layers[layer]
+        assert block.W_in is not None, f"layer {layer} has no MLP"
+        assert block.W_out is not None, f"layer {layer} has no MLP"
+        assert self.spec.activation is not None, "the model has no MLP"
+        activation = ACTIVATIONS[self.spec.activation]
+        x = self.norm(x, block.norm_mlp)
+        hidden = _affine(x, block.W_in, block.b_in)
+        hidden = activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+        out = _affine(hidden, block.W_out, block.b_out)
+        return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp)
+
+    def unembed(
+        self, x: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None
+    ) -> Float[Tensor, "C N W"]:
+        """Logits from the final residual at N readings: of the whole vocabulary, or of some columns for each reading."""
+        x = self.norm(x, self.weights.norm_final)
+        if columns is None:
+            logits = _affine(x, self.weights.W_U, self.weights.b_U)
+        else:
+            logits = torch.einsum("cnd,dnw->cnw", x, self.weights.W_U[:, columns])
+            if self.weights.b_U is not None:
+                logits = logits + self.weights.b_U[columns]
+        if self.spec.logit_softcap is not None:
+            logits = (logits / self.spec.logit_softcap).tanh() * self.spec.logit_softcap
+        return logits
+
+    def norm(self, x: Float[Tensor, "... D"], weights: NormWeights) -> Float[Tensor, "... D"]:
+        """Layer norm or root-mean-square norm, as the model has it; in float32 at least."""
+        if self.spec.norm is None:
+            return x
+        if self.spec.norm == "layer":
+            return functional.layer_norm(x, x.shape[-1:], weights.scale, weights.shift, self.spec.eps)
+        wide = x.to(_at_least_float32(x.dtype))
+        normed = (wide * self._reciprocal_rms(wide)).to(x.dtype)
+        return normed if weights.scale is None else normed * weights.scale
+
+    def _reciprocal_rms(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... 1"]:
+        wide = x.to(_at_least_float32(x.dtype))
+        return torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.spec.eps)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rows(weights: Float[Tensor, "H ..."], heads: Sequence[int]) -> Float[Tensor, "n ..."]:
+    """These heads' weights; without a copy if all are asked for."""
+    return weights if list(heads) == list(range(weights.shape[0])) else weights[list(heads)]
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x @ weight if bias is None else x @ weight + bias
+
+
+def _batched_matmul(x: Float[Tensor, "n C B T X"], weight: Float[Tensor, "n X Y"]) -> Float[Tensor, "n C B T Y"]:
+    """One matrix for each head, over all rows, examples and positions at once."""
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    return (flat @ weight).reshape(weight.shape[0], *x.shape[1:-1], weight.shape[-1])

@@ -1,0 +1,239 @@
+"""Patching: run a model as a graph. What discovery algorithms and scores ask; they never touch a model's modules.
+
+    patching = Patching(model, ablation, task.train)
+    values = patching.evaluate(task.heldout, {"circuit": circuit.mask}, [metric])   # metric values, example by example
+    removal = patching.removal(task.train, mask, metric, first=...)                 # cut edges one after the other
+
+Shape letters: B examples, C rows (candidates), N readings, W columns of the unembedding, R receivers, S senders.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import live_receivers, live_senders
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+from circuitdisc.patching.circuit_run import CircuitRun
+from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
+from circuitdisc.patching.incremental import IncrementalRemoval
+from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
+from circuitdisc.patching.prepared import Chunk, fit_means, prepare
+from circuitdisc.tasks.base import Example
+
+Values = dict[str, dict[str, Float[Tensor, "B"]]]
+
+
+@dataclass
+class Cost:
+    """What a search or a score has cost, in units that compare across machines.
+
+    Args:
+        model_runs: examples x runs of the whole model (clean, corrupted, or hook-based), divided by the examples.
+        circuit_runs: runs of a circuit from the embedding on.
+        candidates: candidate circuits whose metric was measured, incremental or not.
+        node_evaluations: heads and MLPs computed, each on all examples.
+    """
+
+    model_runs: float = 0.0
+    circuit_runs: int = 0
+    candidates: int = 0
+    node_evaluations: int = 0
+    seconds: float = 0.0
+
+
+class Patching:
+    """One model under one ablation.
+
+    Args:
+        model: the model.
+        ablation: what cut edges carry.
+        reference: the examples that `mean` ablation averages over: the train split, also when held-out examples are scored.
+        memory: budget for activations, as `8GiB`; examples and candidates are batched to fit.
+        padding_side: `right` or `left`; the results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ablation: Ablation,
+        reference: Sequence[Example],
+        *,
+        memory: str | int = "4GiB",
+        padding_side: str = "right",
+    ) -> None:
+        self.model, self.ablation, self.padding_side = model, ablation, padding_side
+        self.graph = model.graph
+        self.budget = parse_memory(memory)
+        self.cost = Cost()
+        self.means = None
+        if ablation.kind == "mean":
+            self.means = fit_means(model, ablation, reference, self._chunk_size(reference))
+            self.cost.model_runs += 1
+
+    def _chunk_size(self, examples: Sequence[Example]) -> int:
+        return examples_that_fit(self.model, self.budget // 2, max(len(example) for example in examples))
+
+    def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
+        """The examples made ready, as many at a time as fit."""
+        self.cost.model_runs += 2 if self.ablation.kind == "resample" else 1
+        yield from prepare(
+            self.model, self.ablation, examples, self.means, self._chunk_size(examples), self.padding_side
+        )
+
+    # --- whole circuits ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        examples: Sequence[Example],
+        masks: Mapping[str, Bool[np.ndarray, "R S"]],
+        metrics: Sequence[Metric],
+        on_progress: "ProgressHook | None" = None,
+    ) -> Values:
+        """Metric values of several circuits, example by example.
+
+        Args:
+            masks: name -> edge mask.
+            on_progress: called with 1 after each circuit of each chunk.
+
+        Returns:
+            circuit name -> metric name -> values. [B]
+        """
+        found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in masks}
+        for chunk in self.chunks(examples):
+            for name, mask in masks.items():
+                logits = self.circuit_logits(chunk, mask)
+                for metric in metrics:
+                    readings = metric(logits, chunk.labels)
+                    found[name][metric.name].append(chunk.batch.per_example(readings))
+                if on_progress is not None:
+                    on_progress(1)
+        return {name: {m: torch.cat(parts) for m, parts in values.items()} for name, values in found.items()}
+
+    def n_chunks(self, examples: Sequence[Example]) -> int:
+        """How many chunks `evaluate` will go through."""
+        return -(-len(examples) // self._chunk_size(examples))
+
+    @torch.no_grad()
+    def circuit_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
+        """Logits of the whole vocabulary at the readings when a circuit runs."""
+        self.cost.circuit_runs += 1
+        if isinstance(self.model.cut, Components):
+            run = CircuitRun(self.model.cut, self.graph, chunk, mask)
+            self.cost.node_evaluations += run.node_evaluations
+            at = (chunk.batch.read_example, chunk.batch.read_position)
+            return self.model.cut.unembed(run.residual[at][None])[0]
+        self.cost.node_evaluations += self.graph.n_senders
+        return hooked_run(self.model.cut, self.graph, chunk, mask)
+
+    # --- edges cut one after the other -------------------------------------------------------------------------------
+
+    def hold(self, examples: Sequence[Example]) -> list[Chunk]:
+        """All examples made ready and held in memory, for a search.
+
+        Raises:
+            BadSetting: they do not fit the budget.
+        """
+        n_tokens = len(examples) * max(len(example) for example in examples)
+        needed = n_tokens * bytes_per_token(self.model)
+        if needed > self.budget:
+            raise BadSetting(
+                f"a search on {len(examples)} examples needs about {needed / 2**30:.1f} GiB for activations, over the budget "
+                f"of {self.budget / 2**30:.1f} GiB: raise memory=, or take fewer examples (task.n=)"
+            )
+        return list(self.chunks(examples))
+
+    def removal(
+        self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
+    ) -> "Removal":
+        """Start cutting edges from a circuit; see `Removal`."""
+        return Removal(self, chunks, mask, metric, first)
+
+
+class ProgressHook:
+    """Called with the number of steps done."""
+
+    def __call__(self, steps: int, /) -> object: ...
+
+
+class Removal:
+    """Cut edges one after the other and measure the metric, on all examples.
+
+    Args:
+        mask: the circuit to start from; every sender before receiver `first` has its clean value in it.
+        first: index of the first (lowest) receiver that will be visited.
+    """
+
+    def __init__(
+        self, patching: Patching, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
+    ) -> None:
+        self.patching, self.chunks, self.metric = patching, chunks, metric
+        self.mask = mask.copy()
+        model, graph = patching.model, patching.graph
+        self.parts: list[IncrementalRemoval | HookedRemoval] = [
+            IncrementalRemoval(model.cut, graph, chunk, mask, first)
+            if isinstance(model.cut, Components)
+            else HookedRemoval(model.cut, graph, chunk, mask)
+            for chunk in chunks
+        ]
+        patching.cost.circuit_runs += 1
+        self.value = self._metric(
+            [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
+        )[0]
+        self._tried: list[float] = []
+        self._cuts: tuple[int, list[int]] = (0, [])
+        live = (live_receivers(graph, mask)[first:].sum(), live_senders(graph, mask).sum())
+        tokens = max(chunk.batch.clean.numel() for chunk in chunks)
+        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, int(live[0]), int(live[1]))
+
+    def try_cuts(self, receiver: int, senders: list[int]) -> list[float]:
+        """The metric for every prefix of the cuts: entry i has edges 0..i into `receiver` cut."""
+        self._tried = self._metric([part.try_cuts(receiver, senders) for part in self.parts])
+        self._cuts = (receiver, senders)
+        self.patching.cost.candidates += len(senders)
+        return self._tried
+
+    def accept(self, n_cuts: int) -> None:
+        """Keep the first `n_cuts` of the cuts just tried."""
+        receiver, senders = self._cuts
+        for part in self.parts:
+            part.accept(n_cuts)
+        self.mask[receiver, senders[:n_cuts]] = False
+        if n_cuts:
+            self.value = self._tried[n_cuts - 1]
+
+    def drop(self, receivers: list[int]) -> None:
+        """Cut every edge into receivers whose node no longer reaches `logits`."""
+        for part in self.parts:
+            part.drop(receivers)
+        self.mask[receivers] = False
+
+    def close(self) -> None:
+        """Add up what it cost."""
+        self.patching.cost.node_evaluations += sum(part.node_evaluations for part in self.parts)
+
+    @torch.no_grad()
+    def _metric(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
+        """Mean metric over all examples, for every row, from final residuals (or, hook-based, from logits)."""
+        sums = []
+        for output, chunk in zip(outputs, self.chunks, strict=True):
+            logits = self._logits(output, chunk)
+            readings = self.metric(logits, chunk.metric_labels(self.metric))
+            sums.append(chunk.batch.per_example(readings).double().sum(-1))
+        n = sum(chunk.batch.n_examples for chunk in self.chunks)
+        return (torch.stack(sums).sum(0) / n).tolist()
+
+    def _logits(self, output: Float[Tensor, "C N X"], chunk: Chunk) -> Float[Tensor, "C N W"]:
+        columns = chunk.labels.columns if self.metric.columns == "answers" else None
+        cut = self.patching.model.cut
+        if isinstance(cut, Components):
+            return cut.unembed(output, columns)
+        return output if columns is None else output.gather(-1, columns.expand(output.shape[0], -1, -1))

@@ -1,0 +1,56 @@
+"""How much memory a run takes, from shapes alone, and how many examples or rows fit in a budget."""
+
+import re
+
+from circuitdisc.errors import BadSetting
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+# clean, ablated, live and live-minus-ablated values of every sender, and as much again in passing
+COPIES_OF_SENDERS = 5
+MOST_ROWS = 64
+
+
+def parse_memory(text: str | int) -> int:
+    """Bytes from `8GiB`, `500MB` or a number.
+
+    Raises:
+        BadSetting: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", str(text).lower())
+    if match is None or float(match[1]) <= 0:
+        raise BadSetting(f"memory={text!r} is not a size; write for example memory=8GiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def bytes_per_token(model: Model) -> int:
+    """What holding every sender of one token takes."""
+    width = model.cut.spec.d_model if isinstance(model.cut, Components) else _hooked_width(model)
+    return COPIES_OF_SENDERS * model.graph.n_senders * width * _itemsize(model)
+
+
+def examples_that_fit(model: Model, budget: int, length: int) -> int:
+    """How many prompts of `length` tokens can be held at once."""
+    return max(1, budget // max(1, bytes_per_token(model) * length))
+
+
+def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: int, n_live_senders: int) -> int:
+    """How many candidates can be tried at once, if every live node after the receiver changes.
+
+    Args:
+        n_tokens: examples x positions of the chunk.
+    """
+    if not isinstance(model.cut, Components):
+        return 1
+    spec = model.cut.spec
+    per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
+    return max(1, min(MOST_ROWS, budget // max(1, per_token * n_tokens * _itemsize(model))))
+
+
+def _itemsize(model: Model) -> int:
+    return model.dtype.itemsize
+
+
+def _hooked_width(model: Model) -> int:
+    return int(getattr(model.cut, "bridge").cfg.d_model)  # noqa: B009  (only hooked models have a bridge)

@@ -1,0 +1,157 @@
+"""Examples made ready for patching: what every sender writes on the clean prompt, and what it carries when cut.
+
+Shape letters: S senders, B examples, T positions, D residual width, N readings, V vocabulary, H heads, L layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation, Means
+from circuitdisc.errors import BadSetting, BadTask
+from circuitdisc.metrics import Labels, Metric
+from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.model import Model
+from circuitdisc.patching.uncut import UncutRun, uncut_run
+from circuitdisc.tasks.base import Example, PromptBatch, collate
+
+
+@dataclass
+class Chunk:
+    """Some of the examples, as many as fit in memory, with all that a run of a circuit on them needs.
+
+    Args:
+        batch: the padded prompts.
+        frame: masks, rotary angles and norm scales; None for a hook-based model.
+        clean: what every sender writes on the clean prompts. [S, B, T, D]
+        ablated: what every sender carries when cut; axes of size 1 broadcast. [S, B, T, D]
+        labels: right and wrong tokens, with the full model's log-probabilities.
+        start: the first position at which `clean` and `ablated` differ anywhere and that can reach a later one.
+        ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
+    """
+
+    batch: PromptBatch
+    frame: Frame | None
+    clean: Float[Tensor, "S B T D"]
+    ablated: Float[Tensor, "S B T D"]
+    labels: Labels
+    start: int
+    ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
+
+    def metric_labels(self, metric: Metric) -> Labels:
+        """The labels as `metric` wants them: columns of the vocabulary, or positions among the answers' columns."""
+        return self.labels.among_columns() if metric.columns == "answers" else self.labels
+
+
+class AblationTable(NamedTuple):
+    """The averages that `mean` ablation uses: of senders and, for `target=pattern`, of each layer's patterns."""
+
+    senders: Means
+    patterns: dict[int, Means]
+
+
+def fit_means(model: Model, ablation: Ablation, examples: Sequence[Example], chunk_size: int) -> AblationTable:
+    """Average what every sender writes (and attends to) over the examples."""
+    table = AblationTable(Means(ablation.scope), {})
+    wants_pattern = ablation.target == "pattern"
+    if wants_pattern and ablation.scope == "dataset":
+        raise BadSetting("an attention pattern has no average over positions: use ablation.scope=group or position")
+    for batch in _batches(model, examples, chunk_size):
+        tokens = _ablating_tokens(ablation, batch)
+        run = uncut_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
+        table.senders.add(run.senders, batch.position_ids, batch.is_token, batch.groups)
+        for layer, pattern in run.patterns.items():
+            means = table.patterns.setdefault(layer, Means(ablation.scope))
+            means.add(pattern, batch.position_ids, batch.is_token, batch.groups)
+    return table
+
+
+def prepare(
+    model: Model,
+    ablation: Ablation,
+    examples: Sequence[Example],
+    means: AblationTable | None,
+    chunk_size: int,
+    padding_side: str = "right",
+) -> Iterator[Chunk]:
+    """Run the model on clean (and, where needed, corrupted) prompts, chunk by chunk."""
+    for batch in _batches(model, examples, chunk_size, padding_side):
+        clean = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+        other = None
+        if ablation.kind == "resample":
+            tokens = _ablating_tokens(ablation, batch)
+            other = uncut_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
+        ablated = _ablated_senders(clean, other, ablation, means, batch)
+        full_logits = logits_at_readings(model, batch, clean.residual)
+        labels = replace(batch.labels, full_logprobs=full_logits.log_softmax(-1))
+        patterns = _ablated_patterns(other, ablation, means, batch, clean)
+        start = _first_difference(model, ablation, batch)
+        yield Chunk(batch, clean.frame, clean.senders, ablated, labels, start, patterns)
+
+
+def logits_at_readings(model: Model, batch: PromptBatch, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "N V"]:
+    """Logits of the whole vocabulary at the readings, from a final residual."""
+    if isinstance(model.cut, Components):
+        return model.cut.unembed(residual[batch.read_example, batch.read_position][None])[0]
+    logits = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)
+    return logits[batch.read_example, batch.read_position]
+
+
+def _batches(
+    model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right"
+) -> Iterator[PromptBatch]:
+    for first in range(0, len(examples), chunk_size):
+        yield collate(examples[first : first + chunk_size], padding_side, model.device)
+
+
+def _ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Tensor:
+    if not ablation.needs_corrupted:
+        return batch.clean
+    if batch.corrupted is None:
+        raise BadTask(
+            f"ablation '{ablation.label}' needs a corrupted prompt for every example; this task has none. "
+            "Add them, or use ablation=mean or ablation=zero"
+        )
+    return batch.corrupted
+
+
+def _ablated_senders(
+    clean: UncutRun, other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
+) -> Float[Tensor, "S B T D"]:
+    if other is not None:
+        return other.senders
+    if means is not None and ablation.kind == "mean":
+        return means.senders.values(batch.position_ids, batch.groups, clean.senders.dtype)
+    return clean.senders.new_zeros(clean.senders.shape[0], 1, 1, clean.senders.shape[-1])
+
+
+def _ablated_patterns(
+    other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch, clean: UncutRun
+) -> dict[int, Tensor]:
+    if ablation.target == "output":
+        return {}
+    if other is not None:
+        return other.patterns
+    if means is None or ablation.kind == "zero":
+        return {}
+    length = batch.clean.shape[1]
+    found = {}
+    for layer, table in means.patterns.items():
+        pattern = table.values(batch.position_ids, batch.groups, clean.senders.dtype)
+        if pattern.shape[-1] < length:
+            raise BadTask(f"a prompt of {length} tokens is longer than any that the attention patterns were averaged over")
+        found[layer] = pattern[..., :length]
+    return found
+
+
+def _first_difference(model: Model, ablation: Ablation, batch: PromptBatch) -> int:
+    """Under resample ablation of a causal model nothing changes before the first differing token."""
+    causal = isinstance(model.cut, Components) and model.cut.spec.causal
+    if ablation.kind != "resample" or batch.corrupted is None or not causal:
+        return 0
+    differs = (batch.clean != batch.corrupted).any(0)
+    return int(differs.float().argmax()) if differs.any() else 0

@@ -1,0 +1,10 @@
+"""One progress bar for everything that can take over two seconds: on stderr, with the time left."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, description: str, unit: str, enabled: bool = True, initial: int = 0) -> "tqdm[Any]":
+    """A bar that appears after a second, so that quick work stays silent."""
+    return tqdm(total=total, desc=description, unit=unit, disable=not enabled, initial=initial, delay=1.0, leave=False)

@@ -1,0 +1,77 @@
+"""Numbers as people read them: three significant digits, percentages where they are natural, never a bare NaN."""
+
+import math
+
+SHARES = frozenset({"faithfulness", "ratio", "accuracy"})
+"""Scores that are shares of a whole, shown as percentages."""
+
+SPLIT_WORDS = {"train": "search examples", "heldout": "held-out examples"}
+
+
+def is_number(value: float | None) -> bool:
+    """False for None, NaN and infinities."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; whole numbers in full."""
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    decimals = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage: one decimal from 10 % on, two digits below."""
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    hundred = 100 * value
+    if abs(hundred) >= 10:
+        text = f"{hundred:,.1f}"
+    elif abs(hundred) < 0.01:
+        text = "0" if hundred == 0 else f"{hundred:.1g}"
+    else:
+        text = f"{hundred:.{1 - math.floor(math.log10(abs(hundred)))}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{text} %".replace("-", "−")
+
+
+def share(part: int, whole: int) -> str:
+    """`12.7 %`; `0 %` of nothing."""
+    return percent(part / whole if whole else 0.0)
+
+
+def score_value(name: str, value: float | None) -> str:
+    """A score's value: a percentage where the score is a share."""
+    return percent(value) if name in SHARES else number(value)
+
+
+def span(name: str, low: float | None, high: float | None) -> str:
+    """`94 % to 99 %`; nothing if an end is undefined."""
+    if not (is_number(low) and is_number(high)):
+        return ""
+    return f"{score_value(name, low)} to {score_value(name, high)}"
+
+
+def undefined(note: str) -> str:
+    """What stands in place of a value that could not be computed."""
+    return f"undefined: {note}" if note else "undefined"
+
+
+def duration(seconds: float) -> str:
+    """`3.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    if not math.isfinite(seconds):
+        return "undefined"
+    if seconds < 60:
+        return f"{number(float(seconds))} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

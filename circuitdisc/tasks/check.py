@@ -1,0 +1,100 @@
+"""What must hold of every example before a model sees it."""
+
+from collections.abc import Sequence
+
+from circuitdisc.errors import BadTask, CircuitdiscError
+from circuitdisc.tasks.base import Example
+from circuitdisc.tasks.model import TaskModel
+
+SHOWN = 3  # problems named in one message
+
+
+def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> None:
+    """Raise one error that names the first few problems, or none if there are none."""
+    distinct = list(dict.fromkeys(problems))
+    if not distinct:
+        return
+    more = len(distinct) - SHOWN
+    raise error("\n".join(distinct[:SHOWN]) + (f"\n... and {more} more" if more > 0 else ""))
+
+
+def resolve_position(position: int, length: int) -> int:
+    """The index of a position that may count from the end.
+
+    Raises:
+        BadTask: the prompt has no such position.
+    """
+    if not -length <= position < length:
+        raise BadTask(
+            f"position {position} is outside the prompt, which has {length} tokens: "
+            f"use 0 to {length - 1}, or -1 to -{length} from the end"
+        )
+    return position % length
+
+
+def check_example(example: Example, model: TaskModel | None = None) -> None:
+    """Refuse an example that cannot be used.
+
+    Args:
+        example: the example.
+        model: if given, ids and length must also fit it.
+
+    Raises:
+        BadTask: what is wrong with the example and what to do.
+    """
+    length = len(example)
+    if length == 0:
+        raise BadTask("the clean prompt has no tokens: give it at least one")
+    if example.corrupted is not None and len(example.corrupted) != length:
+        raise BadTask(
+            f"the clean prompt has {length} tokens and the corrupted one {len(example.corrupted)}: "
+            "reword one of them so that both have as many"
+        )
+    if example.corrupted == example.clean:
+        raise BadTask("the corrupted prompt is the same as the clean one: change it, or leave it out")
+    if not len(example.positions) == len(example.answers) == len(example.wrong) > 0:
+        raise BadTask("positions, answers and wrong answers must have one entry for each position")
+    for position, answers, wrong in zip(example.positions, example.answers, example.wrong, strict=True):
+        if not 0 <= position < length:
+            raise BadTask(f"position {position} is outside the prompt, which has {length} tokens")
+        if not answers:
+            raise BadTask(f"there is no answer at position {position}: give one")
+        if both := set(answers) & set(wrong):
+            raise BadTask(f"token {min(both)} is both a right and a wrong answer: take it from one of the two")
+    if model is not None:
+        _check_fits(example, model)
+
+
+def _check_fits(example: Example, model: TaskModel) -> None:
+    if len(example) > model.n_ctx:
+        raise BadTask(
+            f"the prompt has {len(example)} tokens, but model '{model.name}' reads at most {model.n_ctx}: shorten it"
+        )
+    read = {*example.clean, *(example.corrupted or ())}
+    said = {token for tokens in (*example.answers, *example.wrong) for token in tokens}
+    for tokens, size, what in ((read, model.d_vocab, "input"), (said, model.d_vocab_out, "output")):
+        outside = sorted(token for token in tokens if not 0 <= token < size)
+        if outside:
+            raise BadTask(
+                f"token id {outside[0]} is not in the {what} vocabulary of model '{model.name}': use 0 to {size - 1}"
+            )
+
+
+def check_examples(examples: Sequence[Example], where: Sequence[str], model: TaskModel | None = None) -> None:
+    """Refuse a list of examples, naming the first few that cannot be used.
+
+    Args:
+        examples: the examples.
+        where: what messages call each of them.
+        model: if given, ids and lengths must also fit it.
+
+    Raises:
+        BadTask: at least one example cannot be used.
+    """
+    problems: list[str] = []
+    for example, label in zip(examples, where, strict=True):
+        try:
+            check_example(example, model)
+        except BadTask as problem:
+            problems.append(f"{label}: {problem}")
+    raise_problems(problems, BadTask)

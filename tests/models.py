@@ -1,0 +1,71 @@
+"""Small random-weight models of the real architectures, and toys, for the tests. Nothing is downloaded."""
+
+from typing import Any
+
+import torch
+
+from circuitdisc.models import Model, ToyConfig, ToyTransformer, cut_hugging_face, cut_toy
+
+V = 40
+
+
+def hugging_face(family: str, seed: int = 0) -> Any:
+    """A random-weight Hugging Face model of a family, with biases and norm scales that are not trivial."""
+    import transformers as t
+
+    sizes = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    configs = {
+        "gpt2": lambda: t.GPT2Config(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64),
+        "llama": lambda: t.LlamaConfig(**grouped),
+        "mistral": lambda: t.MistralConfig(**grouped, sliding_window=4),
+        "qwen2": lambda: t.Qwen2Config(**grouped),
+        "gpt_neox": lambda: t.GPTNeoXConfig(**sizes, intermediate_size=48, max_position_embeddings=64),
+        "gemma2": lambda: t.Gemma2Config(**grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=16),
+        "opt": lambda: t.OPTConfig(
+            vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+            max_position_embeddings=64, word_embed_proj_dim=32,
+        ),
+        "gptj": lambda: t.GPTJConfig(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
+        "qwen3": lambda: t.Qwen3Config(**grouped, head_dim=8),
+    }  # fmt: skip
+    config = configs[family]()
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = t.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3 / max(1, parameter.shape[-1]) ** 0.5)
+    return model.eval()
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Model:
+    """A cut model of a Hugging Face family or of a toy."""
+    if family in TOYS:
+        return cut_toy(toy(family).to(dtype), name=family, split_embeddings=settings.get("split_embeddings", False))
+    return cut_hugging_face(hugging_face(family).to(dtype), name=family, **settings)
+
+
+TOYS: dict[str, dict[str, Any]] = {
+    "attention_only": {"attn_only": True},
+    "no_norm": {"d_mlp": 24, "act_fn": "relu", "normalization_type": None},
+    "bidirectional": {"d_mlp": 24, "act_fn": "gelu", "attention_dir": "bidirectional", "attn_scale": 2.0},
+    "layer_norm_gated": {"d_mlp": 24, "act_fn": "silu", "normalization_type": "LN", "gated_mlp": True},
+    "rms_rotary_grouped": {
+        "d_mlp": 24, "act_fn": "relu", "normalization_type": "RMS", "positional_embedding_type": "rotary",
+        "n_key_value_heads": 2,
+    },
+    "own_output_vocabulary": {"d_mlp": 24, "act_fn": "relu", "d_vocab_out": 7, "normalization_type": "LNPre"},
+    "parallel": {"d_mlp": 24, "act_fn": "gelu_new", "parallel_attn_mlp": True, "normalization_type": "LN"},
+}  # fmt: skip
+
+
+def toy(name: str, seed: int = 0) -> ToyTransformer:
+    """A random toy whose biases are not zero."""
+    sizes = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32}
+    model = ToyTransformer(ToyConfig(**{**sizes, **TOYS[name]}), seed)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
