@@ -1,1 +1,66 @@
-"""circuitdisc."""
+"""circuitdisc: automated circuit discovery in transformers.
+
+    import circuitdisc as cd
+
+    model = cd.load_model("tpp/lightweight")
+    task = cd.load_task("tpp", model, n=100, n_heldout=1000)
+    found = cd.discover(model, task, "acdc", threshold=0.01, ablation="mean")
+    scores = cd.score(model, task, found.circuit)
+    cd.report(found, scores, "out/")
+
+Names are imported when they are first used, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuitdisc.ablation import Ablation
+    from circuitdisc.circuit import Circuit
+    from circuitdisc.discovery import Discovery, discover
+    from circuitdisc.errors import CircuitdiscError
+    from circuitdisc.graph import ComputationGraph
+    from circuitdisc.patching.selfcheck import load_model
+    from circuitdisc.report import report
+    from circuitdisc.scoring import Scores, score
+    from circuitdisc.tasks import load_task
+
+_HOMES = {
+    "Ablation": "circuitdisc.ablation",
+    "Circuit": "circuitdisc.circuit",
+    "CircuitdiscError": "circuitdisc.errors",
+    "ComputationGraph": "circuitdisc.graph",
+    "Discovery": "circuitdisc.discovery",
+    "Scores": "circuitdisc.scoring",
+    "discover": "circuitdisc.discovery",
+    "load_model": "circuitdisc.patching.selfcheck",
+    "load_task": "circuitdisc.tasks",
+    "report": "circuitdisc.report",
+    "score": "circuitdisc.scoring",
+}
+
+__all__ = [
+    "Ablation",
+    "Circuit",
+    "CircuitdiscError",
+    "ComputationGraph",
+    "Discovery",
+    "Scores",
+    "discover",
+    "load_model",
+    "load_task",
+    "report",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'circuitdisc' has no attribute '{name}'")
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found  # `report` and `score` are also names of packages: the function wins
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -69,7 +69,7 @@ def get_ablation(ablation: "str | Ablation | dict[str, Any]") -> Ablation:
     """
     if isinstance(ablation, Ablation):
         return ablation
-    settings = {"kind": ablation} if isinstance(ablation, str) else dict(ablation)
+    settings: dict[str, Any] = {"kind": ablation} if isinstance(ablation, str) else dict(ablation)
     foreign = set(settings) - set(Ablation.__dataclass_fields__)
     if foreign:
         raise UnknownName("ablation setting", sorted(foreign)[0], Ablation.__dataclass_fields__)
@@ -129,9 +129,7 @@ class Means:
         counts.append(torch.stack(counts).sum(0))
         return torch.stack([_average(*pair) for pair in zip(sums, counts, strict=True)], dim=1)[:, :, :length]
 
-    def values(
-        self, position_ids: Int[Tensor, "B T"], groups: Sequence[str], dtype: torch.dtype
-    ) -> Float[Tensor, "S B T D"]:
+    def values(self, position_ids: Int[Tensor, "B T"], groups: Sequence[str], dtype: torch.dtype) -> Float[Tensor, "S B T D"]:
         """The averages for a batch: by each example's group and each token's own position."""
         positions = torch.zeros_like(position_ids) if self.scope == "dataset" else position_ids
         table = self.table(int(positions.max()) + 1).to(dtype)

@@ -138,8 +138,8 @@ class Circuit:
 
     def heads(self) -> list[str]:
         """Names of the attention heads whose output a kept edge carries."""
-        kept = self.mask.any(axis=0)
-        return [node.name for node, keep in zip(self.graph.senders, kept, strict=True) if keep and node.kind == "head"]
+        kept = np.flatnonzero(self.mask.any(axis=0))
+        return [self.graph.senders[sender].name for sender in kept if self.graph.senders[sender].kind == "head"]
 
     # --- set algebra ------------------------------------------------------------------------------------------------
 

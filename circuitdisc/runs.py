@@ -1,8 +1,8 @@
 """A run's folder: configuration, journal, circuit, scores, report. Killed at any moment, nothing is lost.
 
-    config.json     what was asked for: every setting, the command, versions, seed
-    journal.jsonl   the search as it went: a decision a line, flushed; `mark` lines are the points to resume from
-    circuit.json, scores.json, report.html   written beside and renamed
+config.json     what was asked for: every setting, the command, versions, seed
+journal.jsonl   the search as it went: a decision a line, flushed; `mark` lines are the points to resume from
+circuit.json, scores.json, report.html   written beside and renamed
 """
 
 import json

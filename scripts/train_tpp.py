@@ -207,7 +207,7 @@ def fine_tuning_pool(
     return [answer_document(e, vocabulary, broken=bool(flag)) for e, flag in zip(examples, broken, strict=True)]
 
 
-def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
+def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, "Tensor"]:
     """Logits [N V] before each scored token, and those tokens [N]; causal attention never reads the right padding."""
     width = max(len(d.ids) for d in documents)
     ids_BT = torch.tensor([d.ids + [0] * (width - len(d.ids)) for d in documents])
@@ -378,9 +378,7 @@ def make_base(tokenizer: PreTrainedTokenizerFast, stages: Stages, args: argparse
             yield text.batch(args.batch_size, args.batch_size // 2 if early else args.batch_size // 8)
 
     watch = recall_documents(tokenizer, 500, args.seed + 2)
-    seconds = train(
-        model, batches(), args.base_steps, lr=args.base_lr, warmup=200, label="base", every=500, watch=watch
-    )
+    seconds = train(model, batches(), args.base_steps, lr=args.base_lr, warmup=200, label="base", every=500, watch=watch)
     cost = Cost(args.base_steps, args.base_steps * args.batch_size, round(seconds, 1))
     stages.keep("base", model, cost)
     return cost
@@ -425,9 +423,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--base-steps", type=int, default=5000, help="optimiser steps of the base")
     parser.add_argument("--base-lr", type=float, default=1e-3, help="highest learning rate of the base")
     parser.add_argument("--pool", type=int, default=24_000, help="TPP examples in the fine-tuning pool")
-    parser.add_argument(
-        "--broken", type=float, default=0.0, help="share of the pool with a broken chain, answered by b"
-    )
+    parser.add_argument("--broken", type=float, default=0.0, help="share of the pool with a broken chain, answered by b")
     parser.add_argument("--lr", type=float, default=3e-4, help="highest learning rate of fine-tuning")
     parser.add_argument("--held-out", type=int, default=3000, help="TPP examples to measure on")
     parser.add_argument("--recall", type=int, default=1500, help="direct-recall prompts to measure on")

@@ -13,8 +13,8 @@ def hugging_face(family: str, seed: int = 0) -> Any:
     """A random-weight Hugging Face model of a family, with biases and norm scales that are not trivial."""
     import transformers as t
 
-    sizes = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    grouped = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    sizes: dict[str, Any] = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    grouped: dict[str, Any] = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
     configs = {
         "gpt2": lambda: t.GPT2Config(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64),
         "llama": lambda: t.LlamaConfig(**grouped),
@@ -62,7 +62,7 @@ TOYS: dict[str, dict[str, Any]] = {
 
 def toy(name: str, seed: int = 0) -> ToyTransformer:
     """A random toy whose biases are not zero."""
-    sizes = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32}
+    sizes: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32}
     model = ToyTransformer(ToyConfig(**{**sizes, **TOYS[name]}), seed)
     torch.manual_seed(seed)
     with torch.no_grad():

@@ -62,7 +62,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
             group = head // (spec.n_heads // spec.n_kv_heads)
             q, k, v = (norm(spec, read(receiver_of[f"a{layer}.h{head}<{i}>"]), block.norm_attention) for i in "qkv")
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
-            if block.b_Q is not None:
+            if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
             if weights.inverse_frequencies is not None:
                 q, k = (rotate(x, positions, weights.inverse_frequencies) for x in (q, k))
@@ -79,6 +79,8 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
                     scores[:, i, j] = torch.where(batch.is_token[:, j] | torch.tensor(i == j), score, -math.inf)
             out = (scores.softmax(-1) @ v) @ block.W_O[head]
             if block.norm_after_attention is not None:
+                assert chunk.frame is not None
+                assert block.norm_after_attention.scale is not None
                 out = out * chunk.frame.head_scale[layer] * block.norm_after_attention.scale
             outputs.append(out)
         before = constant
@@ -116,7 +118,5 @@ def run_mlp(spec, block, x):
 
 def masked_metric(model: Model, chunks, mask, metric: Metric) -> float:
     """Mean metric over all examples of the masked run."""
-    values = [
-        chunk.batch.per_example(metric(masked_run(model, chunk, mask), chunk.labels)) for chunk in chunks
-    ]
+    values = [chunk.batch.per_example(metric(masked_run(model, chunk, mask), chunk.labels)) for chunk in chunks]
     return float(torch.cat(values).mean())

@@ -64,6 +64,8 @@ def acdc(
     check_choice("order", order, ORDERS)
     if speculation is not None and (not isinstance(speculation, int) or speculation < 1):
         raise BadSetting(f"speculation={speculation!r} must be a whole number from 1, or null to adapt")
+    if ablation.target == "pattern":
+        raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     started = time.perf_counter()
     graph, journal, metric = model.graph, context.journal, get_metric(context.metric)
     patching = Patching(model, ablation, task.train, memory=context.memory)

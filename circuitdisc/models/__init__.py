@@ -1,6 +1,6 @@
 """Models: loading them, and cutting them at senders and receivers."""
 
-from circuitdisc.models.load import cut_hugging_face, cut_toy, read_model, shipped_models, toy_from_weights
+from circuitdisc.models.load import cut_hugging_face, cut_toy, read_model, toy_from_weights
 from circuitdisc.models.model import Model
 from circuitdisc.models.toy import ToyConfig, ToyTransformer
 
@@ -11,6 +11,5 @@ __all__ = [
     "cut_hugging_face",
     "cut_toy",
     "read_model",
-    "shipped_models",
     "toy_from_weights",
 ]

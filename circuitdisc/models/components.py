@@ -195,9 +195,7 @@ class Components:
             frame.sin = (angles.sin() * self.spec.rotary_scale).to(self.dtype)
         return frame
 
-    def embed(
-        self, tokens: Int[Tensor, "B T"], position_ids: Int[Tensor, "B T"], split: bool
-    ) -> Float[Tensor, "E B T D"]:
+    def embed(self, tokens: Int[Tensor, "B T"], position_ids: Int[Tensor, "B T"], split: bool) -> Float[Tensor, "E B T D"]:
         """The embedding's senders: token plus position as one (E = 1), or the two apart (E = 2)."""
         token = self.weights.W_E[tokens]
         if self.spec.embed_scale != 1.0:
@@ -298,9 +296,7 @@ class Components:
         out = _affine(hidden, block.W_out, block.b_out)
         return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp)
 
-    def unembed(
-        self, x: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None
-    ) -> Float[Tensor, "C N W"]:
+    def unembed(self, x: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
         """Logits from the final residual at N readings: of the whole vocabulary, or of some columns for each reading."""
         x = self.norm(x, self.weights.norm_final)
         if columns is None:

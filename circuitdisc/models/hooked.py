@@ -21,17 +21,29 @@ from circuitdisc.graph import ComputationGraph
 Receive = Callable[[list[int], Float[Tensor, "n B T D"], Float[Tensor, "S B T D"]], Float[Tensor, "n B T D"]]
 
 
+WRAPPING_TOLERANCE = 1e-3  # the bridge may compute attention in another order or precision
+
+
+@torch.no_grad()
+def _probe(hf_model: Any) -> Float[Tensor, "1 T V"]:
+    """Logits of a few tokens."""
+    device = next(hf_model.parameters()).device
+    tokens = torch.arange(5, device=device)[None] % hf_model.config.vocab_size
+    return hf_model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+
+
 def ungroup_queries(hf_model: nn.Module) -> None:
     """Turn grouped-query attention into full attention, in place: each query head gets a copy of its group's k and v.
 
     The function computed is the same; every query head then has a k and a v input of its own, as the graph has it.
     """
+    module: Any
     for module in hf_model.modules():
         groups = getattr(module, "num_key_value_groups", 1)
         if groups == 1 or not isinstance(getattr(module, "k_proj", None), nn.Linear):
             continue
         for name in ("k_proj", "v_proj"):
-            setattr(module, name, _repeat_heads(getattr(module, name), groups, int(module.head_dim)))  # pyright: ignore
+            setattr(module, name, _repeat_heads(getattr(module, name), groups, int(module.head_dim)))
         module.num_key_value_groups = 1
     config: Any = hf_model.config
     if getattr(config, "num_key_value_heads", None):
@@ -70,6 +82,7 @@ class HookedModel:
         hf_model.set_attn_implementation("eager")
         hf_model.config.use_cache = False
         hf_model.eval()
+        before = _probe(hf_model)
         ungroup_queries(hf_model)
         try:
             self.bridge = build_bridge_from_module(
@@ -90,6 +103,16 @@ class HookedModel:
         self.dtype, self.device = parameter.dtype, parameter.device
         self.d_vocab, self.n_ctx = int(config.d_vocab), int(config.n_ctx)
         self._check_hooks(name)
+        self._check_unchanged(before, _probe(hf_model), name)
+
+    def _check_unchanged(self, before: Tensor, after: Tensor, name: str) -> None:
+        """Wrapping changes the model in place; it must still compute what it computed."""
+        difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
+        if not difference <= WRAPPING_TOLERANCE:
+            raise BadModel(
+                f"{name}: wrapping the architecture {self.architecture} for hooks changes its logits "
+                f"(relative difference {difference:.1e}), so that its circuits would be those of another model"
+            )
 
     def _check_hooks(self, name: str) -> None:
         points = self.bridge.hook_dict
@@ -157,19 +180,15 @@ class HookedModel:
             final["residual"] = x if replaced is None else replaced
             return final["residual"]
 
-        hooks: list[tuple[str, Any]] = [("blocks.0.hook_resid_pre", record_embedding)]
+        hooks: list[Any] = [("blocks.0.hook_resid_pre", record_embedding)]
         for layer in range(graph.n_layers):
             *inputs, mlp_in, result, mlp_out = self._layer_hooks(layer)
-            hooks += [
-                (point, partial(replace_heads, layer=layer, qkv=qkv)) for point, qkv in zip(inputs, "qkv", strict=True)
-            ]
+            hooks += [(point, partial(replace_heads, layer=layer, qkv=qkv)) for point, qkv in zip(inputs, "qkv", strict=True)]
             hooks += [
                 (mlp_in, partial(replace_one, name=f"m{layer}")),
                 (result, partial(record_heads, layer=layer)),
                 (mlp_out, partial(record_mlp, layer=layer)),
             ]
         hooks.append((f"blocks.{graph.n_layers - 1}.hook_resid_post", replace_final))
-        logits = self.bridge.run_with_hooks(
-            tokens, fwd_hooks=hooks, attention_mask=attention_mask, position_ids=position_ids
-        )
+        logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, attention_mask=attention_mask, position_ids=position_ids)
         return so_far(senders[0]), final["residual"], logits

@@ -13,15 +13,9 @@ from circuitdisc.models.families import find_translator
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
+from circuitdisc.shipped import shipped_models
 
-SHIPPED = Path(__file__).parent.parent / "shipped"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def shipped_models() -> dict[str, Path]:
-    """Name -> folder of every model that ships with the package."""
-    folders = sorted(path.parent for path in SHIPPED.glob("**/config.json"))
-    return {folder.relative_to(SHIPPED).as_posix(): folder for folder in folders}
 
 
 def read_model(
@@ -183,5 +177,3 @@ def _check_device(device: str) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
-
-

@@ -152,7 +152,13 @@ class ToyTransformer(nn.Module):
             elif leaf == "w":
                 value = torch.ones(shape)
             else:
-                fan_in = shape[0] * shape[1] if leaf == "W_O" else shape[-1] if name in ("embed.W_E", "pos_embed.W_pos") else shape[-2]
+                fan_in = (
+                    shape[0] * shape[1]
+                    if leaf == "W_O"
+                    else shape[-1]
+                    if name in ("embed.W_E", "pos_embed.W_pos")
+                    else shape[-2]
+                )
                 value = torch.randn(shape, generator=generator) / math.sqrt(fan_in)
             self._register(name, value)
 
@@ -165,13 +171,16 @@ class ToyTransformer(nn.Module):
             module = getattr(module, parent)
         module.register_parameter(leaf, nn.Parameter(value))
 
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
     def forward(self, tokens: Int[Tensor, "B T"], attention_mask: Tensor | None = None) -> Float[Tensor, "B T V"]:
         """Logits at every position.
 
         Args:
             attention_mask: 0 at padding, as in Hugging Face models. [B, T]
         """
-        config, weights = self.config, dict(self.named_parameters())
+        config, weights = self.config, self._weights()
         is_token = torch.ones_like(tokens) if attention_mask is None else attention_mask
         positions = (is_token.cumsum(1) - 1).clamp(min=0)
         x = weights["embed.W_E"][tokens]

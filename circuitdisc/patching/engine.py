@@ -7,7 +7,7 @@
 Shape letters: B examples, C rows (candidates), N readings, W columns of the unembedding, R receivers, S senders.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.circuit_run import CircuitRun
+from circuitdisc.patching.head_run import head_circuit, head_logits, kept_heads
 from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
@@ -84,9 +85,7 @@ class Patching:
     def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The examples made ready, as many at a time as fit."""
         self.cost.model_runs += 2 if self.ablation.kind == "resample" else 1
-        yield from prepare(
-            self.model, self.ablation, examples, self.means, self._chunk_size(examples), self.padding_side
-        )
+        yield from prepare(self.model, self.ablation, examples, self.means, self._chunk_size(examples), self.padding_side)
 
     # --- whole circuits ----------------------------------------------------------------------------------------------
 
@@ -96,7 +95,7 @@ class Patching:
         examples: Sequence[Example],
         masks: Mapping[str, Bool[np.ndarray, "R S"]],
         metrics: Sequence[Metric],
-        on_progress: "ProgressHook | None" = None,
+        on_progress: Callable[[int], object] | None = None,
     ) -> Values:
         """Metric values of several circuits, example by example.
 
@@ -126,6 +125,8 @@ class Patching:
     def circuit_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
         """Logits of the whole vocabulary at the readings when a circuit runs."""
         self.cost.circuit_runs += 1
+        if self.ablation.target == "pattern":
+            return self._pattern_logits(chunk, mask)
         if isinstance(self.model.cut, Components):
             run = CircuitRun(self.model.cut, self.graph, chunk, mask)
             self.cost.node_evaluations += run.node_evaluations
@@ -133,6 +134,14 @@ class Patching:
             return self.model.cut.unembed(run.residual[at][None])[0]
         self.cost.node_evaluations += self.graph.n_senders
         return hooked_run(self.model.cut, self.graph, chunk, mask)
+
+    def _pattern_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
+        """A cut attention pattern is a matter of whole heads: only head circuits can be run so."""
+        kept = kept_heads(self.graph, mask)
+        if not (head_circuit(self.graph, kept).mask == mask).all() or not isinstance(self.model.cut, Components):
+            raise BadSetting("ablation.target=pattern runs head circuits of models with fast components alone")
+        self.cost.node_evaluations += self.graph.n_senders
+        return head_logits(self.model.cut, self.graph, chunk, kept, "pattern")[0]
 
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
@@ -151,17 +160,9 @@ class Patching:
             )
         return list(self.chunks(examples))
 
-    def removal(
-        self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
-    ) -> "Removal":
+    def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
         return Removal(self, chunks, mask, metric, first)
-
-
-class ProgressHook:
-    """Called with the number of steps done."""
-
-    def __call__(self, steps: int, /) -> object: ...
 
 
 class Removal:

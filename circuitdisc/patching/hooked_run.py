@@ -32,9 +32,7 @@ def hooked_run(
 class HookedRemoval:
     """Edges cut one after the other, by a whole-model run for every candidate: `IncrementalRemoval` for any architecture."""
 
-    def __init__(
-        self, hooked: HookedModel, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"]
-    ) -> None:
+    def __init__(self, hooked: HookedModel, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> None:
         self.hooked, self.graph, self.chunk = hooked, graph, chunk
         self.mask = mask.copy()
         self.node_evaluations = 0

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -101,9 +100,7 @@ def logits_at_readings(model: Model, batch: PromptBatch, residual: Float[Tensor,
     return logits[batch.read_example, batch.read_position]
 
 
-def _batches(
-    model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right"
-) -> Iterator[PromptBatch]:
+def _batches(model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right") -> Iterator[PromptBatch]:
     for first in range(0, len(examples), chunk_size):
         yield collate(examples[first : first + chunk_size], padding_side, model.device)
 

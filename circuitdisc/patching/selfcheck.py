@@ -1,5 +1,6 @@
 """The self-check at load (contract 1): the graph must be exactly the model, or the model is refused with the numbers."""
 
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import Components
+from circuitdisc.models.load import read_model
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.uncut import uncut_run
@@ -16,6 +18,21 @@ from circuitdisc.tasks.base import Example, collate
 # Largest difference accepted, relative to the largest value compared. Float64 models are held to float32's bound, since
 # several families compute norms and softmaxes in float32 themselves.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+
+
+def load_model(name: str, **settings: Any) -> Model:
+    """Load a model and check that its graph is exactly the model.
+
+    Args:
+        name: a shipped name (`tpp/lightweight`), a folder, or a Hugging Face name (`gpt2`).
+        settings: `dtype`, `device`, `split_embeddings`, `components`; see `circuitdisc.models.read_model`.
+
+    Raises:
+        UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
+    """
+    model = read_model(name, **settings)
+    check_model(model)
+    return model
 
 
 def check_model(model: Model) -> dict[str, float]:
@@ -61,24 +78,19 @@ def _probe(model: Model) -> list[Example]:
     generator = np.random.default_rng(0)
     lengths = (min(7, model.n_ctx), min(5, model.n_ctx))
     prompts = [tuple(int(i) for i in generator.integers(0, model.d_vocab, length)) for length in lengths]
-    return [
-        Example(prompt, None, tuple(range(len(prompt))), ((0,),) * len(prompt), ((),) * len(prompt)) for prompt in prompts
-    ]
+    return [Example(prompt, None, tuple(range(len(prompt))), ((0,),) * len(prompt), ((),) * len(prompt)) for prompt in prompts]
 
 
 def _sum_of_parts(model: Model, examples: list[Example]) -> float:
     batch = collate(examples, device=model.device)
     run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
     rest = (run.residual - run.senders.sum(0))[batch.is_token]
-    if isinstance(model.cut, Components):
-        constant = model.cut.constant_before(model.graph.n_layers)
-    else:
-        constant = rest.mean(0)  # biases: the same at every token
+    # beside the senders there are only biases, the same at every token
+    cut = model.cut
+    constant = cut.constant_before(model.graph.n_layers) if isinstance(cut, Components) else rest.mean(0)
     return _difference(rest + run.residual[batch.is_token], constant + run.residual[batch.is_token])
 
 
 def _difference(left: Tensor, right: Tensor) -> float:
     scale = right.abs().max().clamp(min=1e-6)
     return float(((left - right).abs().max() / scale).item())
-
-

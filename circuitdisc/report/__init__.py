@@ -78,9 +78,9 @@ def report(found: Found, scores: "Scores | None", out: str | PathLike[str]) -> P
 
 
 def _as_mapping(cost: Any) -> dict[str, Any]:
-    if is_dataclass(cost) and not isinstance(cost, type):
-        return asdict(cost)
-    return dict(cost or {})
+    if isinstance(cost, Mapping):
+        return dict(cost)
+    return asdict(cost) if is_dataclass(cost) and not isinstance(cost, type) else {}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """The drawing of a circuit.
 
-Layers are rows, from the embedding at the bottom to `logits` at the top; heads are columns and MLPs have a column of their
-own at the right (`layout.py`). Every node of the graph is a faint dot, the circuit's nodes are solid. An edge is coloured
-by the input that it feeds: q, k, v, MLP or `logits`; each kind can be switched off in the legend. A head circuit is drawn
-as the grid of its heads, kept or ablated, since its edges are all those among the heads that are kept.
+Layers are rows, from the embedding at the bottom to `logits` at the top; heads are columns and MLPs have a column of
+their own at the right (`layout.py`). Every node of the graph is a faint dot, the circuit's nodes are solid. An edge is
+coloured by the input that it feeds: q, k, v, MLP or `logits`; each kind can be switched off in the legend. A head
+circuit is drawn as the grid of its heads, kept or ablated, since its edges are all those among the kept heads.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,12 @@ KIND_WORDS = {"q": "into queries (q)", "k": "into keys (k)", "v": "into values (
 KIND_WORDS["logits"] = "into logits"
 INK, FAINT, GRID = "#2B2F36", "#D3D7DD", "#8A9099"
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 12, "color": INK}
+MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GRID}
 _LISTED_AT_MOST = 8  # edges of one kind in a node's hover text
 _LABEL_FROM = 30  # pixels: nodes of this size carry their name
 
 
-def draw_circuit(
-    circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | None = None, title: str = ""
-) -> go.Figure:
+def draw_circuit(circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | None = None, title: str = "") -> go.Figure:
     """Draw a circuit.
 
     Args:
@@ -48,9 +47,10 @@ def draw_circuit(
         subtitle = f"{_heads_kept(circuit)} kept; embeddings and MLPs are kept"
     else:
         drawn = edges_to_draw(circuit, edge_scores)
+        solid = heads_touched(circuit)
         _add_background(figure, circuit, layout)
         for kind in KIND_COLOURS:
-            _add_edges(figure, circuit.graph, layout, kind, drawn, edge_scores)
+            _add_edges(figure, layout, kind, drawn, solid, edge_scores)
         _add_nodes(figure, circuit, layout)
         subtitle = f"{circuit.n_edges:,} of {circuit.graph.n_edges:,} edges; {_heads_kept(circuit)}"
         if len(drawn) < circuit.n_edges:
@@ -81,20 +81,21 @@ def _heads_kept(circuit: Circuit) -> str:
 
 def _add_edges(
     figure: go.Figure,
-    graph: ComputationGraph,
     layout: Layout,
     kind: str,
     drawn: Int[np.ndarray, "E 2"],
+    solid: Bool[np.ndarray, "L H"],
     edge_scores: Float[np.ndarray, "R S"] | None,
 ) -> None:
     """One trace for the lines of a kind, one for its legend entry, one of unseen points that carry the hover text."""
+    graph = layout.graph
     is_kind = np.array([graph.receivers[receiver].kind == kind for receiver, _ in drawn], dtype=bool)
     edges = drawn[is_kind]
     if not len(edges):
         return
     colour = KIND_COLOURS[kind]
     points = 25 if len(drawn) <= 500 else 13
-    curves = layout.curves(edges[:, 0], edges[:, 1], points)
+    curves = layout.curves(edges[:, 0], edges[:, 1], points, solid)
     gap = np.full((len(edges), 1, 2), np.nan)  # lifts the pen between one edge and the next
     line = np.concatenate([curves, gap], axis=1).reshape(-1, 2).astype(np.float32)
     crowd = 60 / max(len(drawn), 60)  # 1 for a small circuit, towards 0 for a large one
@@ -130,9 +131,7 @@ def _add_edges(
     )
 
 
-def _edge_hover(
-    graph: ComputationGraph, receiver: int, sender: int, edge_scores: Float[np.ndarray, "R S"] | None
-) -> str:
+def _edge_hover(graph: ComputationGraph, receiver: int, sender: int, edge_scores: Float[np.ndarray, "R S"] | None) -> str:
     name = escape(graph.edge_name(receiver, sender))
     return name if edge_scores is None else f"{name}<br>score {number(float(edge_scores[receiver, sender]))}"
 
@@ -174,7 +173,7 @@ def _add_nodes(figure: go.Figure, circuit: Circuit, layout: Layout) -> None:
         },
         mode="markers+text" if labelled else "markers",
         text=[_label(node) for node in nodes] if labelled else None,
-        textfont={"size": 9, "color": "#FFFFFF"},
+        textfont={"size": [9.5 if len(_label(node)) <= 5 else 8 for node in nodes], "color": "#FFFFFF"},
         hovertext=[node_hover(circuit, node) for node in nodes],
         name="in the circuit",
     )
@@ -246,10 +245,19 @@ def _add_head_grid(figure: go.Figure, circuit: Circuit, layout: Layout) -> None:
 def kept_heads(circuit: Circuit) -> Bool[np.ndarray, "L H"]:
     """True for each head, by layer and number, whose output a kept edge carries."""
     kept = np.zeros((circuit.graph.n_layers, circuit.graph.n_heads), dtype=bool)
-    for node, carried in zip(circuit.graph.senders, circuit.mask.any(axis=0), strict=True):
+    for node, carried in zip(circuit.graph.senders, np.asarray(circuit.mask.any(axis=0)), strict=True):
         if node.kind == "head":
             kept[node.layer, node.head] = carried
     return kept
+
+
+def heads_touched(circuit: Circuit) -> Bool[np.ndarray, "L H"]:
+    """True for each head that a kept edge leaves or enters."""
+    touched = kept_heads(circuit)
+    for receiver, reads in zip(circuit.graph.receivers, np.asarray(circuit.mask.any(axis=1)), strict=True):
+        if receiver.node.kind == "head":
+            touched[receiver.node.layer, receiver.node.head] |= reads
+    return touched
 
 
 # --- the frame ------------------------------------------------------------------------------------------------------
@@ -261,7 +269,7 @@ def _frame(figure: go.Figure, layout: Layout, title: str, subtitle: str, *, is_g
     (left, right), (bottom, top) = layout.x_range, layout.y_range
     if is_grid:
         left, right, bottom, top = -0.8, graph.n_heads - 0.2, -0.7, graph.n_layers - 0.3
-    margin = {"l": 70, "r": 20, "t": 100 if title else 76, "b": 50}
+    margin = {"l": 84, "r": 20, "t": 100 if title else 76, "b": 50}
     width = max((right - left) * layout.column + margin["l"] + margin["r"], 620)
     height = (top - bottom) * layout.row + margin["t"] + margin["b"]
     small = f"<span style='font-size:12px'>{escape(subtitle)}</span>"
@@ -270,6 +278,9 @@ def _frame(figure: go.Figure, layout: Layout, title: str, subtitle: str, *, is_g
     tick_words = [f"h{head}" for head in ticks]
     if graph.has_mlp and not is_grid:
         ticks, tick_words = [*ticks, layout.mlp_x], [*tick_words, "MLP"]
+    rows = {float(layer): f"layer {layer}" for layer in range(graph.n_layers)}
+    if not is_grid:
+        rows |= {layout.position(graph.senders[0])[1]: "embedding", layout.position(Node("logits"))[1]: "logits"}
     axis = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"color": GRID, "size": 11}}
     figure.update_layout(
         template="none",
@@ -280,6 +291,7 @@ def _frame(figure: go.Figure, layout: Layout, title: str, subtitle: str, *, is_g
         hovermode="closest",
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
+        modebar=MODEBAR,
         title={
             "text": f"<b>{escape(title)}</b><br>{small}" if title else small,
             "x": 0,
@@ -294,7 +306,7 @@ def _frame(figure: go.Figure, layout: Layout, title: str, subtitle: str, *, is_g
         yaxis=axis
         | {
             "range": [bottom, top],
-            "tickvals": list(range(graph.n_layers)),
-            "ticktext": [f"layer {layer}" for layer in range(graph.n_layers)],
+            "tickvals": list(rows),
+            "ticktext": list(rows.values()),
         },
     )

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.report.drawing import FONT, GRID, INK, KIND_COLOURS
+from circuitdisc.report.drawing import FONT, GRID, INK, KIND_COLOURS, MODEBAR
 from circuitdisc.report.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 from circuitdisc.scoring.base import Score, Scores
 
@@ -95,7 +95,7 @@ def _add_controls(figure: go.Figure, score: Score, row: int) -> None:
 
 
 def search_figure(trace: Sequence[Mapping[str, Any]], metric: str = "") -> go.Figure | None:
-    """The metric at each decision of a search, and how many edges or heads were kept and cut by then.
+    """The metric at each decision of a search, and how many edges or heads were kept by then.
 
     Args:
         trace: the decisions in order, with any of the keys `edge` or `head`, `kept`, `metric`, `layer`.
@@ -135,7 +135,7 @@ def _add_metric(figure: go.Figure, trace: Sequence[Mapping[str, Any]], values: S
         (False, RANDOM_COLOUR, "circle-open", "cut"),
         (None, INK, "circle", "not decided"),
     ):
-        chosen = np.array([step.get("kept") is kept or step.get("kept") == kept for step in trace], dtype=bool)
+        chosen = np.array([_kept(step) is kept for step in trace], dtype=bool)
         if chosen.any():
             figure.add_scatter(
                 x=at[chosen],
@@ -152,31 +152,31 @@ def _add_metric(figure: go.Figure, trace: Sequence[Mapping[str, Any]], values: S
 
 def _add_counts(figure: go.Figure, trace: Sequence[Mapping[str, Any]], row: int) -> None:
     thing = "heads" if any("head" in step for step in trace) else "edges"
-    kept = np.array([bool(step.get("kept")) for step in trace])
+    kept = np.array([_kept(step) is True for step in trace])
     at = np.arange(1, len(kept) + 1)
-    for counts, colour, dash, word in (
-        (np.cumsum(kept), CIRCUIT_COLOUR, "solid", "kept"),
-        (np.cumsum(~kept), RANDOM_COLOUR, "dash", "cut"),
-    ):
-        figure.add_scatter(
-            x=at,
-            y=counts,
-            mode="lines",
-            line={"color": colour, "width": 2, "shape": "hv", "dash": dash},
-            hovertemplate="%{y:,} " + word + " after %{x:,} decisions<extra></extra>",
-            name=f"{thing} {word} so far",
-            row=row,
-            col=1,
-        )
-    figure.update_yaxes(title_text=thing, rangemode="tozero", row=row, col=1)
+    figure.add_scatter(
+        x=at,
+        y=np.cumsum(kept),
+        mode="lines",
+        line={"color": CIRCUIT_COLOUR, "width": 2, "shape": "hv"},
+        hovertemplate="%{y:,} kept of %{x:,} decided<extra></extra>",
+        showlegend=False,
+        row=row,
+        col=1,
+    )
+    figure.update_yaxes(title_text=f"{thing} kept", rangemode="tozero", row=row, col=1)
 
 
 def _step_hover(step: Mapping[str, Any]) -> str:
-    word = {True: "kept", False: "cut"}.get(step.get("kept"), "")  # type: ignore[arg-type]  # absent in some traces
+    word = {True: "kept", False: "cut", None: ""}[_kept(step)]
     name = escape(str(step.get("edge", step.get("head", ""))))
     value = _float(step.get("metric"))
     layer = f"layer {escape(str(step['layer']))}" if "layer" in step else ""
     return "<br>".join(part for part in (f"{name} {word}".strip(), score_value("", value), layer) if part)
+
+
+def _kept(step: Mapping[str, Any]) -> bool | None:
+    return None if step.get("kept") is None else bool(step["kept"])
 
 
 def _float(value: Any) -> float | None:
@@ -197,6 +197,7 @@ def _frame(figure: go.Figure, height: int, left: int) -> None:
         hovermode="closest",
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
+        modebar=MODEBAR,
         legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
         title={
             "x": 0,

@@ -1,7 +1,7 @@
-"""The report: one HTML file that opens without a network, with a circuit's picture, its scores and where they came from.
+"""The report: one HTML file that opens without a network, with a circuit's picture, its scores and its origin.
 
-The text is made here and in `verdict.py`; `page.html.j2` only lays it out. Everything that a user wrote (names of models
-and tasks, notes, commands) is escaped, and the page's own content policy forbids it to load or send anything.
+The text is made here and in `verdict.py`; `page.html.j2` only lays it out. Everything that a user wrote (names of
+models and tasks, notes, commands) is escaped, and the page's own content policy forbids it to load or send anything.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +29,19 @@ LISTED_AT_MOST = 2000
 """Edges in the page's table; `circuit.json` has them all."""
 
 _MEANINGS = {
-    "faithfulness": "(circuit − empty) / (full − empty), of the metric's means: 100 % is the full model, 0 % the empty circuit",
+    "faithfulness": "(circuit − empty) / (full − empty), of the means: 100 % is the full model, 0 % the empty circuit",
     "ratio": "circuit / full, of the metric's means",
     "accuracy": "share of examples on which the circuit prefers the right answer",
     "kl": "divergence of the circuit's answer from the full model's: 0 is equal, lower is better",
-    "completeness": "how far the model without the circuit's parts differs from the circuit without them: lower is better",
+    "completeness": "how far cutting parts of the circuit differs from cutting them in the full model: lower is better",
     "minimality": "how much the metric changes when one part of the circuit is cut",
+}
+
+_CAPTIONS = {
+    "edge": "Layers are rows, heads are columns. Point at a node or at the middle of an edge to read its name; click a "
+    "legend entry to hide a kind, double-click to show it alone.",
+    "head": "Layers are rows, heads are columns. A filled head is kept, with all edges among the kept heads; an empty "
+    "one is ablated.",
 }
 
 
@@ -63,7 +70,7 @@ def write_report(
         path: the file, in a folder that exists.
         circuit: the circuit.
         scores: its scores; None if it was not scored.
-        run: what is known of the run: `command`, `started`, `seconds`, `cost` (counters), `model`, `task`, anything else.
+        run: what is known of the run: `command`, `started`, `seconds`, `cost` (counters), `model`, `task`, others.
         trace: the search's decisions in order, with any of the keys `edge` or `head`, `kept`, `metric`, `layer`.
         edge_scores: the score of every edge of the graph.
 
@@ -90,7 +97,9 @@ def write_report(
         verdict=verdict(scores, circuit.granularity),
         judged_by=_judged_by(scores),
         pictures={picture.name: picture for picture in _pictures(circuit, scores, trace, scores_of_edges)},
+        circuit_caption=_CAPTIONS[circuit.granularity],
         splits=_splits(scores),
+        controlled={score.split for score in (scores.scores if scores else ()) if score.controls},
         split_words={split: SPLIT_WORDS.get(split, split) for split in _splits(scores)},
         score_rows=_score_rows(scores),
         means=_means(scores),
@@ -115,21 +124,13 @@ def _pictures(
     trace: Sequence[Mapping[str, Any]] | None,
     edge_scores: Float[np.ndarray, "R S"] | None,
 ) -> Iterator[Picture]:
-    what = (
-        "Grid of heads, kept or ablated"
-        if circuit.granularity == "head"
-        else "Diagram of the circuit's nodes and edges"
-    )
+    what = "Grid of heads, kept or ablated" if circuit.granularity == "head" else "Diagram of the circuit's nodes and edges"
     label = f"{what}: {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges. The tables below list the same."
     yield _picture("circuit", draw_circuit(circuit, edge_scores=edge_scores), label)
     if scores is not None and (figure := controls_figure(scores)) is not None:
-        yield _picture(
-            "controls", figure, "Scores of the circuit beside those of random circuits; the table has the numbers."
-        )
+        yield _picture("controls", figure, "Scores of the circuit beside those of random circuits; the table has the numbers.")
     if trace and (figure := search_figure(trace, circuit.provenance.metric)) is not None:
-        yield _picture(
-            "search", figure, f"Metric, and parts kept and cut, over {len(trace):,} decisions of the search."
-        )
+        yield _picture("search", figure, f"Metric, and parts kept, over {len(trace):,} decisions of the search.")
 
 
 def _picture(name: str, figure: go.Figure, label: str) -> Picture:
@@ -183,7 +184,7 @@ def _score_cell(score: Score) -> dict[str, str]:
     defined = is_number(score.value)
     return {
         "value": score_value(score.name, score.value) if defined else undefined(score.note),
-        "exact": repr(score.value) if defined else "",
+        "exact": repr(float(score.value or 0.0)) if defined else "",
         "interval": span(score.name, score.low, score.high) if defined else "",
         "confidence": f"{score.confidence:.0%}",
         "n": f"{score.n:,}",
@@ -210,6 +211,7 @@ def _meanings(scores: Scores | None) -> list[tuple[str, str]]:
 def _settings(circuit: Circuit, run: Mapping[str, Any], model: str, task: str) -> Iterator[tuple[str, str]]:
     """Everything that is known of where the circuit came from; what is unknown has no row."""
     came_from = circuit.provenance
+    cost = dict(run.get("cost") or {})
     known: dict[str, Any] = {
         "model": model,
         "task": task,
@@ -222,7 +224,7 @@ def _settings(circuit: Circuit, run: Mapping[str, Any], model: str, task: str) -
         "command": run.get("command"),
         "started": run.get("started"),
         "duration": duration(float(run["seconds"])) if run.get("seconds") is not None else None,
-        "cost": run.get("cost"),
+        "cost": {name: number(value) if isinstance(value, float) else value for name, value in cost.items()},
         "versions": came_from.versions,
     }
     shown = {"model", "task", "command", "started", "seconds", "cost"}
@@ -243,7 +245,7 @@ def _words(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return f"{int(value):,}" if abs(int(value)) >= 100_000 else str(int(value))
     if isinstance(value, float | np.floating):
-        return number(float(value))
+        return repr(float(value))  # in full: settings must be typed again as they were
     if isinstance(value, Sequence):
         return " ".join(_words(item) for item in value)
     return str(value)

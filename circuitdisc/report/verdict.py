@@ -87,7 +87,7 @@ def _caveats(scores: Scores, score: Score, granularity: Granularity) -> Iterator
     elif kept == whole:
         yield "The circuit is the whole graph: nothing was cut."
     if value > _OVERSHOOT:
-        yield "More than 100 % is not better: what was cut works against the metric, so the circuit is not the full model."
+        yield "More than 100 % is not better: what was cut works against the metric, and the circuit lacks it."
     if value < 0:
         reference = "zero" if score.name == "ratio" else "the empty circuit"
         yield f"Less than 0 %: by this metric the circuit does worse than {reference}."

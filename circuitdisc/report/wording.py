@@ -14,7 +14,7 @@ def is_number(value: float | None) -> bool:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; whole numbers in full."""
+    """Three significant digits; integers in full."""
     if value is None or not math.isfinite(value):
         return "undefined"
     if isinstance(value, int):
@@ -22,10 +22,8 @@ def number(value: float | None) -> str:
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
-    decimals = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{decimals}f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return text.replace("-", "−")
+    decimals = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -67,17 +67,13 @@ def check_example(example: Example, model: TaskModel | None = None) -> None:
 
 def _check_fits(example: Example, model: TaskModel) -> None:
     if len(example) > model.n_ctx:
-        raise BadTask(
-            f"the prompt has {len(example)} tokens, but model '{model.name}' reads at most {model.n_ctx}: shorten it"
-        )
+        raise BadTask(f"the prompt has {len(example)} tokens, but model '{model.name}' reads at most {model.n_ctx}: shorten it")
     read = {*example.clean, *(example.corrupted or ())}
     said = {token for tokens in (*example.answers, *example.wrong) for token in tokens}
     for tokens, size, what in ((read, model.d_vocab, "input"), (said, model.d_vocab_out, "output")):
         outside = sorted(token for token in tokens if not 0 <= token < size)
         if outside:
-            raise BadTask(
-                f"token id {outside[0]} is not in the {what} vocabulary of model '{model.name}': use 0 to {size - 1}"
-            )
+            raise BadTask(f"token id {outside[0]} is not in the {what} vocabulary of model '{model.name}': use 0 to {size - 1}")
 
 
 def check_examples(examples: Sequence[Example], where: Sequence[str], model: TaskModel | None = None) -> None:

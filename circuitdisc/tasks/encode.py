@@ -226,18 +226,14 @@ class _TextEncoder:
                 f"the answer {answers[token]!r} and the wrong answer {wrong[token]!r} are scored by the same token: "
                 "choose answers that begin differently"
             )
-        example = Example(
-            clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), group=text.group, text=text.clean
-        )
+        example = Example(clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), group=text.group, text=text.clean)
         check_example(example)
         return example
 
     def prompt_ids(self, prompt: str, kind: str) -> tuple[int, ...]:
         encoded = self.look_up(prompt)
         if (word := _unknown_word(prompt, encoded, self.tokenizer)) is not None:
-            raise BadTask(
-                f"the tokenizer does not know {word!r} in the {kind} prompt: use words of this model's vocabulary"
-            )
+            raise BadTask(f"the tokenizer does not know {word!r} in the {kind} prompt: use words of this model's vocabulary")
         return (*self.prefix, *encoded.ids)
 
     def text_up_to(self, prompt: str, last: int) -> str:

@@ -99,9 +99,7 @@ def _check_count(name: str, value: object, least: int) -> int:
     return value
 
 
-def _with_defaults(
-    task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]
-) -> dict[str, object]:
+def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> dict[str, object]:
     """The settings given and the defaults of the others; those with a default of one type must be of that type."""
     for name in given:
         if name not in known:

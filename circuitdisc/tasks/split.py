@@ -59,9 +59,7 @@ def split_examples(
             f"{total} distinct examples cannot be split into {max(n_train, 1)} for training (n) and "
             f"{max(n_heldout, 1)} held out (n_heldout): give more examples or ask for fewer"
         )
-    return Split(
-        tuple(distinct[n_heldout : n_heldout + n_train]), tuple(distinct[:n_heldout]), len(examples) - total
-    )
+    return Split(tuple(distinct[n_heldout : n_heldout + n_train]), tuple(distinct[:n_heldout]), len(examples) - total)
 
 
 def draw_distinct(draw: Callable[[], AnyExample], n: int, task: str) -> list[AnyExample]:

@@ -51,9 +51,7 @@ TEMPLATES: tuple[TPPTemplate, ...] = (
         "Suppose all {a} are {b} while {link} is a type of {c}.",
         "From this it can be inferred that all {subject} are a type of",
     ),
-    TPPTemplate(
-        "implies_if_therefore", "{a} implies {b}. Moreover, if {link} then {c}.", "Therefore {subject} also implies"
-    ),
+    TPPTemplate("implies_if_therefore", "{a} implies {b}. Moreover, if {link} then {c}.", "Therefore {subject} also implies"),
     TPPTemplate(
         "implies_if_so",
         "Given that {a} implies {b}, as well as that if {link} then {c},",

@@ -1,0 +1,211 @@
+"""The command line. Light to import: torch and Hydra are loaded only by the commands that need them."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, UnknownName
+
+HELP = """circuitdisc: find the part of a transformer that does a task, and prove how good it is.
+
+usage:
+  circuitdisc discover [key=value ...]     find a circuit, score it, write a report
+  circuitdisc score RUN [key=value ...]    score a run's circuit again (other settings are printed, not saved)
+  circuitdisc report RUN                   write a run's report.html again
+  circuitdisc resume RUN                   go on with a run that was killed
+  circuitdisc list models|tasks|algorithms|metrics
+
+examples:
+  circuitdisc discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.01 ablation=mean
+  circuitdisc discover model=gpt2 task=prompts.jsonl ablation=resample out=runs/mine
+  circuitdisc discover -m model=tpp/featherweight,tpp/lightweight algorithm=acdc,head_ablation
+
+`circuitdisc discover --help` lists every setting. RUN is a run's folder."""
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"circuitdisc {version('circuitdisc')}")
+        return 0
+    commands = {"discover": _discover, "score": _score, "report": _report, "resume": _resume, "list": _list}
+    try:
+        if args[0] not in commands:
+            raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
+        return commands[args[0]](args[1:])
+    except CircuitdiscError as error:
+        print(f"circuitdisc: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ncircuitdisc: stopped; `circuitdisc resume RUN` goes on with a run whose search had begun", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"circuitdisc: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return BAD_INPUT
+
+
+# --- discover ------------------------------------------------------------------------------------------------------------
+
+
+def _discover(args: list[str]) -> int:
+    from circuitdisc.config import check_overrides, compose, discover_help, rewrite
+
+    if {"-h", "--help"} & set(args):
+        print(discover_help())
+        return 0
+    flags = [arg for arg in args if arg.startswith("-")]
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    unknown = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    if unknown:
+        raise UnknownName("option", unknown[0], ["--multirun", "--help"], "Settings are written key=value.")
+    overrides = rewrite([arg for arg in args if not arg.startswith("-")])
+    check_overrides(overrides)
+    if multirun:
+        return _multirun(overrides)
+    return run_job(compose(overrides))
+
+
+def _multirun(overrides: list[str]) -> int:
+    import hydra
+    from omegaconf import DictConfig
+
+    from circuitdisc.config import conf_dir
+
+    def job(config: DictConfig) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        try:
+            return run_job(config, HydraConfig.get().job.num)
+        except CircuitdiscError as error:  # one bad job does not end the others
+            print(f"circuitdisc: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
+            return BAD_INPUT
+
+    statuses: list[int] = []
+
+    def collect(config: DictConfig) -> int:
+        statuses.append(job(config))
+        return statuses[-1]
+
+    sys.argv = ["circuitdisc", "--multirun", *overrides]
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(collect)()
+    return max(statuses, default=0)
+
+
+def run_job(config: Any, number: int | None = None) -> int:
+    """One job of `circuitdisc discover`, from Hydra's configuration.
+
+    Args:
+        number: the job's number in a multirun; it gets its own folder.
+    """
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    out, threads = plain.pop("out"), plain.pop("threads")
+    plain.pop("launcher", None)
+    if threads is not None:
+        import torch
+
+        if not isinstance(threads, int) or threads < 1:
+            raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
+        torch.set_num_threads(threads)
+    plain["command"] = shlex.join(["circuitdisc", *sys.argv[1:]])
+    plain["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    from circuitdisc.pipeline import default_folder, start
+
+    folder = Path(out) if out else default_folder(plain)
+    if number is not None:
+        folder = folder / str(number) if out else folder.with_name(f"{folder.name}_{number}")
+    print(start(plain, folder).summary)
+    return 0
+
+
+# --- commands on a run ---------------------------------------------------------------------------------------------------
+
+
+def _one_run(command: str, args: list[str]) -> Path:
+    if not args or args[0].startswith("-"):
+        raise BadRun(f"which run? `circuitdisc {command} RUN` takes the folder of a run")
+    return Path(args[0])
+
+
+def _score(args: list[str]) -> int:
+    folder = _one_run("score", args)
+    from circuitdisc.config import check_overrides, parse_changes, rewrite
+
+    overrides = rewrite(args[1:])
+    check_overrides(overrides)
+    from circuitdisc.pipeline import rescore
+    from circuitdisc.report import scores_table
+
+    print(scores_table(rescore(folder, parse_changes(overrides))))
+    return 0
+
+
+def _report(args: list[str]) -> int:
+    folder = _one_run("report", args)
+    from circuitdisc.pipeline import write_page
+
+    print(write_page(folder))
+    return 0
+
+
+def _resume(args: list[str]) -> int:
+    folder = _one_run("resume", args)
+    from circuitdisc.pipeline import resume
+
+    print(resume(folder).summary)
+    return 0
+
+
+def _list(args: list[str]) -> int:
+    kinds = ("models", "tasks", "algorithms", "metrics")
+    if len(args) != 1 or args[0] not in kinds:
+        raise UnknownName("list", " ".join(args), kinds, "`circuitdisc list tasks`, for example.")
+    from circuitdisc.report.tables import text_table
+
+    print(text_table(("name", "what it is"), _rows(args[0])))
+    return 0
+
+
+def _rows(kind: str) -> list[tuple[str, str]]:
+    if kind == "models":
+        from circuitdisc.shipped import described_models
+
+        return described_models()
+    if kind == "tasks":
+        from circuitdisc.tasks import TASKS
+
+        return [(name, task.summary) for name, task in TASKS.items()]
+    if kind == "algorithms":
+        from circuitdisc.discovery import ALGORITHMS
+
+        return [(name, algorithm.summary) for name, algorithm in ALGORITHMS.items()]
+    from circuitdisc.metrics import METRICS
+
+    return [(name, metric.summary) for name, metric in METRICS.items()]
+
+
+def run() -> None:
+    """Entry point of the console command."""
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        sys.stdout = None
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

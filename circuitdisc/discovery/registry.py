@@ -1,0 +1,144 @@
+"""The discovery algorithms by name, and `discover`. A new algorithm is a file, a line here and a file in conf/algorithm."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.circuit import Provenance
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
+from circuitdisc.metrics import METRICS, get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.runs import Journal, versions
+from circuitdisc.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A discovery algorithm that can be called by name.
+
+    Args:
+        name: also the name of its module in `circuitdisc.discovery` and of its function.
+        summary: one line for `circuitdisc list algorithms`.
+    """
+
+    name: str
+    summary: str
+
+    @property
+    def function(self) -> Callable[..., Discovery]:
+        return getattr(import_module(f"circuitdisc.discovery.{self.name}"), self.name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword-only parameters and their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+ALGORITHMS = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("acdc", "cut every edge that the metric does not miss, from logits backwards (Conmy et al. 2023)"),
+        Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
+    )
+}
+
+
+def get_algorithm(name: str) -> Algorithm:
+    """The algorithm with this name.
+
+    Raises:
+        UnknownName: there is none; the message offers the nearest names.
+    """
+    if name not in ALGORITHMS:
+        raise UnknownName("algorithm", name, ALGORITHMS)
+    return ALGORITHMS[name]
+
+
+def discover(
+    model: Model,
+    task: Task,
+    algorithm: str = "acdc",
+    *,
+    ablation: str | Ablation | dict[str, Any] = "mean",
+    metric: str | None = None,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    allow_chance: bool = False,
+    journal: Journal | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Discovery:
+    """Find the circuit of a task on its train split.
+
+    Args:
+        algorithm: a name from `ALGORITHMS`.
+        ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
+        metric: name of the metric; None takes the task's own.
+        seed: of everything random in the algorithm.
+        memory: budget for activations, as `4GiB`.
+        allow_chance: search even though the model does not do the task.
+        journal: decisions are written there as they are made, and those already in it are taken over.
+        progress: show a progress bar on stderr.
+        settings: the algorithm's own (see its docstring).
+
+    Returns:
+        The circuit with provenance, edge scores if the algorithm has any, the trace of decisions and the cost.
+
+    Raises:
+        UnknownName: algorithm, metric, ablation or setting is not known.
+        BadSetting: a setting is out of its bounds.
+        MetricAtChance: the model does not do the task, and `allow_chance` is not set.
+    """
+    chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
+    metric = get_metric(metric or task.metric).name
+    for name in settings:
+        if name not in chosen.settings:
+            raise UnknownName(f"setting of algorithm '{algorithm}'", name, chosen.settings)
+    if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
+        raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
+    if not allow_chance:
+        refuse_chance(model, task)
+    context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
+    found = chosen.function(model, task, ablation, context, **settings)
+    provenance = Provenance(
+        model=model.name,
+        task=task.name,
+        ablation=ablation.to_dict(),
+        metric=metric,
+        algorithm=algorithm,
+        settings={**chosen.settings, **settings},
+        seed=seed,
+        versions=versions(),
+    )
+    return replace(found, circuit=found.circuit.with_provenance(provenance))
+
+
+def refuse_chance(model: Model, task: Task) -> None:
+    """Make sure that the model does the task on the train split, so that there is something to find.
+
+    With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
+    standard errors above one in the size of the vocabulary.
+
+    Raises:
+        MetricAtChance: it does not.
+    """
+    metric = METRICS["logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"]
+    patching = Patching(model, Ablation("zero"), task.train)
+    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double()
+    chance = 0.0 if metric.name == "logit_diff" else 1.0 / model.d_vocab_out
+    error = float(full.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
+    mean = float(full.mean())
+    if not (torch.isfinite(full).all() and mean - 2 * error > chance):
+        raise MetricAtChance(
+            f"{model.name} does not do task '{task.name}': {metric.name} on {len(full)} train examples is {mean:.3g} "
+            f"± {2 * error:.2g}, which is not above chance ({chance:.2g}), so there is no circuit to find. "
+            "To search all the same (the base of a ladder, say) set allow_chance=true"
+        )

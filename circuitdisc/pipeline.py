@@ -1,0 +1,197 @@
+"""The main job: load, discover, score, report, in a run's folder. Plain arguments; the command line is a thin layer above."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.base import Discovery
+from circuitdisc.discovery.registry import discover
+from circuitdisc.errors import BadRun, CircuitdiscError
+from circuitdisc.files import read_json
+from circuitdisc.models.model import Model
+from circuitdisc.patching.selfcheck import load_model
+from circuitdisc.report import scores_table
+from circuitdisc.report.page import write_report
+from circuitdisc.runs import Run
+from circuitdisc.scoring import Scores, score
+from circuitdisc.tasks import load_task
+from circuitdisc.tasks.base import Task
+
+CIRCUIT, SCORES, COST, PAGE = "circuit.json", "scores.json", "cost.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: its folder, and what is in it."""
+
+    folder: Path
+    circuit: Circuit
+    scores: Scores
+
+    @property
+    def summary(self) -> str:
+        """The table that ends a run."""
+        return f"{scores_table(self.scores)}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
+
+
+def default_folder(config: Mapping[str, Any]) -> Path:
+    """`runs/<model>_<task>_<algorithm>_<date and time>`."""
+    task = config["task"].get("path") or config["task"]["name"]
+    parts = (Path(str(config["model"]["name"])).as_posix(), Path(str(task)).stem, config["algorithm"]["name"])
+    words = [part.strip("./~").replace("/", "-") for part in parts]
+    return Path("runs") / "_".join([*words, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")])
+
+
+def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
+    """Run the main job in a new folder.
+
+    Args:
+        config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and `seed`, `memory`, `allow_chance`,
+            `progress`; as in conf/config.yaml.
+        folder: the run's folder; None makes one under runs/.
+
+    Raises:
+        CircuitdiscError: bad input. Nothing is left behind unless the search had begun; then it can be resumed.
+    """
+    folder = folder or default_folder(config)
+    _check_free(folder)
+    model = load_model(**config["model"])  # before the folder is made: bad input leaves nothing behind
+    task = build_task(model, config)
+    run = Run.create(folder, config)
+    try:
+        return _finish(run, model, task)
+    except CircuitdiscError:
+        journal = run.path("journal.jsonl")
+        if not journal.exists() or not journal.read_text(encoding="utf-8").strip():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def resume(folder: str | Path, progress: bool = True) -> Outcome:
+    """Go on with a run that was killed; a finished part is not done again.
+
+    Raises:
+        BadRun: the folder is not a run.
+    """
+    run = Run.open(folder)
+    run.config["progress"] = progress
+    model = load_model(**_section(run, "model"))
+    return _finish(run, model, build_task(model, run.config))
+
+
+def build_task(model: Model, config: Mapping[str, Any]) -> Task:
+    """The task of a configuration."""
+    settings = dict(config["task"])
+    name = settings.pop("name")
+    if name == "file":
+        name = settings.pop("path")
+    return load_task(name, model, **{"seed": config["seed"], **settings})
+
+
+def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Scores:
+    """Score a run's circuit, with some settings changed (another model, more held-out examples, another ablation).
+
+    Args:
+        changes: sections as in the configuration; what is not given stays as the run had it.
+    """
+    run = Run.open(folder)
+    circuit = Circuit.load(run.path(CIRCUIT))
+    config = {**run.config}
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, Mapping) else value
+    model = load_model(**config["model"])
+    scores = _score(model, build_task(model, config), circuit, config, progress)
+    if not changes:
+        run.write(SCORES, scores.to_dict())
+    return scores
+
+
+def write_page(folder: str | Path) -> Path:
+    """Write a run's report page from its files."""
+    run = Run.open(folder)
+    if not run.path(CIRCUIT).exists():
+        raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
+    scores = Scores.from_dict(read_json(run.path(SCORES))) if run.path(SCORES).exists() else None
+    cost = read_json(run.path(COST)) if run.path(COST).exists() else {}
+    details = {
+        "command": run.config.get("command", ""),
+        "started": run.config.get("started", ""),
+        "seconds": cost.get("seconds"),
+        "cost": {name: value for name, value in cost.items() if name != "seconds"},
+        "model": run.config["model"]["name"],
+        "task": run.config["task"],
+        "folder": str(run.folder),
+    }
+    journal = run.journal()
+    journal.close()
+    circuit = Circuit.load(run.path(CIRCUIT))
+    return write_report(run.path(PAGE), circuit=circuit, scores=scores, run=details, trace=journal.decisions)
+
+
+def _finish(run: Run, model: Model, task: Task) -> Outcome:
+    config = run.config
+    if run.path(CIRCUIT).exists():
+        circuit = Circuit.load(run.path(CIRCUIT))
+    else:
+        found = _discover(run, model, task)
+        circuit = found.circuit
+        circuit.save(run.path(CIRCUIT))
+        run.write(COST, found.cost_dict())
+    if run.path(SCORES).exists():
+        scores = Scores.from_dict(read_json(run.path(SCORES)))
+    else:
+        scores = _score(model, task, circuit, config, config.get("progress", True))
+        run.write(SCORES, scores.to_dict())
+    write_page(run.folder)
+    return Outcome(run.folder, circuit, scores)
+
+
+def _discover(run: Run, model: Model, task: Task) -> Discovery:
+    config, journal = run.config, run.journal()
+    settings = dict(_section(run, "algorithm"))
+    try:
+        return discover(
+            model,
+            task,
+            settings.pop("name"),
+            ablation=_section(run, "ablation"),
+            metric=_section(run, "metric").get("name"),
+            seed=config["seed"],
+            memory=config["memory"],
+            allow_chance=config["allow_chance"],
+            journal=journal,
+            progress=config.get("progress", True),
+            **settings,
+        )
+    finally:
+        journal.close()
+
+
+def _score(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
+    return score(
+        model,
+        task,
+        circuit,
+        ablation=dict(config["ablation"]),
+        metric=config["metric"].get("name"),
+        seed=config["seed"],
+        memory=config["memory"],
+        progress=progress,
+        **config["scoring"],
+    )
+
+
+def _section(run: Run, name: str) -> dict[str, Any]:
+    try:
+        return dict(run.config[name])
+    except (KeyError, TypeError) as error:
+        raise BadRun(f"{run.folder / 'config.json'} has no section '{name}': it is not the configuration of a run") from error
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        Run.create(folder, {})  # raises with the sentence for an existing folder

@@ -1,0 +1,138 @@
+"""Faithfulness: how much of what the full model does the circuit still does.
+
+With m the mean of the metric over a split, M the full model, C the circuit and "empty" the circuit with everything cut (for a
+head circuit: every head cut):
+
+    faithfulness  (m(C) - m(empty)) / (m(M) - m(empty)), a ratio of means over the data set, never a mean of ratios
+    ratio         m(C) / m(M)
+    difference    |m(M) - m(C)|
+    kl            KL(M || C) in nats, mean over examples
+    accuracy      share of examples whose top token is right when C runs
+
+Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratio as in Prakash et al. 2024;
+difference as in Wang et al. 2022; KL as in Conmy et al. 2023.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+
+# A denominator this close to 0, relative to the values it is the difference of, makes a ratio meaningless.
+VANISHING = 1e-6
+
+PerExample = Mapping[str, Float[np.ndarray, "B"]]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A score as a function of per-example values of the full model, the circuit and the empty circuit.
+
+    Args:
+        name: of the score.
+        metric: whose values it takes; None for the task's metric.
+        function: (full, circuit, empty), each [..., B], to the score along the last axis.
+    """
+
+    name: str
+    metric: str | None
+    function: Callable[..., Float[np.ndarray, "..."]]
+
+
+def _faithfulness(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    floor = empty.mean(axis)
+    return _divide(circuit.mean(axis) - floor, full.mean(axis) - floor)
+
+
+def _ratio(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    return _divide(circuit.mean(axis), full.mean(axis))
+
+
+def _difference(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.abs(full.mean(axis) - circuit.mean(axis))
+
+
+def _kl(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    return -circuit.mean(axis)
+
+
+def _accuracy(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    return circuit.mean(axis)
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(top) / np.asarray(bottom)
+
+
+STATISTICS = (
+    Statistic("faithfulness", None, _faithfulness),
+    Statistic("ratio", None, _ratio),
+    Statistic("difference", None, _difference),
+    Statistic("kl", "kl", _kl),
+    Statistic("accuracy", "accuracy", _accuracy),
+)
+
+
+def faithfulness_scores(
+    values: Mapping[str, Mapping[str, Float[np.ndarray, "B"]]],
+    controls: list[str],
+    *,
+    split: str,
+    metric: str,
+    ablation: str,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Score]:
+    """All scores of this file on one split.
+
+    Args:
+        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example.
+        controls: names of the random circuits in `values`.
+        ablation: label of the ablation.
+    """
+    return [_score(one, values, controls, split, metric, ablation, confidence, seed) for one in STATISTICS]
+
+
+def _score(
+    statistic: Statistic,
+    values: Mapping[str, PerExample],
+    controls: list[str],
+    split: str,
+    metric: str,
+    ablation: str,
+    confidence: float,
+    seed: int,
+) -> Score:
+    name = statistic.metric or metric
+    full, circuit, empty = (np.asarray(values[which][name], dtype=np.float64) for which in ("full", "circuit", "empty"))
+    n, why = len(full), _why_undefined(statistic.name, full, empty)
+    if why:
+        return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
+    low, high = bootstrap_interval((full, circuit, empty), statistic.function, confidence, seed)
+    note = ""
+    if statistic.name == "accuracy":
+        note = f"full model {full.mean():.3g}"
+        if circuit.min() == circuit.max() and circuit[0] in (0.0, 1.0):
+            low, high = wilson_interval(int(circuit.sum()), n, confidence)
+            note += "; all examples agree, so Wilson's interval"
+    drawn = tuple(float(statistic.function(full, np.asarray(values[one][name], np.float64), empty)) for one in controls)
+    value = float(statistic.function(full, circuit, empty))
+    return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
+
+
+def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:
+    scale = max(abs(full.mean()), abs(empty.mean()), 1e-12)
+    if name == "faithfulness" and abs(full.mean() - empty.mean()) <= VANISHING * scale:
+        return "the full model and the empty circuit score the same, so there is nothing to keep"
+    if name == "ratio" and abs(full.mean()) <= VANISHING * scale:
+        return "the full model's metric is 0"
+    return ""
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

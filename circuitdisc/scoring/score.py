@@ -1,0 +1,87 @@
+"""`score`: judge a circuit on the examples that it was found on and, above all, on those that it was not."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.tasks.base import Task
+
+SPLITS = ("train", "heldout")
+
+
+def score(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    ablation: str | Ablation | dict[str, Any] | None = None,
+    metric: str | None = None,
+    n_random: int = 20,
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> Scores:
+    """Score a circuit on both splits, with bootstrap intervals and random controls.
+
+    Args:
+        ablation: what cut edges carry; None takes what the circuit was found with. Means are those of the train split.
+        metric: None takes what the circuit was found with.
+        n_random: random circuits of equal size, kinds and layers.
+        confidence: coverage of the intervals.
+        seed: of the random circuits and the bootstrap.
+
+    Raises:
+        GraphMismatch: the circuit belongs to another architecture.
+        BadSetting: no ablation is known, or a number is out of its bounds.
+    """
+    if circuit.graph != model.graph:
+        raise GraphMismatch(
+            f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
+        )
+    if not isinstance(n_random, int) or n_random < 0 or not 0 < confidence < 1:
+        raise BadSetting(f"n_random={n_random!r} must be a whole number from 0, confidence={confidence!r} between 0 and 1")
+    cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
+    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    masks = _masks(model, circuit, n_random, seed)
+    metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
+    patching = Patching(model, cut, task.train, memory=memory)
+    scores: list[Score] = []
+    means: dict[str, dict[str, float]] = {}
+    n_steps = sum(patching.n_chunks(task.split(split)) for split in SPLITS if task.split(split)) * len(masks)
+    with progress_bar(n_steps, "score", "run", progress) as bar:
+        for split in SPLITS:
+            if not task.split(split):
+                continue
+            values = patching.evaluate(task.split(split), masks, metrics, bar.update)
+            arrays = {name: {m: v.double().cpu().numpy() for m, v in found.items()} for name, found in values.items()}
+            means[split] = {which: float(arrays[which][measure.name].mean()) for which in ("full", "circuit", "empty")}
+            scores += faithfulness_scores(
+                arrays,
+                [name for name in masks if name.startswith("random")],
+                split=split,
+                metric=measure.name,
+                ablation=cut.label,
+                confidence=confidence,
+                seed=seed,
+            )
+    n_heads = model.graph.n_layers * model.graph.n_heads
+    return Scores(circuit.n_edges, model.graph.n_edges, len(circuit.heads()), n_heads, means, tuple(scores))
+
+
+def _masks(model: Model, circuit: Circuit, n_random: int, seed: int) -> dict[str, Bool[np.ndarray, "R S"]]:
+    generator = np.random.default_rng(seed)
+    empty = Circuit.from_heads(model.graph, []) if circuit.granularity == "head" else Circuit.empty(model.graph)
+    controls = {f"random{index}": random_circuit(circuit, generator).mask for index in range(n_random)}
+    return {"full": model.graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **controls}
