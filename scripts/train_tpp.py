@@ -2,7 +2,9 @@
 
 1. Make a word-level tokenizer of the template words and the nouns.
 2. Train the base on repeated nouns and on restated facts; no text of its shows a transitive step.
-3. Fine-tune the base on 10, 30 and 50 % of one pool of TPP examples, with the loss on the answer only.
+3. Fine-tune the base on 10, 30 and 50 % of one pool of TPP examples, with the loss on the answer only. In a third of
+   the pool the chain is broken and the answer is b: without them a model answers from the template alone, saying the
+   second premise's object whether or not the chain holds.
 4. Save float16 weights, load them again, and measure every checkpoint on held-out examples.
 
 A finished stage is kept in the work folder; the same command goes on after the last one.
@@ -207,7 +209,7 @@ def fine_tuning_pool(
     return [answer_document(e, vocabulary, broken=bool(flag)) for e, flag in zip(examples, broken, strict=True)]
 
 
-def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, "Tensor"]:
+def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
     """Logits [N V] before each scored token, and those tokens [N]; causal attention never reads the right padding."""
     width = max(len(d.ids) for d in documents)
     ids_BT = torch.tensor([d.ids + [0] * (width - len(d.ids)) for d in documents])
@@ -292,7 +294,7 @@ def fine_tune(
                 yield [used[i] for i in order[start : start + batch_size]]
 
     steps = rung.epochs * -(-len(used) // batch_size)
-    seconds = train(base, batches(), steps, lr=lr, warmup=min(50, steps // 5), label=rung.name)
+    seconds = train(base, batches(), steps, lr=lr, warmup=min(50, steps // 10), label=rung.name)
     return Cost(steps, len(used), round(seconds, 1))
 
 
@@ -422,9 +424,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="documents or examples per step")
     parser.add_argument("--base-steps", type=int, default=5000, help="optimiser steps of the base")
     parser.add_argument("--base-lr", type=float, default=1e-3, help="highest learning rate of the base")
-    parser.add_argument("--pool", type=int, default=24_000, help="TPP examples in the fine-tuning pool")
-    parser.add_argument("--broken", type=float, default=0.0, help="share of the pool with a broken chain, answered by b")
-    parser.add_argument("--lr", type=float, default=3e-4, help="highest learning rate of fine-tuning")
+    parser.add_argument("--pool", type=int, default=32_000, help="TPP examples in the fine-tuning pool")
+    parser.add_argument("--broken", type=float, default=0.33, help="share of the pool with a broken chain, answered by b")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate of fine-tuning")
     parser.add_argument("--held-out", type=int, default=3000, help="TPP examples to measure on")
     parser.add_argument("--recall", type=int, default=1500, help="direct-recall prompts to measure on")
     return parser.parse_args()

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,24 @@ def test_page_shows_settings_and_run(tmp_path):
         assert words in page.words
 
 
+def test_metric_and_ablation_are_always_said(tmp_path):
+    kl = made_up_score("kl", "heldout", 0.1, metric="kl")
+    page = written(tmp_path, random_circuit(SMALL, 40), made_up_scores(made_up_score("ratio", "heldout", 0.9), kl))
+    assert "Metric: logit_diff. Cut edges carry: resample." in page.words
+    other = made_up_score("ratio", "heldout", 0.8, metric="prob_diff", ablation="zero")
+    page = written(tmp_path, random_circuit(SMALL, 40), made_up_scores(made_up_score("ratio", "heldout", 0.9), kl, other))
+    assert "Metric: logit_diff. The circuit" in page.words
+    for words in ("ratio resample 90 %", "kl resample 0.100", "ratio prob_diff, zero 80 %"):
+        assert words in page.words
+
+
+def test_model_and_task_may_be_settings(tmp_path):
+    run = {"model": {"name": "gpt2", "dtype": "float32"}, "task": {"name": "greater_than", "n": 100}}
+    page = written(tmp_path, random_circuit(SMALL, 40), run=run)
+    for words in ("Circuit for greater_than in gpt2", "Model settings name: gpt2 dtype: float32", "n: 100"):
+        assert words in page.words
+
+
 def test_hostile_names_stay_text(tmp_path):
     hostile = Provenance(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE, HOSTILE, {"x": HOSTILE}, 0, {HOSTILE: HOSTILE})
     circuit = random_circuit(SMALL, 40).with_provenance(hostile)
@@ -209,6 +228,11 @@ def test_report_writes_a_folder(tmp_path):
     assert Circuit.load(path.with_name("circuit.json")) == found.circuit
     assert Scores.from_dict(json.loads(path.with_name("scores.json").read_text())) == USUAL
     assert "forward passes: 321" in Page(path.read_text("utf-8")).words
+
+
+def test_the_package_can_be_called_like_its_function(tmp_path):
+    package = import_module("circuitdisc.report")
+    assert package(MadeUpDiscovery(random_circuit(SMALL, 4)), None, tmp_path / "out").exists()  # type: ignore[operator]  # by design
 
 
 def test_report_into_a_file_is_a_sentence(tmp_path):
@@ -301,7 +325,7 @@ def test_node_hover_lists_inputs_and_readers():
     assert "q reads 9: input, a0.h0" in text
     assert "…" in text
     assert "k reads nothing" in text
-    assert "into logits: 1: logits" in text
+    assert "out into logits, 1: logits" in text
 
 
 def test_head_circuit_is_a_grid(tmp_path):
@@ -328,7 +352,8 @@ def test_controls_figure_needs_controls():
         ([{"edge": "x"}], None),
         ([{"metric": float("nan")}, {"metric": None}], None),
         ([{"kept": True}, {"kept": False}, {"head": "a0.h0"}], 1),
-        ([{"kept": np.True_, "metric": 1.0, "layer": 3}, {"kept": False, "metric": None}, {"metric": "1"}], 5),
+        ([{"kept": np.True_, "metric": 1.0, "layer": 3}, {"kept": False, "metric": None}, {"metric": "1"}], 4),
+        ([{"kept": True, "metric": 0.5}, {"dead": "a1.h1<q>", "edges": 3}], 3),
         ([{"kept": True, "metric": 0.5}] * 2000, 2),
     ],
 )

@@ -33,7 +33,7 @@ class Model:
     graph: ComputationGraph
     cut: Components | HookedModel
     module: nn.Module = field(repr=False)
-    own_logits: Callable[[Int[Tensor, "B T"], Tensor, "Tensor"], Float[Tensor, "B T V"]] = field(repr=False)
+    own_logits: Callable[[Int[Tensor, "B T"], Tensor, Tensor], Float[Tensor, "B T V"]] = field(repr=False)
     tokenizer: Any
     d_vocab: int
     d_vocab_out: int

@@ -3,11 +3,13 @@
 Plotly and Jinja2 are imported when something is drawn, not before.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -81,6 +83,16 @@ def _as_mapping(cost: Any) -> dict[str, Any]:
     if isinstance(cost, Mapping):
         return dict(cost)
     return asdict(cost) if is_dataclass(cost) and not isinstance(cost, type) else {}
+
+
+class _CallableModule(ModuleType):
+    """`circuitdisc.report` names this package and the function in it; whichever a user gets hold of, it can be called."""
+
+    def __call__(self, found: Found, scores: "Scores | None", out: str | PathLike[str]) -> Path:
+        return report(found, scores, out)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 def __getattr__(name: str) -> Any:

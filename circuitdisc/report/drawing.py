@@ -207,7 +207,7 @@ def node_hover(circuit: Circuit, node: Node) -> str:
         for kind in KIND_COLOURS:
             names = [receiver.node.name for receiver in read_by if receiver.kind == kind]
             if names:
-                lines.append(f"{KIND_WORDS[kind]}: {_listing(names)}")
+                lines.append(f"out {KIND_WORDS[kind]}, {_listing(names)}")
         if not read_by:
             lines.append("no edge out")
     return "<br>".join(lines)

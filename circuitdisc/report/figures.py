@@ -125,7 +125,15 @@ def _add_metric(figure: go.Figure, trace: Sequence[Mapping[str, Any]], values: S
     at = np.arange(1, len(values) + 1)
     gaps = np.array([np.nan if value is None else value for value in values])
     figure.add_scatter(
-        x=at, y=gaps, mode="lines", line={"color": GRID, "width": 1}, hoverinfo="skip", showlegend=False, row=1, col=1
+        x=at,
+        y=gaps,
+        mode="lines",
+        line={"color": GRID, "width": 1},
+        connectgaps=True,  # some decisions are taken without a run
+        hoverinfo="skip",
+        showlegend=False,
+        row=1,
+        col=1,
     )
     if len(values) > _DOTS_AT_MOST:
         return
@@ -135,7 +143,9 @@ def _add_metric(figure: go.Figure, trace: Sequence[Mapping[str, Any]], values: S
         (False, RANDOM_COLOUR, "circle-open", "cut"),
         (None, INK, "circle", "not decided"),
     ):
-        chosen = np.array([_kept(step) is kept for step in trace], dtype=bool)
+        chosen = np.array(
+            [_kept(step) is kept and value is not None for step, value in zip(trace, values, strict=True)], dtype=bool
+        )
         if chosen.any():
             figure.add_scatter(
                 x=at[chosen],

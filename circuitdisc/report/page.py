@@ -30,9 +30,10 @@ LISTED_AT_MOST = 2000
 
 _MEANINGS = {
     "faithfulness": "(circuit − empty) / (full − empty), of the means: 100 % is the full model, 0 % the empty circuit",
-    "ratio": "circuit / full, of the metric's means",
-    "accuracy": "share of examples on which the circuit prefers the right answer",
-    "kl": "divergence of the circuit's answer from the full model's: 0 is equal, lower is better",
+    "ratio": "circuit / full, of the means",
+    "difference": "|full − circuit|, of the means: 0 is equal",
+    "accuracy": "share of examples whose most likely token is right when only the circuit runs",
+    "kl": "divergence of the circuit's answer from the full model's, in nats: 0 is equal",
     "completeness": "how far cutting parts of the circuit differs from cutting them in the full model: lower is better",
     "minimality": "how much the metric changes when one part of the circuit is cut",
 }
@@ -82,7 +83,7 @@ def write_report(
     """
     path = Path(path)
     came_from = circuit.provenance
-    model, task = (str(run.get(key) or getattr(came_from, key)) for key in ("model", "task"))
+    model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -150,17 +151,21 @@ def _splits(scores: Scores | None) -> list[str]:
     return known + [split for split in found if split not in known]
 
 
+def _main_metric(scores: Scores | None) -> str:
+    """The metric that the scores are about: the first that is not itself the score (as `kl` and `accuracy` are)."""
+    return next((score.metric for score in (scores.scores if scores else ()) if score.metric != score.name), "")
+
+
+def _ablations(scores: Scores | None) -> set[str]:
+    return {score.ablation for score in (scores.scores if scores else ())}
+
+
 def _judged_by(scores: Scores | None) -> str:
-    """The metric and the ablation, if all scores share them."""
-    rows = scores.scores if scores else ()
-    parts = []
-    for word, values in (
-        ("Metric: ", {score.metric for score in rows}),
-        ("Cut edges carry: ", {score.ablation for score in rows}),
-    ):
-        if len(values) == 1 and (value := values.pop()):
-            parts.append(f"{word}{value}.")
-    return " ".join(parts)
+    """The metric, and the ablation if all scores share it."""
+    metric, ablations = _main_metric(scores), _ablations(scores)
+    words = [f"Metric: {metric}."] if metric else []
+    words += [f"Cut edges carry: {ablation}." for ablation in ablations if ablation and len(ablations) == 1]
+    return " ".join(words)
 
 
 def _score_rows(scores: Scores | None) -> list[dict[str, Any]]:
@@ -170,14 +175,19 @@ def _score_rows(scores: Scores | None) -> list[dict[str, Any]]:
         rows.setdefault((score.name, score.metric, score.ablation), {})[score.split] = score
     table = []
     for (name, metric, ablation), by_split in rows.items():
-        notes = {split: score.note for split, score in by_split.items() if score.note and is_number(score.value)}
-        if len(notes) == len(by_split) and len(set(notes.values())) == 1:
-            note = next(iter(notes.values()))
-        else:
-            note = "; ".join(f"{SPLIT_WORDS.get(split, split)}: {text}" for split, text in notes.items())
+        apart = [metric] if metric not in (name, _main_metric(scores)) else []
+        apart += [ablation] if len(_ablations(scores)) > 1 else []
         cells = {split: _score_cell(score) for split, score in by_split.items()}
-        table.append({"name": name, "metric": metric, "ablation": ablation, "cells": cells, "note": note})
+        table.append({"name": name, "apart": ", ".join(apart), "cells": cells, "note": _note(by_split)})
     return table
+
+
+def _note(by_split: Mapping[str, Score]) -> str:
+    """The notes of a row's scores: once if they are all the same. That of an undefined score stands in its cell."""
+    notes = {split: score.note for split, score in by_split.items() if score.note and is_number(score.value)}
+    if len(notes) == len(by_split) and len(set(notes.values())) == 1:
+        return next(iter(notes.values()))
+    return "; ".join(f"{SPLIT_WORDS.get(split, split)}: {text}" for split, text in notes.items())
 
 
 def _score_cell(score: Score) -> dict[str, str]:
@@ -227,12 +237,20 @@ def _settings(circuit: Circuit, run: Mapping[str, Any], model: str, task: str) -
         "cost": {name: number(value) if isinstance(value, float) else value for name, value in cost.items()},
         "versions": came_from.versions,
     }
-    shown = {"model", "task", "command", "started", "seconds", "cost"}
-    known |= {str(key).replace("_", " "): value for key, value in run.items() if key not in shown}
+    shown = {"command", "started", "seconds", "cost"}
+    shown |= {key for key in ("model", "task") if not isinstance(run.get(key), Mapping)}
+    for key, value in run.items():
+        if key not in shown:
+            known[f"{key} settings" if key in known else str(key).replace("_", " ")] = value
     for name, value in known.items():
         text = _words(value)
         if text:
             yield name, text
+
+
+def _name(value: Any) -> str:
+    """The name of a model or task that is given by name or as its settings."""
+    return str((value.get("name") if isinstance(value, Mapping) else value) or "")
 
 
 def _words(value: Any) -> str:

@@ -157,7 +157,7 @@ def collate(examples: Sequence[Example], padding_side: str = "right", device: to
     )
 
 
-def _pad_columns(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, "Tensor"]:
+def _pad_columns(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     width = max((len(row) for row in rows), default=0)
     padded = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
