@@ -294,7 +294,7 @@ def fine_tune(
                 yield [used[i] for i in order[start : start + batch_size]]
 
     steps = rung.epochs * -(-len(used) // batch_size)
-    seconds = train(base, batches(), steps, lr=lr, warmup=min(50, steps // 10), label=rung.name)
+    seconds = train(base, batches(), steps, lr=lr, warmup=min(50, steps // 5), label=rung.name)
     return Cost(steps, len(used), round(seconds, 1))
 
 

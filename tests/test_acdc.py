@@ -1,0 +1,218 @@
+"""ACDC decides edge for edge as the straightforward sequential walk, whatever the batch size of the speculation."""
+
+import numpy as np
+import pytest
+import torch
+from examples import random_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import model_of
+from reference import masked_metric
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.acdc import acdc
+from circuitdisc.discovery.base import SearchContext
+from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.metrics import METRICS
+from circuitdisc.patching.engine import Patching
+from circuitdisc.runs import Journal
+
+
+def sequential_acdc(model, task, ablation, metric, threshold, *, relative=False, two_sided=False, measure=masked_metric):
+    """Algorithm 1 of Conmy et al. 2023, one whole-model run for each edge. Returns the mask and (edge, kept) decisions."""
+    graph, metric = model.graph, METRICS[metric]
+    chunks = Patching(model, ablation, task.train).hold(task.train)
+    mask = graph.edge_mask.copy()
+    current = measure(model, chunks, mask, metric)
+    decisions = []
+    for receiver in reversed(range(graph.n_receivers)):
+        node = graph.receivers[receiver].node
+        if node.kind != "logits" and not mask[:, graph.sender_index[node.name]].any():
+            mask[receiver] = False
+            continue
+        for sender in reversed(range(int(graph.n_upstream[receiver]))):
+            mask[receiver, sender] = False
+            new = measure(model, chunks, mask, metric)
+            change = abs(current - new) if two_sided else current - new
+            keep = not change < (threshold * abs(current) if relative else threshold)
+            if keep:
+                mask[receiver, sender] = True
+            else:
+                current = new
+            decisions.append((graph.edge_name(receiver, sender), keep))
+    return mask, decisions
+
+
+def decided(found):
+    return [(line["edge"], line["kept"]) for line in found.trace if "edge" in line]
+
+
+def context(metric="logit_diff", **more):
+    return SearchContext(metric=metric, **more)
+
+
+@pytest.mark.parametrize("family", ["attention_only", "bidirectional", "parallel", "rms_rotary_grouped"])
+@settings(max_examples=6, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["zero", "mean", "resample"]),
+    metric=st.sampled_from(["logit_diff", "kl", "log_prob", "prob_diff"]),
+    threshold=st.sampled_from([0.001, 0.01, 0.1]),
+    relative=st.booleans(),
+    two_sided=st.booleans(),
+    speculation=st.sampled_from([None, 1, 3, 64]),
+)
+def test_same_decisions_as_the_sequential_walk(family, seed, kind, metric, threshold, relative, two_sided, speculation):
+    model = model_of(family)
+    task = random_task(model, n=3, seed=seed)
+    rule = {"threshold": threshold, "relative": relative, "two_sided": two_sided}
+    found = acdc(model, task, Ablation(kind), context(metric), speculation=speculation, **rule)
+    mask, decisions = sequential_acdc(model, task, Ablation(kind), metric, **rule)
+    assert decided(found) == decisions
+    assert found.circuit == Circuit(model.graph, mask).prune()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("first_change", [1, 4])
+def test_same_decisions_on_real_architectures(family, first_change):
+    """With prompts that differ early, and late: positions before the first difference are not run again."""
+    model = model_of(family)
+    from examples import random_examples
+
+    from circuitdisc.tasks.base import Task
+
+    task = Task("random", tuple(random_examples(model, 3, 5, first_change)), ())
+    found = acdc(model, task, Ablation("resample"), context(), threshold=0.003)
+    mask, decisions = sequential_acdc(model, task, Ablation("resample"), "logit_diff", 0.003)
+    assert decided(found) == decisions
+    assert 0 < found.circuit.n_edges
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("metric", ["logit_diff", "kl"])
+def test_same_decisions_on_the_shipped_model(lightweight, kind, metric, relative):
+    """Every edge of the shipped model, against whole-model runs that reuse nothing."""
+    import circuitdisc as cd
+
+    task = cd.load_task("tpp", lightweight, n=4, n_heldout=4)
+    threshold = {"logit_diff": 0.5, "kl": 0.05}[metric] if not relative else 0.2
+    found = acdc(lightweight, task, Ablation(kind), context(metric), threshold=threshold, relative=relative)
+    mask, decisions = sequential_acdc(
+        lightweight, task, Ablation(kind), metric, threshold, relative=relative, measure=whole_model_metric
+    )
+    assert decided(found) == decisions
+    for speculation in (1, 7):
+        again = acdc(
+            lightweight,
+            task,
+            Ablation(kind),
+            context(metric),
+            threshold=threshold,
+            relative=relative,
+            speculation=speculation,
+        )
+        assert decided(again) == decisions
+
+
+def whole_model_metric(model, chunks, mask, metric):
+    """The masked run of tests/reference.py with all heads of a layer at once (GPT-2 alone), for models of real size."""
+    values = [chunk.batch.per_example(metric(dense_run(model, chunk, mask), chunk.labels)) for chunk in chunks]
+    return float(torch.cat(values).mean())
+
+
+def dense_run(model, chunk, mask):
+    spec, weights, graph, batch = model.cut.spec, model.cut.weights, model.graph, chunk.batch
+    keep = torch.as_tensor(mask).to(chunk.clean)
+    ablated = chunk.ablated.expand_as(chunk.clean)
+    live = torch.zeros_like(chunk.clean)
+    constant = torch.zeros(spec.d_model, dtype=model.dtype)
+    live[0] = chunk.clean[0]
+
+    def read(receivers):
+        n = int(graph.n_upstream[receivers[0]])
+        kept = keep[receivers, :n]
+        return constant + torch.einsum("rs,sbtd->rbtd", kept, live[:n]) + torch.einsum(
+            "rs,sbtd->rbtd", 1 - kept, ablated[:n]
+        )  # fmt: skip
+
+    def norm(x, w):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], w.scale, w.shift, spec.eps)
+
+    length = batch.clean.shape[1]
+    reach = torch.ones(length, length, dtype=torch.bool).tril() & batch.is_token[:, None, :] | torch.eye(length).bool()
+    for layer, block in enumerate(weights.layers):
+        q, k, v = (
+            torch.einsum("hbtd,hdk->hbtk", norm(read([graph.receiver_index[f"a{layer}.h{h}<{i}>"] for h in range(8)]),
+                                                block.norm_attention), W) + b[:, None, None]
+            for i, W, b in (("q", block.W_Q, block.b_Q), ("k", block.W_K, block.b_K), ("v", block.W_V, block.b_V))
+        )  # fmt: skip
+        scores = (q @ k.transpose(-1, -2)) * spec.attn_scale[layer]
+        z = scores.masked_fill(~reach, -torch.inf).softmax(-1) @ v
+        first = graph.sender_index[f"a{layer}.h0"]
+        live[first : first + 8] = torch.einsum("hbtk,hkd->hbtd", z, block.W_O)
+        constant = constant + block.b_O
+        x = norm(read([graph.receiver_index[f"m{layer}"]]), block.norm_mlp)[0]
+        hidden = torch.nn.functional.gelu(x @ block.W_in + block.b_in, approximate="tanh")
+        live[first + 8] = hidden @ block.W_out + block.b_out
+    final = norm(read([graph.n_receivers - 1]), weights.norm_final)[0] @ weights.W_U
+    return final[batch.read_example, batch.read_position]
+
+
+def test_hook_based_models_decide_the_same():
+    fast, slow = model_of("gpt2"), model_of("gpt2", components="hooks")
+    task = random_task(fast, n=3)
+    runs = [acdc(model, task, Ablation("resample"), context(), threshold=0.01) for model in (fast, slow)]
+    assert decided(runs[0]) == decided(runs[1])
+
+
+@pytest.mark.parametrize("order", ["ascending", "random"])
+def test_order_is_followed(order):
+    model = model_of("attention_only")
+    found = acdc(model, random_task(model), Ablation("zero"), context(seed=3), threshold=0.01, order=order)
+    edges = [line["edge"] for line in found.trace if line.get("edge", "").endswith("->logits")]
+    senders = [model.graph.sender_index[edge.split("->")[0]] for edge in edges]
+    if order == "ascending":
+        assert senders == sorted(senders)
+    else:
+        assert senders == np.random.default_rng([3, model.graph.n_receivers - 1]).permutation(len(senders)).tolist()
+
+
+@pytest.mark.parametrize("cut_at", [1, 30, 100, 10_000])
+def test_resumes_to_the_same_circuit_and_journal(tmp_path, cut_at):
+    model = model_of("bidirectional", torch.float32)
+    task = random_task(model)
+    whole = Journal(tmp_path / "whole.jsonl")
+    first = acdc(model, task, Ablation("mean"), context(journal=whole), threshold=0.02)
+    text = (tmp_path / "whole.jsonl").read_text()
+    (tmp_path / "killed.jsonl").write_text(text[: cut_at * 20])
+    again = acdc(model, task, Ablation("mean"), context(journal=Journal(tmp_path / "killed.jsonl")), threshold=0.02)
+    assert again.circuit == first.circuit
+    assert (tmp_path / "killed.jsonl").read_text() == text
+
+
+def test_a_lower_threshold_never_costs_more_metric_than_it_allows():
+    model = model_of("no_norm")
+    task = random_task(model)
+    found = acdc(model, task, Ablation("mean"), context(), threshold=0.05)
+    tested = [line for line in found.trace if "edge" in line]
+    cut = [line["metric"] for line in tested if not line["kept"]]
+    falls = -np.diff(cut)
+    assert (falls < 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"threshold": "a"}, BadSetting),
+        ({"threshold": float("nan")}, BadSetting),
+        ({"threshold": -1.0}, BadSetting),
+        ({"order": "descnding"}, UnknownName),
+        ({"speculation": 0}, BadSetting),
+    ],
+)
+def test_bad_settings_get_a_sentence(setting, error):
+    model = model_of("attention_only")
+    with pytest.raises(error, match=next(iter(setting))):
+        acdc(model, random_task(model), Ablation("zero"), context(), **setting)
