@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import networkx as nx
 import numpy as np
@@ -264,11 +264,15 @@ class Circuit:
         try:
             if data["format"] != FORMAT:
                 raise BadFile(f"not a circuit: format is {data['format']!r}, {FORMAT!r} was expected")
+            if data["granularity"] not in get_args(Granularity):
+                raise BadFile(
+                    f"not a circuit: granularity is {data['granularity']!r}, not one of {', '.join(get_args(Granularity))}"
+                )
             graph = ComputationGraph(**data["graph"])
             circuit = cls.from_edges(graph, data["edges"])
             provenance = Provenance(**data["provenance"])
             return replace(circuit, provenance=provenance, granularity=data["granularity"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise BadFile(f"not a circuit: missing or malformed key {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """Reading and writing files so that nothing is half-written and every failure is a sentence."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this, too
+            beside.unlink(missing_ok=True)
         raise BadRun(f"cannot write {path}: {error.strerror}. Free some space or choose another folder") from error
 
 

@@ -46,8 +46,8 @@ class Journal:
         self.lines: list[dict[str, Any]] = []
         self._file = None
         if path is not None:
-            self.lines = _read_up_to_last_mark(path)
             try:
+                self.lines = _read_up_to_last_mark(path)
                 _truncate(path, self.lines)
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
@@ -96,9 +96,12 @@ def _read_up_to_last_mark(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break  # the line that was being written when the run was killed
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     last = max((index for index, line in enumerate(lines) if MARK in line), default=-1)
     return lines[: last + 1]
 
@@ -152,6 +155,8 @@ class Run:
             config = read_json(path / "config.json")
         except BadFile as error:
             raise BadRun(f"{path} is not a run: {error}") from error
+        if not isinstance(config, dict):
+            raise BadRun(f"{path} is not a run: {path / 'config.json'} holds no settings")
         return cls(path, config)
 
     def journal(self) -> Journal:

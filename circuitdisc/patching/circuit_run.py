@@ -26,10 +26,10 @@ class NodeState:
         inputs: receiver index -> what it reads. [1, B, T, D]
         qkv: receiver index -> the head's query, key or value. [1, B, T, K]
         patterns: sender index of a head -> its attention pattern. [1, B, T, T2]
-        values: what every live sender writes. [S, B, T, D]
+        values: sender index -> what it writes, for live senders. [B, T, D]
     """
 
-    values: Float[Tensor, "S B T D"]
+    values: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict)
     inputs: dict[int, Float[Tensor, "1 B T D"]] = field(default_factory=dict)
     qkv: dict[int, Float[Tensor, "1 B T K"]] = field(default_factory=dict)
     patterns: dict[int, Float[Tensor, "1 B T T2"]] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class CircuitRun:
         self.record_from = graph.n_receivers if record_from is None else record_from
         self.live_senders, self.live_receivers = live_senders(graph, mask), live_receivers(graph, mask)
         self.unchanged = _unchanged_senders(graph, mask)
-        self.state = NodeState(torch.zeros_like(chunk.clean))
+        self.state = NodeState()
         self.node_evaluations = 0
-        self._difference = torch.zeros_like(chunk.clean)  # live - ablated, of the senders run so far
+        self._difference: dict[int, Float[Tensor, "B T D"]] = {}  # live - ablated, of the senders run so far
         self._run()
 
     @property
@@ -85,9 +85,12 @@ class CircuitRun:
         """What receivers at the same place in the residual stream read. Equal rows of the mask are added up once."""
         n_upstream = int(self.graph.n_upstream[receivers[0]])
         rows, inverse = np.unique(self.mask[receivers, :n_upstream], axis=0, return_inverse=True)
-        weights = torch.from_numpy(rows).to(self._difference)
-        base = constant + self.chunk.ablated[:n_upstream].sum(0)
-        read = base + torch.einsum("ns,sbtd->nbtd", weights, self._difference[:n_upstream])
+        read = (constant + self.chunk.ablated_before(n_upstream)).expand(len(rows), *self.chunk.clean.shape[1:])
+        kept = np.flatnonzero(rows.any(axis=0))
+        if len(kept):
+            differences = torch.stack([self._difference[int(sender)] for sender in kept])
+            weights = torch.from_numpy(rows[:, kept]).to(differences)
+            read = read + torch.einsum("ns,sbtd->nbtd", weights, differences)
         which = inverse.reshape(-1)
         for row, receiver in zip(which, receivers, strict=True):
             if receiver >= self.record_from or receiver == self.graph.n_receivers - 1:

@@ -25,14 +25,14 @@ from circuitdisc.patching.prepared import Chunk
 
 @dataclass
 class _Trial:
-    """New values of everything that the tried cuts change; the keys are those of `NodeState`."""
+    """What the tried cuts change: new inputs, q, k, v and patterns, and the change of what senders write."""
 
     receiver: int
     senders: list[int]
     inputs: dict[int, Float[Tensor, "C B T D"]] = field(default_factory=dict)
     qkv: dict[int, Float[Tensor, "C B T K"]] = field(default_factory=dict)
     patterns: dict[int, Float[Tensor, "C B T T2"]] = field(default_factory=dict)
-    values: dict[int, Float[Tensor, "C B T D"]] = field(default_factory=dict)
+    changes: dict[int, Float[Tensor, "C B T D"]] = field(default_factory=dict)
 
 
 class IncrementalRemoval:
@@ -63,8 +63,8 @@ class IncrementalRemoval:
     def try_cuts(self, receiver: int, senders: list[int]) -> Float[Tensor, "C N D"]:
         """The final residual at the readings for every prefix of the cuts: row i has edges 0..i into `receiver` cut."""
         trial = _Trial(receiver, senders)
-        live, ablated = self.state.values[senders], self._ablated(senders)
-        cuts = (ablated - live)[:, :, self.start :].cumsum(0)
+        live = torch.stack([self.state.values[sender][:, self.start :] for sender in senders])
+        cuts = (self._ablated(senders) - live).cumsum(0)
         trial.inputs[receiver] = self.state.inputs[receiver][:, :, self.start :] + cuts
         self._propagate(trial)
         self._trial = trial
@@ -88,8 +88,10 @@ class IncrementalRemoval:
             self.state.qkv[receiver] = self._full(self.state.qkv[receiver], new[row])
         for sender, new in trial.patterns.items():
             self.state.patterns[sender] = self._full(self.state.patterns[sender], new[row])
-        for sender, new in trial.values.items():
-            self.state.values[sender, :, self.start :] = new[row.start]
+        for sender, change in trial.changes.items():
+            value = self.state.values[sender].clone()
+            value[:, self.start :] += change[row.start]
+            self.state.values[sender] = value
 
     def drop(self, receivers: list[int]) -> None:
         """Cut every edge into these receivers, whose node no longer reaches `logits`: nothing that is read changes."""
@@ -112,16 +114,15 @@ class IncrementalRemoval:
                 self._change_input(trial, receiver)
             if any(receiver in trial.inputs for receiver in receivers):
                 new = self._run_mlp(trial, node) if node.kind == "mlp" else self._run_head(trial, node)
-                trial.values[sender] = new
+                trial.changes[sender] = new - self.state.values[sender][:, self.start :]
         self._change_input(trial, graph.n_receivers - 1)
 
     def _change_input(self, trial: _Trial, receiver: int) -> None:
         """Add the changes of the kept senders of `receiver` to what it reads."""
-        for sender, new in trial.values.items():
+        for sender, change in trial.changes.items():
             if self.mask[receiver, sender]:
-                change = new - self.state.values[sender, :, self.start :]
                 if receiver in trial.inputs:
-                    trial.inputs[receiver] = trial.inputs[receiver] + change
+                    trial.inputs[receiver].add_(change)
                 else:
                     trial.inputs[receiver] = self.state.inputs[receiver][:, :, self.start :] + change
 
@@ -156,7 +157,8 @@ class IncrementalRemoval:
     # --- shapes ------------------------------------------------------------------------------------------------------
 
     def _ablated(self, senders: list[int]) -> Float[Tensor, "n B T D"]:
-        return self.chunk.ablated[senders]
+        ablated = self.chunk.ablated[senders]
+        return ablated if ablated.shape[2] == 1 else ablated[:, :, self.start :]
 
     def _full(self, old: Float[Tensor, "1 B T X"], new: Float[Tensor, "C B T X"]) -> Float[Tensor, "C B T X"]:
         """`new` with the untouched positions before `start` put in front."""

@@ -4,11 +4,12 @@ Shape letters: S senders, B examples, T positions, D residual width, N readings,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.errors import BadSetting, BadTask
@@ -40,6 +41,13 @@ class Chunk:
     labels: Labels
     start: int
     ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
+    _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
+
+    def ablated_before(self, n_senders: int) -> Float[Tensor, "B T D"]:
+        """Sum of the first senders' ablated values: what a receiver behind them reads when all its edges are cut."""
+        if n_senders not in self._ablated_sums:
+            self._ablated_sums[n_senders] = self.ablated[:n_senders].sum(0)
+        return self._ablated_sums[n_senders]
 
     def metric_labels(self, metric: Metric) -> Labels:
         """The labels as `metric` wants them: columns of the vocabulary, or positions among the answers' columns."""
@@ -59,13 +67,15 @@ def fit_means(model: Model, ablation: Ablation, examples: Sequence[Example], chu
     wants_pattern = ablation.target == "pattern"
     if wants_pattern and ablation.scope == "dataset":
         raise BadSetting("an attention pattern has no average over positions: use ablation.scope=group or position")
+    longest = max(len(example) for example in examples)
     for batch in _batches(model, examples, chunk_size):
         tokens = _ablating_tokens(ablation, batch)
         run = uncut_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
         table.senders.add(run.senders, batch.position_ids, batch.is_token, batch.groups)
         for layer, pattern in run.patterns.items():
             means = table.patterns.setdefault(layer, Means(ablation.scope))
-            means.add(pattern, batch.position_ids, batch.is_token, batch.groups)
+            wide = functional.pad(pattern, (0, longest - pattern.shape[-1]))  # as wide in every chunk
+            means.add(wide, batch.position_ids, batch.is_token, batch.groups)
     return table
 
 
@@ -141,7 +151,9 @@ def _ablated_patterns(
         pattern = table.values(batch.position_ids, batch.groups, clean.senders.dtype)
         if pattern.shape[-1] < length:
             raise BadTask(f"a prompt of {length} tokens is longer than any that the attention patterns were averaged over")
-        found[layer] = pattern[..., :length]
+        # column j of the average is the key's position in its own prompt
+        keys = batch.position_ids[None, :, None, :].expand(pattern.shape[0], -1, length, -1)
+        found[layer] = pattern.expand(-1, batch.n_examples, -1, -1).gather(-1, keys) * batch.is_token[None, :, None, :]
     return found
 
 

@@ -1,8 +1,8 @@
 """What must hold of every example before a model sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from circuitdisc.errors import BadTask, CircuitdiscError
+from circuitdisc.errors import BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.tasks.base import Example
 from circuitdisc.tasks.model import TaskModel
 
@@ -16,6 +16,22 @@ def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> No
         return
     more = len(distinct) - SHOWN
     raise error("\n".join(distinct[:SHOWN]) + (f"\n... and {more} more" if more > 0 else ""))
+
+
+def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[str]) -> list[str]:
+    """The names a setting lists, one being enough; all that are known if it is None.
+
+    Raises:
+        UnknownName: one of them is not known.
+        BadSetting: the setting is not a list of names, or an empty one.
+    """
+    names = list(known) if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not names:
+        raise BadSetting(f"{given!r} is not a list of names ({kind}): leave it out, or give some of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise UnknownName(kind, str(name), known)
+    return list(dict.fromkeys(names))
 
 
 def resolve_position(position: int, length: int) -> int:

@@ -58,20 +58,29 @@ def encode_examples(
 def encode_fitting(
     texts: Sequence[TextExample],
     tokenizer: "PreTrainedTokenizerBase | None",
+    n: int,
     *,
     first_token: bool = False,
     prepend_bos: bool | None = None,
 ) -> list[Example]:
-    """As `encode_examples`, but texts that cannot be used are left out.
+    """As `encode_examples`, but texts that cannot be used are left out, and it stops after `n` that can.
 
     Raises:
         BadTask: there is no tokenizer, or not one text can be used.
         BadSetting: as `encode_examples`.
     """
-    outcomes = list(_encode_each(texts, tokenizer, first_token, prepend_bos, None, None))
-    examples = [outcome for outcome in outcomes if isinstance(outcome, Example)]
+    examples: list[Example] = []
+    problems: list[str] = []
+    for start in range(0, len(texts), n):
+        for outcome in _encode_each(texts[start : start + n], tokenizer, first_token, prepend_bos, None, None):
+            if isinstance(outcome, Example):
+                examples.append(outcome)
+            else:
+                problems.append(outcome)
+        if len(examples) >= n:
+            return examples[:n]
     if not examples:
-        raise_problems([outcome for outcome in outcomes if isinstance(outcome, str)], BadTask)
+        raise_problems(problems, BadTask)
     return examples
 
 
@@ -83,14 +92,17 @@ def special_prefix(tokenizer: "PreTrainedTokenizerBase | None", prepend_bos: boo
         prepend_bos: True for the BOS token, False for none, None for what the tokenizer does by itself.
 
     Raises:
-        BadSetting: a BOS token is asked for and the tokenizer has none.
+        BadSetting: a BOS token is asked for and there is none, or the value is none of the three.
     """
+    if prepend_bos not in (None, True, False):
+        raise BadSetting(f"prepend_bos={prepend_bos!r} cannot be used: give true, false, or leave it out")
     if prepend_bos is False or (tokenizer is None and not prepend_bos):
         return ()
-    if tokenizer is None or (prepend_bos and tokenizer.bos_token_id is None):
-        raise BadSetting("prepend_bos=true, but the tokenizer has no BOS token: leave prepend_bos out")
-    if prepend_bos:
-        return (int(tokenizer.bos_token_id),)
+    bos = None if tokenizer is None else tokenizer.bos_token_id
+    if tokenizer is None or (prepend_bos and not isinstance(bos, int)):
+        raise BadSetting("prepend_bos=true, but there is no BOS token: leave prepend_bos out")
+    if prepend_bos and isinstance(bos, int):
+        return (bos,)
     probe = "a"
     plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
     full = tokenizer(probe)["input_ids"]
@@ -144,9 +156,9 @@ def _encode_all(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> d
     unique = list(dict.fromkeys(texts))
     if not unique:
         return {}
-    # Each text ends where its own tokens end, so truncation and the length warning have no place here.
-    batch = tokenizer(unique, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    spans = batch["offset_mapping"] if tokenizer.is_fast else [None] * len(unique)
+    has_spans = bool(tokenizer.is_fast)
+    batch = tokenizer(unique, add_special_tokens=False, return_offsets_mapping=has_spans, verbose=False)
+    spans = batch["offset_mapping"] if has_spans else [None] * len(unique)
     return {text: _Encoded(ids, span) for text, ids, span in zip(unique, batch["input_ids"], spans, strict=True)}
 
 
@@ -179,6 +191,11 @@ def _encode_each(
             yield encoder.example(text, -1 if positions is None else positions[index])
         except BadTask as problem:
             yield f"{label}: {problem}"
+    if encoder.run_together:
+        warnings.warn(
+            f"{len(encoder.run_together)} answers follow their prompt without a space, the first one as "
+            f"{encoder.run_together[0]!r}: begin an answer with a space if one is meant"
+        )
 
 
 class _TextEncoder:
@@ -194,6 +211,7 @@ class _TextEncoder:
         self.tokenizer = tokenizer
         self.first_token = first_token
         self.prefix = prefix
+        self.run_together: list[str] = []  # where an answer makes one word with the end of its prompt
         answers = {answer for text in texts for answer in (*text.answers, *text.wrong)}
         prompts = [prompt for text in texts for prompt in (text.clean, text.corrupted) if prompt is not None]
         self.encoded = _encode_all([*prompts, *answers, *(f" {answer}" for answer in answers)], tokenizer)
@@ -215,7 +233,9 @@ class _TextEncoder:
     def example(self, text: TextExample, position: int) -> Example:
         clean = self.prompt_ids(text.clean, "clean")
         corrupted = None if text.corrupted is None else self.prompt_ids(text.corrupted, "corrupted")
-        position = resolve_position(position, len(clean)) if clean else 0
+        if not clean:
+            raise BadTask("the clean prompt has no tokens: give it at least one")
+        position = resolve_position(position, len(clean))
         context = self.text_up_to(text.clean, position - len(self.prefix))
         if not text.answers:
             raise BadTask("there is no answer: give one")
@@ -251,6 +271,9 @@ class _TextEncoder:
         """The token that scores an answer: what follows the context when both are encoded together."""
         joined = context + self.glued(answer)
         before, after = self.look_up(context).ids, self.look_up(joined).ids
+        seam = joined[len(context) - 1 : len(context) + 1]
+        if context and seam.isascii() and seam.isalpha():
+            self.run_together.append(joined[-30:])
         alone = self.look_up(answer)
         if (word := _unknown_word(answer, alone, self.tokenizer)) is not None:
             raise BadTask(

@@ -17,18 +17,22 @@ class TaskModel(Protocol):
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The tokenizer; None for a model of bare token ids."""
+        ...
 
     @property
     def d_vocab(self) -> int:
         """Number of input tokens."""
+        ...
 
     @property
     def d_vocab_out(self) -> int:
         """Number of output tokens."""
+        ...
 
     @property
     def n_ctx(self) -> int:
         """Longest prompt, in tokens."""
+        ...
 
 
 def need_tokenizer(model: TaskModel, task: str) -> "PreTrainedTokenizerBase":

@@ -12,6 +12,7 @@ from circuitdisc.tasks.check import check_examples
 from circuitdisc.tasks.model import TaskModel
 
 COMMON = ("n", "n_heldout", "seed")
+UNSET = "???"  # what a YAML file writes for a value that has to be given
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, i
     values: dict[str, object] = {}
     for name, parameter in known.items():
         default = parameter.default
-        if name not in given and default is parameter.empty:
+        if default is parameter.empty and given.get(name, UNSET) == UNSET:
             raise BadSetting(f"task '{task}' needs a value for '{name}': give {name}=...")
         value = given.get(name, default)
         if isinstance(default, bool | int | str) and type(value) is not type(default):

@@ -1,0 +1,135 @@
+"""A task of your own: prompt pairs from a JSONL or CSV file (see docs/own-task.md)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from circuitdisc.errors import BadTask
+from circuitdisc.tasks.base import Example, Task, TextExample
+from circuitdisc.tasks.check import check_examples, raise_problems, resolve_position
+from circuitdisc.tasks.encode import encode_examples
+from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.rows import Row, read_rows
+from circuitdisc.tasks.split import drop_duplicates, split_examples
+
+
+def build(
+    model: TaskModel,
+    *,
+    n: int | None,
+    n_heldout: int | None,
+    seed: int,
+    path: str | Path,
+    first_token: bool = False,
+    prepend_bos: bool | None = None,
+) -> Task:
+    """Make a task of a file's prompt pairs.
+
+    Args:
+        model: the model whose tokenizer reads text.
+        n: train examples; None: half of the file, or all lines whose split is `train`.
+        n_heldout: held-out examples; None: the other half, or all lines whose split is `heldout`.
+        seed: seed of the split.
+        path: the .jsonl or .csv file.
+        first_token: score the first token of an answer of several.
+        prepend_bos: whether text prompts begin with the BOS token; None leaves it to the tokenizer.
+
+    Returns:
+        The task. Its metric is `logit_diff` if every example has wrong answers, else `log_prob`.
+
+    Raises:
+        BadFile: the file is missing or malformed.
+        BadTask: its examples cannot be used with this model.
+    """
+    rows = read_rows(Path(path))
+    examples = _encode_rows(rows, model, first_token, prepend_bos) if rows[0].is_text else _id_examples(rows, model)
+    where = [row.where for row in rows]
+    check_examples(examples, where, model)
+    if rows[0].split is None:
+        split = split_examples(examples, n, seed, n_heldout=n_heldout)
+        train, heldout = split.train, split.heldout
+    else:
+        train, heldout = _named_splits(rows, examples, n, n_heldout)
+    has_wrong = all(all(example.wrong) for example in (*train, *heldout))
+    return Task(str(path), train, heldout, metric="logit_diff" if has_wrong else "log_prob")
+
+
+def _id_examples(rows: Sequence[Row], model: TaskModel) -> list[Example]:
+    examples: list[Example] = []
+    problems: list[str] = []
+    for row in rows:
+        clean = _only_ids(row.clean)
+        corrupted = None if row.corrupted is None else _only_ids(row.corrupted)
+        text = "" if model.tokenizer is None else str(model.tokenizer.decode(list(clean)))
+        try:
+            positions = tuple(resolve_position(position, len(clean)) for position in row.positions)
+        except BadTask as problem:
+            problems.append(f"{row.where}: {problem}")
+            continue
+        answers = tuple(_only_ids(one) for one in row.answers)
+        wrong = tuple(_only_ids(one) for one in row.wrong)
+        examples.append(Example(clean, corrupted, positions, answers, wrong, group=row.group, text=text))
+    raise_problems(problems, BadTask)
+    return examples
+
+
+def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
+    """Encode each position of each row as an example of its own, then join those of a row."""
+    if model.tokenizer is None:
+        raise BadTask(f"{rows[0].where} holds text, but model '{model.name}' has no tokenizer: give token ids")
+    texts: list[TextExample] = []
+    owners: list[int] = []
+    positions: list[int] = []
+    for owner, row in enumerate(rows):
+        corrupted = None if row.corrupted is None else str(row.corrupted)
+        for position, answers, wrong in zip(row.positions, row.answers, row.wrong, strict=True):
+            texts.append(TextExample(str(row.clean), corrupted, tuple(map(str, answers)), tuple(map(str, wrong)), row.group))
+            owners.append(owner)
+            positions.append(position)
+    parts = encode_examples(
+        texts,
+        need_tokenizer(model, "file"),
+        first_token=first_token,
+        prepend_bos=prepend_bos,
+        positions=positions,
+        where=[rows[owner].where for owner in owners],
+    )
+    joined: dict[int, Example] = {}
+    for owner, part in zip(owners, parts, strict=True):
+        before = joined.get(owner)
+        joined[owner] = part if before is None else _join(before, part)
+    return list(joined.values())
+
+
+def _join(first: Example, second: Example) -> Example:
+    return replace(
+        first,
+        positions=first.positions + second.positions,
+        answers=first.answers + second.answers,
+        wrong=first.wrong + second.wrong,
+    )
+
+
+def _only_ids(values: str | Sequence[str | int]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _named_splits(
+    rows: Sequence[Row], examples: Sequence[Example], n: int | None, n_heldout: int | None
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The splits that the lines name, in the file's order, cut to the sizes asked for."""
+    seen: dict[tuple[int, ...], Row] = {}
+    for row, example in zip(rows, examples, strict=True):
+        before = seen.setdefault(example.clean, row)
+        if before.split != row.split:
+            raise BadTask(f"{before.where} and {row.where} hold one prompt in both splits: keep it in one of them")
+    splits: list[tuple[Example, ...]] = []
+    for name, size, setting in (("train", n, "n"), ("heldout", n_heldout, "n_heldout")):
+        mine = drop_duplicates([one for row, one in zip(rows, examples, strict=True) if row.split == name])
+        if len(mine) < (size or 1):
+            raise BadTask(
+                f"the file has {len(mine)} distinct examples with split '{name}', but {setting} is {size or 1}: "
+                "add lines, or ask for fewer"
+            )
+        splits.append(tuple(mine[:size]))
+    return splits[0], splits[1]

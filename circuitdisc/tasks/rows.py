@@ -1,0 +1,244 @@
+"""The rows of a user's task file: JSONL, one object a line, or CSV with a header line.
+
+Both hold the same fields. A prompt is text or a list of token ids; in CSV the ids stand in the columns `clean_ids`,
+`corrupted_ids`, `answers_ids` and `wrong_ids`, separated by spaces. In CSV, `|` separates answers and `||` positions.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from circuitdisc.errors import BadFile, UnknownName
+from circuitdisc.files import read_text
+from circuitdisc.tasks.check import raise_problems
+
+FIELDS = ("clean", "corrupted", "answers", "wrong", "positions", "group", "split")
+ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
+CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
+SPLITS = ("train", "heldout")
+
+Item = str | int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a task file, before it meets a model.
+
+    Args:
+        where: file and line.
+        clean: text or token ids.
+        corrupted: of the same kind; None if there is none.
+        positions: where answers are read; may count from the end.
+        answers: for each position the right answers, of the same kind as the prompt.
+        wrong: for each position the wrong answers.
+        group: what `mean` ablation may average over.
+        split: `train` or `heldout`; None if the line does not say.
+    """
+
+    where: str
+    clean: str | tuple[int, ...]
+    corrupted: str | tuple[int, ...] | None
+    positions: tuple[int, ...]
+    answers: tuple[tuple[Item, ...], ...]
+    wrong: tuple[tuple[Item, ...], ...]
+    group: str = ""
+    split: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.clean, str)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read every line of a task file.
+
+    Raises:
+        BadFile: the file is missing, empty, of another kind, or has malformed lines, of which the first few are named.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv"):
+        raise BadFile(f"{path} is not a task file: give one that ends in .jsonl or .csv")
+    text = read_text(path).removeprefix("\ufeff")
+    records = _csv_records(path, text) if suffix == ".csv" else _jsonl_records(path, text)
+    rows: list[Row] = []
+    problems: list[str] = []
+    for where, record in records:
+        try:
+            if isinstance(record, BadFile):
+                raise record
+            rows.append(_row(where, record))
+        except BadFile as problem:
+            problems.append(f"{where}: {problem}")
+    raise_problems(problems, BadFile)
+    if not rows:
+        raise BadFile(f"{path} holds no examples: write one a line, with at least 'clean' and 'answers'")
+    _check_alike(rows)
+    return rows
+
+
+def _check_alike(rows: Sequence[Row]) -> None:
+    """All rows hold text or all ids; all or none have a corrupted prompt; all or none name a split."""
+    first = rows[0]
+    traits = (
+        ("holds text and {0} token ids: use one of the two in the whole file", lambda row: row.is_text),
+        ("and {0} differ in having a 'corrupted' prompt: give one in all lines or in none", lambda row: row.corrupted),
+        ("and {0} differ in having a 'split': give one in all lines or in none", lambda row: row.split),
+    )
+    for sentence, trait in traits:
+        for row in rows[1:]:
+            if bool(trait(row)) != bool(trait(first)):
+                text_first = (first, row) if first.is_text else (row, first)
+                raise BadFile(f"{text_first[0].where} {sentence.format(text_first[1].where)}")
+
+
+def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, object] | BadFile]]:
+    """The object of each line, or why it is none. JSON lines end in a line feed alone."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            yield where, BadFile(f"not JSON ({what}): write one object a line; was the line cut short?")
+            continue
+        if isinstance(record, dict):
+            yield where, {name: value for name, value in record.items() if value is not None}
+        else:
+            yield where, BadFile('the line is not an object: write {"clean": ..., "answers": ...}')
+
+
+def _csv_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, object] | BadFile]]:
+    """The cells of each row as JSONL would hold them, or why they cannot be read."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = _csv_header(where, cells)
+            elif len(cells) != len(header):
+                problem = f"the row has {len(cells)} cells, but the header has {len(header)}: quote cells with commas"
+                yield where, BadFile(problem)
+            else:
+                yield where, _csv_record(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        yield f"{path}:{line}", BadFile(f"not CSV ({error}): was the file cut short inside a quoted cell?")
+
+
+def _csv_header(where: str, cells: Sequence[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    for name in header:
+        if name not in CSV_COLUMNS:
+            raise BadFile(f"{where}: {UnknownName('column', name, CSV_COLUMNS)}")
+    fields = [name.removesuffix("_ids") for name in header]
+    if twice := next((name for name in fields if fields.count(name) > 1), None):
+        raise BadFile(f"{where}: the header names '{twice}' twice: keep one column")
+    return header
+
+
+def _csv_record(cells: dict[str, str]) -> dict[str, object] | BadFile:
+    record: dict[str, object] = {}
+    try:
+        for column, cell in cells.items():
+            if not cell.strip():
+                continue
+            name = column.removesuffix("_ids")
+            is_ids = name != column
+            if name in ("answers", "wrong"):
+                positions = [position.split("|") if position.strip() else [] for position in cell.split("||")]
+                record[name] = [_ids(column, " ".join(one)) for one in positions] if is_ids else positions
+            else:
+                record[name] = _ids(column, cell) if is_ids or name == "positions" else cell
+    except BadFile as problem:
+        return problem
+    return record
+
+
+def _ids(column: str, cell: str) -> list[int]:
+    words = cell.split()
+    for word in words:
+        if not re.fullmatch(r"-?\d{1,18}", word):
+            raise BadFile(f"{word!r} in column '{column}' is not a whole number: write numbers separated by spaces")
+    return [int(word) for word in words]
+
+
+def _row(where: str, record: dict[str, object]) -> Row:
+    for name in record:
+        if name not in FIELDS:
+            raise BadFile(str(UnknownName("field", name, FIELDS)))
+    for name in ("clean", "answers"):
+        if name not in record:
+            raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers'")
+    clean = _prompt("clean", record["clean"])
+    corrupted = _prompt("corrupted", record["corrupted"]) if "corrupted" in record else None
+    if corrupted is not None and isinstance(corrupted, str) != isinstance(clean, str):
+        raise BadFile("'clean' and 'corrupted' mix text and token ids: use one of the two in the whole file")
+    positions = _positions(record.get("positions", -1))
+    kind = str if isinstance(clean, str) else int
+    answers = _per_position("answers", record["answers"], len(positions), kind)
+    wrong = _per_position("wrong", record.get("wrong", [[] for _ in positions]), len(positions), kind)
+    if not all(answers):
+        raise BadFile("'answers' is empty: give at least one right answer for each position")
+    split = record.get("split")
+    if split is not None and split not in SPLITS:
+        raise BadFile(str(UnknownName("split", str(split), SPLITS)))
+    return Row(where, clean, corrupted, positions, answers, wrong, str(record.get("group", "")), split and str(split))
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """True for text that UTF-8 can hold; half a surrogate pair ("\\ud83d"), which JSON allows, is none."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode("utf-8") == value
+
+
+def _prompt(name: str, value: object) -> str | tuple[int, ...]:
+    if _is_text(value) and value.strip():
+        return value
+    if isinstance(value, list) and value and all(_is_int(item) for item in value):
+        return tuple(value)
+    raise BadFile(f"'{name}' is {_shown(value)}: give a text, or a list of token ids, that is not empty")
+
+
+def _positions(value: object) -> tuple[int, ...]:
+    values: list[object] = value if isinstance(value, list) else [value]
+    positions = tuple(one for one in values if _is_int(one))
+    if not positions or len(positions) < len(values):
+        raise BadFile(f"'positions' is {_shown(value)}: give whole numbers, -1 being the last token of the prompt")
+    return positions
+
+
+def _per_position(name: str, value: object, n_positions: int, kind: type[Item]) -> tuple[tuple[Item, ...], ...]:
+    """For each position its answers: a single answer, a list of them, or with several positions a list of either."""
+    whole: list[object] = value if isinstance(value, list) else [value]
+    if n_positions == 1 and not (len(whole) == 1 and isinstance(whole[0], list)):
+        whole = [whole]
+    if len(whole) != n_positions:
+        raise BadFile(f"'{name}' has {len(whole)} entries for {n_positions} positions: give one for each position")
+    return tuple(_answers(name, one, kind) for one in whole)
+
+
+def _answers(name: str, value: object, kind: type[Item]) -> tuple[Item, ...]:
+    values: list[object] = value if isinstance(value, list) else [value]
+    for one in values:
+        if not (_is_int(one) if kind is int else _is_text(one)):
+            wanted = "token ids, as the prompt is" if kind is int else "text, as the prompt is"
+            raise BadFile(f"'{name}' holds {_shown(one)}: give {wanted}")
+    return tuple(one for one in values if isinstance(one, str | int))
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -1,0 +1,437 @@
+"""Scores against figures worked out from reference runs; controls, intervals and files against their definitions."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from examples import random_examples, random_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import model_of
+from reference import masked_run
+from scipy import stats
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import Circuit, Provenance
+from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import METRICS
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.uncut import uncut_run
+from circuitdisc.scoring import Score, Scores, score
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+from circuitdisc.tasks.base import Task, collate
+
+GRAPH = ComputationGraph(4, 6)
+NAMES = ("faithfulness", "ratio", "difference", "kl", "accuracy")
+
+
+@cache
+def shared(family):
+    return model_of(family)
+
+
+def some_circuit(graph, seed=0, share=0.6):
+    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
+
+
+def some_heads(graph, seed=0, share=0.5):
+    heads = [node.name for node in graph.senders if node.kind == "head"]
+    return Circuit.from_heads(graph, [name for name in heads if np.random.default_rng([seed, *name.encode()]).random() < share])
+
+
+# --- the scores themselves -----------------------------------------------------------------------------------------------
+
+
+def reference_logits(model, ablation, reference, examples, mask):
+    """Logits at every reading, from the masked reference run, as lists of numbers."""
+    (chunk,) = Patching(model, ablation, reference).hold(examples)
+    return masked_run(model, chunk, mask.copy()).tolist()
+
+
+def literal_mean(examples, logits, full_logits, metric):
+    """The mean over examples of the mean over an example's readings, reading by reading."""
+    values, at = [], 0
+    for example in examples:
+        readings = []
+        for right, wrong in zip(example.answers, example.wrong, strict=True):
+            row, full = logits[at], log_softmax(full_logits[at])
+            if metric == "logit_diff":
+                readings.append(sum(row[t] for t in right) / len(right) - sum(row[t] for t in wrong) / len(wrong))
+            elif metric == "accuracy":
+                readings.append(float(row.index(max(row)) in right))
+            else:
+                readings.append(-sum(math.exp(f) * (f - q) for f, q in zip(full, log_softmax(row), strict=True)))
+            at += 1
+        values.append(mean(readings))
+    return mean(values)
+
+
+def log_softmax(row):
+    log_total = math.log(sum(math.exp(x) for x in row))
+    return [x - log_total for x in row]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+@pytest.mark.parametrize(("family", "whole_heads"), [("gpt2", False), ("attention_only", False), ("attention_only", True)])
+def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
+    model, ablation = shared(family), Ablation(kind)
+    task = random_task(model, n=4)
+    circuit = (some_heads if whole_heads else some_circuit)(model.graph)
+    found = score(model, task, circuit, ablation=ablation, n_random=2, seed=5)
+    generator = np.random.default_rng(5)
+    controls = [random_circuit(circuit, generator).mask for _ in range(2)]
+    nothing = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
+
+    for split in ("train", "heldout"):
+        examples = task.split(split)
+        masks = {
+            "full": model.graph.edge_mask,
+            "circuit": circuit.mask,
+            "empty": nothing.mask,
+            "0": controls[0],
+            "1": controls[1],
+        }
+        logits = {name: reference_logits(model, ablation, task.train, examples, mask) for name, mask in masks.items()}
+        m, kl, right = (
+            {name: literal_mean(examples, rows, logits["full"], metric) for name, rows in logits.items()}
+            for metric in ("logit_diff", "kl", "accuracy")
+        )
+        span = m["full"] - m["empty"]
+        wanted = {
+            "faithfulness": {name: (m[name] - m["empty"]) / span for name in m},
+            "ratio": {name: m[name] / m["full"] for name in m},
+            "difference": {name: abs(m["full"] - m[name]) for name in m},
+            "kl": {name: -kl[name] for name in m},
+            "accuracy": right,
+        }
+        assert dict(found.means[split]) == pytest.approx({name: m[name] for name in ("full", "circuit", "empty")}, abs=1e-9)
+        for name, figures in wanted.items():
+            one = found.get(name, split)
+            assert one.value == pytest.approx(figures["circuit"], rel=1e-8, abs=1e-9), name
+            assert one.controls == pytest.approx([figures["0"], figures["1"]], rel=1e-8, abs=1e-9), name
+            assert one.metric == {"kl": "kl", "accuracy": "accuracy"}.get(name, "logit_diff")
+            assert (one.n, one.ablation, one.confidence) == (4, ablation.label, 0.95)
+    assert (found.circuit_edges, found.graph_edges) == (circuit.n_edges, model.graph.n_edges)
+    assert (found.circuit_heads, found.graph_heads) == (len(circuit.heads()), model.graph.n_layers * 4)
+    assert [(one.split, one.name) for one in found.scores] == [(split, name) for split in found.means for name in NAMES]
+
+
+def test_the_full_circuit_is_perfect_and_the_empty_one_worthless():
+    model = shared("gpt2")
+    task = random_task(model)
+    best = score(model, task, Circuit.full(model.graph), ablation="mean", n_random=1)
+    worst = score(model, task, Circuit.empty(model.graph), ablation="mean", n_random=1)
+    for split in ("train", "heldout"):
+        assert [best.get(name, split).value for name in NAMES[:4]] == pytest.approx([1, 1, 0, 0], abs=1e-9)
+        assert worst.get("faithfulness", split).value == pytest.approx(0, abs=1e-9)
+
+
+def test_held_out_examples_are_cut_with_the_averages_of_the_train_split():
+    """The held-out prompts use other tokens than the train prompts, so their own averages would give other scores."""
+    model = shared("gpt2")
+    examples = random_examples(model, 8)
+
+    def among(tokens, example):
+        clean = tuple(tokens[token % len(tokens)] for token in example.clean)
+        return replace(example, clean=clean, corrupted=None)
+
+    task = Task(
+        "shifted", tuple(among(range(20), e) for e in examples[:4]), tuple(among(range(20, 40), e) for e in examples[4:])
+    )
+    circuit = some_circuit(model.graph)
+    found = score(model, task, circuit, ablation=Ablation("mean", "dataset"), n_random=0).get("difference")
+
+    def literal(reference):
+        """Averages over all tokens of these examples, prompt by prompt, then the reference run with them."""
+        rows = []
+        for example in reference:
+            batch = collate([example])
+            rows.append(uncut_run(model, batch.clean, batch.is_token, batch.position_ids).senders[:, 0])
+        average = torch.cat(rows, dim=1).mean(1)
+        (chunk,) = Patching(model, Ablation("zero"), []).hold(task.heldout)
+        chunk.ablated = average[:, None, None].expand_as(chunk.clean)
+        metric, batch = METRICS["logit_diff"], chunk.batch
+        values = [
+            batch.per_example(metric(masked_run(model, chunk, mask), batch.labels)).mean()
+            for mask in (model.graph.edge_mask.copy(), circuit.mask.copy())
+        ]
+        return float((values[0] - values[1]).abs())
+
+    assert found.value == pytest.approx(literal(task.train), abs=1e-9)
+    assert abs(literal(task.train) - literal(task.heldout)) > 1e-3
+
+
+def test_ablation_and_metric_are_those_the_circuit_was_found_with():
+    model = shared("attention_only")
+    task = random_task(model)
+    circuit = some_circuit(model.graph)
+    assert score(model, task, circuit, n_random=0).get("ratio").ablation == "mean (per group and position)"
+    provenance = Provenance(ablation=Ablation("mean", "position").to_dict(), metric="prob_diff")
+    found = score(model, task, circuit.with_provenance(provenance), n_random=0).get("ratio")
+    assert (found.ablation, found.metric) == ("mean (per position)", "prob_diff")
+    other = score(model, task, circuit.with_provenance(provenance), ablation="zero", metric="log_prob", n_random=0).get("ratio")
+    assert (other.ablation, other.metric) == ("zero", "log_prob")
+
+
+def test_a_split_without_examples_has_no_scores():
+    model = shared("attention_only")
+    task = random_task(model)
+    found = score(model, replace(task, heldout=()), some_circuit(model.graph), n_random=0)
+    assert {one.split for one in found.scores} == {"train"}
+    assert found.get("kl", "train").controls == ()
+    with pytest.raises(KeyError, match="no score 'kl' on 'heldout'"):
+        found.get("kl")
+
+
+def test_a_circuit_of_another_graph_is_refused():
+    model = shared("gpt2")
+    with pytest.raises(GraphMismatch, match=r"belongs to a model of 4 layers x 6 heads; gpt2 has 3 layers x 4 heads"):
+        score(model, random_task(model), Circuit.full(GRAPH))
+
+
+@pytest.mark.parametrize("rule", [{"n_random": -1}, {"n_random": 1.5}, {"confidence": 0.0}, {"confidence": 1}])
+def test_numbers_out_of_bounds_are_refused(rule: dict[str, Any]):
+    model = shared("attention_only")
+    with pytest.raises(BadSetting, match=next(iter(rule))):
+        score(model, random_task(model), Circuit.full(model.graph), **rule)
+
+
+def test_unknown_metrics_and_ablations_are_refused():
+    model = shared("attention_only")
+    rules: tuple[dict[str, Any], ...] = ({"metric": "logit_dif"}, {"ablation": "means"})
+    for rule in rules:
+        with pytest.raises(UnknownName, match="Did you mean"):
+            score(model, random_task(model), Circuit.full(model.graph), **rule)
+
+
+# --- undefined scores ----------------------------------------------------------------------------------------------------
+
+
+def by_name(full, circuit, empty, **others):
+    values = {
+        name: {metric: np.array(row, dtype=float) for metric in ("logit_diff", "kl", "accuracy")}
+        for name, row in {"full": full, "circuit": circuit, "empty": empty, **others}.items()
+    }
+    found = faithfulness_scores(values, list(others), split="heldout", metric="logit_diff", ablation="zero")
+    return {one.name: one for one in found}
+
+
+@pytest.mark.parametrize("empty", [[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 2.0, 2.0 + 1e-9]])
+def test_faithfulness_is_undefined_where_the_empty_circuit_does_as_well_as_the_model(empty):
+    found = by_name([1.0, 2.0, 3.0], [5.0, 5.0, 5.0], empty, random0=[1.0, 1.0, 1.0])
+    one = found["faithfulness"]
+    assert (one.value, one.low, one.high, one.controls) == (None, None, None, ())
+    assert "full model and the empty circuit score the same" in one.note
+    assert found["ratio"].value == 2.5
+    assert found["difference"].value == 3.0
+    assert found["ratio"].note == found["difference"].note == ""
+
+
+def test_the_ratio_is_undefined_where_the_models_metric_is_zero():
+    found = by_name([1.0, -1.0], [5.0, 5.0], [-1.0, -1.0])
+    assert (found["ratio"].value, found["ratio"].low) == (None, None)
+    assert "metric is 0" in found["ratio"].note
+    assert found["faithfulness"].value == 6.0
+
+
+def test_faithfulness_is_a_ratio_of_means_and_never_a_mean_of_ratios():
+    found = by_name([1.0, 3.0, 0.001], [1.0, 0.0, 5.0], [0.0, 0.0, 0.0])
+    assert found["faithfulness"].value == pytest.approx(6.0 / 4.001)
+
+
+def test_kl_as_the_metric_has_no_ratio():
+    """The full model's KL to itself is 0."""
+    model = shared("attention_only")
+    found = score(model, random_task(model), some_circuit(model.graph), metric="kl", n_random=1)
+    one = found.get("ratio")
+    assert one.value is None
+    assert "0" in one.note
+    assert found.get("faithfulness").value is not None
+
+
+def test_one_example_has_no_interval():
+    found = by_name([1.0], [0.5], [0.0])
+    assert found["faithfulness"].value == 0.5
+    assert (found["faithfulness"].low, found["faithfulness"].high) == (None, None)
+
+
+def test_an_accuracy_on_which_all_agree_has_wilsons_interval():
+    found = by_name([1.0] * 20, [1.0] * 20, [0.0] * 20)["accuracy"]
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(20 / (20 + stats.norm.ppf(0.975) ** 2))  # Wilson's lower end where all hit
+    assert "Wilson" in found.note
+    assert wilson_interval(0, 20)[0] == 0.0
+    mixed = by_name([1.0] * 20, [1.0] * 19 + [0.0], [0.0] * 20)["accuracy"]
+    assert mixed.low is not None
+    assert 0.8 < mixed.low < 0.95
+    assert "Wilson" not in mixed.note
+
+
+# --- controls ------------------------------------------------------------------------------------------------------------
+
+
+def mix(circuit):
+    """How many edges there are from each kind and layer of sender into each kind and layer of receiver."""
+    return Counter((e.sender.kind, e.sender.layer, e.receiver.kind, e.receiver.node.layer) for e in circuit.edges())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(
+        [GRAPH, ComputationGraph(3, 2, parallel=True), ComputationGraph(2, 5, has_mlp=False, split_embeddings=True)]
+    ),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]),
+)
+def test_edge_controls_have_the_same_size_and_mix(graph, seed, share):
+    circuit = some_circuit(graph, seed, share)
+    control = random_circuit(circuit, np.random.default_rng(seed))
+    assert control.n_edges == circuit.n_edges
+    assert mix(control) == mix(circuit)
+    assert len(set(control.edge_names())) == circuit.n_edges
+    assert control.granularity == "edge"
+    assert random_circuit(circuit, np.random.default_rng(seed)) == control
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.2, 0.7, 1.0]))
+def test_head_controls_have_as_many_heads_in_each_layer(seed, share):
+    circuit = some_heads(GRAPH, seed, share)
+    control = random_circuit(circuit, np.random.default_rng(seed))
+    assert Counter(name.split(".")[0] for name in control.heads()) == Counter(name.split(".")[0] for name in circuit.heads())
+    assert control == Circuit.from_heads(GRAPH, control.heads())
+    assert control.granularity == "head"
+    assert random_circuit(circuit, np.random.default_rng(seed)) == control
+
+
+@pytest.mark.parametrize("make", [some_circuit, some_heads])
+def test_controls_differ_from_draw_to_draw_and_use_every_edge(make):
+    circuit, generator = make(GRAPH, share=0.4), np.random.default_rng(0)
+    draws = [random_circuit(circuit, generator) for _ in range(60)]
+    assert len(set(draws)) > 50
+    ever = np.any([draw.mask for draw in draws], axis=0)
+    free = {key for key, count in mix(Circuit.full(GRAPH)).items() if 0.2 * count <= mix(circuit)[key]}
+    wanted = [
+        e
+        for e in Circuit.full(GRAPH).edges()
+        if (e.sender.kind, e.sender.layer, e.receiver.kind, e.receiver.node.layer) in free
+    ]
+    assert wanted
+    missed = [edge.name for edge in wanted if not ever[GRAPH.parse_edge(edge.name)]]
+    assert missed == [] if make is some_circuit else len(missed) < len(wanted) / 4
+
+
+def test_the_same_seed_gives_the_same_scores():
+    model = shared("attention_only")
+    task, circuit = random_task(model), some_circuit(model.graph)
+    first, again, other = (score(model, task, circuit, n_random=3, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.get("ratio").value == other.get("ratio").value
+    assert first.get("ratio").controls != other.get("ratio").controls
+
+
+# --- intervals -----------------------------------------------------------------------------------------------------------
+
+
+def average(x, axis=-1):
+    return x.mean(axis)
+
+
+def test_intervals_hold_the_value_and_shrink_with_more_examples():
+    generator, widths = np.random.default_rng(0), {}
+    for n in (20, 80, 320):
+        intervals = []
+        for seed in range(15):
+            sample = generator.normal(1.0, 2.0, n)
+            low, high = bootstrap_interval((sample,), average, seed=seed)
+            assert low < sample.mean() < high
+            intervals.append(high - low)
+        widths[n] = mean(intervals)
+        assert widths[n] == pytest.approx(2 * 1.96 * 2.0 / n**0.5, rel=0.15)
+    assert widths[20] > 1.5 * widths[80] > 2.25 * widths[320]
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+def test_intervals_cover_the_truth_as_often_as_they_say(confidence):
+    """200 samples of 60: the number of hits lies where a binomial of about the stated coverage would have it."""
+    generator, n_trials = np.random.default_rng(1), 200
+    hits = 0
+    for seed in range(n_trials):
+        low, high = bootstrap_interval((generator.normal(3.0, 1.0, 60),), average, confidence, seed)
+        hits += low <= 3.0 <= high
+    few, many = (stats.binom.ppf(q, n_trials, confidence + shift) for q, shift in ((1e-4, -0.02), (1 - 1e-4, 0.02)))
+    assert few <= hits <= many
+
+
+def test_examples_are_drawn_together():
+    """Full model and circuit are paired: where they agree example by example, the ratio is certain."""
+    sample = np.random.default_rng(2).normal(2.0, 1.0, 50)
+    found = by_name(sample.tolist(), (0.5 * sample).tolist(), [0.0] * 50)["faithfulness"]
+    assert found.value == found.low == found.high == pytest.approx(0.5)
+
+
+def test_intervals_are_reproducible():
+    sample = np.random.default_rng(3).normal(size=30)
+    assert bootstrap_interval((sample,), average, seed=4) == bootstrap_interval((sample,), average, seed=4)
+    assert bootstrap_interval((sample,), average, seed=4) != bootstrap_interval((sample,), average, seed=5)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+rows = st.builds(
+    Score,
+    name=st.text(),
+    split=st.sampled_from(["train", "heldout"]),
+    ablation=st.text(),
+    metric=st.text(),
+    n=st.integers(0, 10**6),
+    value=st.none() | floats,
+    low=st.none() | floats,
+    high=st.none() | floats,
+    confidence=floats,
+    controls=st.lists(st.none() | floats, max_size=3).map(tuple),
+    note=st.text(),
+)
+tables = st.builds(
+    Scores,
+    *[st.integers(0, 10**6)] * 4,
+    means=st.dictionaries(st.text(), st.dictionaries(st.text(), floats, max_size=2), max_size=2),
+    scores=st.lists(rows, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables)
+def test_json_brings_back_the_scores(table):
+    assert Scores.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+
+
+def test_scores_of_a_run_come_back_and_are_plain_json():
+    model = shared("attention_only")
+    found = score(model, random_task(model), some_circuit(model.graph), n_random=2)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    assert Scores.from_dict(json.loads(text)) == found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, [], None, {"scores": None}, {"scores": [{"name": "kl"}]}, {"scores": [3]}, {"scores": []},
+     {**Scores(1, 2, 3, 4).to_dict(), "scores": [{"controls": [], "colour": 1}]}],
+)  # fmt: skip
+def test_other_json_is_refused(data):
+    with pytest.raises(BadFile, match="not a table of scores"):
+        Scores.from_dict(data)
