@@ -32,8 +32,7 @@ def row(name: str, threshold: float, verify: float, n: int, n_heldout: int, abla
     """One line of the table."""
     model = cd.load_model(name)
     task = cd.load_task("tpp", model, n=n, n_heldout=n_heldout)
-    settings = {"threshold": threshold, "verify": verify}
-    found = cd.discover(model, task, "head_ablation", ablation=ablation, metric="accuracy", **settings)
+    found = cd.discover(model, task, "head_ablation", ablation=ablation, metric="accuracy", threshold=threshold, verify=verify)
     scores = cd.score(model, task, found.circuit)
     removed = model.graph.n_layers * model.graph.n_heads - len(found.circuit.heads())
     controls = sorted(value for value in scores.get("accuracy").controls if value is not None)

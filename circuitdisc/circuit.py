@@ -204,7 +204,8 @@ class Circuit:
 
         Args:
             unreached: also drop edges out of nodes that no path from an embedding reaches. Under resample ablation this
-                changes nothing either (such a node computes its corrupted value); under zero and mean ablation it may.
+                changes nothing either (such a node computes its corrupted value), except where a norm after attention
+                holds its clean scale; under zero and mean ablation it may.
         """
         mask = self.mask & live_receivers(self.graph, self.mask)[:, None]
         if unreached:
@@ -268,6 +269,8 @@ class Circuit:
                 raise BadFile(
                     f"not a circuit: granularity is {data['granularity']!r}, not one of {', '.join(get_args(Granularity))}"
                 )
+            if data["version"] != 1:
+                raise BadFile(f"a circuit of version {data['version']}, which this circuitdisc cannot read: update it")
             graph = ComputationGraph(**data["graph"])
             circuit = cls.from_edges(graph, data["edges"])
             provenance = Provenance(**data["provenance"])

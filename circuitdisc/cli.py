@@ -93,6 +93,9 @@ def _multirun(overrides: list[str]) -> int:
             print(f"circuitdisc: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
             return BAD_INPUT
 
+    given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
+    folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    overrides = [*(one for one in overrides if not one.startswith("out=")), f"out={folder}", f"hydra.sweep.dir={folder}"]
     statuses: list[int] = []
 
     def collect(config: DictConfig) -> int:
@@ -108,7 +111,7 @@ def run_job(config: Any, number: int | None = None) -> int:
     """One job of `circuitdisc discover`, from Hydra's configuration.
 
     Args:
-        number: the job's number in a multirun; it gets its own folder.
+        number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
     from omegaconf import OmegaConf
 
@@ -126,9 +129,7 @@ def run_job(config: Any, number: int | None = None) -> int:
     from circuitdisc.pipeline import default_folder, start
 
     folder = Path(out) if out else default_folder(plain)
-    if number is not None:
-        folder = folder / str(number) if out else folder.with_name(f"{folder.name}_{number}")
-    print(start(plain, folder).summary)
+    print(start(plain, folder if number is None else folder / str(number)).summary)
     return 0
 
 

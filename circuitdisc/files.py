@@ -48,6 +48,9 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):  # a read-only disk refuses this, too
             beside.unlink(missing_ok=True)
         raise BadRun(f"cannot write {path}: {error.strerror}. Free some space or choose another folder") from error
+    except UnicodeEncodeError as error:  # a file name that is not UTF-8, in a configuration
+        beside.unlink(missing_ok=True)
+        raise BadRun(f"cannot write {path}: a name in it is not UTF-8 ({error.reason})") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -16,7 +16,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.report import scores_table
 from circuitdisc.report.page import write_report
-from circuitdisc.runs import Run
+from circuitdisc.runs import Run, check_free
 from circuitdisc.scoring import Scores, score
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
@@ -58,7 +58,7 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
         CircuitdiscError: bad input. Nothing is left behind unless the search had begun; then it can be resumed.
     """
     folder = folder or default_folder(config)
-    _check_free(folder)
+    check_free(folder)
     model = load_model(**config["model"])  # before the folder is made: bad input leaves nothing behind
     task = build_task(model, config)
     run = Run.create(folder, config)
@@ -86,10 +86,7 @@ def resume(folder: str | Path, progress: bool = True) -> Outcome:
 def build_task(model: Model, config: Mapping[str, Any]) -> Task:
     """The task of a configuration."""
     settings = dict(config["task"])
-    name = settings.pop("name")
-    if name == "file":
-        name = settings.pop("path")
-    return load_task(name, model, **{"seed": config["seed"], **settings})
+    return load_task(settings.pop("name"), model, **{"seed": config["seed"], **settings})
 
 
 def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Scores:
@@ -102,12 +99,18 @@ def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = Tru
     circuit = Circuit.load(run.path(CIRCUIT))
     config = {**run.config}
     for name, value in changes.items():
-        config[name] = {**config[name], **value} if isinstance(value, Mapping) else value
+        config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
     model = load_model(**config["model"])
     scores = _score(model, build_task(model, config), circuit, config, progress)
     if not changes:
         run.write(SCORES, scores.to_dict())
     return scores
+
+
+def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with changes; another task's settings replace those of the run's own."""
+    another = "n" in section and changes.get("name", section["name"]) != section["name"]
+    return dict(changes) if another else {**section, **changes}
 
 
 def write_page(folder: str | Path) -> Path:
@@ -190,8 +193,3 @@ def _section(run: Run, name: str) -> dict[str, Any]:
         return dict(run.config[name])
     except (KeyError, TypeError) as error:
         raise BadRun(f"{run.folder / 'config.json'} has no section '{name}': it is not the configuration of a run") from error
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        Run.create(folder, {})  # raises with the sentence for an existing folder

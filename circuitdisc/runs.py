@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Journal:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk refuses the rest of a line that `write` has already reported
+                self._file.close()
             self._file = None
 
 
@@ -112,6 +114,21 @@ def _truncate(path: Path, lines: list[dict[str, Any]]) -> None:
     beside.replace(path)
 
 
+def check_free(folder: Path) -> None:
+    """A new run may go into this folder: it does not exist, or is empty.
+
+    Raises:
+        BadRun: it is taken, or cannot be looked at.
+    """
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise BadRun(f"cannot make the run folder {folder}: {error.strerror}") from error
+    if taken:
+        what = "`circuitdisc resume` continues it" if (folder / "config.json").exists() else "it is not empty"
+        raise BadRun(f"the run folder {folder} already exists ({what}): choose another with out=, or remove it")
+
+
 class Run:
     """A run's folder.
 
@@ -130,9 +147,7 @@ class Run:
             BadRun: the folder exists and holds something, or cannot be written.
         """
         path = Path(folder)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            what = "`circuitdisc resume` continues it" if (path / "config.json").exists() else "it is not empty"
-            raise BadRun(f"the run folder {path} already exists ({what}): choose another with out=, or remove it")
+        check_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

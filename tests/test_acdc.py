@@ -84,7 +84,7 @@ def test_same_decisions_on_real_architectures(family, first_change):
 
     task = Task("random", tuple(random_examples(model, 3, 5, first_change)), ())
     found = acdc(model, task, Ablation("resample"), context(), threshold=0.003)
-    mask, decisions = sequential_acdc(model, task, Ablation("resample"), "logit_diff", 0.003)
+    _, decisions = sequential_acdc(model, task, Ablation("resample"), "logit_diff", 0.003)
     assert decided(found) == decisions
     assert 0 < found.circuit.n_edges
 
@@ -99,7 +99,7 @@ def test_same_decisions_on_the_shipped_model(lightweight, kind, metric, relative
     task = cd.load_task("tpp", lightweight, n=4, n_heldout=4)
     threshold = {"logit_diff": 0.5, "kl": 0.05}[metric] if not relative else 0.2
     found = acdc(lightweight, task, Ablation(kind), context(metric), threshold=threshold, relative=relative)
-    mask, decisions = sequential_acdc(
+    _, decisions = sequential_acdc(
         lightweight, task, Ablation(kind), metric, threshold, relative=relative, measure=whole_model_metric
     )
     assert decided(found) == decisions

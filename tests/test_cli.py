@@ -230,6 +230,7 @@ def test_multirun_goes_on_after_a_bad_job(tmp_path, monkeypatch):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from circuitdisc.cli import main; main(['--help']); main(['discover', '--help']); print('torch' in sys.modules)"
+    calls = "main(['--help']); main(['discover', '--help']); main(['list', 'models'])"
+    code = f"import sys; from circuitdisc.cli import main; {calls}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("False")

@@ -22,7 +22,10 @@ ABLATIONS = [Ablation("zero"), Ablation("mean"), Ablation("mean", scope="dataset
 
 
 def differences(model, ablation, seed=0):
-    """Largest differences, relative to the largest logit: full circuit against the model itself; empty and random 40 % circuit against the reference."""
+    """Largest differences, relative to the largest logit.
+
+    The full circuit against the model itself; the empty and a random 40 % circuit against the reference.
+    """
     examples = random_examples(model, 6)
     patching = Patching(model, ablation, examples)
     (chunk,) = patching.hold(examples)

@@ -120,12 +120,18 @@ def _score(
         if circuit.min() == circuit.max() and circuit[0] in (0.0, 1.0):
             low, high = wilson_interval(int(circuit.sum()), n, confidence)
             note += "; all examples agree, so Wilson's interval"
-    drawn = tuple(float(statistic.function(full, np.asarray(values[one][name], np.float64), empty)) for one in controls)
     value = float(statistic.function(full, circuit, empty))
+    if not np.isfinite(value):
+        why = "not finite: on some example a right answer has probability 0"
+        return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
+    others = (np.asarray(values[one][name], np.float64) for one in controls)
+    drawn = tuple(_finite(float(statistic.function(full, other, empty))) for other in others)
     return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
 
 
 def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:
+    if not (np.isfinite(full.mean()) and np.isfinite(empty.mean())):
+        return ""
     scale = max(abs(full.mean()), abs(empty.mean()), 1e-12)
     if name == "faithfulness" and abs(full.mean() - empty.mean()) <= VANISHING * scale:
         return "the full model and the empty circuit score the same, so there is nothing to keep"
