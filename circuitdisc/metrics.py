@@ -57,6 +57,7 @@ class Metric:
         needs_wrong: True if every example must name wrong answers.
         chance: value of a model that knows nothing (None where it depends on the vocabulary).
         summary: one line for `circuitdisc list metrics`.
+        zero_at_full: True if the full model's value is 0 by construction, so that no fraction of it can be a threshold.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Metric:
     needs_wrong: bool
     chance: float | None
     summary: str
+    zero_at_full: bool = False
 
     def __call__(self, logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
         return self.function(logits, labels)
@@ -122,7 +124,7 @@ METRICS = {
         Metric("prob_diff", prob_diff, "all", True, 0.0, "probability of right minus wrong answers"),
         Metric("log_prob", log_prob, "all", False, None, "log-probability of the right answers, in nats"),
         Metric("accuracy", accuracy, "all", False, 0.0, "share of examples whose top token is right"),
-        Metric("kl", negative_kl, "all", False, None, "minus KL(full model || circuit), in nats"),
+        Metric("kl", negative_kl, "all", False, None, "minus KL(full model || circuit), in nats", True),
     )
 }
 

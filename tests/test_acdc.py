@@ -66,7 +66,7 @@ def context(metric="logit_diff", **more):
 def test_same_decisions_as_the_sequential_walk(family, seed, kind, metric, threshold, relative, two_sided, speculation):
     model = model_of(family)
     task = random_task(model, n=3, seed=seed)
-    rule = {"threshold": threshold, "relative": relative, "two_sided": two_sided}
+    rule = {"threshold": threshold, "relative": relative and metric != "kl", "two_sided": two_sided}
     found = acdc(model, task, Ablation(kind), context(metric), speculation=speculation, **rule)
     mask, decisions = sequential_acdc(model, task, Ablation(kind), metric, **rule)
     assert decided(found) == decisions
@@ -86,33 +86,27 @@ def test_same_decisions_on_real_architectures(family, first_change):
     found = acdc(model, task, Ablation("resample"), context(), threshold=0.003)
     _, decisions = sequential_acdc(model, task, Ablation("resample"), "logit_diff", 0.003)
     assert decided(found) == decisions
-    assert 0 < found.circuit.n_edges
+    assert found.circuit.n_edges > 0
 
 
-@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
-@pytest.mark.parametrize("metric", ["logit_diff", "kl"])
-def test_same_decisions_on_the_shipped_model(lightweight, kind, metric, relative):
+@pytest.mark.parametrize(
+    ("metric", "threshold", "relative"),
+    [("logit_diff", 0.5, False), ("logit_diff", 0.02, True), ("kl", 0.05, False), ("log_prob", 0.2, True)],
+)
+def test_same_decisions_on_the_shipped_model(lightweight, kind, metric, threshold, relative):
     """Every edge of the shipped model, against whole-model runs that reuse nothing."""
     import circuitdisc as cd
 
-    task = cd.load_task("tpp", lightweight, n=4, n_heldout=4)
-    threshold = {"logit_diff": 0.5, "kl": 0.05}[metric] if not relative else 0.2
+    task = cd.load_task("tpp", lightweight, n=3, n_heldout=3)
     found = acdc(lightweight, task, Ablation(kind), context(metric), threshold=threshold, relative=relative)
     _, decisions = sequential_acdc(
         lightweight, task, Ablation(kind), metric, threshold, relative=relative, measure=whole_model_metric
     )
     assert decided(found) == decisions
-    for speculation in (1, 7):
-        again = acdc(
-            lightweight,
-            task,
-            Ablation(kind),
-            context(metric),
-            threshold=threshold,
-            relative=relative,
-            speculation=speculation,
-        )
+    if kind == "mean":  # the batch size of the speculation never changes the result
+        rule = {"threshold": threshold, "relative": relative}
+        again = acdc(lightweight, task, Ablation(kind), context(metric), speculation=7, **rule)
         assert decided(again) == decisions
 
 
@@ -216,3 +210,9 @@ def test_bad_settings_get_a_sentence(setting, error):
     model = model_of("attention_only")
     with pytest.raises(error, match=next(iter(setting))):
         acdc(model, random_task(model), Ablation("zero"), context(), **setting)
+
+
+def test_a_fraction_of_a_metric_that_is_zero_by_construction_is_refused():
+    model = model_of("attention_only")
+    with pytest.raises(BadSetting, match="no fraction of 0"):
+        acdc(model, random_task(model), Ablation("zero"), context("kl"), relative=True)

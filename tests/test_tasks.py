@@ -150,7 +150,7 @@ def _letters():
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-@pytest.mark.parametrize("length", [4, 5, 16])
+@pytest.mark.parametrize("length", [5, 6, 16])
 def test_induction_continues_the_first_pair_and_corruption_breaks_it(length: int) -> None:
     for one in load_task("induction", bare_model(), n=200, length=length).train:
         clean, corrupted = one.clean, one.corrupted
@@ -161,7 +161,8 @@ def test_induction_continues_the_first_pair_and_corruption_breaks_it(length: int
         first = clean.index(a)
         assert first < length
         assert clean[first + 1] == one.answers[0][0]
-        assert corrupted[first + 1] == one.wrong[0][0]
+        assert corrupted[first + 1] == one.answers[0][0], "B stays where it is"
+        assert corrupted[corrupted.index(a) + 1] == one.wrong[0][0]
         assert corrupted[length:] == clean[length:]
         assert sorted(corrupted) == sorted(clean), "corruption moves tokens, it brings in none"
         assert sum(x != y for x, y in zip(clean, corrupted, strict=True)) == 2
@@ -182,8 +183,8 @@ def test_induction_says_what_does_not_fit() -> None:
     cases: list[tuple[FakeModel, dict[str, Any], type[Exception], str]] = [
         (bare_model(n_ctx=20), {}, BadTask, r"prompts of 32 tokens, but model 'bare' reads at most 20: give length=10 or less"),
         (bare_model(d_vocab=10), {}, BadTask, r"needs 16 different tokens, but model 'bare' offers 10"),
-        (bare_model(d_vocab=4), {"length": 4}, BadTask, r"different prompts with these settings, but 400 are asked for"),
-        (bare_model(), {"length": 3}, BadSetting, r"length=3 is too short for task 'induction': give at least 4"),
+        (bare_model(d_vocab=5), {"length": 5}, BadTask, r"different prompts with these settings, but 400 are asked for"),
+        (bare_model(), {"length": 3}, BadSetting, r"length=3 is too short for task 'induction': give at least 5"),
         (
             bare_model(),
             {"length": "long"},

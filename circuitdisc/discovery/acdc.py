@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number, passes
+from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
@@ -60,14 +60,15 @@ def acdc(
 
     Source: Conmy et al. 2023, algorithm 1; relative thresholds as in the published variants.
     """
-    threshold = check_number("threshold", threshold, low=0.0)
+    metric = get_metric(context.metric)
+    threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
     if speculation is not None and (not isinstance(speculation, int) or speculation < 1):
         raise BadSetting(f"speculation={speculation!r} must be a whole number from 1, or null to adapt")
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     started = time.perf_counter()
-    graph, journal, metric = model.graph, context.journal, get_metric(context.metric)
+    graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
     mask = _replay(graph, journal.decisions)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.metrics import Metric
 from circuitdisc.patching.engine import Cost
 from circuitdisc.runs import Journal
 
@@ -75,6 +76,20 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UnknownName(f"value of {name}", str(value), choices)
     return value
+
+
+def check_threshold(threshold: object, relative: bool, metric: Metric) -> float:
+    """A threshold that can decide.
+
+    Raises:
+        BadSetting: it is no number from 0, or a fraction of a value that is 0 by construction.
+    """
+    if relative and metric.zero_at_full:
+        raise BadSetting(
+            f"relative=true with metric '{metric.name}': the full model's value is 0, and no fraction of 0 can be lost; "
+            "use relative=false, or another metric"
+        )
+    return check_number("threshold", threshold, low=0.0)
 
 
 def passes(baseline: float, value: float, threshold: float, relative: bool, two_sided: bool) -> bool:

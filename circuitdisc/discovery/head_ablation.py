@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number, passes
+from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -56,11 +56,12 @@ def head_ablation(
     Raises:
         BadSetting: a setting is out of its bounds, or leaves no examples to search or to verify on.
     """
-    threshold = check_number("threshold", threshold, low=0.0)
+    metric = get_metric(context.metric)
+    threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
     search_on, verify_on = _split(task.train, check_number("verify", verify, low=0.0, high=0.9))
     started = time.perf_counter()
-    graph, journal, metric = model.graph, context.journal, get_metric(context.metric)
+    graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     kept = _replay(graph.n_layers, graph.n_heads, journal.decisions)
     finished = set(journal.marks)

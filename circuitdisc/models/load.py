@@ -120,7 +120,9 @@ def _cut_hugging_face(name: str, module: Any, tokenizer: Any, split_embeddings: 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a small file needs none
     try:
         module = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=dtype, attn_implementation="eager", use_safetensors=True

@@ -2,8 +2,9 @@
 
 The first half of a prompt holds different random tokens, among them the pair A B at a random place. The second half
 says the first one again, turned round so that it begins with B and ends with A. Hence every token occurs twice, and
-neither its place nor its count tells the answer. In the corrupted prompt B and another token C of the first half
-change places, so that A is followed by C there; C is the wrong answer. Only these two tokens differ.
+neither its place nor its count tells the answer. In the corrupted prompt A and another token of the first half change
+places, so that A is followed by C there; C is the wrong answer. Only these two tokens differ, and B and C stay where they
+are: what changes is which of them has A before it, the fact that a previous-token head passes on to the keys.
 
 Source: Elhage et al. 2021 (induction heads on repeated random tokens); Olsson et al. 2022.
 """
@@ -18,7 +19,7 @@ from circuitdisc.tasks.encode import special_prefix
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.split import draw_distinct, split_examples
 
-LEAST_LENGTH = 4
+LEAST_LENGTH = 5
 
 
 def build(
@@ -43,7 +44,7 @@ def build(
         prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
 
     Raises:
-        BadSetting: `length` is below 4, or `tokens` are not ids.
+        BadSetting: `length` is below 5, or `tokens` are not ids.
         BadTask: the prompt is too long for the model, or its vocabulary too small.
     """
     if length < LEAST_LENGTH:
@@ -65,7 +66,7 @@ def build(
     def draw() -> Example:
         half = [pool[i] for i in rng.choice(len(pool), size=length, replace=False)]
         at = int(rng.integers(length - 2))  # A; B is not the last of its half, where it would follow itself
-        other = int(rng.choice([i for i in range(length) if i not in (at, at + 1)]))
+        other = int(rng.choice([i for i in range(length - 1) if abs(i - at) > 1]))
         return _example(prefix, half, at, other, model)
 
     examples = draw_distinct(draw, n + n_heldout, "induction")
@@ -89,16 +90,16 @@ def _token_pool(model: TaskModel, tokens: Sequence[int] | None) -> list[int]:
 
 
 def _example(prefix: tuple[int, ...], half: list[int], at: int, other: int, model: TaskModel) -> Example:
-    """The pair of prompts for a half, the index of A in it, and the index of C."""
+    """The pair of prompts for a half, the index of A in it, and the index of the token before C."""
     again = half[at + 1 :] + half[: at + 1]
     swapped = list(half)
-    swapped[at + 1], swapped[other] = swapped[other], swapped[at + 1]
+    swapped[at], swapped[other] = swapped[other], swapped[at]
     clean = (*prefix, *half, *again)
     return Example(
         clean=clean,
         corrupted=(*prefix, *swapped, *again),
         positions=(len(clean) - 1,),
         answers=((half[at + 1],),),
-        wrong=((half[other],),),
+        wrong=((half[other + 1],),),
         text="" if model.tokenizer is None else str(model.tokenizer.decode(list(clean))),
     )
