@@ -4,7 +4,7 @@
 
     model = cd.load_model("tpp/lightweight")
     task = cd.load_task("tpp", model, n=100, n_heldout=1000)
-    found = cd.discover(model, task, "acdc", threshold=0.01, ablation="mean")
+    found = cd.discover(model, task, "acdc", threshold=0.3, ablation="mean")
     scores = cd.score(model, task, found.circuit)
     cd.report(found, scores, "out/")
 

@@ -295,6 +295,16 @@ class Circuit:
             raise BadFile(f"{path}: {error}") from error
 
 
+def kept_heads(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "L H"]:
+    """Which heads a circuit keeps: those whose output at least one edge carries."""
+    kept = np.zeros((graph.n_layers, graph.n_heads), dtype=bool)
+    for sender in np.flatnonzero(mask.any(axis=0)):
+        node = graph.senders[sender]
+        if node.kind == "head":
+            kept[node.layer, node.head] = True
+    return kept
+
+
 def live_senders(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "S"]:
     """True for each sender with a path of kept edges to `logits`."""
     return _live(graph, mask)[0]

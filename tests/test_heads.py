@@ -14,7 +14,7 @@ from models import model_of
 from reference import norm, rotate, run_mlp
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.circuit import Circuit
+from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.head_ablation import head_ablation
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
@@ -23,7 +23,7 @@ from circuitdisc.models import Model
 from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_removal import HeadRemoval
-from circuitdisc.patching.head_run import head_circuit, head_logits, kept_heads
+from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Example, Task, collate
 

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.circuit import live_receivers, live_senders
+from circuitdisc.circuit import kept_heads, live_receivers, live_senders
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.circuit_run import CircuitRun
-from circuitdisc.patching.head_run import head_circuit, head_logits, kept_heads
+from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit

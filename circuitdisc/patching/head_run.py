@@ -76,13 +76,3 @@ def _heads(
 def head_circuit(graph: ComputationGraph, kept: Bool[np.ndarray, "L H"]) -> Circuit:
     """The head circuit that keeps these heads."""
     return Circuit.from_heads(graph, [f"a{layer}.h{head}" for layer, head in np.argwhere(kept)])
-
-
-def kept_heads(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "L H"]:
-    """Which heads a circuit keeps: those whose output at least one edge carries."""
-    kept = np.zeros((graph.n_layers, graph.n_heads), dtype=bool)
-    for sender in np.flatnonzero(mask.any(axis=0)):
-        node = graph.senders[sender]
-        if node.kind == "head":
-            kept[node.layer, node.head] = True
-    return kept

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
-from circuitdisc.circuit import Circuit
+from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.report.layout import Layout
 from circuitdisc.report.wording import number
@@ -224,7 +224,7 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _add_head_grid(figure: go.Figure, circuit: Circuit, layout: Layout) -> None:
-    kept = kept_heads(circuit)
+    kept = kept_heads(circuit.graph, circuit.mask)
     size = min(layout.column, layout.row) * 0.86
     for is_kept, fill, ink, word in ((True, KIND_COLOURS["q"], "#FFFFFF", "kept"), (False, "#FFFFFF", GRID, "ablated")):
         heads = [Node("head", int(layer), int(head)) for layer, head in np.argwhere(kept == is_kept)]
@@ -242,18 +242,9 @@ def _add_head_grid(figure: go.Figure, circuit: Circuit, layout: Layout) -> None:
         )
 
 
-def kept_heads(circuit: Circuit) -> Bool[np.ndarray, "L H"]:
-    """True for each head, by layer and number, whose output a kept edge carries."""
-    kept = np.zeros((circuit.graph.n_layers, circuit.graph.n_heads), dtype=bool)
-    for node, carried in zip(circuit.graph.senders, np.asarray(circuit.mask.any(axis=0)), strict=True):
-        if node.kind == "head":
-            kept[node.layer, node.head] = carried
-    return kept
-
-
 def heads_touched(circuit: Circuit) -> Bool[np.ndarray, "L H"]:
     """True for each head that a kept edge leaves or enters."""
-    touched = kept_heads(circuit)
+    touched = kept_heads(circuit.graph, circuit.mask)
     for receiver, reads in zip(circuit.graph.receivers, np.asarray(circuit.mask.any(axis=1)), strict=True):
         if receiver.node.kind == "head":
             touched[receiver.node.layer, receiver.node.head] |= reads

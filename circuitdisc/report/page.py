@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from circuitdisc.circuit import Circuit
+from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
-from circuitdisc.report.drawing import draw_circuit, kept_heads
+from circuitdisc.report.drawing import draw_circuit
 from circuitdisc.report.figures import controls_figure, search_figure
 from circuitdisc.report.tables import controls_words
 from circuitdisc.report.verdict import verdict
@@ -271,7 +271,7 @@ def _words(value: Any) -> str:
 
 def _heads_by_layer(circuit: Circuit) -> list[tuple[int, str, str]]:
     """For each layer, last first: its number, how many of its heads are kept, and which."""
-    kept = kept_heads(circuit)
+    kept = kept_heads(circuit.graph, circuit.mask)
     return [
         (layer, f"{row.sum()} of {len(row)}", ", ".join(f"a{layer}.h{head}" for head in np.flatnonzero(row)))
         for layer, row in reversed(list(enumerate(kept)))
