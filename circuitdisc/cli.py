@@ -75,42 +75,41 @@ def _discover(args: list[str]) -> int:
     check_overrides(overrides)
     if multirun:
         return _multirun(overrides)
-    return run_job(compose(overrides))
+    return run_job(compose(overrides), ["circuitdisc", "discover", *args])
 
 
 def _multirun(overrides: list[str]) -> int:
+    """Every combination, by Hydra's sweeper and launcher; jobs may run in other processes."""
     import hydra
-    from omegaconf import DictConfig
 
     from circuitdisc.config import conf_dir
-
-    def job(config: DictConfig) -> int:
-        from hydra.core.hydra_config import HydraConfig
-
-        try:
-            return run_job(config, HydraConfig.get().job.num)
-        except CircuitdiscError as error:  # one bad job does not end the others
-            print(f"circuitdisc: job {HydraConfig.get().job.num}: {error}", file=sys.stderr)
-            return BAD_INPUT
 
     given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
     folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     overrides = [*(one for one in overrides if not one.startswith("out=")), f"out={folder}", f"hydra.sweep.dir={folder}"]
-    statuses: list[int] = []
-
-    def collect(config: DictConfig) -> int:
-        statuses.append(job(config))
-        return statuses[-1]
-
     sys.argv = ["circuitdisc", "--multirun", *overrides]
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(collect)()
-    return max(statuses, default=0)
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_sweep_job)()
+    return BAD_INPUT if any(Path(folder).glob("*.error")) else 0
 
 
-def run_job(config: Any, number: int | None = None) -> int:
+def _sweep_job(config: Any) -> None:
+    """One job of a multirun. A bad one does not end the others: it leaves its sentence in `<number>.error`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_config = HydraConfig.get()
+    number, command = hydra_config.job.num, ["circuitdisc", "discover", *hydra_config.overrides.task]
+    try:
+        run_job(config, command, number)
+    except CircuitdiscError as error:
+        print(f"circuitdisc: job {number}: {error}", file=sys.stderr)
+        Path(config.out, f"{number}.error").write_text(f"{error}\n", encoding="utf-8")
+
+
+def run_job(config: Any, command: list[str], number: int | None = None) -> int:
     """One job of `circuitdisc discover`, from Hydra's configuration.
 
     Args:
+        command: what the user typed, for the record.
         number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
     from omegaconf import OmegaConf
@@ -124,7 +123,7 @@ def run_job(config: Any, number: int | None = None) -> int:
         if not isinstance(threads, int) or threads < 1:
             raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
         torch.set_num_threads(threads)
-    plain["command"] = shlex.join(["circuitdisc", *sys.argv[1:]])
+    plain["command"] = shlex.join(command)
     plain["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
     from circuitdisc.pipeline import default_folder, start
 

@@ -225,7 +225,10 @@ def test_multirun_goes_on_after_a_bad_job(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 2
     assert "job 0: tpp/base does not do task" in done.stderr
+    assert "does not do task" in (tmp_path / "sweep" / "0.error").read_text()
     assert (tmp_path / "sweep" / "1" / "report.html").is_file()
+    config = json.loads((tmp_path / "sweep" / "1" / "config.json").read_text())
+    assert config["command"].startswith("circuitdisc discover model.name=tpp/lightweight")
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
 
 
