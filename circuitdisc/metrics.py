@@ -55,7 +55,6 @@ class Metric:
         function: logits [..., N, W] and labels to values [..., N].
         columns: `answers` if the logits of the answer tokens suffice, `all` if the whole vocabulary is needed.
         needs_wrong: True if every example must name wrong answers.
-        chance: value of a model that knows nothing (None where it depends on the vocabulary).
         summary: one line for `circuitdisc list metrics`.
         zero_at_full: True if the full model's value is 0 by construction, so that no fraction of it can be a threshold.
     """
@@ -64,7 +63,6 @@ class Metric:
     function: Callable[[Float[Tensor, "... N W"], Labels], Float[Tensor, "... N"]]
     columns: Literal["answers", "all"]
     needs_wrong: bool
-    chance: float | None
     summary: str
     zero_at_full: bool = False
 
@@ -120,11 +118,11 @@ def negative_kl(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tenso
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("logit_diff", logit_diff, "answers", True, 0.0, "logit of right minus wrong answers"),
-        Metric("prob_diff", prob_diff, "all", True, 0.0, "probability of right minus wrong answers"),
-        Metric("log_prob", log_prob, "all", False, None, "log-probability of the right answers, in nats"),
-        Metric("accuracy", accuracy, "all", False, 0.0, "share of examples whose top token is right"),
-        Metric("kl", negative_kl, "all", False, None, "minus KL(full model || circuit), in nats", True),
+        Metric("logit_diff", logit_diff, "answers", True, "logit of right minus wrong answers"),
+        Metric("prob_diff", prob_diff, "all", True, "probability of right minus wrong answers"),
+        Metric("log_prob", log_prob, "all", False, "log-probability of the right answers, in nats"),
+        Metric("accuracy", accuracy, "all", False, "share of examples whose top token is right"),
+        Metric("kl", negative_kl, "all", False, "minus KL(full model || circuit), in nats", True),
     )
 }
 

@@ -140,10 +140,10 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     if run.path(CIRCUIT).exists():
         circuit = Circuit.load(run.path(CIRCUIT))
     else:
-        found = _discover(run, model, task)
+        found, resumed = _discover(run, model, task)
         circuit = found.circuit
         circuit.save(run.path(CIRCUIT))
-        run.write(COST, found.cost_dict())
+        run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
     if run.path(SCORES).exists():
         scores = Scores.from_dict(read_json(run.path(SCORES)))
     else:
@@ -153,11 +153,13 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     return Outcome(run.folder, circuit, scores)
 
 
-def _discover(run: Run, model: Model, task: Task) -> Discovery:
+def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
+    """The discovery, and whether it took over decisions of an earlier start."""
     config, journal = run.config, run.journal()
+    resumed = bool(journal.lines)
     settings = dict(_section(run, "algorithm"))
     try:
-        return discover(
+        found = discover(
             model,
             task,
             settings.pop("name"),
@@ -172,6 +174,7 @@ def _discover(run: Run, model: Model, task: Task) -> Discovery:
         )
     finally:
         journal.close()
+    return found, resumed
 
 
 def _score(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:

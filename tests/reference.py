@@ -1,6 +1,6 @@
 """The slow, obvious truth: the whole model, head by head, every edge masked, straight from the weights.
 
-Shares nothing with the package but the weights' layout (and, for Gemma 2, the norm scale that is held at its clean value).
+Shares with the package only the weights' layout and the table of activations (and, for Gemma 2, the norm scale that is held at its clean value).
 """
 
 import math

@@ -197,6 +197,8 @@ def test_killed_and_resumed(algorithm, tmp_path, capsys):
     assert not (killed / "circuit.json").exists(), "the search was over before it was killed"
     assert main(["resume", str(killed)]) == 0
     assert (killed / "journal.jsonl").read_text().splitlines() == whole
+    assert "counted" not in json.loads((tmp_path / "whole" / "cost.json").read_text())
+    assert json.loads((killed / "cost.json").read_text())["counted"] == "since the run was resumed"
     assert Circuit.load(killed / "circuit.json") == Circuit.load(tmp_path / "whole" / "circuit.json")
 
 
