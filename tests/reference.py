@@ -1,6 +1,7 @@
 """The slow, obvious truth: the whole model, head by head, every edge masked, straight from the weights.
 
-Shares with the package only the weights' layout and the table of activations (and, for Gemma 2, the norm scale that is held at its clean value).
+Shares with the package only the weights' layout and the table of activations (and, for Gemma 2, the
+norm scale that is held at its clean value).
 """
 
 import math
