@@ -3,9 +3,12 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from circuitdisc.errors import BadFile, BadRun
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def read_text(path: Path) -> str:
@@ -56,3 +59,41 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON as `write_text` does."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
+    """Write arrays by name as .npz, beside the target first, then renamed.
+
+    Raises:
+        BadRun: the folder cannot be written or the disk is full.
+    """
+    import numpy as np
+
+    beside = path.with_name(path.name + ".part")
+    try:
+        with beside.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise BadRun(f"cannot write {path}: {error.strerror}. Free some space or choose another folder") from error
+
+
+def read_arrays(path: Path) -> "dict[str, np.ndarray]":
+    """Arrays by name from an .npz file; nothing in it is executed.
+
+    Raises:
+        BadFile: the file is missing or is not one.
+    """
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadFile(f"{path} holds no arrays ({error}); was it cut short?") from error

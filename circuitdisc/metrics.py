@@ -56,7 +56,9 @@ class Metric:
         columns: `answers` if the logits of the answer tokens suffice, `all` if the whole vocabulary is needed.
         needs_wrong: True if every example must name wrong answers.
         summary: one line for `circuitdisc list metrics`.
-        zero_at_full: True if the full model's value is 0 by construction, so that no fraction of it can be a threshold.
+        zero_at_full: True if the full model's value is 0 by construction, so that no fraction of it can be a threshold;
+            it is then a maximum, too, so that its gradient at the full model vanishes.
+        differentiable: False if the value is constant almost everywhere, so that it has no gradient to follow.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Metric:
     needs_wrong: bool
     summary: str
     zero_at_full: bool = False
+    differentiable: bool = True
 
     def __call__(self, logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
         return self.function(logits, labels)
@@ -121,7 +124,7 @@ METRICS = {
         Metric("logit_diff", logit_diff, "answers", True, "logit of right minus wrong answers"),
         Metric("prob_diff", prob_diff, "all", True, "probability of right minus wrong answers"),
         Metric("log_prob", log_prob, "all", False, "log-probability of the right answers, in nats"),
-        Metric("accuracy", accuracy, "all", False, "share of examples whose top token is right"),
+        Metric("accuracy", accuracy, "all", False, "share of examples whose top token is right", differentiable=False),
         Metric("kl", negative_kl, "all", False, "minus KL(full model || circuit), in nats", True),
     )
 }

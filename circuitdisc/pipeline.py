@@ -11,7 +11,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.registry import discover
 from circuitdisc.errors import BadRun, CircuitdiscError
-from circuitdisc.files import read_json
+from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.report import scores_table
@@ -22,6 +22,7 @@ from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
 
 CIRCUIT, SCORES, COST, PAGE = "circuit.json", "scores.json", "cost.json", "report.html"
+EDGE_SCORES = "edge_scores.npz"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,15 @@ def write_page(folder: str | Path) -> Path:
     journal = run.journal()
     journal.close()
     circuit = Circuit.load(run.path(CIRCUIT))
-    return write_report(run.path(PAGE), circuit=circuit, scores=scores, run=details, trace=journal.decisions)
+    arrays = read_arrays(run.path(EDGE_SCORES)) if run.path(EDGE_SCORES).exists() else {}
+    return write_report(
+        run.path(PAGE),
+        circuit=circuit,
+        scores=scores,
+        run=details,
+        trace=journal.decisions,
+        edge_scores=arrays.get("edge_scores"),
+    )
 
 
 def _finish(run: Run, model: Model, task: Task) -> Outcome:
@@ -142,6 +151,9 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     else:
         found, resumed = _discover(run, model, task)
         circuit = found.circuit
+        arrays = {"edge_scores": found.edge_scores, "node_scores": found.node_scores}
+        if scored := {name: values for name, values in arrays.items() if values is not None}:
+            write_arrays(run.path(EDGE_SCORES), scored)
         circuit.save(run.path(CIRCUIT))
         run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
     if run.path(SCORES).exists():

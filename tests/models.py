@@ -60,9 +60,9 @@ TOYS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def toy(name: str, seed: int = 0) -> ToyTransformer:
+def toy(name: str, seed: int = 0, **changes: Any) -> ToyTransformer:
     """A random toy whose biases are not zero."""
-    sizes: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32}
+    sizes: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32, **changes}
     model = ToyTransformer(ToyConfig(**{**sizes, **TOYS[name]}), seed)
     torch.manual_seed(seed)
     with torch.no_grad():

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from examples import random_task
+from examples import random_examples, random_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import model_of
+from models import model_of, toy
 from reference import masked_metric
 
 from circuitdisc.ablation import Ablation
@@ -15,11 +15,16 @@ from circuitdisc.discovery.acdc import acdc
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
+from circuitdisc.models import cut_toy
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.memory import COPIES_OF_SENDERS
 from circuitdisc.runs import Journal
+from circuitdisc.tasks.base import Task
 
 
-def sequential_acdc(model, task, ablation, metric, threshold, *, relative=False, two_sided=False, measure=masked_metric):
+def sequential_acdc(
+    model, task, ablation, metric, threshold, *, relative=False, two_sided=False, order="descending", measure=masked_metric
+):
     """Algorithm 1 of Conmy et al. 2023, one whole-model run for each edge. Returns the mask and (edge, kept) decisions."""
     graph, metric = model.graph, METRICS[metric]
     chunks = Patching(model, ablation, task.train).hold(task.train)
@@ -31,7 +36,9 @@ def sequential_acdc(model, task, ablation, metric, threshold, *, relative=False,
         if node.kind != "logits" and not mask[:, graph.sender_index[node.name]].any():
             mask[receiver] = False
             continue
-        for sender in reversed(range(int(graph.n_upstream[receiver]))):
+        senders = np.arange(graph.n_upstream[receiver])
+        senders = np.random.default_rng([0, receiver]).permutation(senders) if order == "random" else senders
+        for sender in senders[::-1] if order == "descending" else senders:
             mask[receiver, sender] = False
             new = measure(model, chunks, mask, metric)
             change = abs(current - new) if two_sided else current - new
@@ -52,8 +59,8 @@ def context(metric="logit_diff", **more):
     return SearchContext(metric=metric, **more)
 
 
-@pytest.mark.parametrize("family", ["attention_only", "bidirectional", "parallel", "rms_rotary_grouped"])
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("family", ["attention_only", "bidirectional", "parallel", "rms_rotary_grouped", "windowed"])
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["zero", "mean", "resample"]),
@@ -61,16 +68,35 @@ def context(metric="logit_diff", **more):
     threshold=st.sampled_from([0.001, 0.01, 0.1]),
     relative=st.booleans(),
     two_sided=st.booleans(),
+    order=st.sampled_from(["descending", "ascending", "random"]),
     speculation=st.sampled_from([None, 1, 3, 64]),
+    first_change=st.sampled_from([1, 3, 4]),
+    memory=st.sampled_from(["1GB", "small"]),
+    split=st.booleans(),
 )
-def test_same_decisions_as_the_sequential_walk(family, seed, kind, metric, threshold, relative, two_sided, speculation):
-    model = model_of(family)
-    task = random_task(model, n=3, seed=seed)
-    rule = {"threshold": threshold, "relative": relative and metric != "kl", "two_sided": two_sided}
-    found = acdc(model, task, Ablation(kind), context(metric), speculation=speculation, **rule)
+def test_same_decisions_as_the_sequential_walk(
+    family, seed, kind, metric, threshold, relative, two_sided, order, speculation, first_change, memory, split
+):
+    """In every combination of options: prompts of unequal length, differing early or late, in one batch or in several."""
+    model = random_graph(family, seed, split)
+    task = Task("random", tuple(random_examples(model, 3, seed, first_change)), ())
+    if memory == "small":  # one example at a time
+        memory = 10 * 8 * COPIES_OF_SENDERS * model.graph.n_senders * model.cut.spec.d_model * 3
+    rule = {"threshold": threshold, "relative": relative and metric != "kl", "two_sided": two_sided, "order": order}
+    found = acdc(model, task, Ablation(kind), context(metric, memory=memory), speculation=speculation, **rule)
     mask, decisions = sequential_acdc(model, task, Ablation(kind), metric, **rule)
     assert decided(found) == decisions
     assert found.circuit == Circuit(model.graph, mask).prune()
+
+
+def random_graph(family, seed, split):
+    """A random toy of this kind, of 1 to 3 layers with 1 to 4 heads."""
+    generator = np.random.default_rng(seed)
+    heads = int(generator.choice([2, 4] if family == "rms_rotary_grouped" else [1, 2, 4]))
+    if family == "windowed":
+        return model_of("mistral")
+    sizes = {"n_layers": int(generator.integers(1, 4)), "n_heads": heads}
+    return cut_toy(toy(family, seed, **sizes).double(), name=family, split_embeddings=split)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2"])
@@ -78,10 +104,6 @@ def test_same_decisions_as_the_sequential_walk(family, seed, kind, metric, thres
 def test_same_decisions_on_real_architectures(family, first_change):
     """With prompts that differ early, and late: positions before the first difference are not run again."""
     model = model_of(family)
-    from examples import random_examples
-
-    from circuitdisc.tasks.base import Task
-
     task = Task("random", tuple(random_examples(model, 3, 5, first_change)), ())
     found = acdc(model, task, Ablation("resample"), context(), threshold=0.003)
     _, decisions = sequential_acdc(model, task, Ablation("resample"), "logit_diff", 0.003)

@@ -80,7 +80,7 @@ def acdc(
         if name in finished:
             continue
         removal = patching.removal(chunks, mask, metric, first=group[0])
-        walk = _Walk(removal, graph, context, bar, threshold, relative, two_sided, order, speculation)
+        walk = Walk(removal, graph, context, bar, (threshold, relative, two_sided), order, speculation)
         for receiver in reversed(group):
             walk.visit(receiver)
         removal.close()
@@ -91,8 +91,13 @@ def acdc(
     return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, patching.cost)
 
 
-class _Walk:
-    """The walk over the receivers of one group, with the edges cut so far."""
+class Walk:
+    """Steps 2 and 3 for one receiver after the other, with the edges cut so far.
+
+    Args:
+        rule: threshold, relative, two_sided, as `passes` takes them.
+        order, speculation: as `acdc` takes them.
+    """
 
     def __init__(
         self,
@@ -100,14 +105,12 @@ class _Walk:
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
-        threshold: float,
-        relative: bool,
-        two_sided: bool,
-        order: str,
-        speculation: int | None,
+        rule: tuple[float, bool, bool],
+        order: str = "descending",
+        speculation: int | None = None,
     ) -> None:
         self.removal, self.graph, self.context, self.bar = removal, graph, context, bar
-        self.rule = (threshold, relative, two_sided)
+        self.rule = rule
         self.order = order
         self.most = min(removal.most_rows, speculation or removal.most_rows)
         self.adapts = speculation is None
@@ -127,7 +130,7 @@ class _Walk:
 
     def _drop_dead(self, receiver: int) -> None:
         """A node without a path to `logits` loses all its edges, without a run."""
-        n_edges = int(self.graph.n_upstream[receiver])
+        n_edges = int(self.removal.mask[receiver].sum())
         self.removal.drop([receiver])
         self.context.journal.write(dead=self.graph.receivers[receiver].name, edges=n_edges)
         self._advance(n_edges)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.selection import By, greedy, top_k
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import Metric
 from circuitdisc.patching.engine import Cost
@@ -23,12 +24,38 @@ class Discovery:
         edge_scores: a score for every edge, or None for algorithms that only decide. NaN where there is no edge. [R, S]
         trace: every decision, in order.
         cost: runs, node evaluations and seconds.
+        node_scores: a score for every sender, or None for algorithms that score edges or only decide. [S]
     """
 
     circuit: Circuit
     edge_scores: Float[np.ndarray, "R S"] | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    node_scores: Float[np.ndarray, "S"] | None = None
+
+    def top_k(self, n: int, by: By = "absolute") -> Circuit:
+        """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.
+
+        Raises:
+            BadSetting: the algorithm scored no edges.
+        """
+        return top_k(self.circuit.graph, self._scores(), n, by)
+
+    def greedy(self, n: int, by: By = "absolute") -> Circuit:
+        """The circuit of n edges grown from `logits`; see `selection.greedy`.
+
+        Raises:
+            BadSetting: the algorithm scored no edges.
+        """
+        return greedy(self.circuit.graph, self._scores(), n, by)
+
+    def _scores(self) -> Float[np.ndarray, "R S"]:
+        if self.edge_scores is None:
+            name = self.circuit.provenance.algorithm or "this algorithm"
+            raise BadSetting(
+                f"{name} scores no edges, so that no other size can be chosen: use a scored algorithm such as eap_ig"
+            )
+        return self.edge_scores
 
     def cost_dict(self) -> dict[str, float]:
         return asdict(self.cost)

@@ -46,7 +46,16 @@ ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
         Algorithm("acdc", "cut every edge that the metric does not miss, from logits backwards (Conmy et al. 2023)"),
+        Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
+        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)"),
+        Algorithm("eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)"),
+        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations"),
+        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs"),
+        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)"),
+        Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
+        Algorithm("exact", "cut every edge alone: what the attributions estimate"),
+        Algorithm("random", "random scores: the control"),
     )
 }
 

@@ -148,6 +148,17 @@ class Frame:
     sin: Float[Tensor, "B T Krot"] | None = None
     head_scale: dict[int, Float[Tensor, "B T 1"]] = field(default_factory=dict)
 
+    def at(self, tokens: Int[Tensor, "n"]) -> "Frame":
+        """Angles and scales of some tokens (numbered b * T + t) as one row: B = 1, T = n. Without masks."""
+
+        def pick(values: Float[Tensor, "B T X"]) -> Float[Tensor, "1 n X"]:
+            return values.expand(*self.position_ids.shape, -1).flatten(0, 1)[tokens][None]
+
+        cos = None if self.cos is None else pick(self.cos)
+        sin = None if self.sin is None else pick(self.sin)
+        scales = {layer: pick(scale) for layer, scale in self.head_scale.items()}
+        return Frame(self.position_ids.flatten()[tokens][None], {}, cos, sin, scales)
+
 
 class Components:
     """The nodes of one model as functions.
@@ -233,9 +244,10 @@ class Components:
         projected = _batched_matmul(x, _rows(weight, rows))
         if bias is not None:
             projected = projected + _rows(bias, rows)[:, None, None, None, :]
-        return projected if qkv == "v" else self._rotate(projected, frame, start)
+        return projected if qkv == "v" else self.rotate(projected, frame, start)
 
-    def _rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame, start: int) -> Float[Tensor, "n C B T K"]:
+    def rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame, start: int = 0) -> Float[Tensor, "n C B T K"]:
+        """Queries or keys turned by their positions; as they are in models without rotary positions."""
         if frame.cos is None or frame.sin is None:
             return x
         stop = start + x.shape[-2]
@@ -251,14 +263,20 @@ class Components:
         q: Float[Tensor, "n C B T K"],
         k: Float[Tensor, "n C B T2 K"],
         frame: Frame,
-        start: int = 0,
+        positions: Int[Tensor, "T"] | None = None,
     ) -> Float[Tensor, "n C B T T2"]:
-        """Attention patterns of queries that begin at position `start`."""
+        """Attention patterns.
+
+        Args:
+            positions: the queries' positions in the frame; None for all.
+        """
         scores = (q @ k.transpose(-1, -2)) * self.spec.attn_scale[layer]
         if self.spec.score_softcap is not None:
             scores = (scores / self.spec.score_softcap).tanh() * self.spec.score_softcap
         allowed = frame.allowed[self.spec.window[layer] if self.spec.window else None]
-        scores = scores.masked_fill(~allowed[:, start : start + q.shape[-2]], -math.inf)
+        if positions is not None:
+            allowed = allowed[:, positions]
+        scores = scores.masked_fill(~allowed, -math.inf)
         return scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(scores.dtype)
 
     def head_output(
@@ -266,9 +284,16 @@ class Components:
     ) -> Float[Tensor, "n C B T D"]:
         """What these heads write to the residual stream, from their pattern-weighted values z."""
         out = _batched_matmul(z, _rows(self.weights.layers[layer].W_O, heads))
-        return self._after_attention(layer, out, frame, start)
+        return self.after_attention(layer, out, frame, start)
 
-    def _after_attention(self, layer: int, out: Tensor, frame: Frame, start: int) -> Tensor:
+    def heads_sum(self, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
+        """Sum of z times W_O over all heads as one matrix product, before any norm after attention."""
+        W_O = self.weights.layers[layer].W_O
+        flat = z.permute(1, 2, 3, 0, 4).reshape(-1, W_O.shape[0] * W_O.shape[1])
+        return (flat @ W_O.reshape(-1, W_O.shape[-1])).reshape(*z.shape[1:-1], -1)
+
+    def after_attention(self, layer: int, out: Tensor, frame: Frame, start: int = 0) -> Tensor:
+        """The norm after attention, its scale held at the uncut run's; nothing in models without one."""
         norm = self.weights.layers[layer].norm_after_attention
         if norm is None:
             return out
@@ -278,7 +303,7 @@ class Components:
     def fix_head_scale(self, layer: int, z: Float[Tensor, "H 1 B T K"], frame: Frame) -> None:
         """Record the norm after attention's scale in the uncut run, from all heads' z. Nothing to do without such a norm."""
         if self.weights.layers[layer].norm_after_attention is not None:
-            total = _batched_matmul(z, self.weights.layers[layer].W_O).sum(0)[0]
+            total = self.heads_sum(layer, z)[0]
             frame.head_scale[layer] = self._reciprocal_rms(total).to(total.dtype)
 
     # --- MLP, norms, unembedding -------------------------------------------------------------------------------------

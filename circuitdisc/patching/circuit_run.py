@@ -2,6 +2,9 @@
 
     input of receiver r = constants + sum of ablated senders before r + sum over kept edges s -> r of (live_s - ablated_s)
 
+MLPs, which cost most, run only at the tokens that an answer can see and a cut can change (`reach.py`); elsewhere their clean
+value stands in, which nothing that counts reads.
+
 Shape letters: S senders, R receivers, B examples, T positions, D residual width, K head width, N readings.
 """
 
@@ -16,6 +19,7 @@ from circuitdisc.circuit import live_receivers, live_senders
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.patching.prepared import Chunk
+from circuitdisc.patching.reach import Reach
 
 
 @dataclass
@@ -55,10 +59,11 @@ class CircuitRun:
         self.frame: Frame = chunk.frame
         self.record_from = graph.n_receivers if record_from is None else record_from
         self.live_senders, self.live_receivers = live_senders(graph, mask), live_receivers(graph, mask)
+        self.reach = Reach(components, graph, chunk, mask & self.live_receivers[:, None])
         self.unchanged = _unchanged_senders(graph, mask)
         self.state = NodeState()
-        self.node_evaluations = 0
-        self._difference: dict[int, Float[Tensor, "B T D"]] = {}  # live - ablated, of the senders run so far
+        self.node_evaluations = 0.0
+        self.difference: dict[int, Float[Tensor, "B T D"]] = {}  # live - ablated, of the senders run so far
         self._run()
 
     @property
@@ -79,7 +84,7 @@ class CircuitRun:
 
     def _write(self, sender: int, value: Float[Tensor, "B T D"]) -> None:
         self.state.values[sender] = value
-        self._difference[sender] = value - self.chunk.ablated[sender]
+        self.difference[sender] = value - self.chunk.ablated[sender]
 
     def _read_inputs(self, receivers: list[int], constant: Float[Tensor, "D"]) -> Float[Tensor, "n 1 B T D"]:
         """What receivers at the same place in the residual stream read. Equal rows of the mask are added up once."""
@@ -88,7 +93,7 @@ class CircuitRun:
         read = (constant + self.chunk.ablated_before(n_upstream)).expand(len(rows), *self.chunk.clean.shape[1:])
         kept = np.flatnonzero(rows.any(axis=0))
         if len(kept):
-            differences = torch.stack([self._difference[int(sender)] for sender in kept])
+            differences = torch.stack([self.difference[int(sender)] for sender in kept])
             weights = torch.from_numpy(rows[:, kept]).to(differences)
             read = read + torch.einsum("ns,sbtd->nbtd", weights, differences)
         which = inverse.reshape(-1)
@@ -136,9 +141,14 @@ class CircuitRun:
         if self.unchanged[sender] and receiver < self.record_from:
             self._write(sender, self.chunk.clean[sender])
             return
-        x = self._read_inputs([receiver], self.components.constant_before(layer, mlp=True))
-        self._write(sender, self.components.mlp(layer, x)[0, 0])
-        self.node_evaluations += 1
+        x = self._read_inputs([receiver], self.components.constant_before(layer, mlp=True))[0, 0]
+        value, tokens = self.chunk.clean[sender], self.reach.recomputed(sender)
+        if len(tokens) and not self.unchanged[sender]:
+            value = value.clone()
+            flat = torch.from_numpy(tokens).to(value.device)
+            value.flatten(0, 1)[flat] = self.components.mlp(layer, x.flatten(0, 1)[flat])
+            self.node_evaluations += len(tokens) / self.chunk.n_tokens
+        self._write(sender, value)
 
 
 def _unchanged_senders(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "S"]:

@@ -40,14 +40,21 @@ class Cost:
         model_runs: examples x runs of the whole model (clean, corrupted, or hook-based), divided by the examples.
         circuit_runs: runs of a circuit from the embedding on.
         candidates: candidate circuits whose metric was measured, incremental or not.
-        node_evaluations: heads and MLPs computed, each on all examples.
+        node_evaluations: heads and MLPs computed, each on all tokens of all examples; a part of the tokens counts as a part.
+        backward_runs: examples x backward passes through the whole model, divided by the examples.
     """
 
     model_runs: float = 0.0
     circuit_runs: int = 0
     candidates: int = 0
-    node_evaluations: int = 0
+    node_evaluations: float = 0.0
+    backward_runs: float = 0.0
     seconds: float = 0.0
+
+    def add(self, other: "Cost") -> None:
+        """Count what another search has cost, too."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Patching:
@@ -160,6 +167,13 @@ class Patching:
             )
         return list(self.chunks(examples))
 
+    def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
+        """Mean metric of a circuit over examples held in memory."""
+        run = self.removal(chunks, mask, metric, first=self.graph.n_receivers - 1)
+        run.close()
+        self.cost.candidates += 1
+        return run.value
+
     def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
         return Removal(self, chunks, mask, metric, first)
@@ -169,8 +183,9 @@ class Removal:
     """Cut edges one after the other and measure the metric, on all examples.
 
     Args:
-        mask: the circuit to start from; every sender before receiver `first` has its clean value in it.
-        first: index of the first (lowest) receiver that will be visited.
+        mask: the circuit to start from.
+        first: index of the first (lowest) receiver that will be visited. Cuts are accepted from the last receiver backwards,
+            so that the senders of a receiver have not changed when it is visited.
     """
 
     def __init__(
@@ -195,9 +210,13 @@ class Removal:
         tokens = max(chunk.batch.clean.numel() for chunk in chunks)
         self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, int(live[0]), int(live[1]))
 
-    def try_cuts(self, receiver: int, senders: list[int]) -> list[float]:
-        """The metric for every prefix of the cuts: entry i has edges 0..i into `receiver` cut."""
-        self._tried = self._metric([part.try_cuts(receiver, senders) for part in self.parts])
+    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> list[float]:
+        """The metric when edges into `receiver` are cut.
+
+        Args:
+            alone: entry i has only edge i cut, and nothing can be accepted; else it has edges 0..i cut.
+        """
+        self._tried = self._metric([part.try_cuts(receiver, senders, alone) for part in self.parts])
         self._cuts = (receiver, senders)
         self.patching.cost.candidates += len(senders)
         return self._tried

@@ -42,11 +42,13 @@ class HookedRemoval:
         """Logits at the readings, with all accepted cuts."""
         return self._run(self.mask)[None]
 
-    def try_cuts(self, receiver: int, senders: list[int]) -> Float[Tensor, "C N V"]:
-        """Logits at the readings for every prefix of the cuts."""
+    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> Float[Tensor, "C N V"]:
+        """Logits at the readings for every prefix of the cuts, or for each of them alone."""
         self._trial = (receiver, senders)
         mask, rows = self.mask.copy(), []
         for sender in senders:
+            if alone:
+                mask = self.mask.copy()
             mask[receiver, sender] = False
             rows.append(self._run(mask))
         return torch.stack(rows)

@@ -1,171 +1,268 @@
 """The incremental run: cut a few more edges into one receiver, and recompute only what that changes.
 
-A `Removal` starts from the run of a circuit and is asked, for one receiver at a time, what the final residual would be if
-more of its edges were cut. While receivers are visited in reverse topological order, every sender before the receiver still
-has its clean value, so its input changes by (ablated_s - clean_s) for each edge cut; from there only live nodes that a changed
-value reaches are recomputed. Queries, keys, values and patterns that did not change are reused; positions before the first
-change are left alone.
+A `IncrementalRemoval` starts from the run of a circuit and is asked, for one receiver at a time, what the final residual would
+be if more of its edges were cut. Its input changes by (ablated_s - live_s) for each edge cut; from there only live nodes that
+a changed value reaches are recomputed, and of these only the tokens that an answer can see (`reach.py`). Queries, keys,
+values and patterns that did not change are reused.
 
-Several candidates are tried at once, as rows: row i has candidates 0..i cut. Shape letters: C rows, B examples, T positions
-(from `chunk.start` on in everything that changes), D residual width, K head width.
+Several candidates are tried at once, as rows: row i has candidates 0..i cut, or candidate i alone.
+
+Shape letters: C rows, B examples, T positions, N tokens (B * T), n some of them, U those that change anywhere, Nr readings,
+h heads, P query positions, D residual width, K head width, S senders, R receivers.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdisc.graph import QKV, ComputationGraph, Node
+from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components
 from circuitdisc.patching.circuit_run import CircuitRun
 from circuitdisc.patching.prepared import Chunk
+from circuitdisc.patching.reach import HeadsStep, MlpStep, Plan, Tokens
 
 
 @dataclass
 class _Trial:
-    """What the tried cuts change: new inputs, q, k, v and patterns, and the change of what senders write."""
+    """What the tried cuts change: new inputs, q, k, v and patterns, each with the tokens it has, and senders' changes."""
 
     receiver: int
     senders: list[int]
-    inputs: dict[int, Float[Tensor, "C B T D"]] = field(default_factory=dict)
-    qkv: dict[int, Float[Tensor, "C B T K"]] = field(default_factory=dict)
-    patterns: dict[int, Float[Tensor, "C B T T2"]] = field(default_factory=dict)
-    changes: dict[int, Float[Tensor, "C B T D"]] = field(default_factory=dict)
+    row_of: Int[np.ndarray, "n"]  # the row that shows cuts 0..i; -1 where they change nothing
+    plan: Plan | None = None
+    n_rows: int = 0
+    inputs: dict[int, tuple[Tokens, Float[Tensor, "C n D"]]] = field(default_factory=dict)
+    qkv: dict[int, tuple[Tokens, Float[Tensor, "C n K"]]] = field(default_factory=dict)
+    patterns: dict[int, tuple[Int[Tensor, "P"], Float[Tensor, "C B P T"]]] = field(default_factory=dict)
+    changes: dict[int, Float[Tensor, "C U D"]] = field(default_factory=dict)
+    outputs: dict[int, tuple[Tokens, Float[Tensor, "C n D"]]] = field(default_factory=dict)
+    total: Float[Tensor, "C U D"] | None = None  # sum of the first `n_added` changes
+    n_added: int = 0
 
 
 class IncrementalRemoval:
     """Edges cut one after the other from a circuit, on one chunk of examples.
 
     Args:
-        mask: the circuit to start from: every sender before receiver `first` keeps all edges into its own receivers.
-        first: index of the first receiver that will be visited; only it and later ones are remembered.
+        mask: the circuit to start from.
+        first: index of the first receiver that will be visited; only it and later ones are remembered. Cuts are accepted from the
+            last receiver backwards, so that the senders of a receiver have not changed when it is visited.
     """
 
     def __init__(
         self, components: Components, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int
     ) -> None:
         self.components, self.graph, self.chunk = components, graph, chunk
-        self.mask = mask.copy()
         self.run = CircuitRun(components, graph, chunk, mask, record_from=first)
-        self.state = self.run.state
-        self.mask[~self.run.live_receivers] = False  # edges that lead nowhere would only be followed in vain
-        self.start = chunk.start
+        self.reach = self.run.reach
+        self.mask = self.reach.mask  # one mask for both; what tokens are needed can only shrink as edges go
         self.node_evaluations = self.run.node_evaluations
+        state, n_tokens = self.run.state, chunk.batch.clean.numel()
+        self._inputs = {receiver: x.reshape(n_tokens, -1) for receiver, x in state.inputs.items()}
+        self._qkv = {receiver: x.reshape(n_tokens, -1) for receiver, x in state.qkv.items()}
+        self._patterns = {sender: pattern[0] for sender, pattern in state.patterns.items()}
+        self._values = {sender: value.reshape(n_tokens, -1) for sender, value in state.values.items()}
+        self._own: set[tuple[int, int]] = set()  # what was copied and may be written to: the rest is shared
+        self._changed: dict[int, np.ndarray] = {}
         self._trial: _Trial | None = None
 
-    def residual(self) -> Float[Tensor, "1 N D"]:
+    def residual(self) -> Float[Tensor, "1 Nr D"]:
         """The final residual at the readings, with all accepted cuts."""
-        return self._at_readings(self.state.inputs[self.graph.n_receivers - 1])
+        return self._inputs[self.graph.n_receivers - 1][self._readings][None]
 
     @torch.no_grad()
-    def try_cuts(self, receiver: int, senders: list[int]) -> Float[Tensor, "C N D"]:
-        """The final residual at the readings for every prefix of the cuts: row i has edges 0..i into `receiver` cut."""
-        trial = _Trial(receiver, senders)
-        live = torch.stack([self.state.values[sender][:, self.start :] for sender in senders])
-        cuts = (self._ablated(senders) - live).cumsum(0)
-        trial.inputs[receiver] = self.state.inputs[receiver][:, :, self.start :] + cuts
-        self._propagate(trial)
-        self._trial = trial
-        final = self.graph.n_receivers - 1
-        if final not in trial.inputs:
+    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> Float[Tensor, "C Nr D"]:
+        """The final residual at the readings when edges into `receiver` are cut.
+
+        Args:
+            alone: row i has only edge i cut, and nothing can be accepted; else it has edges 0..i cut.
+        """
+        changed = [self._changed_by(sender) & self.reach.needed_in[receiver] for sender in senders]
+        seen = np.array([tokens.any() for tokens in changed])
+        row_of = np.where(seen, np.cumsum(seen) - 1, -1) if alone else np.cumsum(seen) - 1
+        trial = self._trial = _Trial(receiver, senders, row_of)
+        if not seen.any():  # no answer sees what these cuts change
             return self.residual().expand(len(senders), -1, -1)
-        return self._at_readings(self._full(self.state.inputs[final], trial.inputs[final]))
+        plan = trial.plan = self.reach.plan(receiver, np.logical_or.reduce(changed))
+        assert plan is not None, "a seen change has a plan"
+        trial.n_rows = int(seen.sum())
+        cuts = torch.stack([self._cut(sender, plan.cut) for sender, counts in zip(senders, seen, strict=True) if counts])
+        if not alone:
+            cuts = cuts.cumsum(0)
+        trial.inputs[receiver] = plan.cut, self._inputs[receiver][plan.cut.flat] + cuts
+        for step in plan.steps:
+            if isinstance(step, MlpStep):
+                self._run_mlp(trial, step)
+            else:
+                self._run_heads(trial, step)
+        final = self._final(trial, plan)
+        rows = torch.cat([final, self.residual()])  # row -1: nothing changed
+        return rows[torch.from_numpy(row_of).to(rows.device)]
 
     def accept(self, n_cuts: int) -> None:
-        """Keep the first `n_cuts` of the cuts just tried."""
+        """Keep the first `n_cuts` of the cuts just tried (together)."""
         trial = self._trial
         assert trial is not None, "nothing was tried"
         self._trial = None
         if n_cuts == 0:
             return
-        row = slice(n_cuts - 1, n_cuts)
         self.mask[trial.receiver, trial.senders[:n_cuts]] = False
-        for receiver, new in trial.inputs.items():
-            self.state.inputs[receiver] = self._full(self.state.inputs[receiver], new[row])
-        for receiver, new in trial.qkv.items():
-            self.state.qkv[receiver] = self._full(self.state.qkv[receiver], new[row])
-        for sender, new in trial.patterns.items():
-            self.state.patterns[sender] = self._full(self.state.patterns[sender], new[row])
-        for sender, change in trial.changes.items():
-            value = self.state.values[sender].clone()
-            value[:, self.start :] += change[row.start]
-            self.state.values[sender] = value
+        row = int(trial.row_of[n_cuts - 1])
+        if row < 0:
+            return
+        for receiver, (tokens, new) in trial.inputs.items():
+            self._writable(0, self._inputs, receiver)[tokens.flat] = new[row]
+        for receiver, (tokens, new) in trial.qkv.items():
+            self._writable(1, self._qkv, receiver)[tokens.flat] = new[row]
+        for sender, (positions, new) in trial.patterns.items():
+            self._writable(2, self._patterns, sender)[:, positions] = new[row]
+        for sender, (tokens, new) in trial.outputs.items():
+            self._writable(3, self._values, sender)[tokens.flat] = new[row]
 
     def drop(self, receivers: list[int]) -> None:
         """Cut every edge into these receivers, whose node no longer reaches `logits`: nothing that is read changes."""
         self.mask[receivers] = False
 
+    # --- the cut receiver --------------------------------------------------------------------------------------------
+
+    def _changed_by(self, sender: int) -> Bool[np.ndarray, "N"]:
+        """Tokens at which a sender's ablated value differs from its live one."""
+        if sender not in self._changed:
+            differs = self.run.difference[sender].ne(0).any(-1) & self.chunk.may_change
+            self._changed[sender] = differs.reshape(-1).cpu().numpy()
+        return self._changed[sender]
+
+    def _cut(self, sender: int, tokens: Tokens) -> Float[Tensor, "n D"]:
+        """What cutting an edge from `sender` adds to its receiver's input: ablated minus live."""
+        return -self.run.difference[sender].reshape(self._values[sender].shape)[tokens.flat]
+
     # --- what a cut changes ------------------------------------------------------------------------------------------
 
-    def _propagate(self, trial: _Trial) -> None:
-        """Recompute, in topological order, the live nodes that a changed value reaches."""
-        graph = self.graph
-        first = graph.receivers[trial.receiver].node
-        if first.kind == "logits":
-            return
-        for node in graph.senders[graph.sender_index[first.name] :]:
-            sender = graph.sender_index[node.name]
-            if not self.mask[:, sender].any():
-                continue
-            receivers = graph.node_receivers[node.name]
-            for receiver in receivers:
-                self._change_input(trial, receiver)
-            if any(receiver in trial.inputs for receiver in receivers):
-                new = self._run_mlp(trial, node) if node.kind == "mlp" else self._run_head(trial, node)
-                trial.changes[sender] = new - self.state.values[sender][:, self.start :]
-        self._change_input(trial, graph.n_receivers - 1)
+    def _run_mlp(self, trial: _Trial, step: MlpStep) -> None:
+        x = self._read_inputs(trial, (step.receiver,), step.tokens)[0]
+        self._write(trial, step.sender, step.tokens, self.components.mlp(step.layer, x))
 
-    def _change_input(self, trial: _Trial, receiver: int) -> None:
-        """Add the changes of the kept senders of `receiver` to what it reads."""
-        for sender, change in trial.changes.items():
-            if self.mask[receiver, sender]:
-                if receiver in trial.inputs:
-                    trial.inputs[receiver].add_(change)
-                else:
-                    trial.inputs[receiver] = self.state.inputs[receiver][:, :, self.start :] + change
+    def _run_heads(self, trial: _Trial, step: HeadsStep) -> None:
+        """The layer's heads in two batches: those whose pattern changes, and those that only read other values."""
+        for qkv, read in step.reads.items():
+            x = self._read_inputs(trial, read.receivers, read.tokens)[:, :, None]
+            new = self.components.read(step.layer, qkv, read.heads, x, self._frame.at(read.tokens.flat))[:, :, 0]
+            trial.qkv |= {receiver: (read.tokens, row) for receiver, row in zip(read.receivers, new, strict=True)}
+        turned = {head for qkv in ("q", "k") if qkv in step.reads for head in step.reads[qkv].heads}
+        for looks_elsewhere in (True, False):
+            chosen = [pair for pair in zip(step.heads, step.senders, strict=True) if (pair[0] in turned) == looks_elsewhere]
+            if chosen:
+                heads, senders = [head for head, _ in chosen], [sender for _, sender in chosen]
+                self._attend(trial, step, heads, senders, looks_elsewhere)
 
-    def _run_mlp(self, trial: _Trial, node: Node) -> Float[Tensor, "C B T D"]:
-        x = trial.inputs[self.graph.receiver_index[node.name]]
-        self.node_evaluations += x.shape[0]
-        return self.components.mlp(node.layer, x)
+    def _attend(self, trial: _Trial, step: HeadsStep, heads: list[int], senders: list[int], looks_elsewhere: bool) -> None:
+        layer, positions = step.layer, step.positions
+        if looks_elsewhere:
+            q, k = self._full(trial, step, "q", heads)[..., positions, :], self._full(trial, step, "k", heads)
+            pattern = self.components.pattern(layer, q, k, self._frame, positions)
+            trial.patterns |= {sender: (positions, row) for sender, row in zip(senders, pattern, strict=True)}
+        else:
+            pattern = torch.stack([self._patterns[sender][:, positions] for sender in senders])[:, None]
+        z = (pattern @ self._full(trial, step, "v", heads)).flatten(2, 3)[:, :, None, step.rows]  # [h, C, 1, n, K]
+        outputs = self.components.head_output(layer, heads, z, self._frame.at(step.tokens.flat))[:, :, 0]
+        for sender, output in zip(senders, outputs, strict=True):
+            self._write(trial, sender, step.tokens, output)
 
-    def _run_head(self, trial: _Trial, node: Node) -> Float[Tensor, "C B T D"]:
-        layer, heads = node.layer, [node.head]
-        q, k, v = (self._read(trial, node, qkv) for qkv in ("q", "k", "v"))
-        sender = self.graph.sender_index[node.name]
-        pattern = self.state.patterns[sender][:, :, self.start :]
-        if any(self.graph.receiver_index[f"{node.name}<{qkv}>"] in trial.qkv for qkv in ("q", "k")):
-            assert self.run.frame is not None
-            queries = q[None, :, :, self.start :]
-            pattern = self.components.pattern(layer, queries, k[None], self.run.frame, self.start)[0]
-            trial.patterns[sender] = pattern
-        out = self.components.head_output(layer, heads, (pattern @ v)[None], self.run.frame, self.start)[0]
-        self.node_evaluations += out.shape[0]
-        return out
+    def _full(self, trial: _Trial, step: HeadsStep, qkv: QKV, heads: list[int]) -> Float[Tensor, "h C B T K"]:
+        """These heads' queries, keys or values at all tokens: the old ones, with what was recomputed written over them."""
+        receivers = [self.graph.receiver_index[f"a{step.layer}.h{head}<{qkv}>"] for head in heads]
+        full = torch.stack([self._qkv[receiver] for receiver in receivers])[:, None]
+        if any(receiver in trial.qkv for receiver in receivers):
+            full = full.repeat(1, trial.n_rows, 1, 1)
+            for row, receiver in zip(full, receivers, strict=True):
+                if receiver in trial.qkv:
+                    tokens, new = trial.qkv[receiver]
+                    row[:, tokens.flat] = new
+        return full.unflatten(2, self.reach.shape)
 
-    def _read(self, trial: _Trial, node: Node, qkv: QKV) -> Float[Tensor, "C B T K"]:
-        """The head's query, key or value at all positions; recomputed from `start` on if its input changed."""
-        receiver = self.graph.receiver_index[f"{node.name}<{qkv}>"]
-        if receiver in trial.inputs:
-            x = trial.inputs[receiver][None]
-            trial.qkv[receiver] = self.components.read(node.layer, qkv, [node.head], x, self.run.frame, self.start)[0]
-            return self._full(self.state.qkv[receiver], trial.qkv[receiver])
-        return self.state.qkv[receiver]
+    def _write(self, trial: _Trial, sender: int, tokens: Tokens, output: Float[Tensor, "C n D"]) -> None:
+        """Remember a sender's new output, and its change among the tokens that change anywhere."""
+        assert trial.plan is not None, "a trial that runs has a plan"
+        share = len(tokens) / self.chunk.n_tokens
+        self.node_evaluations += trial.n_rows * share
+        change = output - self._values[sender][tokens.flat]
+        if tokens.slots is not None:
+            wide = change.new_zeros(trial.n_rows, trial.plan.n_changed, change.shape[-1])
+            wide[:, tokens.slots] = change
+            change = wide
+        trial.outputs[sender], trial.changes[sender] = (tokens, output), change
 
-    # --- shapes ------------------------------------------------------------------------------------------------------
+    # --- what a receiver reads ---------------------------------------------------------------------------------------
 
-    def _ablated(self, senders: list[int]) -> Float[Tensor, "n B T D"]:
-        ablated = self.chunk.ablated[senders]
-        return ablated if ablated.shape[2] == 1 else ablated[:, :, self.start :]
+    def _read_inputs(self, trial: _Trial, receivers: tuple[int, ...], tokens: Tokens) -> Float[Tensor, "h C n D"]:
+        """The new inputs of receivers at the same place; receivers with equal edges and equal needs read the same."""
+        if trial.receiver in receivers:
+            x = trial.inputs[trial.receiver][1]
+            return x[None]
+        rows: dict[bytes, Float[Tensor, "C n D"]] = {}
+        for receiver in receivers:
+            key = self.mask[receiver].tobytes() + self.reach.needed_in[receiver].tobytes()
+            if key not in rows:
+                old = self._inputs[receiver][tokens.flat]
+                change = self._sum_of_changes(trial, self.mask[receiver], tokens)
+                rows[key] = old.expand(trial.n_rows, -1, -1) if change is None else old + change
+            trial.inputs[receiver] = tokens, rows[key]
+        if len(rows) == 1:
+            return next(iter(rows.values()))[None]
+        return torch.stack([trial.inputs[receiver][1] for receiver in receivers])
 
-    def _full(self, old: Float[Tensor, "1 B T X"], new: Float[Tensor, "C B T X"]) -> Float[Tensor, "C B T X"]:
-        """`new` with the untouched positions before `start` put in front."""
-        if self.start == 0:
-            return new
-        before = old[:, :, : self.start].expand(new.shape[0], -1, -1, -1)
-        return torch.cat([before, new], dim=2)
+    def _sum_of_changes(self, trial: _Trial, kept: Bool[np.ndarray, "S"], tokens: Tokens) -> Float[Tensor, "C n D"] | None:
+        """Sum of the kept senders' changes: added up one by one, or the sum of all less the cut ones if these are fewer."""
+        chosen = [sender for sender in trial.changes if kept[sender]]
+        if not chosen:
+            return None
+        cut = [sender for sender in trial.changes if not kept[sender]]
+        if len(cut) + 1 < len(chosen):
+            summed = _at(self._total(trial), tokens)
+            for sender in cut:
+                summed = summed - _at(trial.changes[sender], tokens)
+            return summed
+        summed = _at(trial.changes[chosen[0]], tokens)
+        for sender in chosen[1:]:
+            summed = summed + _at(trial.changes[sender], tokens)
+        return summed
 
-    def _at_readings(self, residual: Float[Tensor, "C B T D"]) -> Float[Tensor, "C N D"]:
-        return residual[:, self.chunk.batch.read_example, self.chunk.batch.read_position]
+    def _total(self, trial: _Trial) -> Float[Tensor, "C U D"]:
+        for change in list(trial.changes.values())[trial.n_added :]:
+            trial.total = change.clone() if trial.total is None else trial.total.add_(change)
+        trial.n_added = len(trial.changes)
+        assert trial.total is not None, "something has changed"
+        return trial.total
+
+    def _final(self, trial: _Trial, plan: Plan) -> Float[Tensor, "C Nr D"]:
+        """The new final residual at the readings."""
+        final = self.graph.n_receivers - 1
+        if trial.receiver == final:
+            # the cut receiver's tokens are among the readings, which may come in another order and more often
+            tokens, x = trial.inputs[final]
+            full = self._inputs[final].expand(trial.n_rows, -1, -1).clone()
+            full[:, tokens.flat] = x
+            return full[:, self._readings]
+        return self._read_inputs(trial, (final,), plan.readings)[0]
+
+    @property
+    def _readings(self) -> Int[Tensor, "Nr"]:
+        batch = self.chunk.batch
+        return batch.read_example * self.reach.shape[1] + batch.read_position
+
+    @property
+    def _frame(self):  # noqa: ANN202
+        return self.run.frame
+
+    def _writable(self, kind: int, values: dict[int, Tensor], key: int) -> Tensor:
+        if (kind, key) not in self._own:
+            values[key] = values[key].clone()
+            self._own.add((kind, key))
+        return values[key]
+
+
+def _at(change: Float[Tensor, "C U D"], tokens: Tokens) -> Float[Tensor, "C n D"]:
+    return change if tokens.slots is None else change[:, tokens.slots]

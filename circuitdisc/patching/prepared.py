@@ -5,9 +5,10 @@ Shape letters: S senders, B examples, T positions, D residual width, N readings,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +31,8 @@ class Chunk:
         clean: what every sender writes on the clean prompts. [S, B, T, D]
         ablated: what every sender carries when cut; axes of size 1 broadcast. [S, B, T, D]
         labels: right and wrong tokens, with the full model's log-probabilities.
-        start: the first position at which `clean` and `ablated` differ anywhere and that can reach a later one.
+        may_change: False where no cut can change anything: at padding and, under resample ablation of a causal model, before
+            a prompt's first differing token. [B, T]
         ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
     """
 
@@ -39,9 +41,14 @@ class Chunk:
     clean: Float[Tensor, "S B T D"]
     ablated: Float[Tensor, "S B T D"]
     labels: Labels
-    start: int
+    may_change: Bool[Tensor, "B T"]
     ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
     _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.batch.is_token.sum())
 
     def ablated_before(self, n_senders: int) -> Float[Tensor, "B T D"]:
         """Sum of the first senders' ablated values: what a receiver behind them reads when all its edges are cut."""
@@ -98,8 +105,8 @@ def prepare(
         full_logits = logits_at_readings(model, batch, clean.residual)
         labels = replace(batch.labels, full_logprobs=full_logits.log_softmax(-1))
         patterns = _ablated_patterns(other, ablation, means, batch, clean)
-        start = _first_difference(model, ablation, batch)
-        yield Chunk(batch, clean.frame, clean.senders, ablated, labels, start, patterns)
+        may_change = _may_change(model, ablation, batch)
+        yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
 
 
 def logits_at_readings(model: Model, batch: PromptBatch, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "N V"]:
@@ -157,10 +164,9 @@ def _ablated_patterns(
     return found
 
 
-def _first_difference(model: Model, ablation: Ablation, batch: PromptBatch) -> int:
-    """Under resample ablation of a causal model nothing changes before the first differing token."""
+def _may_change(model: Model, ablation: Ablation, batch: PromptBatch) -> Bool[Tensor, "B T"]:
+    """Where a cut can change anything: see `Chunk.may_change`."""
     causal = isinstance(model.cut, Components) and model.cut.spec.causal
     if ablation.kind != "resample" or batch.corrupted is None or not causal:
-        return 0
-    differs = (batch.clean != batch.corrupted).any(0)
-    return int(differs.float().argmax()) if differs.any() else 0
+        return batch.is_token
+    return ((batch.clean != batch.corrupted) & batch.is_token).cumsum(1).gt(0) & batch.is_token

@@ -109,6 +109,11 @@ class PromptBatch:
     def n_examples(self) -> int:
         return self.clean.shape[0]
 
+    @property
+    def reads(self) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+        """Example and padded position of each reading."""
+        return self.read_example, self.read_position
+
     @cached_property
     def position_ids(self) -> Int[Tensor, "B T"]:
         """Index of each token in its own prompt, 0 at left padding: what the position embedding is asked for."""

@@ -1,0 +1,196 @@
+"""Bisection: group testing over edges, the least important first.
+
+1. Rank all edges by the size of an attribution score, smallest first.
+2. Take all edges as one group. Cut the whole group: if the metric changes by less than the threshold, it stays cut and the
+   new value is the next baseline; else split it in two halves and test these, the less important half first. A single edge
+   that fails is kept. Edges into a node that no longer reaches `logits` go without a run.
+3. Walk over the kept edges as ACDC does, one by one, from `logits` backwards; repeat until a whole walk cuts nothing: what an
+   edge was kept for may be gone by the end of step 2.
+
+About k log2(N / k) runs for k kept edges of N, and k candidates for each walk.
+
+What is true of the circuit that comes out, whatever the ranking was:
+- minimal edge by edge: cutting any single edge of it changes the metric by the threshold or more;
+- faithful within a bound: from the full model to it the metric has changed by less than the threshold in each accepted test,
+  so in all by less than the threshold times the number of accepted tests, which the trace lists (`acdc` has one test an edge).
+It is not the circuit of `acdc`: the order of the tests is another.
+
+Source: group testing by generalised binary splitting (Hwang 1972) and the 1-minimality of delta debugging (Zeller and
+Hildebrandt 2002), for edges.
+"""
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import Circuit, live_receivers
+from circuitdisc.discovery.acdc import Walk
+from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_threshold, passes
+from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Cost, Patching
+from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Journal
+from circuitdisc.tasks.base import Task
+
+RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "exact", "random")
+TESTS_PER_MARK = 50
+
+
+def bisect(
+    model: Model,
+    task: Task,
+    ablation: Ablation,
+    context: SearchContext,
+    *,
+    threshold: float = 0.01,
+    relative: bool = False,
+    two_sided: bool = True,
+    ranking: str = "eap_ig",
+) -> Discovery:
+    """Find a circuit by cutting groups of edges.
+
+    Args:
+        threshold: the change allowed for a test, of a group or of an edge, in units of the metric.
+        relative: the threshold is a fraction of the current metric.
+        two_sided: a rise of the metric keeps edges, too. (ACDC's own rule is one-sided; a large group can raise the metric far.)
+        ranking: the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among
+            circuits that all hold what is stated above, which one is found.
+
+    Returns:
+        The circuit, the scores that ranked the edges, and a test a line in the trace.
+
+    Raises:
+        BadSetting: a setting is out of its bounds, or the ranking cannot be had for this metric, model or ablation.
+        BadRun: a run that is resumed finds another ranking than it began with.
+    """
+    metric, started = get_metric(context.metric), time.perf_counter()
+    rule = (check_threshold(threshold, relative, metric), relative, two_sided)
+    check_choice("ranking", ranking, RANKINGS)
+    if ablation.target == "pattern":
+        raise BadSetting("bisect cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
+    graph, journal = model.graph, context.journal
+    scores, ranking_cost = _scores(ranking, model, task, ablation, context)
+    order = np.flatnonzero(graph.edge_mask)[np.argsort(np.abs(scores[graph.edge_mask]), kind="stable")]
+    recorded = deque(journal.decisions)
+    _check_ranking(ranking, order, recorded, journal)
+    patching = Patching(model, ablation, task.train, memory=context.memory)
+    chunks = patching.hold(task.train)
+    bar = progress_bar(graph.n_edges, f"bisect on {model.name}", "edge", context.progress)
+    mask = _test_groups(graph, order, lambda mask: patching.measure(chunks, mask, metric), rule, journal, recorded, bar)
+    if "groups" not in journal.marks:
+        journal.mark("groups")
+    sweep, n_before = 0, -1
+    while n_before != mask.sum():
+        n_before, sweep = mask.sum(), sweep + 1
+        if f"walk {sweep}" in journal.marks:
+            mask = _replay_walk(graph, mask, recorded)
+            continue
+        removal = patching.removal(chunks, mask, metric, first=0)
+        walk = Walk(removal, graph, context, bar, rule)
+        bar.reset(int(mask.sum()))
+        for receiver in reversed(range(graph.n_receivers)):
+            if mask[receiver].any():
+                walk.visit(receiver)
+        removal.close()
+        mask = removal.mask & live_receivers(graph, removal.mask)[:, None]
+        journal.mark(f"walk {sweep}")
+    bar.close()
+    patching.cost.add(ranking_cost)
+    patching.cost.seconds = time.perf_counter() - started
+    return Discovery(Circuit(graph, mask).prune(), scores, journal.decisions, patching.cost)
+
+
+def _test_groups(
+    graph: ComputationGraph,
+    order: Int[np.ndarray, "n"],
+    measure: Callable[[Bool[np.ndarray, "R S"]], float],
+    rule: tuple[float, bool, bool],
+    journal: Journal,
+    recorded: deque[dict],
+    bar: tqdm,
+) -> Bool[np.ndarray, "R S"]:
+    """Step 2. Tests that the journal already holds are taken from there."""
+    mask = graph.edge_mask.copy()
+    baseline = recorded.popleft()["metric"] if recorded else _first(measure(mask), journal)
+    groups = [order]
+    while groups:
+        group = groups.pop()
+        group = group[mask.flat[group]]  # without the edges that led nowhere by now
+        if len(group) == 0:
+            continue
+        tried = mask.copy()
+        tried.flat[group] = False
+        tried &= live_receivers(graph, tried)[:, None]
+        if recorded:
+            value = recorded.popleft()["metric"]
+        else:
+            value = measure(tried)
+            kept = not passes(baseline, value, *rule)
+            journal.write(group=len(group), kept=kept, metric=value)
+            if (n_tests := len(journal.decisions)) % TESTS_PER_MARK == 0:
+                journal.mark(f"{n_tests} tests")
+        if passes(baseline, value, *rule):
+            bar.update(int(mask.sum() - tried.sum()))
+            mask, baseline = tried, value
+        elif len(group) > 1:
+            middle = len(group) // 2
+            groups += [group[middle:], group[:middle]]  # the last one is taken first
+        else:
+            bar.update(1)
+        bar.set_postfix(kept=int(mask.sum()), metric=f"{baseline:.4g}", refresh=False)
+    return mask
+
+
+def _first(value: float, journal: Journal) -> float:
+    journal.write(start="full model", metric=value)
+    return value
+
+
+def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorded: deque[dict]) -> Bool[np.ndarray, "R S"]:
+    """A walk that the journal already holds."""
+    mask, n_decisions = mask.copy(), int(mask.sum())
+    while n_decisions > 0:
+        line = recorded.popleft()
+        if "dead" in line:
+            receiver = graph.receiver_index[line["dead"]]
+            n_decisions -= int(mask[receiver].sum())
+            mask[receiver] = False
+        else:
+            n_decisions -= 1
+            mask[graph.parse_edge(line["edge"])] = line["kept"]
+    return mask & live_receivers(graph, mask)[:, None]
+
+
+def _scores(
+    ranking: str, model: Model, task: Task, ablation: Ablation, context: SearchContext
+) -> tuple[Float[np.ndarray, "R S"], Cost]:
+    from circuitdisc.discovery.registry import get_algorithm
+
+    try:
+        found = get_algorithm(ranking).function(model, task, ablation, replace(context, journal=Journal()))
+    except BadSetting as error:
+        raise BadSetting(f"no ranking of the edges: {error}. Or set ranking=exact (slow), or ranking=random") from error
+    assert found.edge_scores is not None, "every ranking scores edges"
+    return found.edge_scores, found.cost
+
+
+def _check_ranking(ranking: str, order: Int[np.ndarray, "n"], recorded: deque[dict], journal: Journal) -> None:
+    """A resumed run must go on with the ranking that it began with."""
+    checksum = zlib.crc32(order.astype(np.int64).tobytes())
+    if not recorded:
+        journal.write(ranking=ranking, checksum=checksum)
+    elif recorded.popleft().get("checksum") != checksum:
+        raise BadRun(
+            f"the edges' ranking by {ranking} has come out in another order than when this run began (another machine, number "
+            "of threads or version?), so that it cannot be resumed: start it again in a new folder"
+        )

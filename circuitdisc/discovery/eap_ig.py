@@ -1,0 +1,60 @@
+"""Edge attribution patching with integrated gradients over the inputs.
+
+1. Run the model on the clean prompts, and find what every sender carries when cut.
+2. Between the ablated embedding z' (corrupted, mean, or zero) and the clean one z lie the points z' + k/m (z - z'),
+   k = 0 .. m-1; run the model from each and take the metric's gradient with respect to the input of every receiver.
+3. Score an edge s -> r by the sum over positions of (ablated_s - clean_s) . (mean of gradient_r over the points), averaged over
+   examples.
+4. Keep the edges with the best scores.
+
+Gradients away from the full model see what a flat spot of the metric (a saturated probability, the maximum of KL) hides at it.
+
+Source: Hanna, Pezzelle and Belinkov 2024, "Have Faith in Faithfulness: Going Beyond Circuit Overlap When Finding Model
+Mechanisms", section 3 (https://arxiv.org/abs/2403.17806).
+"""
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.scored import attribute, check_steps, shares_from_ablated
+from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.models.model import Model
+from circuitdisc.patching.attribution_memory import Gradient
+from circuitdisc.tasks.base import Task
+
+
+def eap_ig(
+    model: Model,
+    task: Task,
+    ablation: Ablation,
+    context: SearchContext,
+    *,
+    steps: int = 5,
+    edges: int | None = None,
+    fraction: float = 0.05,
+    grow: Grow = "top_k",
+    by: By = "absolute",
+) -> Discovery:
+    """Score every edge by its difference times the gradient averaged between ablated and clean embeddings.
+
+    Args:
+        steps: at how many points gradients are taken.
+        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
+            circuit may be smaller.
+        fraction: size of the circuit as a share of the graph's edges.
+        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
+        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
+
+    Returns:
+        A circuit and the score of every edge: an estimate of how the metric changes when it is cut. The trace is empty.
+
+    Raises:
+        BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
+            does not allow it.
+    """
+    check_steps(steps)
+    shares = shares_from_ablated(steps)
+    selection = Selection(edges, fraction, grow, by)
+    gradient = Gradient(rows=steps)
+    return attribute(
+        "eap_ig", model, task, ablation, context, selection, gradient, lambda attribution: attribution.edges_between(shares)
+    )

@@ -1,0 +1,67 @@
+"""Edge attribution patching with integrated gradients over activations, place by place.
+
+1. Run the model on the clean prompts, and find what every sender carries when cut.
+2. For each place where senders write (the embedding, the heads of a layer, an MLP): replace their outputs together by
+   z' + k/m (z - z'), k = 0 .. m-1, let the rest of the model react, and take the metric's gradient with respect to the input
+   of every receiver behind them. Everything before the place is clean, so that only the layers behind it run.
+3. Score the edges out of these senders by the sum over positions of (ablated_s - clean_s) . (mean of gradient_r over the
+   points), averaged over examples.
+4. Keep the edges with the best scores.
+
+Source: Hanna, Pezzelle and Belinkov 2024 (https://arxiv.org/abs/2403.17806), in the form over activations of Mueller et al.
+2025, "MIB: A Mechanistic Interpretability Benchmark" (https://arxiv.org/abs/2504.13151), after Marks et al. 2024,
+"Sparse Feature Circuits" (https://arxiv.org/abs/2403.19647).
+"""
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.scored import attribute, check_steps, shares_from_ablated
+from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.models.model import Model
+from circuitdisc.patching.attribution_memory import Gradient
+from circuitdisc.tasks.base import Task
+
+
+def eap_ig_activations(
+    model: Model,
+    task: Task,
+    ablation: Ablation,
+    context: SearchContext,
+    *,
+    steps: int = 5,
+    edges: int | None = None,
+    fraction: float = 0.05,
+    grow: Grow = "top_k",
+    by: By = "absolute",
+) -> Discovery:
+    """Score the edges out of every place with gradients averaged between its ablated and clean output.
+
+    Args:
+        steps: at how many points gradients are taken.
+        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
+            circuit may be smaller.
+        fraction: size of the circuit as a share of the graph's edges.
+        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
+        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
+
+    Returns:
+        A circuit and the score of every edge: an estimate of how the metric changes when it is cut. The trace is empty.
+
+    Raises:
+        BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
+            does not allow it.
+    """
+    check_steps(steps)
+    shares = shares_from_ablated(steps)
+    selection = Selection(edges, fraction, grow, by)
+    gradient = Gradient(rows=steps, places=True)
+    return attribute(
+        "eap_ig_activations",
+        model,
+        task,
+        ablation,
+        context,
+        selection,
+        gradient,
+        lambda attribution: attribution.edges_between_activations(shares),
+    )

@@ -1,0 +1,131 @@
+"""From scores of edges to a circuit of a given size.
+
+`top_k` keeps the best edges wherever they are; `greedy` grows the circuit from `logits`, always adding the best edge into a
+node that is already in it, so that every edge has a path to `logits`.
+
+Source: Syed et al. 2023 (top edges by absolute score), Hanna et al. 2024, section 3 (greedy growth).
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.graph import ComputationGraph
+
+Grow = Literal["top_k", "greedy"]
+By = Literal["absolute", "signed"]
+
+
+def top_k(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute") -> Circuit:
+    """The circuit of the n best edges, without those that then lead nowhere (so that it may have fewer than n).
+
+    Args:
+        scores: the estimated change of the metric when an edge is cut, NaN where the graph has no edge.
+        by: `absolute`: the largest changes come first, of either sign; `signed`: the largest falls do.
+    """
+    mask = np.zeros_like(graph.edge_mask)
+    mask.flat[_ranking(graph, scores, by)[:n]] = True
+    return Circuit(graph, mask).prune()
+
+
+def greedy(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute") -> Circuit:
+    """The circuit of n edges that grows from `logits`: in each step the best edge into a node that is already in it.
+
+    Args:
+        scores: the estimated change of the metric when an edge is cut, NaN where the graph has no edge.
+        by: as for `top_k`.
+    """
+    order = _ranking(graph, scores, by)
+    rank = np.full(graph.edge_mask.size, len(order))
+    rank[order] = np.arange(len(order))
+    rank_RS = rank.reshape(graph.edge_mask.shape)
+    mask = np.zeros_like(graph.edge_mask)
+    heap: list[tuple[int, int, int]] = []
+    reached = {"logits"}
+    _offer(graph, rank_RS, "logits", heap)
+    for _ in range(min(n, graph.n_edges)):
+        if not heap:
+            break
+        _, receiver, sender = heapq.heappop(heap)
+        mask[receiver, sender] = True
+        name = graph.senders[sender].name
+        if name not in reached:
+            reached.add(name)
+            _offer(graph, rank_RS, name, heap)
+    return Circuit(graph, mask).prune()
+
+
+def _offer(graph: ComputationGraph, rank: np.ndarray, node: str, heap: list[tuple[int, int, int]]) -> None:
+    """Put all edges into a node on the heap."""
+    for receiver in graph.node_receivers[node]:
+        for sender in range(int(graph.n_upstream[receiver])):
+            heapq.heappush(heap, (int(rank[receiver, sender]), receiver, sender))
+
+
+def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By) -> np.ndarray:
+    """Flat indices of all edges, the best first; among equals the lower index comes first."""
+    if by not in get_args(By):
+        raise UnknownName("value of by", str(by), get_args(By))
+    if scores.shape != graph.edge_mask.shape:
+        raise BadSetting(f"scores of shape {scores.shape} do not fit the graph ({graph.describe()}): {graph.edge_mask.shape}")
+    edges: Bool[np.ndarray, "R S"] = graph.edge_mask
+    if not np.isfinite(scores[edges]).all():
+        raise BadSetting("some edges have scores that are not finite: no circuit can be chosen by them")
+    keys = -np.abs(scores[edges]) if by == "absolute" else scores[edges]
+    return np.flatnonzero(edges)[np.argsort(keys, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a circuit is chosen from scores.
+
+    Args:
+        edges: how many edges; None takes `fraction`.
+        fraction: share of the graph's edges, rounded up.
+        grow: `top_k` or `greedy`.
+        by: `absolute`: the largest changes come first, of either sign; `signed`: the edges whose cutting lowers the metric
+            most do.
+
+    Raises:
+        BadSetting: `edges` is no positive whole number, or `fraction` does not lie between 0 and 1.
+        UnknownName: `grow` or `by` is not known.
+    """
+
+    edges: int | None = None
+    fraction: float = 0.05
+    grow: Grow = "top_k"
+    by: By = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.edges is not None and (isinstance(self.edges, bool) or not isinstance(self.edges, int) or self.edges < 1):
+            raise BadSetting(
+                f"edges={self.edges!r} is not a number of edges: give a whole number from 1, or null and a fraction"
+            )
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 1:
+            raise BadSetting(f"fraction={self.fraction!r} must lie above 0 and not above 1: the share of the graph's edges")
+        for name, value, allowed in (("grow", self.grow, Grow), ("by", self.by, By)):
+            if value not in get_args(allowed):
+                raise UnknownName(f"value of {name}", str(value), get_args(allowed))
+
+    def n_edges(self, graph: ComputationGraph) -> int:
+        """How many edges are asked for.
+
+        Raises:
+            BadSetting: more than the graph has.
+        """
+        if self.edges is None:
+            return math.ceil(self.fraction * graph.n_edges)
+        if self.edges > graph.n_edges:
+            raise BadSetting(f"edges={self.edges} is more than the {graph.n_edges} of the graph ({graph.describe()})")
+        return self.edges
+
+    def circuit(self, graph: ComputationGraph, scores: Float[np.ndarray, "R S"]) -> Circuit:
+        """The circuit of the best edges, pruned: edges that lead nowhere are left out, so that it may be smaller than asked."""
+        choose = top_k if self.grow == "top_k" else greedy
+        return choose(graph, scores, self.n_edges(graph), self.by)

@@ -1,0 +1,89 @@
+"""A layer at once: all heads' projections and outputs as single matrix products, and the places where senders write.
+
+Shape letters: C rows, B examples, T positions, D residual width, H heads, K head width.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.components import Components
+
+# A place in the residual stream: a layer, and before its heads or before its MLP. The embedding writes before (0, HEADS).
+Place = tuple[int, int]
+EMBEDDING, HEADS, MLP = -1, 0, 1
+
+
+class SenderGroup(NamedTuple):
+    """Senders that write at one place: the embedding, the heads of a layer, or an MLP.
+
+    Args:
+        place: (layer, HEADS), (layer, MLP), or (-1, EMBEDDING).
+        first, stop: these senders are first .. stop - 1 of the graph's.
+    """
+
+    place: Place
+    first: int
+    stop: int
+
+    def next_place(self, graph: ComputationGraph) -> Place:
+        """The first place whose receivers read these senders; (n_layers, HEADS) is the final residual."""
+        layer, kind = self.place
+        if kind == HEADS and graph.has_mlp and not graph.parallel:
+            return (layer, MLP)
+        return (layer + 1, HEADS)
+
+
+def sender_groups(graph: ComputationGraph) -> list[SenderGroup]:
+    """All senders, place by place, in topological order."""
+    first = 2 if graph.split_embeddings else 1
+    groups = [SenderGroup((-1, EMBEDDING), 0, first)]
+    for layer in range(graph.n_layers):
+        groups.append(SenderGroup((layer, HEADS), first, first + graph.n_heads))
+        first += graph.n_heads
+        if graph.has_mlp:
+            groups.append(SenderGroup((layer, MLP), first, first + 1))
+            first += 1
+    return groups
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def projections(cut: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Every query head's q, k and v before rotation, from the layer's input behind its norm. [H, C, B, T, K] each"""
+    block = cut.weights.layers[layer]
+    found = []
+    for weight, bias in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)):
+        n, D, K = weight.shape
+        flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
+        if bias is not None:
+            flat = flat + bias.reshape(-1)
+        heads = flat.view(*normed.shape[:-1], n, K).permute(3, 0, 1, 2, 4)
+        shared = cut.spec.n_heads // n
+        found.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
+    return found[0], found[1], found[2]
+
+
+def heads_sum(cut: Components, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
+    """What all heads of a layer write together; `z` holds the scale of a norm after attention."""
+    norm = cut.weights.layers[layer].norm_after_attention
+    total = cut.heads_sum(layer, z)
+    return total if norm is None or norm.scale is None else total * norm.scale
+
+
+def heads_apart(cut: Components, layer: int, z: Float[Tensor, "h n K"], heads: slice) -> Float[Tensor, "h n D"]:
+    """What each of these heads of a layer writes at n tokens; `z` holds the scale of a norm after attention.
+
+    On a CPU in float32 at least: batched products of narrower numbers are slow there when the weights are stored outputs first.
+    """
+    block = cut.weights.layers[layer]
+    on_cpu = z.device.type == "cpu"
+    out = wide(z) @ wide(block.W_O[heads]) if on_cpu else z @ block.W_O[heads]
+    norm = block.norm_after_attention
+    return out if norm is None or norm.scale is None else out * norm.scale

@@ -1,0 +1,188 @@
+"""The direct way to attribute edges: autograd through a head-by-head run in which every receiver's input has a leaf of its own,
+and one big buffer of differences [S, B, T, D]. Slow and obvious; shares with the package what tests/reference.py does.
+"""
+
+import numpy as np
+import torch
+from reference import norm, rotate, run_mlp
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.metrics import Metric
+from circuitdisc.models import Model
+from circuitdisc.models.components import Components
+from circuitdisc.patching.engine import Patching
+
+
+def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torch.Tensor:
+    """Logits at the readings [N, V].
+
+    Args:
+        overrides: sender index -> what it writes instead.
+        leaves: receiver index -> what is added to its input.
+        leaf_patterns: (layer, head) -> what is added to its attention pattern.
+    """
+    cut = model.cut
+    assert isinstance(cut, Components)
+    spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
+    live: list[torch.Tensor] = []
+    constant = torch.zeros(spec.d_model, dtype=cut.dtype)
+
+    def write(value):
+        live.append(overrides.get(len(live), value))
+
+    def read(receiver, constant):
+        upstream = live[: int(graph.n_upstream[receiver])]
+        return torch.stack(upstream).sum(0) + constant + leaves.get(receiver, 0.0)
+
+    positions = batch.position_ids
+    token = weights.W_E[batch.clean] * spec.embed_scale
+    position = torch.zeros_like(token) if weights.W_pos is None else weights.W_pos[positions]
+    for value in (token, position) if graph.split_embeddings else (token + position,):
+        write(value)
+    length = batch.clean.shape[1]
+    index = graph.receiver_index
+    for layer, block in enumerate(weights.layers):
+        before = constant
+        outputs = []
+        for head in range(spec.n_heads):
+            group = head // (spec.n_heads // spec.n_kv_heads)
+            q, k, v = (norm(spec, read(index[f"a{layer}.h{head}<{i}>"], constant), block.norm_attention) for i in "qkv")
+            q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
+            if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
+                q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
+            if weights.inverse_frequencies is not None:
+                q, k = (rotate(x, positions, weights.inverse_frequencies) for x in (q, k))
+            pattern = attention(spec, layer, q, k, batch, length)
+            if leaf_patterns is not None:
+                leaf_patterns[layer, head] = torch.zeros_like(pattern, requires_grad=True)
+                pattern = pattern + leaf_patterns[layer, head]
+            out = (pattern @ v) @ block.W_O[head]
+            if block.norm_after_attention is not None:
+                out = out * chunk.frame.head_scale[layer] * block.norm_after_attention.scale
+            outputs.append(out)
+        if block.b_O is not None:
+            constant = constant + block.b_O
+        mlp = None
+        if spec.parallel and graph.has_mlp:
+            mlp = run_mlp(spec, block, read(index[f"m{layer}"], before))
+        for out in outputs:
+            write(out)
+        if graph.has_mlp:
+            write(mlp if mlp is not None else run_mlp(spec, block, read(index[f"m{layer}"], constant)))
+    final = norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
+    logits = final @ weights.W_U
+    if weights.b_U is not None:
+        logits = logits + weights.b_U
+    if spec.logit_softcap:
+        logits = spec.logit_softcap * (logits / spec.logit_softcap).tanh()
+    return logits[batch.read_example, batch.read_position]
+
+
+def attention(spec, layer, q, k, batch, length):
+    """The pattern [B, T, T2]."""
+    scores = q @ k.transpose(-1, -2) * spec.attn_scale[layer]
+    if spec.score_softcap:
+        scores = spec.score_softcap * (scores / spec.score_softcap).tanh()
+    window = spec.window[layer] if spec.window else None
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    reach = (j <= i) if spec.causal else torch.ones(length, length, dtype=torch.bool)
+    if window is not None:
+        reach = reach & (i - j < window)
+    allowed = (reach & batch.is_token[:, None, :]) | (i == j)
+    return scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+
+
+def metric_of(metric: Metric, chunk, logits):
+    return chunk.batch.per_example(metric(logits, chunk.labels)).mean()
+
+
+def big_buffer(model: Model, ablation: Ablation, examples):
+    """All examples as one chunk, and the differences of all senders. [S, B, T, D]"""
+    patching = Patching(model, ablation, examples, memory="64GiB")
+    (chunk,) = patching.hold(examples)
+    return chunk, chunk.ablated.expand_as(chunk.clean) - chunk.clean
+
+
+def gradients(model: Model, chunk, metric: Metric, overrides=None) -> torch.Tensor:
+    """d metric / d input of every receiver. [R, B, T, D]"""
+    leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(model.graph.n_receivers)}
+    value = metric_of(metric, chunk, leaf_run(model, chunk, overrides or {}, leaves))
+    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return torch.stack(found)
+
+
+def scores_of(model: Model, delta, g) -> np.ndarray:
+    """Every edge's score from both big buffers."""
+    scores = torch.einsum("sbtd,rbtd->rs", delta, g).numpy()
+    return np.where(model.graph.edge_mask, scores, np.nan)
+
+
+def direct_eap(model, ablation, examples, metric):
+    chunk, delta = big_buffer(model, ablation, examples)
+    return scores_of(model, delta, gradients(model, chunk, metric))
+
+
+def interpolated(model, chunk, delta, metric, senders, shares):
+    """Gradients averaged over points between ablated and clean output of some senders."""
+    found = 0.0
+    for share in shares:
+        overrides = {s: chunk.clean[s] + (1 - share) * delta[s] for s in senders}
+        found = found + gradients(model, chunk, metric, overrides)
+    return found / len(shares)
+
+
+def direct_between_embeddings(model, ablation, examples, metric, shares):
+    chunk, delta = big_buffer(model, ablation, examples)
+    senders = [s for s, node in enumerate(model.graph.senders) if node.kind not in ("head", "mlp")]
+    return scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, shares))
+
+
+def direct_between_activations(model, ablation, examples, metric, shares):
+    chunk, delta = big_buffer(model, ablation, examples)
+    groups: dict = {}
+    for s, node in enumerate(model.graph.senders):
+        kind = node.kind if node.kind in ("head", "mlp") else "embedding"
+        groups.setdefault((kind, node.layer), []).append(s)
+    scores = np.full(model.graph.edge_mask.shape, np.nan)
+    for senders in groups.values():
+        some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, shares))
+        scores[:, senders] = some[:, senders]
+    return scores
+
+
+def direct_atp(model, ablation, examples, metric):
+    """Edge by edge: the changed q or k input is passed through exactly, and from the pattern on the effect is linear."""
+    chunk, delta = big_buffer(model, ablation, examples)
+    cut, graph, batch = model.cut, model.graph, chunk.batch
+    spec, weights = cut.spec, cut.weights
+    patterns: dict = {}
+    leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(graph.n_receivers)}
+    value = metric_of(metric, chunk, leaf_run(model, chunk, {}, leaves, patterns))
+    g = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+    scores = scores_of(model, delta, torch.stack(g))
+    into_pattern = dict(zip(patterns, torch.autograd.grad(value, list(patterns.values())), strict=True))
+    constant = torch.zeros(spec.d_model, dtype=cut.dtype)
+    length = batch.clean.shape[1]
+    for layer, block in enumerate(weights.layers):
+        for head in range(spec.n_heads):
+            group = head // (spec.n_heads // spec.n_kv_heads)
+
+            def project(x, kind, block=block, head=head, group=group):
+                x = norm(spec, x, block.norm_attention)
+                weight, bias, row = (block.W_Q, block.b_Q, head) if kind == "q" else (block.W_K, block.b_K, group)
+                x = x @ weight[row]
+                x = x if bias is None else x + bias[row]
+                return x if weights.inverse_frequencies is None else rotate(x, batch.position_ids, weights.inverse_frequencies)
+
+            for kind in "qk":
+                r = graph.receiver_index[f"a{layer}.h{head}<{kind}>"]
+                clean = chunk.clean[: graph.n_upstream[r]].sum(0) + constant
+                pattern = attention(spec, layer, project(clean, "q"), project(clean, "k"), batch, length)
+                for s in range(int(graph.n_upstream[r])):
+                    q = project(clean + delta[s] if kind == "q" else clean, "q")
+                    k = project(clean + delta[s] if kind == "k" else clean, "k")
+                    changed = attention(spec, layer, q, k, batch, length)
+                    scores[r, s] = float(((changed - pattern) * into_pattern[layer, head]).sum())
+        if block.b_O is not None:
+            constant = constant + block.b_O
+    return scores

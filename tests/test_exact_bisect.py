@@ -1,0 +1,120 @@
+"""`exact` is the literal change for every edge; `bisect` returns what its docstring promises."""
+
+import numpy as np
+import pytest
+from examples import random_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import model_of
+from reference import masked_metric
+
+import circuitdisc as cd
+from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.base import SearchContext, passes
+from circuitdisc.discovery.bisect import bisect
+from circuitdisc.discovery.exact import exact
+from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.metrics import METRICS
+from circuitdisc.patching.engine import Patching
+from circuitdisc.runs import Journal
+
+
+def held(model, task, kind):
+    return Patching(model, Ablation(kind), task.train).hold(task.train)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "parallel", "bidirectional", "attention_only"])
+@pytest.mark.parametrize(("kind", "metric"), [("zero", "kl"), ("mean", "logit_diff"), ("resample", "log_prob")])
+def test_exact_scores_are_the_change_of_the_masked_run(family, kind, metric):
+    model = model_of(family)
+    task, generator = random_task(model, n=4), np.random.default_rng(0)
+    found = exact(model, task, Ablation(kind), SearchContext(metric=metric, memory="200MB"))
+    scores, graph, chunks = found.edge_scores, model.graph, held(model, task, kind)
+    assert scores is not None
+    assert (np.isfinite(scores) == graph.edge_mask).all()
+    full = masked_metric(model, chunks, graph.edge_mask, METRICS[metric])
+    for receiver, sender in generator.permutation(np.argwhere(graph.edge_mask))[:25]:
+        mask = graph.edge_mask.copy()
+        mask[receiver, sender] = False
+        assert scores[receiver, sender] == pytest.approx(masked_metric(model, chunks, mask, METRICS[metric]) - full, abs=1e-9)
+
+
+def test_exact_resumes_to_the_same_scores(tmp_path):
+    model = model_of("no_norm")
+    task = random_task(model)
+    whole = exact(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "a.jsonl")))
+    text = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "b.jsonl").write_text(text[: len(text) // 2])
+    again = exact(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "b.jsonl")))
+    np.testing.assert_array_equal(whole.edge_scores, again.edge_scores)
+    assert (tmp_path / "b.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize("family", ["attention_only", "bidirectional", "rms_rotary_grouped"])
+@settings(max_examples=6, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["zero", "mean", "resample"]),
+    metric=st.sampled_from(["logit_diff", "log_prob", "kl"]),
+    threshold=st.sampled_from([0.003, 0.03, 0.3]),
+    two_sided=st.booleans(),
+    ranking=st.sampled_from(["eap_ig", "random", "exact"]),
+)
+def test_bisect_keeps_its_promises(family, seed, kind, metric, threshold, two_sided, ranking):
+    """Against whole-model runs: edge by edge minimal, and within the bound of the accepted tests."""
+    model = model_of(family)
+    task = random_task(model, n=3, seed=seed)
+    context = SearchContext(metric=metric, seed=seed)
+    found = bisect(model, task, Ablation(kind), context, threshold=threshold, two_sided=two_sided, ranking=ranking)
+    chunks = held(model, task, kind)
+
+    def measure(mask):
+        return masked_metric(model, chunks, mask, METRICS[metric])
+
+    value = measure(found.circuit.mask)
+    for receiver, sender in np.argwhere(found.circuit.mask):
+        mask = found.circuit.mask.copy()
+        mask[receiver, sender] = False
+        assert not passes(value, measure(mask), threshold + 1e-12, False, two_sided)
+    accepted = sum(line.get("kept") is False for line in found.trace)
+    fall = measure(model.graph.edge_mask) - value
+    assert (abs(fall) if two_sided else fall) <= threshold * accepted + 1e-9
+
+
+def test_bisect_needs_few_runs_for_a_small_circuit(lightweight):
+    """About k log2(N / k) tests of groups: far fewer than edges."""
+    task = cd.load_task("tpp", lightweight, n=28, n_heldout=3)
+    found = cd.discover(lightweight, task, "bisect", ablation="mean", threshold=0.5)
+    n, k = lightweight.graph.n_edges, found.circuit.n_edges
+    tests = sum("group" in line for line in found.trace)
+    assert 5 < k < n / 20
+    assert tests < 2 * k * np.log2(n / k)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_bisect_resumes_to_the_same_circuit_and_journal(tmp_path, share):
+    model = model_of("bidirectional")
+    task = random_task(model)
+    first = bisect(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "a.jsonl")), threshold=0.003)
+    text = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "b.jsonl").write_text(text[: int(len(text) * share)])
+    again = bisect(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "b.jsonl")), threshold=0.003)
+    assert again.circuit == first.circuit
+    assert (tmp_path / "b.jsonl").read_text() == text
+
+
+def test_bisect_refuses_to_go_on_with_another_ranking(tmp_path):
+    model = model_of("bidirectional")
+    task = random_task(model)
+    journal = Journal(tmp_path / "a.jsonl")
+    bisect(model, task, Ablation("mean"), SearchContext(journal=journal, seed=1), threshold=0.01, ranking="random")
+    journal.close()
+    with pytest.raises(BadRun, match="another order"):
+        context = SearchContext(journal=Journal(tmp_path / "a.jsonl"), seed=2)
+        bisect(model, task, Ablation("mean"), context, threshold=0.01, ranking="random")
+
+
+def test_bisect_says_why_there_is_no_ranking():
+    model = model_of("attention_only")
+    with pytest.raises(BadSetting, match="ranking=exact"):
+        bisect(model, random_task(model), Ablation("zero"), SearchContext(metric="accuracy"))
