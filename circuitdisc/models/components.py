@@ -150,13 +150,9 @@ class Frame:
 
     def at(self, tokens: Int[Tensor, "n"]) -> "Frame":
         """Angles and scales of some tokens (numbered b * T + t) as one row: B = 1, T = n. Without masks."""
-
-        def pick(values: Float[Tensor, "B T X"]) -> Float[Tensor, "1 n X"]:
-            return values.expand(*self.position_ids.shape, -1).flatten(0, 1)[tokens][None]
-
-        cos = None if self.cos is None else pick(self.cos)
-        sin = None if self.sin is None else pick(self.sin)
-        scales = {layer: pick(scale) for layer, scale in self.head_scale.items()}
+        cos = None if self.cos is None else self.cos.flatten(0, 1)[tokens][None]
+        sin = None if self.sin is None else self.sin.flatten(0, 1)[tokens][None]
+        scales = {layer: scale.flatten(0, 1)[tokens][None] for layer, scale in self.head_scale.items()}
         return Frame(self.position_ids.flatten()[tokens][None], {}, cos, sin, scales)
 
 
