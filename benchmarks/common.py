@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,14 @@ from circuitdisc.runs import versions
 from circuitdisc.tasks.base import Example, Task
 
 
-def random_gpt2(seed: int = 0, **sizes: int | float) -> Model:
-    """A GPT-2 with random weights: GPT-2 small's shape unless told otherwise. Nothing is downloaded.
+def random_gpt2(sizes: Mapping[str, Any], seed: int = 0) -> Model:
+    """A GPT-2 with random weights. Nothing is downloaded.
 
     Args:
-        sizes: fields of `transformers.GPT2Config`.
+        sizes: fields of `transformers.GPT2Config` that differ from GPT-2 small's.
     """
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)  # pyright: ignore[reportArgumentType]
+    config = transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
     return cut_hugging_face(transformers.GPT2LMHeadModel(config).eval(), name="random gpt2")
 
 

@@ -307,15 +307,16 @@ def kept_heads(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[n
 
 def live_senders(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "S"]:
     """True for each sender with a path of kept edges to `logits`."""
-    return _live(graph, mask)[0]
+    return live_nodes(graph, mask)[0]
 
 
 def live_receivers(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R"]:
     """True for each receiver whose node has a path of kept edges to `logits` (`logits` itself is live)."""
-    return _live(graph, mask)[1]
+    return live_nodes(graph, mask)[1]
 
 
-def _live(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> tuple[np.ndarray, np.ndarray]:
+def live_nodes(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> tuple[Bool[np.ndarray, "S"], Bool[np.ndarray, "R"]]:
+    """`live_senders` and `live_receivers`."""
     senders = np.zeros(graph.n_senders, dtype=bool)
     receivers = np.zeros(graph.n_receivers, dtype=bool)
     receivers[-1] = True

@@ -1,5 +1,7 @@
 """ACDC decides edge for edge as the straightforward sequential walk, whatever the batch size of the speculation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
+from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.memory import COPIES_OF_SENDERS
 from circuitdisc.runs import Journal
@@ -80,6 +83,7 @@ def test_same_decisions_as_the_sequential_walk(
     """In every combination of options: prompts of unequal length, differing early or late, in one batch or in several."""
     model = random_graph(family, seed, split)
     task = Task("random", tuple(random_examples(model, 3, seed, first_change)), ())
+    assert isinstance(model.cut, Components)
     if memory == "small":  # one example at a time
         memory = 10 * 8 * COPIES_OF_SENDERS * model.graph.n_senders * model.cut.spec.d_model * 3
     rule = {"threshold": threshold, "relative": relative and metric != "kl", "two_sided": two_sided, "order": order}
@@ -238,3 +242,26 @@ def test_a_fraction_of_a_metric_that_is_zero_by_construction_is_refused():
     model = model_of("attention_only")
     with pytest.raises(BadSetting, match="no fraction of 0"):
         acdc(model, random_task(model), Ablation("zero"), context("kl"), relative=True)
+
+
+def test_only_the_tokens_that_count_are_run():
+    """Of a late difference and an answer at the end, a fraction of what whole-model runs compute."""
+    model = model_of("gpt2")
+    examples = [replace(example, positions=example.positions[-1:], answers=example.answers[-1:], wrong=example.wrong[-1:])
+                for example in random_examples(model, 4, first_change=4)]  # fmt: skip
+    found = acdc(model, Task("random", tuple(examples), ()), Ablation("resample"), context(), threshold=0.01)
+    tested = sum("edge" in line for line in found.trace)
+    whole_runs = tested * (model.graph.n_senders - 1)
+    assert 0 < found.cost.node_evaluations < whole_runs / 10
+
+
+def test_a_cut_that_no_answer_can_see_costs_nothing():
+    """Prompts that differ only behind the answer."""
+    model = model_of("gpt2")
+    examples = [
+        replace(example, clean=(*example.clean, 1), corrupted=(*example.clean, 2)) for example in random_examples(model, 4)
+    ]
+    task = Task("random", tuple(examples), ())
+    found = acdc(model, task, Ablation("resample"), context(), threshold=0.01)
+    assert found.circuit.n_edges == 0
+    assert found.cost.node_evaluations == 0

@@ -109,8 +109,8 @@ def test_bisect_refuses_to_go_on_with_another_ranking(tmp_path):
     journal = Journal(tmp_path / "a.jsonl")
     bisect(model, task, Ablation("mean"), SearchContext(journal=journal, seed=1), threshold=0.01, ranking="random")
     journal.close()
+    context = SearchContext(journal=Journal(tmp_path / "a.jsonl"), seed=2)
     with pytest.raises(BadRun, match="another order"):
-        context = SearchContext(journal=Journal(tmp_path / "a.jsonl"), seed=2)
         bisect(model, task, Ablation("mean"), context, threshold=0.01, ranking="random")
 
 

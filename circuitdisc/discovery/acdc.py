@@ -5,9 +5,9 @@
 3. Otherwise visit the edges into it, one by one: cut the edge; if the metric changes by less than the threshold, it stays
    cut and the new value is the next baseline; else it is kept.
 
-Exact, though several edges are tried at once: candidate i is measured with candidates 0..i all cut, and the decisions are
-taken over up to the first edge that must be kept, which is what one-by-one ACDC would have decided. After a rejection the
-rows behind it are thrown away and the walk goes on from there.
+Exact, though several edges are tried at once: candidate i is measured with those before it cut, except the ones that are
+guessed to be kept. Decisions are taken over up to the first one that differs from its guess, which is what one-by-one ACDC
+would have decided; what was measured behind it says nothing exact, but makes the guesses of the next try.
 
 Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", algorithm 1.
 """
@@ -114,7 +114,8 @@ class Walk:
         self.order = order
         self.most = min(removal.most_rows, speculation or removal.most_rows)
         self.adapts = speculation is None
-        self.rows = min(self.most, 8) if self.adapts else self.most
+        self.rows = min(self.most, 16) if self.adapts else self.most
+        self.guesses: dict[int, bool] = {}  # sender -> whether an edge from it is thought to be kept
 
     def visit(self, receiver: int) -> None:
         """Steps 2 and 3 for one receiver."""
@@ -124,8 +125,7 @@ class Walk:
             return
         candidates = self._candidates(receiver)
         while candidates:
-            tried = candidates[: self.rows]
-            n_decided = self._try(receiver, tried)
+            n_decided = self._try(receiver, candidates[: self.rows])
             candidates = candidates[n_decided:]
 
     def _drop_dead(self, receiver: int) -> None:
@@ -143,23 +143,37 @@ class Walk:
             senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
         return [int(sender) for sender in senders]
 
-    def _try(self, receiver: int, senders: Sequence[int]) -> int:
+    def _try(self, receiver: int, senders: list[int]) -> int:
         """Decide as many of these edges as one-by-one ACDC surely would; returns how many."""
-        baseline, decisions = self.removal.value, []
-        for value in self.removal.try_cuts(receiver, list(senders)):
-            kept = not passes(baseline, value, *self.rule)
-            decisions.append((kept, value))
-            if kept:
+        spared = [self.guesses.get(sender, False) for sender in senders]
+        values = self.removal.try_cuts(receiver, senders, spared)
+        baseline, kept = self.removal.value, []
+        for value, guess in zip(values, spared, strict=True):
+            kept.append(not passes(baseline, value, *self.rule))
+            if not kept[-1]:
+                baseline = value
+            if kept[-1] != guess:  # the entries behind it have the wrong edges cut
                 break
-            baseline = value
-        n_cut = sum(not kept for kept, _ in decisions)
-        self.removal.accept(n_cut)
-        for sender, (kept, value) in zip(senders, decisions, strict=False):
-            self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=kept, metric=value)
-        self._advance(len(decisions))
-        if self.adapts:  # twice as many after a guess that held, as many as were useful after one that did not
-            self.rows = min(self.most, 2 * self.rows if n_cut == len(senders) else max(1, (self.rows + n_cut) // 2))
-        return len(decisions)
+        self._guess(senders, spared, values)
+        n_decided = len(kept)
+        self.removal.accept([index for index in range(n_decided) if not kept[index]])
+        for sender, keep, value in zip(senders, kept, values, strict=False):
+            self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=keep, metric=value)
+        self._advance(n_decided)
+        if self.adapts:  # twice as many after guesses that held, as many as were useful after one that did not
+            held = n_decided == len(senders)
+            self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
+        return n_decided
+
+    def _guess(self, senders: list[int], spared: list[bool], values: list[float]) -> None:
+        """What an edge changed on top of the cuts before it, though wrong ones, is a fair guess of what it will change.
+
+        It serves the receivers visited after this one, too: a sender that one head needs is often needed by the next.
+        """
+        before = self.removal.value
+        for sender, spare, value in zip(senders, spared, values, strict=True):
+            self.guesses[sender] = not passes(before, value, *self.rule)
+            before = before if spare else value
 
     def _advance(self, n_edges: int) -> None:
         self.bar.update(n_edges)

@@ -62,7 +62,7 @@ def bisect(
     Args:
         threshold: the change allowed for a test, of a group or of an edge, in units of the metric.
         relative: the threshold is a fraction of the current metric.
-        two_sided: a rise of the metric keeps edges, too. (ACDC's own rule is one-sided; a large group can raise the metric far.)
+        two_sided: a rise of the metric keeps edges, too. ACDC's own rule is one-sided; a group can raise the metric far.
         ranking: the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among
             circuits that all hold what is stated above, which one is found.
 

@@ -71,7 +71,7 @@ def exact(
             continue
         for first in range(0, int(graph.n_upstream[receiver]), removal.most_rows):
             senders = list(range(first, min(first + removal.most_rows, int(graph.n_upstream[receiver]))))
-            for sender, value in zip(senders, removal.try_cuts(receiver, senders, alone=True), strict=True):
+            for sender, value in zip(senders, removal.try_cuts(receiver, senders, [True] * len(senders)), strict=True):
                 scores[receiver, sender] = value - removal.value
                 journal.write(edge=graph.edge_name(receiver, sender), metric=value, score=scores[receiver, sender])
             bar.update(len(senders))

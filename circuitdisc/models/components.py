@@ -222,13 +222,9 @@ class Components:
     # --- attention ---------------------------------------------------------------------------------------------------
 
     def read(
-        self, layer: int, qkv: QKV, heads: Sequence[int], x: Float[Tensor, "n C B T D"], frame: Frame, start: int = 0
+        self, layer: int, qkv: QKV, heads: Sequence[int], x: Float[Tensor, "n C B T D"], frame: Frame
     ) -> Float[Tensor, "n C B T K"]:
-        """Queries, keys or values of these heads from their inputs: norm, projection, rotation.
-
-        Args:
-            start: the position in the frame at which `x` begins.
-        """
+        """Queries, keys or values of these heads from their inputs: norm, projection, rotation."""
         block = self.weights.layers[layer]
         weight, bias = {
             "q": (block.W_Q, block.b_Q),
@@ -240,14 +236,13 @@ class Components:
         projected = _batched_matmul(x, _rows(weight, rows))
         if bias is not None:
             projected = projected + _rows(bias, rows)[:, None, None, None, :]
-        return projected if qkv == "v" else self.rotate(projected, frame, start)
+        return projected if qkv == "v" else self.rotate(projected, frame)
 
-    def rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame, start: int = 0) -> Float[Tensor, "n C B T K"]:
+    def rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame) -> Float[Tensor, "n C B T K"]:
         """Queries or keys turned by their positions; as they are in models without rotary positions."""
         if frame.cos is None or frame.sin is None:
             return x
-        stop = start + x.shape[-2]
-        cos, sin = frame.cos[:, start:stop], frame.sin[:, start:stop]
+        cos, sin = frame.cos, frame.sin
         turning, still = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
         first, second = turning.chunk(2, dim=-1)
         turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
@@ -276,11 +271,11 @@ class Components:
         return scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(scores.dtype)
 
     def head_output(
-        self, layer: int, heads: Sequence[int], z: Float[Tensor, "n C B T K"], frame: Frame, start: int = 0
+        self, layer: int, heads: Sequence[int], z: Float[Tensor, "n C B T K"], frame: Frame
     ) -> Float[Tensor, "n C B T D"]:
         """What these heads write to the residual stream, from their pattern-weighted values z."""
         out = _batched_matmul(z, _rows(self.weights.layers[layer].W_O, heads))
-        return self.after_attention(layer, out, frame, start)
+        return self.after_attention(layer, out, frame)
 
     def heads_sum(self, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
         """Sum of z times W_O over all heads as one matrix product, before any norm after attention."""
@@ -288,12 +283,12 @@ class Components:
         flat = z.permute(1, 2, 3, 0, 4).reshape(-1, W_O.shape[0] * W_O.shape[1])
         return (flat @ W_O.reshape(-1, W_O.shape[-1])).reshape(*z.shape[1:-1], -1)
 
-    def after_attention(self, layer: int, out: Tensor, frame: Frame, start: int = 0) -> Tensor:
+    def after_attention(self, layer: int, out: Tensor, frame: Frame) -> Tensor:
         """The norm after attention, its scale held at the uncut run's; nothing in models without one."""
         norm = self.weights.layers[layer].norm_after_attention
         if norm is None:
             return out
-        scale = frame.head_scale[layer][:, start : start + out.shape[-2]]
+        scale = frame.head_scale[layer]
         return out * scale if norm.scale is None else out * scale * norm.scale
 
     def fix_head_scale(self, layer: int, z: Float[Tensor, "H 1 B T K"], frame: Frame) -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.circuit import live_receivers, live_senders
+from circuitdisc.circuit import live_nodes
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.patching.prepared import Chunk
@@ -58,7 +58,7 @@ class CircuitRun:
         self.components, self.graph, self.chunk, self.mask = components, graph, chunk, mask
         self.frame: Frame = chunk.frame
         self.record_from = graph.n_receivers if record_from is None else record_from
-        self.live_senders, self.live_receivers = live_senders(graph, mask), live_receivers(graph, mask)
+        self.live_senders, self.live_receivers = live_nodes(graph, mask)
         self.reach = Reach(components, graph, chunk, mask & self.live_receivers[:, None])
         self.unchanged = _unchanged_senders(graph, mask)
         self.state = NodeState()
@@ -89,19 +89,20 @@ class CircuitRun:
     def _read_inputs(self, receivers: list[int], constant: Float[Tensor, "D"]) -> Float[Tensor, "n 1 B T D"]:
         """What receivers at the same place in the residual stream read. Equal rows of the mask are added up once."""
         n_upstream = int(self.graph.n_upstream[receivers[0]])
-        rows, inverse = np.unique(self.mask[receivers, :n_upstream], axis=0, return_inverse=True)
+        places: dict[bytes, int] = {}
+        which = [places.setdefault(self.mask[receiver, :n_upstream].tobytes(), len(places)) for receiver in receivers]
+        rows = self.mask[[receivers[which.index(place)] for place in range(len(places))], :n_upstream]
         read = (constant + self.chunk.ablated_before(n_upstream)).expand(len(rows), *self.chunk.clean.shape[1:])
         kept = np.flatnonzero(rows.any(axis=0))
         if len(kept):
             differences = torch.stack([self.difference[int(sender)] for sender in kept])
             weights = torch.from_numpy(rows[:, kept]).to(differences)
             read = read + torch.einsum("ns,sbtd->nbtd", weights, differences)
-        which = inverse.reshape(-1)
         for row, receiver in zip(which, receivers, strict=True):
             if receiver >= self.record_from or receiver == self.graph.n_receivers - 1:
                 self.state.inputs[receiver] = read[row][None]
         # one row for all heads broadcasts; else each head gets its own
-        return read[:, None] if len(rows) == 1 else read[torch.from_numpy(which).to(read.device)][:, None]
+        return read[:, None] if len(rows) == 1 else read[which][:, None]
 
     def _run_heads(self, layer: int) -> None:
         graph, index = self.graph, self.graph.sender_index

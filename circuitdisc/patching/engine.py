@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.circuit import kept_heads, live_receivers, live_senders
+from circuitdisc.circuit import kept_heads, live_nodes
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
@@ -206,29 +206,34 @@ class Removal:
         )[0]
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
-        live = (live_receivers(graph, mask)[first:].sum(), live_senders(graph, mask).sum())
+        senders, receivers = live_nodes(graph, mask)
         tokens = max(chunk.batch.clean.numel() for chunk in chunks)
-        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, int(live[0]), int(live[1]))
+        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, int(receivers[first:].sum()), int(senders.sum()))
 
-    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> list[float]:
-        """The metric when edges into `receiver` are cut.
+    def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
+        """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.
 
         Args:
-            alone: entry i has only edge i cut, and nothing can be accepted; else it has edges 0..i cut.
+            spared: False for edges that are cut in the entries behind their own, too; None: all of them are.
         """
-        self._tried = self._metric([part.try_cuts(receiver, senders, alone) for part in self.parts])
+        spares = np.zeros(len(senders), dtype=bool) if spared is None else np.array(spared)
+        self._tried = self._metric([part.try_cuts(receiver, senders, spares) for part in self.parts])
         self._cuts = (receiver, senders)
         self.patching.cost.candidates += len(senders)
         return self._tried
 
-    def accept(self, n_cuts: int) -> None:
-        """Keep the first `n_cuts` of the cuts just tried."""
+    def accept(self, cuts: list[int]) -> None:
+        """Cut some of the candidates just tried for good.
+
+        Args:
+            cuts: their places, in order: all that were not spared up to the last one, which may itself have been.
+        """
         receiver, senders = self._cuts
         for part in self.parts:
-            part.accept(n_cuts)
-        self.mask[receiver, senders[:n_cuts]] = False
-        if n_cuts:
-            self.value = self._tried[n_cuts - 1]
+            part.accept(cuts)
+        if cuts:
+            self.mask[receiver, [senders[index] for index in cuts]] = False
+            self.value = self._tried[cuts[-1]]
 
     def drop(self, receivers: list[int]) -> None:
         """Cut every edge into receivers whose node no longer reaches `logits`."""

@@ -42,22 +42,21 @@ class HookedRemoval:
         """Logits at the readings, with all accepted cuts."""
         return self._run(self.mask)[None]
 
-    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> Float[Tensor, "C N V"]:
-        """Logits at the readings for every prefix of the cuts, or for each of them alone."""
+    def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C N V"]:
+        """Logits at the readings: row i has edge i cut, and those before it that are not spared."""
         self._trial = (receiver, senders)
         mask, rows = self.mask.copy(), []
-        for sender in senders:
-            if alone:
-                mask = self.mask.copy()
+        for sender, spare in zip(senders, spared, strict=True):
             mask[receiver, sender] = False
             rows.append(self._run(mask))
+            mask[receiver, sender] = spare
         return torch.stack(rows)
 
-    def accept(self, n_cuts: int) -> None:
-        """Keep the first `n_cuts` of the cuts just tried."""
+    def accept(self, cuts: list[int]) -> None:
+        """Cut some of the candidates just tried for good."""
         assert self._trial is not None, "nothing was tried"
         receiver, senders = self._trial
-        self.mask[receiver, senders[:n_cuts]] = False
+        self.mask[receiver, [senders[index] for index in cuts]] = False
 
     def drop(self, receivers: list[int]) -> None:
         """Cut every edge into these receivers."""

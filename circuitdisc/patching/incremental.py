@@ -5,7 +5,7 @@ be if more of its edges were cut. Its input changes by (ablated_s - live_s) for 
 a changed value reaches are recomputed, and of these only the tokens that an answer can see (`reach.py`). Queries, keys,
 values and patterns that did not change are reused.
 
-Several candidates are tried at once, as rows: row i has candidates 0..i cut, or candidate i alone.
+Several candidates are tried at once, as rows: row i has candidate i cut, and those before it that are not spared.
 
 Shape letters: C rows, B examples, T positions, N tokens (B * T), n some of them, U those that change anywhere, Nr readings,
 h heads, P query positions, D residual width, K head width, S senders, R receivers.
@@ -31,7 +31,8 @@ class _Trial:
 
     receiver: int
     senders: list[int]
-    row_of: Int[np.ndarray, "n"]  # the row that shows cuts 0..i; -1 where they change nothing
+    spared: Bool[np.ndarray, "n"]
+    row_of: Int[np.ndarray, "n"]  # the row that shows candidate i; -1 where nothing has changed by then
     plan: Plan | None = None
     n_rows: int = 0
     inputs: dict[int, tuple[Tokens, Float[Tensor, "C n D"]]] = field(default_factory=dict)
@@ -48,8 +49,8 @@ class IncrementalRemoval:
 
     Args:
         mask: the circuit to start from.
-        first: index of the first receiver that will be visited; only it and later ones are remembered. Cuts are accepted from the
-            last receiver backwards, so that the senders of a receiver have not changed when it is visited.
+        first: index of the first receiver that will be visited; only it and later ones are remembered. Cuts are accepted from
+            the last receiver backwards, so that the senders of a receiver have not changed when it is visited.
     """
 
     def __init__(
@@ -74,24 +75,25 @@ class IncrementalRemoval:
         return self._inputs[self.graph.n_receivers - 1][self._readings][None]
 
     @torch.no_grad()
-    def try_cuts(self, receiver: int, senders: list[int], alone: bool = False) -> Float[Tensor, "C Nr D"]:
+    def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C Nr D"]:
         """The final residual at the readings when edges into `receiver` are cut.
 
         Args:
-            alone: row i has only edge i cut, and nothing can be accepted; else it has edges 0..i cut.
+            spared: False for the edges that are cut in the rows behind their own, too.
         """
         changed = [self._changed_by(sender) & self.reach.needed_in[receiver] for sender in senders]
         seen = np.array([tokens.any() for tokens in changed])
-        row_of = np.where(seen, np.cumsum(seen) - 1, -1) if alone else np.cumsum(seen) - 1
-        trial = self._trial = _Trial(receiver, senders, row_of)
+        row = np.cumsum(seen) - 1
+        last_cut = np.maximum.accumulate(np.where(seen & ~spared, row, -1))
+        trial = self._trial = _Trial(receiver, senders, spared, np.where(seen, row, last_cut))
         if not seen.any():  # no answer sees what these cuts change
             return self.residual().expand(len(senders), -1, -1)
         plan = trial.plan = self.reach.plan(receiver, np.logical_or.reduce(changed))
         assert plan is not None, "a seen change has a plan"
         trial.n_rows = int(seen.sum())
         cuts = torch.stack([self._cut(sender, plan.cut) for sender, counts in zip(senders, seen, strict=True) if counts])
-        if not alone:
-            cuts = cuts.cumsum(0)
+        stays = torch.from_numpy(~spared[seen]).to(cuts)[:, None, None]
+        cuts = cuts + (cuts * stays).cumsum(0) - cuts * stays
         trial.inputs[receiver] = plan.cut, self._inputs[receiver][plan.cut.flat] + cuts
         for step in plan.steps:
             if isinstance(step, MlpStep):
@@ -100,17 +102,18 @@ class IncrementalRemoval:
                 self._run_heads(trial, step)
         final = self._final(trial, plan)
         rows = torch.cat([final, self.residual()])  # row -1: nothing changed
-        return rows[torch.from_numpy(row_of).to(rows.device)]
+        return rows[torch.from_numpy(trial.row_of).to(rows.device)]
 
-    def accept(self, n_cuts: int) -> None:
-        """Keep the first `n_cuts` of the cuts just tried (together)."""
+    def accept(self, cuts: list[int]) -> None:
+        """Cut some of the candidates just tried for good: the row of the last one has all of them cut, and no other."""
         trial = self._trial
         assert trial is not None, "nothing was tried"
         self._trial = None
-        if n_cuts == 0:
+        if not cuts:
             return
-        self.mask[trial.receiver, trial.senders[:n_cuts]] = False
-        row = int(trial.row_of[n_cuts - 1])
+        assert cuts[:-1] == np.flatnonzero(~trial.spared[: cuts[-1]]).tolist(), "no row has just these cut"
+        self.mask[trial.receiver, [trial.senders[index] for index in cuts]] = False
+        row = int(trial.row_of[cuts[-1]])
         if row < 0:
             return
         for receiver, (tokens, new) in trial.inputs.items():
@@ -149,7 +152,7 @@ class IncrementalRemoval:
         """The layer's heads in two batches: those whose pattern changes, and those that only read other values."""
         for qkv, read in step.reads.items():
             x = self._read_inputs(trial, read.receivers, read.tokens)[:, :, None]
-            new = self.components.read(step.layer, qkv, read.heads, x, self._frame.at(read.tokens.flat))[:, :, 0]
+            new = self.components.read(step.layer, qkv, read.heads, x, self.run.frame.at(read.tokens.flat))[:, :, 0]
             trial.qkv |= {receiver: (read.tokens, row) for receiver, row in zip(read.receivers, new, strict=True)}
         turned = {head for qkv in ("q", "k") if qkv in step.reads for head in step.reads[qkv].heads}
         for looks_elsewhere in (True, False):
@@ -162,12 +165,12 @@ class IncrementalRemoval:
         layer, positions = step.layer, step.positions
         if looks_elsewhere:
             q, k = self._full(trial, step, "q", heads)[..., positions, :], self._full(trial, step, "k", heads)
-            pattern = self.components.pattern(layer, q, k, self._frame, positions)
+            pattern = self.components.pattern(layer, q, k, self.run.frame, positions)
             trial.patterns |= {sender: (positions, row) for sender, row in zip(senders, pattern, strict=True)}
         else:
             pattern = torch.stack([self._patterns[sender][:, positions] for sender in senders])[:, None]
         z = (pattern @ self._full(trial, step, "v", heads)).flatten(2, 3)[:, :, None, step.rows]  # [h, C, 1, n, K]
-        outputs = self.components.head_output(layer, heads, z, self._frame.at(step.tokens.flat))[:, :, 0]
+        outputs = self.components.head_output(layer, heads, z, self.run.frame.at(step.tokens.flat))[:, :, 0]
         for sender, output in zip(senders, outputs, strict=True):
             self._write(trial, sender, step.tokens, output)
 
@@ -252,10 +255,6 @@ class IncrementalRemoval:
     def _readings(self) -> Int[Tensor, "Nr"]:
         batch = self.chunk.batch
         return batch.read_example * self.reach.shape[1] + batch.read_position
-
-    @property
-    def _frame(self):  # noqa: ANN202
-        return self.run.frame
 
     def _writable(self, kind: int, values: dict[int, Tensor], key: int) -> Tensor:
         if (kind, key) not in self._own:

@@ -109,7 +109,8 @@ class Reach:
         assert chunk.frame is not None, "components need a frame"
         self.spec, self.graph, self.chunk, self.mask, self.first = components.spec, graph, chunk, mask, first
         self.shape = tuple(chunk.batch.clean.shape)
-        self._allowed = {window: allowed.cpu().numpy() for window, allowed in chunk.frame.allowed.items()}
+        self._allowed = {window: allowed.float().cpu().numpy() for window, allowed in chunk.frame.allowed.items()}
+        self._seen: dict[tuple[int | None, bool, bytes], np.ndarray] = {}
         self.needed_in = np.zeros((graph.n_receivers, chunk.batch.clean.numel()), dtype=bool)
         self.needed_out = np.zeros((graph.n_senders, chunk.batch.clean.numel()), dtype=bool)
         self._find_needed()
@@ -143,14 +144,21 @@ class Reach:
 
     def _seen_by(self, layer: int, queries: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
         """Tokens that these queries may attend to."""
-        return np.matmul(queries.reshape(self.shape)[:, None].astype(np.float32), self._attention(layer)).reshape(-1) > 0
+        return self._through_attention(layer, queries, forwards=False)
 
     def _seeing(self, layer: int, keys: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
         """Queries that may attend to these tokens."""
-        return np.matmul(self._attention(layer), keys.reshape(self.shape)[..., None].astype(np.float32)).reshape(-1) > 0
+        return self._through_attention(layer, keys, forwards=True)
 
-    def _attention(self, layer: int) -> Bool[np.ndarray, "B T T2"]:
-        return self._allowed[self.spec.window[layer] if self.spec.window else None]
+    def _through_attention(self, layer: int, tokens: Bool[np.ndarray, "N"], forwards: bool) -> Bool[np.ndarray, "N"]:
+        """From keys to queries, or back. The heads of a layer mostly ask the same: each answer is kept."""
+        window = self.spec.window[layer] if self.spec.window else None
+        key = (window, forwards, tokens.tobytes())
+        if key not in self._seen:
+            allowed, rows = self._allowed[window], tokens.reshape(self.shape).astype(np.float32)
+            found = np.matmul(allowed, rows[..., None]) if forwards else np.matmul(rows[:, None], allowed)
+            self._seen[key] = found.reshape(-1) > 0
+        return self._seen[key]
 
     def recomputed(self, sender: int) -> Int[np.ndarray, "n"]:
         """Tokens at which a sender is needed and may differ from its clean value."""
