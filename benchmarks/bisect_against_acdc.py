@@ -8,6 +8,7 @@ walks; `acdc` measures every candidate from the cut on.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from common import machine, markdown
@@ -37,7 +38,7 @@ def shown(scores: Scores, name: str) -> str:
     return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
-def rows(ablation: str, threshold: float, n: int, n_heldout: int) -> list[list[str]]:
+def rows(ablation: str, threshold: float, n: int, n_heldout: int, controls: int) -> list[list[str]]:
     model = cd.load_model("tpp/lightweight")
     task = cd.load_task("tpp", model, n=n, n_heldout=n_heldout)
     found = []
@@ -45,8 +46,8 @@ def rows(ablation: str, threshold: float, n: int, n_heldout: int) -> list[list[s
     for label, settings in SETTINGS.items():
         result = cd.discover(model, task, label.split(",")[0], ablation=ablation, threshold=threshold, **settings)
         seconds_of_acdc = seconds_of_acdc or result.cost.seconds
-        scores = cd.score(model, task, result.circuit)
-        controls = [value for value in scores.get("faithfulness").controls if value is not None]
+        scores = cd.score(model, task, result.circuit, n_random=controls)
+        random = [value for value in scores.get("faithfulness").controls if value is not None]
         found.append(
             [
                 ablation,
@@ -59,7 +60,7 @@ def rows(ablation: str, threshold: float, n: int, n_heldout: int) -> list[list[s
                 str(result.circuit.n_edges),
                 shown(scores, "faithfulness"),
                 shown(scores, "accuracy"),
-                f"at most {max(controls):.2f}" if controls else "–",
+                f"at most {max(random):.2f}" if random else "–",
             ]
         )
     return found
@@ -69,17 +70,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=100, help="examples searched on")
     parser.add_argument("--n-heldout", type=int, default=500)
+    parser.add_argument("--controls", type=int, default=20, help="random circuits beside each")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.1])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    cases = [(ablation, threshold) for ablation in ("mean", "resample") for threshold in (0.3, 0.1)]
-    table = [row for case in tqdm(cases) for row in rows(*case, args.n, args.n_heldout)]
-    command = f"`python benchmarks/bisect_against_acdc.py --n {args.n} --n-heldout {args.n_heldout}`"
+    cases = [(ablation, threshold) for ablation in ("mean", "resample") for threshold in args.thresholds]
+    table = [row for case in tqdm(cases) for row in rows(*case, args.n, args.n_heldout, args.controls)]
+    command = f"`python benchmarks/bisect_against_acdc.py {' '.join(sys.argv[1:])}`"
     text = [
         "# bisect against acdc on tpp/lightweight (1,519 edges)",
         "",
         command,
         "",
-        "Metric logit_diff; brackets: 95 % bootstrap intervals; random circuits: 20 with as many edges between "
+        "Metric logit_diff; brackets: 95 % bootstrap intervals; random circuits with as many edges between "
         "the same layers. `accepted`: tests whose cut was kept, each of which may cost up to the threshold. " + machine(),
         "",
         *markdown(HEADERS, table),
