@@ -1,6 +1,6 @@
 """The incremental run: cut a few more edges into one receiver, and recompute only what that changes.
 
-A `IncrementalRemoval` starts from the run of a circuit and is asked, for one receiver at a time, what the final residual would
+An `IncrementalRemoval` starts from the run of a circuit and is asked, for one receiver at a time, what the final residual would
 be if more of its edges were cut. Its input changes by (ablated_s - live_s) for each edge cut; from there only live nodes that
 a changed value reaches are recomputed, and of these only the tokens that an answer can see (`reach.py`). Queries, keys,
 values and patterns that did not change are reused.
