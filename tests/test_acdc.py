@@ -244,6 +244,18 @@ def test_a_fraction_of_a_metric_that_is_zero_by_construction_is_refused():
         acdc(model, random_task(model), Ablation("zero"), context("kl"), relative=True)
 
 
+def test_logits_of_all_rows_stay_within_the_budget():
+    """A metric that needs the whole vocabulary tries fewer rows than one that needs the answers' columns."""
+    model = model_of("attention_only")
+    task = random_task(model, n=6)
+    rows = []
+    for metric in ("logit_diff", "kl"):
+        patching = Patching(model, Ablation("zero"), task.train, memory="12MB")
+        removal = patching.removal(patching.hold(task.train), model.graph.edge_mask, METRICS[metric], first=0)
+        rows.append(removal.most_rows)
+    assert 1 < rows[1] < rows[0]
+
+
 def test_only_the_tokens_that_count_are_run():
     """Of a late difference and an answer at the end, a fraction of what whole-model runs compute."""
     model = model_of("gpt2")

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation, Means
-from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
 from circuitdisc.patching.layers import EMBEDDING, HEADS, Place, SenderGroup, heads_apart, heads_sum
+from circuitdisc.patching.prepared import ablating_tokens
 from circuitdisc.patching.segments import SegmentedRun
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -79,22 +79,6 @@ def tokens_that_count(cut: Components, ablation: Ablation, batch: PromptBatch) -
         if ablation.kind == "resample" and batch.corrupted is not None:
             counts &= (batch.clean != batch.corrupted).cumsum(1) > 0
     return counts.flatten().nonzero()[:, 0]
-
-
-def ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "B T"]:
-    """The prompts whose run, or whose average, cut edges carry.
-
-    Raises:
-        BadTask: corrupted prompts are needed, and the task has none.
-    """
-    if not ablation.needs_corrupted:
-        return batch.clean
-    if batch.corrupted is None:
-        raise BadTask(
-            f"ablation '{ablation.label}' needs a corrupted prompt for every example; this task has none. "
-            "Add them, or use ablation=mean or ablation=zero"
-        )
-    return batch.corrupted
 
 
 def fit_means_by_place(

@@ -208,7 +208,10 @@ class Removal:
         self._cuts: tuple[int, list[int]] = (0, [])
         senders, receivers = live_nodes(graph, mask)
         tokens = max(chunk.batch.clean.numel() for chunk in chunks)
-        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, int(receivers[first:].sum()), int(senders.sum()))
+        width = chunks[0].labels.columns.shape[1] if metric.columns == "answers" else model.d_vocab_out
+        n_logits = max(len(chunk.batch.read_example) for chunk in chunks) * width
+        live = int(receivers[first:].sum()), int(senders.sum())
+        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits)
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -76,7 +76,7 @@ def fit_means(model: Model, ablation: Ablation, examples: Sequence[Example], chu
         raise BadSetting("an attention pattern has no average over positions: use ablation.scope=group or position")
     longest = max(len(example) for example in examples)
     for batch in _batches(model, examples, chunk_size):
-        tokens = _ablating_tokens(ablation, batch)
+        tokens = ablating_tokens(ablation, batch)
         run = uncut_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
         table.senders.add(run.senders, batch.position_ids, batch.is_token, batch.groups)
         for layer, pattern in run.patterns.items():
@@ -99,7 +99,7 @@ def prepare(
         clean = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
         other = None
         if ablation.kind == "resample":
-            tokens = _ablating_tokens(ablation, batch)
+            tokens = ablating_tokens(ablation, batch)
             other = uncut_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
         ablated = _ablated_senders(clean, other, ablation, means, batch)
         full_logits = logits_at_readings(model, batch, clean.residual)
@@ -122,7 +122,12 @@ def _batches(model: Model, examples: Sequence[Example], chunk_size: int, padding
         yield collate(examples[first : first + chunk_size], padding_side, model.device)
 
 
-def _ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Tensor:
+def ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "B T"]:
+    """The prompts whose run, or whose average, cut edges carry.
+
+    Raises:
+        BadTask: corrupted prompts are needed, and the task has none.
+    """
     if not ablation.needs_corrupted:
         return batch.clean
     if batch.corrupted is None:
