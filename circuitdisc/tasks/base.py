@@ -4,7 +4,7 @@ Task files write `TextExample`s or `Example`s; `tasks/encode.py` turns text into
 this floor sees ids alone, so that models without a tokenizer are treated alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitdisc.metrics import Labels
+from circuitdisc.tasks.roles import position_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class TextExample:
         answers: right continuations, written as they follow the prompt (" Mary").
         wrong: wrong continuations.
         group: what `mean` ablation may average over, for example the template.
+        roles: named positions: the characters (first, one past the last) of the clean prompt at which each stands; see
+            `tasks/roles.py`. The corrupted prompt has the same roles at the same tokens.
     """
 
     clean: str
@@ -32,6 +35,7 @@ class TextExample:
     answers: tuple[str, ...]
     wrong: tuple[str, ...] = ()
     group: str = ""
+    roles: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Example:
         wrong: for each position the wrong tokens (may be empty).
         group: what `mean` ablation may average over.
         text: the clean prompt for people.
+        roles: named positions: the token index of each, in both prompts.
     """
 
     clean: tuple[int, ...]
@@ -55,6 +60,7 @@ class Example:
     wrong: tuple[tuple[int, ...], ...]
     group: str = ""
     text: str = ""
+    roles: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -95,6 +101,8 @@ class PromptBatch:
         read_position: the padded position of each reading. [N]
         labels: right and wrong tokens of each reading, as columns of the vocabulary.
         groups: each example's group. Length B.
+        examples: what was padded. Length B.
+        offsets: tokens of padding before each prompt. [B]
     """
 
     clean: Int[Tensor, "B T"]
@@ -104,6 +112,8 @@ class PromptBatch:
     read_position: Int[Tensor, "N"]
     labels: Labels
     groups: tuple[str, ...]
+    examples: tuple[Example, ...] = ()
+    offsets: tuple[int, ...] = ()
 
     @property
     def n_examples(self) -> int:
@@ -118,6 +128,16 @@ class PromptBatch:
     def position_ids(self) -> Int[Tensor, "B T"]:
         """Index of each token in its own prompt, 0 at left padding: what the position embedding is asked for."""
         return (self.is_token.long().cumsum(1) - 1).clamp(min=0)
+
+    def position(self, name: str | int) -> Int[Tensor, "B"]:
+        """The padded position of each example's token with this name; see `roles.position_of`.
+
+        Raises:
+            UnknownName: an example has no such role.
+            BadTask: it lies outside a prompt.
+        """
+        found = [offset + position_of(one, name) for one, offset in zip(self.examples, self.offsets, strict=True)]
+        return torch.tensor(found, device=self.clean.device)
 
     def per_example(self, readings: Tensor) -> Tensor:
         """Mean over each example's readings: [..., N] -> [..., B]."""
@@ -159,6 +179,8 @@ def collate(examples: Sequence[Example], padding_side: str = "right", device: to
         read_position=torch.tensor([read[1] for read in reads], device=device),
         labels=Labels(answers, answers_mask, wrong, wrong_mask),
         groups=tuple(example.group for example in examples),
+        examples=tuple(examples),
+        offsets=tuple(offsets),
     )
 
 

@@ -246,7 +246,8 @@ class _TextEncoder:
                 f"the answer {answers[token]!r} and the wrong answer {wrong[token]!r} are scored by the same token: "
                 "choose answers that begin differently"
             )
-        example = Example(clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), group=text.group, text=text.clean)
+        roles = {role: self.token_at(text.clean, end - 1) for role, (_, end) in text.roles.items()}
+        example = Example(clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), text.group, text.clean, roles)
         check_example(example)
         return example
 
@@ -266,6 +267,13 @@ class _TextEncoder:
         if encoded.spans is None:
             return str(self.tokenizer.decode(encoded.ids[: last + 1]))
         return prompt[: encoded.spans[last][1]]
+
+    def token_at(self, prompt: str, character: int) -> int:
+        """The index, special tokens included, of the token that holds a character of the prompt."""
+        encoded = self.look_up(prompt)
+        if encoded.spans is None:  # as many tokens as the text up to there has
+            return len(self.prefix) + len(self.look_up(prompt[: character + 1]).ids) - 1
+        return len(self.prefix) + next(index for index, (_, end) in enumerate(encoded.spans) if end > character)
 
     def answer_id(self, context: str, answer: str) -> int:
         """The token that scores an answer: what follows the context when both are encoded together."""
