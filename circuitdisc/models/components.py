@@ -222,9 +222,19 @@ class Components:
     # --- attention ---------------------------------------------------------------------------------------------------
 
     def read(
-        self, layer: int, qkv: QKV, heads: Sequence[int], x: Float[Tensor, "n C B T D"], frame: Frame
+        self,
+        layer: int,
+        qkv: QKV,
+        heads: Sequence[int],
+        x: Float[Tensor, "n C B T D"],
+        frame: Frame,
+        like: Float[Tensor, "n C B T D"] | None = None,
     ) -> Float[Tensor, "n C B T K"]:
-        """Queries, keys or values of these heads from their inputs: norm, projection, rotation."""
+        """Queries, keys or values of these heads from their inputs: norm, projection, rotation.
+
+        Args:
+            like: inputs whose norm is used in place of that of x.
+        """
         block = self.weights.layers[layer]
         weight, bias = {
             "q": (block.W_Q, block.b_Q),
@@ -232,7 +242,7 @@ class Components:
             "v": (block.W_V, block.b_V),
         }[qkv]
         rows = list(heads) if qkv == "q" else [head // self._per_group for head in heads]
-        x = self.norm(x, block.norm_attention)
+        x = self.norm(x, block.norm_attention, like)
         projected = _batched_matmul(x, _rows(weight, rows))
         if bias is not None:
             projected = projected + _rows(bias, rows)[:, None, None, None, :]
@@ -299,41 +309,72 @@ class Components:
 
     # --- MLP, norms, unembedding -------------------------------------------------------------------------------------
 
-    def mlp(self, layer: int, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """What a layer's MLP writes, from its input."""
+    def mlp(self, layer: int, x: Float[Tensor, "... D"], like: Float[Tensor, "... D"] | None = None) -> Float[Tensor, "... D"]:
+        """What a layer's MLP writes, from its input; `like` as in `read`."""
+        return self.mlp_output(layer, self.hidden(layer, x, like))
+
+    def hidden(
+        self, layer: int, x: Float[Tensor, "... D"], like: Float[Tensor, "... D"] | None = None
+    ) -> Float[Tensor, "... M"]:
+        """Activations of a layer's neurons, from the MLP's input; of a gated MLP the products with the gate."""
         block = self.weights.layers[layer]
         assert block.W_in is not None, f"layer {layer} has no MLP"
-        assert block.W_out is not None, f"layer {layer} has no MLP"
         assert self.spec.activation is not None, "the model has no MLP"
         activation = ACTIVATIONS[self.spec.activation]
-        x = self.norm(x, block.norm_mlp)
+        x = self.norm(x, block.norm_mlp, like)
         hidden = _affine(x, block.W_in, block.b_in)
-        hidden = activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+        return activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+
+    def mlp_output(self, layer: int, hidden: Float[Tensor, "... M"]) -> Float[Tensor, "... D"]:
+        """What a layer's MLP writes, from its neurons' activations."""
+        block = self.weights.layers[layer]
+        assert block.W_out is not None, f"layer {layer} has no MLP"
         out = _affine(hidden, block.W_out, block.b_out)
         return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp)
 
-    def unembed(self, x: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
-        """Logits from the final residual at N readings: of the whole vocabulary, or of some columns for each reading."""
-        x = self.norm(x, self.weights.norm_final)
+    def unembed(
+        self,
+        x: Float[Tensor, "C N D"],
+        columns: Int[Tensor, "N W"] | None = None,
+        capped: bool = True,
+        like: Float[Tensor, "#C N D"] | None = None,
+    ) -> Float[Tensor, "C N W"]:
+        """Logits from the final residual at N readings: of the whole vocabulary, or of some columns for each reading.
+
+        Args:
+            capped: False leaves out the cap on the logits of models that have one.
+            like: residuals whose norm is used in place of that of x.
+        """
+        x = self.norm(x, self.weights.norm_final, like)
         if columns is None:
             logits = _affine(x, self.weights.W_U, self.weights.b_U)
         else:
             logits = torch.einsum("cnd,dnw->cnw", x, self.weights.W_U[:, columns])
             if self.weights.b_U is not None:
                 logits = logits + self.weights.b_U[columns]
-        if self.spec.logit_softcap is not None:
+        if capped and self.spec.logit_softcap is not None:
             logits = (logits / self.spec.logit_softcap).tanh() * self.spec.logit_softcap
         return logits
 
-    def norm(self, x: Float[Tensor, "... D"], weights: NormWeights) -> Float[Tensor, "... D"]:
-        """Layer norm or root-mean-square norm, as the model has it; in float32 at least."""
+    def norm(
+        self, x: Float[Tensor, "... D"], weights: NormWeights, like: Float[Tensor, "... D"] | None = None
+    ) -> Float[Tensor, "... D"]:
+        """Layer norm or root-mean-square norm, as the model has it; in float32 at least.
+
+        Args:
+            like: x is divided by the size that this has, and not by its own; the norm is then linear in x.
+        """
         if self.spec.norm is None:
             return x
-        if self.spec.norm == "layer":
+        if self.spec.norm == "layer" and like is None:
             return functional.layer_norm(x, x.shape[-1:], weights.scale, weights.shift, self.spec.eps)
         wide = x.to(_at_least_float32(x.dtype))
-        normed = (wide * self._reciprocal_rms(wide)).to(x.dtype)
-        return normed if weights.scale is None else normed * weights.scale
+        of = wide if like is None else like.to(wide.dtype)
+        if self.spec.norm == "layer":
+            wide, of = wide - wide.mean(-1, keepdim=True), of - of.mean(-1, keepdim=True)
+        normed = (wide * self._reciprocal_rms(of)).to(x.dtype)
+        normed = normed if weights.scale is None else normed * weights.scale
+        return normed if weights.shift is None else normed + weights.shift
 
     def _reciprocal_rms(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... 1"]:
         wide = x.to(_at_least_float32(x.dtype))

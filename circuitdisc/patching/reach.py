@@ -1,16 +1,18 @@
-"""How far a cut reaches: which tokens of which nodes it can change, and which of them an answer can see.
+"""How far a changed input reaches: which tokens of which nodes it can change, and which of them an answer can see.
 
 Two sets of tokens for every node, both from the graph and the attention masks alone:
 
     needed   walk from the readings backwards over kept edges: a query is needed where its head's output is, keys and values
              wherever such a query may look
-    changed  walk from the cut forwards: an output changes where the query does, and wherever a changed key or value is seen
+    changed  walk from the inputs that were set forwards: an output changes where the query does, and wherever a changed key or
+             value is seen
 
 Only tokens in both are computed again. A token is one position of one example, numbered b * T + t.
 
 Shape letters: B examples, T positions, N tokens (B * T), R receivers, S senders, U tokens that change anywhere, P positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -81,16 +83,16 @@ class MlpStep:
 
 @dataclass
 class Plan:
-    """What has to run again after a cut: the changed tokens of the cut receiver, the steps in order, and the readings.
+    """What has to run again after some inputs were set: where they change, the steps in order, and the readings.
 
     Args:
         n_changed: how many tokens change anywhere (U); the readings are among them.
-        cut: the tokens at which the cut receiver's own input changes.
+        set_tokens: the tokens at which each receiver's input was set to something new.
         readings: the token of every reading, in the order of the readings.
     """
 
     n_changed: int
-    cut: Tokens
+    set_tokens: dict[int, Tokens]
     readings: Tokens
     steps: list[HeadsStep | MlpStep] = field(default_factory=list)
 
@@ -114,7 +116,7 @@ class Reach:
         self.needed_in = np.zeros((graph.n_receivers, chunk.batch.clean.numel()), dtype=bool)
         self.needed_out = np.zeros((graph.n_senders, chunk.batch.clean.numel()), dtype=bool)
         self._find_needed()
-        self._plans: dict[tuple[int, bytes], Plan | None] = {}
+        self._plans: dict[tuple[tuple[int, bytes, bytes], ...], Plan | None] = {}
 
     # --- needed: from the readings backwards -------------------------------------------------------------------------
 
@@ -168,34 +170,46 @@ class Reach:
     def _may_change(self) -> Bool[np.ndarray, "N"]:
         return self.chunk.may_change.reshape(-1).cpu().numpy()
 
-    # --- changed: from the cut forwards ------------------------------------------------------------------------------
+    # --- changed: from the inputs that were set forwards ------------------------------------------------------------------
 
-    def plan(self, receiver: int, changed: Bool[np.ndarray, "N"]) -> Plan | None:
-        """What has to run again if the input of `receiver` changes at these tokens; None if no answer can see it."""
-        changed = changed & self.needed_in[receiver]
-        key = (receiver, changed.tobytes())
+    def plan(
+        self, changed: Mapping[int, Bool[np.ndarray, "N"]], held: Mapping[int, Bool[np.ndarray, "N"]] | None = None
+    ) -> Plan | None:
+        """What has to run again if the inputs of some receivers are set; None if no answer can see it.
+
+        Args:
+            changed: receiver -> tokens at which its input becomes another one.
+            held: receiver -> tokens at which its input is set, whatever changes before it; None: those that change.
+        """
+        held = changed if held is None else held
+        changed = {receiver: tokens & self.needed_in[receiver] for receiver, tokens in changed.items()}
+        key = tuple((receiver, tokens.tobytes(), held[receiver].tobytes()) for receiver, tokens in sorted(changed.items()))
         if key not in self._plans:
-            self._plans[key] = self._make_plan(receiver, changed) if changed.any() else None
+            seen = any(tokens.any() for tokens in changed.values())
+            self._plans[key] = self._make_plan(changed, held) if seen else None
         return self._plans[key]
 
-    def _make_plan(self, receiver: int, changed: Bool[np.ndarray, "N"]) -> Plan:
+    def _make_plan(self, changed: dict[int, np.ndarray], held: Mapping[int, np.ndarray]) -> Plan:
         graph = self.graph
         outputs: dict[int, np.ndarray] = {}  # sender -> tokens at which it changes
         inputs: list[tuple[tuple[int, ...], dict[int, np.ndarray]]] = []  # group -> receiver -> the same
-        for group in graph.groups:
-            if group[-1] < receiver or group[-1] == graph.n_receivers - 1:
-                continue
-            read = {receiver: changed} if receiver in group else self._changed_inputs(group, outputs)
+        for group in graph.groups[:-1]:
+            read = self._changed_inputs(group, outputs)
+            for receiver in changed.keys() & set(group):
+                tokens = changed[receiver] | (read.pop(receiver, False) & ~held[receiver])
+                read |= {receiver: tokens} if tokens.any() else {}
             if read:
+                read = dict(sorted(read.items()))
                 inputs.append((group, read))
                 outputs |= self._changed_outputs(read)
-        union = np.zeros_like(changed)
+        union = np.zeros(self.needed_in.shape[1], dtype=bool)
         union[self.readings] = True
-        for tokens in (changed, *outputs.values(), *(tokens for _, read in inputs for tokens in read.values())):
+        for tokens in (*changed.values(), *outputs.values(), *(tokens for _, read in inputs for tokens in read.values())):
             union |= tokens
         slots = np.cumsum(union) - 1
         make = _TokenMaker(slots, int(union.sum()), self.chunk.clean.device)
-        plan = Plan(int(union.sum()), make(np.flatnonzero(changed)), make(self.readings))
+        set_tokens = {receiver: make(np.flatnonzero(tokens)) for receiver, tokens in changed.items()}
+        plan = Plan(int(union.sum()), set_tokens, make(self.readings))
         for group, read in inputs:
             is_mlp = graph.receivers[group[0]].kind == "mlp"
             plan.steps.append(self._mlp_step(read, make) if is_mlp else self._heads_step(read, outputs, make))
