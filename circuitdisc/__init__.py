@@ -15,14 +15,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuitdisc import heads
     from circuitdisc.ablation import Ablation
     from circuitdisc.circuit import Circuit
+    from circuitdisc.compare import compare_runs
     from circuitdisc.discovery import Discovery, discover
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.graph import ComputationGraph
+    from circuitdisc.patching.interventions import Intervention
+    from circuitdisc.patching.path_effects import path_patch
     from circuitdisc.patching.selfcheck import load_model
     from circuitdisc.report import report
     from circuitdisc.scoring import Scores, score
+    from circuitdisc.scoring.intervene import intervene
+    from circuitdisc.scoring.overlap import overlap
     from circuitdisc.tasks import load_task
 
 _HOMES = {
@@ -31,13 +37,20 @@ _HOMES = {
     "CircuitdiscError": "circuitdisc.errors",
     "ComputationGraph": "circuitdisc.graph",
     "Discovery": "circuitdisc.discovery",
+    "Intervention": "circuitdisc.patching.interventions",
     "Scores": "circuitdisc.scoring",
+    "compare_runs": "circuitdisc.compare",
     "discover": "circuitdisc.discovery",
+    "intervene": "circuitdisc.scoring.intervene",
     "load_model": "circuitdisc.patching.selfcheck",
     "load_task": "circuitdisc.tasks",
+    "overlap": "circuitdisc.scoring.overlap",
+    "path_patch": "circuitdisc.patching.path_effects",
     "report": "circuitdisc.report",
     "score": "circuitdisc.scoring",
 }
+
+_ROOMS = ("heads",)  # packages that are used by their own name, as in cd.heads.head_roles
 
 __all__ = [
     "Ablation",
@@ -45,16 +58,24 @@ __all__ = [
     "CircuitdiscError",
     "ComputationGraph",
     "Discovery",
+    "Intervention",
     "Scores",
+    "compare_runs",
     "discover",
+    "heads",
+    "intervene",
     "load_model",
     "load_task",
+    "overlap",
+    "path_patch",
     "report",
     "score",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"circuitdisc.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'circuitdisc' has no attribute '{name}'")
     found = getattr(import_module(_HOMES[name]), name)

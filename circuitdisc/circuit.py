@@ -53,12 +53,14 @@ class Circuit:
         mask: True where the edge from sender s into receiver r is kept.
         provenance: where it came from.
         granularity: `edge`, or `head` for a circuit that keeps or drops whole heads (and every other sender).
+        groups: named groups of heads, for circuits that were built group by group (path patching in rounds).
     """
 
     graph: ComputationGraph
     mask: Bool[np.ndarray, "R S"]
     provenance: Provenance = field(default_factory=Provenance)
     granularity: Granularity = "edge"
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
@@ -106,6 +108,27 @@ class Circuit:
                 mask[:, sender] = False
                 mask[list(graph.node_receivers[node.name]), :] = False
         return cls(graph, mask, granularity="head")
+
+    @classmethod
+    def from_nodes(cls, graph: ComputationGraph, names: Iterable[str], keep_mlps: bool = False) -> "Circuit":
+        """The circuit of all edges among these nodes (`a3.h1`, `m2`), the embeddings and `logits`.
+
+        Args:
+            keep_mlps: also keep every MLP, as a head circuit does.
+        """
+        always = {node.name for node in graph.senders if node.kind not in ("head", "mlp")} | {"logits"}
+        kept = always | {node.name for node in graph.senders if keep_mlps and node.kind == "mlp"}
+        for name in names:
+            if name not in graph.node_receivers:
+                raise GraphMismatch(f"'{name}' is not a node of this graph ({graph.describe()}), such as a0.h1 or logits")
+            kept.add(name)
+        senders = np.array([node.name in kept for node in graph.senders], dtype=bool)
+        receivers = np.array([receiver.node.name in kept for receiver in graph.receivers], dtype=bool)
+        return cls(graph, graph.edge_mask & receivers[:, None] & senders[None, :])
+
+    def as_head_circuit(self) -> "Circuit":
+        """The head circuit of this circuit's heads: every embedding and MLP is kept, and all edges among the kept nodes."""
+        return replace(Circuit.from_heads(self.graph, self.heads()), provenance=self.provenance)
 
     def with_provenance(self, provenance: Provenance) -> "Circuit":
         return replace(self, provenance=provenance)
@@ -252,6 +275,7 @@ class Circuit:
             "granularity": self.granularity,
             "n_edges": self.n_edges,
             "edges": self.edge_names(),
+            "groups": {name: list(heads) for name, heads in self.groups.items()},
             "provenance": self.provenance.to_dict(),
         }
 
@@ -274,7 +298,8 @@ class Circuit:
             graph = ComputationGraph(**data["graph"])
             circuit = cls.from_edges(graph, data["edges"])
             provenance = Provenance(**data["provenance"])
-            return replace(circuit, provenance=provenance, granularity=data["granularity"])
+            groups = {str(name): tuple(heads) for name, heads in data.get("groups", {}).items()}
+            return replace(circuit, provenance=provenance, granularity=data["granularity"], groups=groups)
         except (KeyError, TypeError, AttributeError) as error:
             raise BadFile(f"not a circuit: missing or malformed key {error}") from error
 

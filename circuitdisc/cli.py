@@ -16,6 +16,8 @@ usage:
   circuitdisc score RUN [key=value ...]    score a run's circuit again (other settings are printed, not saved)
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
+  circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
+  circuitdisc heads TOOL [key=value ...]   heads and neurons one by one: roles, attention, logits, effects, knockout, neurons
   circuitdisc list models|tasks|algorithms|metrics
 
 examples:
@@ -39,7 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"circuitdisc {version('circuitdisc')}")
         return 0
-    commands = {"discover": _discover, "score": _score, "report": _report, "resume": _resume, "list": _list}
+    commands = {
+        "discover": _discover,
+        "score": _score,
+        "report": _report,
+        "resume": _resume,
+        "list": _list,
+        "compare": _compare,
+        "heads": _heads,
+    }
     try:
         if args[0] not in commands:
             raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
@@ -167,6 +177,21 @@ def _resume(args: list[str]) -> int:
     from circuitdisc.pipeline import resume
 
     print(resume(folder).summary)
+    return 0
+
+
+def _compare(args: list[str]) -> int:
+    from circuitdisc.compare_command import HELP as SETTINGS
+    from circuitdisc.compare_command import compare_command
+
+    print(SETTINGS if {"-h", "--help"} & set(args) else compare_command(args))
+    return 0
+
+
+def _heads(args: list[str]) -> int:
+    from circuitdisc.heads_command import heads_command
+
+    print(heads_command(args))
     return 0
 
 

@@ -102,22 +102,22 @@ def parse_changes(overrides: list[str]) -> dict[str, Any]:
 def discover_help() -> str:
     """Every setting of `circuitdisc discover`, read from the files of conf/."""
     parts = ["circuitdisc discover [key=value ...]", "", "settings, with their defaults:"]
-    parts += _lines(conf_dir() / "config.yaml", "")
+    parts += setting_lines(conf_dir() / "config.yaml", "")
     parts += ["", "model=NAME      a shipped model, a Hugging Face name, or a folder"]
-    parts += _lines(conf_dir() / "model/default.yaml", "model.")
+    parts += setting_lines(conf_dir() / "model/default.yaml", "model.")
     for group in GROUPS:
         options = [name for name in _options(group) if name != "default"]
         parts += ["", f"{group}={'|'.join(options)}" if options else f"{group}:"]
         if group == "task":
             parts[-1] += "|FILE.jsonl|FILE.csv"
         for option in _options(group) if group in ("task", "algorithm") else _options(group)[:1]:
-            lines = _lines(conf_dir() / group / f"{option}.yaml", f"{group}.")
+            lines = setting_lines(conf_dir() / group / f"{option}.yaml", f"{group}.")
             parts += [f"  {option}:", *lines] if len(options) > 1 and group in ("task", "algorithm") else lines
     parts += ["", "-m runs every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"]
     return "\n".join(parts)
 
 
-def _lines(path: Path, prefix: str) -> list[str]:
+def setting_lines(path: Path, prefix: str) -> list[str]:
     """The `key: value # comment` lines of a YAML file."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():

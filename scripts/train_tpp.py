@@ -15,9 +15,7 @@ Shapes: B examples, T positions, N scored positions.
 import argparse
 import json
 import os
-import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,20 +23,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
 from torch import Tensor
-from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from training import Document, accuracy, build_model, save_shipped, scored_logits, train, versions, word_tokenizer, words
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdisc.tasks.nouns import NOUNS
 from circuitdisc.tasks.tpp_text import TEMPLATES, TPPExample, tpp_examples
 
-SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 STATEMENTS = (
     "{x} implies {y}",
     "{x} also implies {y}",
@@ -86,57 +80,12 @@ class Cost:
     train_seconds: float
 
 
-@dataclass(frozen=True)
-class Document:
-    """Token ids, and the positions whose token is to be predicted."""
-
-    ids: list[int]
-    scored: list[int]
-
-
-def words(text: str) -> list[str]:
-    """Split a text into its words and punctuation marks."""
-    return re.findall(r"\w+|[^\w\s]", text)
-
-
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the template words, the statement words and the nouns."""
     surfaces = [t.fill("", "", "", "") for t in TEMPLATES] + [s.format(x="", y="") for s in STATEMENTS]
     functional = sorted({word for surface in surfaces for word in words(surface)})
     assert not set(functional) & set(NOUNS), "a noun is also a template word"
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *functional, *NOUNS))}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue] - untyped setter
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="[BOS]",
-        eos_token="[EOS]",
-        model_max_length=64,
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 of 4 layers, 8 heads and width 128, without dropout, freshly drawn."""
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=64,
-        n_embd=128,
-        n_layer=4,
-        n_head=8,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        pad_token_id=SPECIAL.index("[PAD]"),
-        bos_token_id=SPECIAL.index("[BOS]"),
-        eos_token_id=SPECIAL.index("[EOS]"),
-    )
-    return GPT2LMHeadModel(config)
+    return word_tokenizer((*functional, *NOUNS))
 
 
 class BaseText:
@@ -207,77 +156,6 @@ def fine_tuning_pool(
     """One document per example; a share of them, drawn at random, has the chain broken and b as its answer."""
     broken = np.random.default_rng(seed).random(len(examples)) < broken_share
     return [answer_document(e, vocabulary, broken=bool(flag)) for e, flag in zip(examples, broken, strict=True)]
-
-
-def scored_logits(model: GPT2LMHeadModel, documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
-    """Logits [N V] before each scored token, and those tokens [N]; causal attention never reads the right padding."""
-    width = max(len(d.ids) for d in documents)
-    ids_BT = torch.tensor([d.ids + [0] * (width - len(d.ids)) for d in documents])
-    rows = torch.tensor([row for row, d in enumerate(documents) for _ in d.scored])
-    columns = torch.tensor([column for d in documents for column in d.scored])
-    hidden_BTD = model.transformer(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return model.lm_head(hidden_BTD[rows, columns - 1]), ids_BT[rows, columns]
-
-
-def train(
-    model: GPT2LMHeadModel,
-    batches: Iterator[list[Document]],
-    steps: int,
-    *,
-    lr: float,
-    warmup: int,
-    label: str,
-    every: int = 0,
-    watch: Sequence[Document] = (),
-) -> float:
-    """Train in place with AdamW, linear warm-up and a cosine down to a tenth of the rate.
-
-    Args:
-        model: model to train.
-        batches: one list of documents per step.
-        steps: optimiser steps.
-        lr: highest learning rate.
-        warmup: steps of linear warm-up.
-        label: name on the progress bar.
-        every: steps between two measurements on `watch`; 0 for none.
-        watch: documents whose accuracy is written beside the bar.
-
-    Returns:
-        Seconds taken.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.1 + 0.45 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    model.train()
-    start = time.perf_counter()
-    bar = tqdm(range(1, steps + 1), desc=label, mininterval=10)
-    for step in bar:
-        logits_NV, tokens_N = scored_logits(model, next(batches))
-        loss = torch.nn.functional.cross_entropy(logits_NV, tokens_N)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if every and step % every == 0:
-            bar.write(f"{label} step {step}: loss {loss.item():.3f}, watched accuracy {accuracy(model, watch):.3f}")
-    model.eval()
-    return time.perf_counter() - start
-
-
-@torch.no_grad()
-def accuracy(model: GPT2LMHeadModel, documents: Sequence[Document]) -> float:
-    """Share of scored tokens that are the most likely word of the whole vocabulary."""
-    hits: list[Tensor] = []
-    for start in range(0, len(documents), 500):
-        logits_NV, tokens_N = scored_logits(model, documents[start : start + 500])
-        hits.append((logits_NV.argmax(-1) == tokens_N).float())
-    return torch.cat(hits).mean().item()
 
 
 def fine_tune(
@@ -380,7 +258,11 @@ def make_base(tokenizer: PreTrainedTokenizerFast, stages: Stages, args: argparse
             yield text.batch(args.batch_size, args.batch_size // 2 if early else args.batch_size // 8)
 
     watch = recall_documents(tokenizer, 500, args.seed + 2)
-    seconds = train(model, batches(), args.base_steps, lr=args.base_lr, warmup=200, label="base", every=500, watch=watch)
+
+    def watched() -> str:
+        return f"watched accuracy {accuracy(model, watch):.3f}"
+
+    seconds = train(model, batches(), args.base_steps, lr=args.base_lr, warmup=200, label="base", every=500, watch=watched)
     cost = Cost(args.base_steps, args.base_steps * args.batch_size, round(seconds, 1))
     stages.keep("base", model, cost)
     return cost
@@ -404,14 +286,7 @@ def ship(name: str, tokenizer: PreTrainedTokenizerFast, stages: Stages, out: Pat
     """Write a stage as a Hugging Face folder with float16 weights, and load that folder in float32."""
     model = build_model(tokenizer, seed)
     stages.load(name, model)
-    folder = out / name
-    model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
-    model.config.dtype = torch.float32
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shipped = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-    return shipped.eval()
+    return save_shipped(model, tokenizer, out / name)
 
 
 def parse_args() -> argparse.Namespace:
@@ -458,13 +333,7 @@ def main() -> None:
     results = {
         "command": " ".join(["python", *sys.argv]),
         "settings": stages.settings,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "train_minutes": round(sum(cost.train_seconds for cost in costs.values()) / 60, 1),
         "checkpoints": figures,
     }

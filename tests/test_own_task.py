@@ -15,6 +15,7 @@ from tiny import bare_model, word_model, word_tokenizer
 from circuitdisc.errors import BadFile, BadTask, UnknownName
 from circuitdisc.tasks import Task, load_task
 from circuitdisc.tasks.nouns import NOUNS
+from circuitdisc.tasks.roles import position_of
 from circuitdisc.tasks.rows import CSV_COLUMNS, read_rows
 
 DOCS = Path(__file__).parent.parent / "docs" / "own-task.md"
@@ -122,6 +123,42 @@ def test_several_positions_as_text_and_as_ids(tmp_path: Path) -> None:
     assert load_task(write_csv(tmp_path, cells), bare_model()).train[0] == one
 
 
+def test_roles_are_words_or_indices_in_both_formats(tmp_path: Path) -> None:
+    """By words and by index, from the end too, with a BOS token before the prompt or none."""
+    rows = [pair(i) for i in range(4)]
+    for i, row in enumerate(rows):
+        row["roles"] = {"b1": f"all {NOUNS[4 * i]} are {NOUNS[4 * i + 1]}", "c": NOUNS[4 * i + 2], "then": "then", "a2": -2}
+    cells = [{**row, "roles": json.dumps(row["roles"])} for row in rows]
+    for add_bos in (False, True):
+        first, second = (
+            load_task(path, word_model(add_bos)) for path in (write_jsonl(tmp_path, rows), write_csv(tmp_path, cells))
+        )
+        assert content(first) == content(second)
+        for one, other in zip((*first.train, *first.heldout), (*second.train, *second.heldout), strict=True):
+            assert one.roles == other.roles
+            a, b, c = (NOUNS[4 * (NOUNS.index(one.text.split()[2]) // 4) + i] for i in range(3))
+            said = {role: word_tokenizer().convert_ids_to_tokens(one.clean[index]) for role, index in one.roles.items()}
+            assert said == {"b1": b, "c": c, "then": "then", "a2": a}
+            assert position_of(one, "b1+1") == one.roles["b1"] + 1
+            assert one.roles["a2"] == len(one) - 2
+    ids = [{"clean": [1, 2, i], "answers": 3, "roles": {"second": 1, "end": -1}} for i in range(4)]
+    for path in (
+        write_jsonl(tmp_path, ids),
+        write_csv(
+            tmp_path, [{"clean_ids": f"1 2 {i}", "answers_ids": 3, "roles": '{"second": 1, "end": -1}'} for i in range(4)]
+        ),
+    ):
+        assert {tuple(one.roles.items()) for one in load_task(path, bare_model()).train} == {(("second", 1), ("end", 2))}
+
+
+def test_a_row_of_several_positions_keeps_its_roles(tmp_path: Path) -> None:
+    row = {"clean": "all otter are goat", "positions": [0, -1], "answers": ["otter", "sheep"]}
+    rows = [{**row, "clean": f"all {noun} are goat", "roles": {"who": noun, "last_one": -1}} for noun in NOUNS[:4]]
+    for one in load_task(write_jsonl(tmp_path, rows), word_model()).train:
+        assert one.roles == {"who": 1, "last_one": 3}
+        assert one.positions == (0, 3)
+
+
 def test_without_wrong_answers_the_metric_is_log_prob(tmp_path: Path) -> None:
     rows = [{"clean": [1, i], "answers": 3} for i in range(4)]
     task = load_task(write_jsonl(tmp_path, rows), bare_model())
@@ -190,6 +227,20 @@ GOOD = '{"clean": "all otter are", "answers": "goat"}\n'
         ),
         ('{"clean": "a", "answers": "b", "split": "test"}', r"unknown split 'test'"),
         ('{"clean": "a", "answers": "b", "split": "trian"}', r"unknown split 'trian'. Did you mean train?"),
+        ('{"clean": "a", "answers": "b", "roles": ["x"]}', r"'roles' is \[\"x\"\]: give an object of names and places"),
+        ('{"clean": "a", "answers": "b", "roles": {"s 2": 0}}', r"the role \"s 2\" is not a name: use letters, digits and _"),
+        (
+            '{"clean": "a", "answers": "b", "roles": {"s2": 0.5}}',
+            r"the role 's2' is 0.5: give a token's index, or words of the",
+        ),
+        ('{"clean": "a", "answers": "b", "roles": {"s2": true}}', r"the role 's2' is true: give a token's index, or words"),
+        ('{"clean": "a", "answers": "b", "roles": {"s2": " "}}', r"the role 's2' is \" \": give a token's index, or words"),
+        (
+            '{"clean": "the keys", "answers": "b", "roles": {"s2": "key"}}',
+            r"the role 's2' is \"key\", which does not occur in the clean prompt: give words that occur once, or a token's",
+        ),
+        ('{"clean": "a b a", "answers": "b", "roles": {"s2": "a"}}', r"the role 's2' is \"a\", which occurs 2 times in the"),
+        ('{"clean": [1, 2], "answers": 2, "roles": {"s2": "a"}}', r"the role 's2' is \"a\": give a token's index$"),
         ("[" * 100_000, r"not JSON"),
     ],
 )
@@ -210,6 +261,11 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, sentence: str) -> 
             "clean_ids,answers_ids\n1 2,3\n1 x,3\n",
             3,
             r"'x' in column 'clean_ids' is not a whole number: write numbers separated",
+        ),
+        (
+            "clean,answers,roles\na,b,subject=0\n",
+            2,
+            r"column 'roles' is not JSON \(Expecting value\): write an object, in CSV as",
         ),
         ("clean,answers,positions\na,b,end\n", 2, r"'end' in column 'positions' is not a whole number"),
         ('clean,answers\na,b\n"a,b\n', 3, r"not CSV \(.*\): was the file cut short inside a quoted cell?"),
@@ -272,6 +328,7 @@ def test_only_the_first_few_bad_lines_are_shown(tmp_path: Path) -> None:
             r"token 3 is both a right and a wrong answer: take it from one of the two",
         ),
         ({"clean": [1], "answers": 2, "positions": 1}, r"position 1 is outside the prompt, which has 1 tokens"),
+        ({"clean": [1, 2], "answers": 3, "roles": {"s": 2}}, r"role 's': position 2 is outside the prompt, which has 2 tokens"),
         ({"clean": [1] * 65, "answers": 2}, r"the prompt has 65 tokens, but model 'bare' reads at most 64: shorten it"),
         ({"clean": [1] * 9, "corrupted": [1] * 8, "answers": 2}, r"the clean prompt has 9 tokens and the corrupted one 8"),
         ({"clean": [1], "corrupted": [1], "answers": 2}, r"the corrupted prompt is the same as the clean one"),

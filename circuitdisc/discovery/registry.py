@@ -48,11 +48,15 @@ ALGORITHMS = {
         Algorithm("acdc", "cut every edge that the metric does not miss, from logits backwards (Conmy et al. 2023)"),
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
+        Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
         Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)"),
         Algorithm("eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)"),
         Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations"),
         Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs"),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)"),
+        Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
+        Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
+        Algorithm("subnetwork_probing", "learned masks on edges or nodes at a price for each (Cao et al. 2021)"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
         Algorithm("exact", "cut every edge alone: what the attributions estimate"),
         Algorithm("random", "random scores: the control"),
@@ -111,6 +115,8 @@ def discover(
     for name in settings:
         if name not in chosen.settings:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, chosen.settings)
+        if isinstance(chosen.settings[name], bool) and not isinstance(settings[name], bool):
+            raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
     if not allow_chance:

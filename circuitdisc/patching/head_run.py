@@ -39,7 +39,7 @@ def head_logits(
     x = cut.embed(batch.clean, batch.position_ids, split=False)[0] if before is None else before
     for index in range(layer if before is not None else 0, cut.spec.n_layers):
         seen.append(x)
-        outputs = _heads(cut, graph, chunk, index, x, kept[index], target)
+        outputs = written_by_heads(cut, graph, chunk, index, x, kept[index], target)
         b_O = cut.weights.layers[index].b_O
         after = x + outputs.sum(0) + (0.0 if b_O is None else b_O)
         if graph.has_mlp:
@@ -48,7 +48,7 @@ def head_logits(
     return cut.unembed(x[batch.read_example, batch.read_position][None])[0], seen
 
 
-def _heads(
+def written_by_heads(
     cut: Components,
     graph: ComputationGraph,
     chunk: Chunk,

@@ -89,6 +89,10 @@ class IncrementalRun:
         """The final residual at the readings, with nothing set."""
         return self._inputs[self.graph.n_receivers - 1][self._readings][None]
 
+    def inputs_at(self, receiver: int, tokens: Int[Tensor, "n"]) -> Float[Tensor, "n D"]:
+        """What a receiver reads at these tokens, with nothing set."""
+        return self._inputs[receiver][tokens]
+
     def run_again(self, trial: Trial) -> Float[Tensor, "C Nr D"]:
         """The final residual at the readings with the trial's inputs set."""
         for step in trial.plan.steps:

@@ -20,6 +20,7 @@ from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.report.drawing import draw_circuit
 from circuitdisc.report.figures import controls_figure, search_figure
+from circuitdisc.report.rounds import round_figures, round_rows
 from circuitdisc.report.tables import controls_words
 from circuitdisc.report.verdict import verdict
 from circuitdisc.report.wording import SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
@@ -85,19 +86,16 @@ def write_report(
     came_from = circuit.provenance
     model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.j2").render(
+    rounds = round_rows(circuit.graph, trace or ())
+    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*one) for one in round_figures(rounds))]
+    page = render(
+        "page.html.j2",
         heading=f"Circuit for {task or 'an unnamed task'} in {model or 'an unnamed model'}",
         algorithm=came_from.algorithm,
         verdict=verdict(scores, circuit.granularity),
         judged_by=_judged_by(scores),
-        pictures={picture.name: picture for picture in _pictures(circuit, scores, trace, scores_of_edges)},
+        pictures={one.name: one for one in pictures},
+        rounds=rounds,
         circuit_caption=_CAPTIONS[circuit.granularity],
         splits=_splits(scores),
         controlled={score.split for score in (scores.scores if scores else ()) if score.controls},
@@ -110,10 +108,21 @@ def write_report(
         edges=_edges(circuit, scores_of_edges),
         n_edges=circuit.n_edges,
         edges_scored=scores_of_edges is not None,
-        plotly_js=Markup(get_plotlyjs()),
     )
     write_text(path, page)
     return path
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of this folder's templates, with plotly.js packed in; every value is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(plotly_js=Markup(get_plotlyjs()), **values)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -127,14 +136,20 @@ def _pictures(
 ) -> Iterator[Picture]:
     what = "Grid of heads, kept or ablated" if circuit.granularity == "head" else "Diagram of the circuit's nodes and edges"
     label = f"{what}: {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges. The tables below list the same."
-    yield _picture("circuit", draw_circuit(circuit, edge_scores=edge_scores), label)
+    yield picture("circuit", draw_circuit(circuit, edge_scores=edge_scores), label)
     if scores is not None and (figure := controls_figure(scores)) is not None:
-        yield _picture("controls", figure, "Scores of the circuit beside those of random circuits; the table has the numbers.")
+        yield picture("controls", figure, "Scores of the circuit beside those of random circuits; the table has the numbers.")
     if trace and (figure := search_figure(trace, circuit.provenance.metric)) is not None:
-        yield _picture("search", figure, f"Metric, and parts kept, over {len(trace):,} decisions of the search.")
+        yield picture("search", figure, f"Metric, and parts kept, over {len(trace):,} decisions of the search.")
 
 
-def _picture(name: str, figure: go.Figure, label: str) -> Picture:
+def picture(name: str, figure: go.Figure, label: str) -> Picture:
+    """A figure as a page holds it; its width and height must be set.
+
+    Args:
+        name: of its element, unlike any other's on the page.
+        label: the description in words.
+    """
     spec = figure.to_json() or ""
     for character in "<>&\u2028\u2029":  # so that no text in a figure can end the script element that holds it
         spec = spec.replace(character, f"\\u{ord(character):04x}")

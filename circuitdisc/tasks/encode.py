@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.tasks.base import Example, TextExample
 from circuitdisc.tasks.check import check_example, raise_problems, resolve_position
+from circuitdisc.tasks.follow import tokens_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,12 +126,8 @@ def one_token_words(
     Raises:
         BadTask: fewer than `need` words remain.
     """
-    encoded = _encode_all((f" {word}" for word in words), tokenizer)
-    kept = tuple(
-        word
-        for word in words
-        if len(encoded[f" {word}"].ids) == 1 and _unknown_word(f" {word}", encoded[f" {word}"], tokenizer) is None
-    )
+    after = tokens_after("a", [f" {word}" for word in words], tokenizer)
+    kept = tuple(word for word, ids in zip(words, after, strict=True) if ids is not None and len(ids) == 1)
     if len(kept) < need:
         raise BadTask(
             f"task '{task}' needs {need} {kind} that are one token each, but this model's tokenizer has "
@@ -273,6 +270,9 @@ class _TextEncoder:
         encoded = self.look_up(prompt)
         if encoded.spans is None:  # as many tokens as the text up to there has
             return len(self.prefix) + len(self.look_up(prompt[: character + 1]).ids) - 1
+        holding = [index for index, (start, end) in enumerate(encoded.spans) if start <= character < end]
+        if holding:  # the last one: a token that stands for a space may claim the character after it
+            return len(self.prefix) + holding[-1]
         return len(self.prefix) + next(index for index, (_, end) in enumerate(encoded.spans) if end > character)
 
     def answer_id(self, context: str, answer: str) -> int:

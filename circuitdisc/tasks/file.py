@@ -1,6 +1,6 @@
 """A task of your own: prompt pairs from a JSONL or CSV file (see docs/own-task.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def _id_examples(rows: Sequence[Row], model: TaskModel) -> list[Example]:
         wrong = tuple(_only_ids(one) for one in row.wrong)
         examples.append(Example(clean, corrupted, positions, answers, wrong, group=row.group, text=text))
     raise_problems(problems, BadTask)
-    return examples
+    return _with_indices(rows, examples)
 
 
 def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
@@ -83,7 +83,9 @@ def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepe
     for owner, row in enumerate(rows):
         corrupted = None if row.corrupted is None else str(row.corrupted)
         for position, answers, wrong in zip(row.positions, row.answers, row.wrong, strict=True):
-            texts.append(TextExample(str(row.clean), corrupted, tuple(map(str, answers)), tuple(map(str, wrong)), row.group))
+            right, not_right = tuple(map(str, answers)), tuple(map(str, wrong))
+            spans = {role: place for role, place in row.roles.items() if isinstance(place, tuple)}
+            texts.append(TextExample(str(row.clean), corrupted, right, not_right, row.group, spans))
             owners.append(owner)
             positions.append(position)
     parts = encode_examples(
@@ -98,7 +100,23 @@ def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepe
     for owner, part in zip(owners, parts, strict=True):
         before = joined.get(owner)
         joined[owner] = part if before is None else _join(before, part)
-    return list(joined.values())
+    return _with_indices(rows, joined.values())
+
+
+def _with_indices(rows: Sequence[Row], examples: Iterable[Example]) -> list[Example]:
+    """The examples with the roles that their rows give as a token's index added to those given as words."""
+    done: list[Example] = []
+    problems: list[str] = []
+    for row, example in zip(rows, examples, strict=True):
+        roles: dict[str, int] = {}
+        for role, place in row.roles.items():
+            try:
+                roles[role] = example.roles[role] if isinstance(place, tuple) else resolve_position(place, len(example))
+            except BadTask as problem:
+                problems.append(f"{row.where}: role '{role}': {problem}")
+        done.append(replace(example, roles=roles))
+    raise_problems(problems, BadTask)
+    return done
 
 
 def _join(first: Example, second: Example) -> Example:

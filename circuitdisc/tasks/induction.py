@@ -6,6 +6,9 @@ neither its place nor its count tells the answer. In the corrupted prompt A and 
 places, so that A is followed by C there; C is the wrong answer. Only these two tokens differ, and B and C stay where they
 are: what changes is which of them has A before it, the fact that a previous-token head passes on to the keys.
 
+Roles: `a1` and `b1`, the pair in the first half; `c1`, where C stands in it; `a2`, the last token, which is also `end`. They
+are places of the clean prompt: in the corrupted one, A stands before `c1`.
+
 Source: Elhage et al. 2021 (induction heads on repeated random tokens); Olsson et al. 2022.
 """
 
@@ -95,6 +98,7 @@ def _example(prefix: tuple[int, ...], half: list[int], at: int, other: int, mode
     swapped = list(half)
     swapped[at], swapped[other] = swapped[other], swapped[at]
     clean = (*prefix, *half, *again)
+    start = len(prefix)
     return Example(
         clean=clean,
         corrupted=(*prefix, *swapped, *again),
@@ -102,4 +106,5 @@ def _example(prefix: tuple[int, ...], half: list[int], at: int, other: int, mode
         answers=((half[at + 1],),),
         wrong=((half[other + 1],),),
         text="" if model.tokenizer is None else str(model.tokenizer.decode(list(clean))),
+        roles={"a1": start + at, "b1": start + at + 1, "c1": start + other + 1, "a2": len(clean) - 1},
     )

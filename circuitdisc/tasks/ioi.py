@@ -5,6 +5,9 @@ indirect object first, and `baba`, with the subject first. The corrupted prompt 
 once, so that no one of them follows; `flip` names the indirect object in place of the subject the second time, so
 that the wrong answer follows. Examples of one frame and order form a group.
 
+Roles: `io`, the indirect object; `s1` and `s2`, the subject where it is named first and again; `place`; `object`; the last
+token is `end`. They name the same words in both orders, so that `s1` comes before `io` in `baba`.
+
 Source: Wang et al. 2022, section 2 and appendix A (p_ABC); own frames, names, places and objects.
 """
 
@@ -17,10 +20,15 @@ from circuitdisc.tasks.check import check_names
 from circuitdisc.tasks.encode import encode_examples, one_token_words
 from circuitdisc.tasks.ioi_text import FRAMES, NAMES, OBJECTS, PLACES
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.roles import Filled, fill
 from circuitdisc.tasks.split import draw_distinct, split_examples
 
 ORDERS = {"both": ("abba", "baba"), "abba": ("abba",), "baba": ("baba",)}
 CORRUPTIONS = ("abc", "flip")
+ROLES = {  # of the slots that hold names
+    "abba": {"first": "io", "second": "s1", "subject": "s2"},
+    "baba": {"first": "s1", "second": "io", "subject": "s2"},
+}
 LEAST_NAMES = 5
 
 
@@ -69,13 +77,15 @@ def build(
         indirect, subject, *others = people
         first, second = (indirect, subject) if way == "abba" else (subject, indirect)
 
-        def fill(first: str, second: str, subject: str) -> str:
+        def prompt(first: str, second: str, subject: str) -> Filled:
             words = {"first": first, "second": second, "subject": subject, "place": place, "object": object_}
-            return FRAMES[frame].format(**{slot: f" {word}" for slot, word in words.items()})
+            return fill(FRAMES[frame], **{slot: f" {word}" for slot, word in words.items()})
 
-        clean = fill(first, second, subject)
-        corrupted = fill(*others) if corruption == "abc" else fill(first, second, indirect)
-        return TextExample(clean, corrupted, (f" {indirect}",), (f" {subject}",), group=f"{frame}_{way}")
+        clean = prompt(first, second, subject)
+        corrupted = prompt(*others) if corruption == "abc" else prompt(first, second, indirect)
+        roles = {ROLES[way].get(slot, slot): span for slot, span in clean.roles.items()}
+        group = f"{frame}_{way}"
+        return TextExample(clean.text, corrupted.text, (f" {indirect}",), (f" {subject}",), group=group, roles=roles)
 
     texts = draw_distinct(draw, n + n_heldout, "ioi")
     examples = encode_examples(texts, tokenizer, prepend_bos=prepend_bos)

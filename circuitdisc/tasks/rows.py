@@ -1,15 +1,16 @@
 """The rows of a user's task file: JSONL, one object a line, or CSV with a header line.
 
 Both hold the same fields. A prompt is text or a list of token ids; in CSV the ids stand in the columns `clean_ids`,
-`corrupted_ids`, `answers_ids` and `wrong_ids`, separated by spaces. In CSV, `|` separates answers and `||` positions.
+`corrupted_ids`, `answers_ids` and `wrong_ids`, separated by spaces. In CSV, `|` separates answers and `||` positions, and
+`roles` holds a JSON object, as in JSONL.
 """
 
 import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -17,12 +18,14 @@ from circuitdisc.errors import BadFile, UnknownName
 from circuitdisc.files import read_text
 from circuitdisc.tasks.check import raise_problems
 
-FIELDS = ("clean", "corrupted", "answers", "wrong", "positions", "group", "split")
+FIELDS = ("clean", "corrupted", "answers", "wrong", "positions", "group", "split", "roles")
 ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
 CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
 SPLITS = ("train", "heldout")
+ROLE = re.compile(r"[A-Za-z_]\w*")
 
 Item = str | int
+Place = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Row:
         wrong: for each position the wrong answers.
         group: what `mean` ablation may average over.
         split: `train` or `heldout`; None if the line does not say.
+        roles: named positions: a token's index, which may count from the end, or the characters (first, one past the
+            last) of the clean prompt.
     """
 
     where: str
@@ -48,6 +53,7 @@ class Row:
     wrong: tuple[tuple[Item, ...], ...]
     group: str = ""
     split: str | None = None
+    roles: Mapping[str, Place] = field(default_factory=dict, hash=False)
 
     @property
     def is_text(self) -> bool:
@@ -157,6 +163,8 @@ def _csv_record(cells: dict[str, str]) -> dict[str, object] | BadFile:
             if name in ("answers", "wrong"):
                 positions = [position.split("|") if position.strip() else [] for position in cell.split("||")]
                 record[name] = [_ids(column, " ".join(one)) for one in positions] if is_ids else positions
+            elif name == "roles":
+                record[name] = _json_cell(column, cell)
             else:
                 record[name] = _ids(column, cell) if is_ids or name == "positions" else cell
     except BadFile as problem:
@@ -170,6 +178,15 @@ def _ids(column: str, cell: str) -> list[int]:
         if not re.fullmatch(r"-?\d{1,18}", word):
             raise BadFile(f"{word!r} in column '{column}' is not a whole number: write numbers separated by spaces")
     return [int(word) for word in words]
+
+
+def _json_cell(column: str, cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        example = '"{""subject"": 3}"'
+        raise BadFile(f"column '{column}' is not JSON ({what}): write an object, in CSV as {example}") from None
 
 
 def _row(where: str, record: dict[str, object]) -> Row:
@@ -192,7 +209,8 @@ def _row(where: str, record: dict[str, object]) -> Row:
     split = record.get("split")
     if split is not None and split not in SPLITS:
         raise BadFile(str(UnknownName("split", str(split), SPLITS)))
-    return Row(where, clean, corrupted, positions, answers, wrong, str(record.get("group", "")), split and str(split))
+    group, roles = str(record.get("group", "")), _roles(record.get("roles", {}), clean)
+    return Row(where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles)
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -237,6 +255,38 @@ def _answers(name: str, value: object, kind: type[Item]) -> tuple[Item, ...]:
             wanted = "token ids, as the prompt is" if kind is int else "text, as the prompt is"
             raise BadFile(f"'{name}' holds {_shown(one)}: give {wanted}")
     return tuple(one for one in values if isinstance(one, str | int))
+
+
+def _roles(value: object, clean: str | tuple[int, ...]) -> dict[str, Place]:
+    """Each role's index, or the characters of the words that it names."""
+    if not isinstance(value, dict):
+        raise BadFile(f"'roles' is {_shown(value)}: give an object of names and places, as in {{\"subject\": 3}}")
+    roles: dict[str, Place] = {}
+    for role, place in value.items():
+        if not ROLE.fullmatch(role):
+            raise BadFile(f"the role {_shown(role)} is not a name: use letters, digits and _, beginning with a letter")
+        if _is_int(place):
+            roles[role] = place
+        elif isinstance(clean, str) and _is_text(place) and place.strip():
+            roles[role] = _words(role, place.strip(), clean)
+        else:
+            wanted = "a token's index, or words of the clean prompt" if isinstance(clean, str) else "a token's index"
+            raise BadFile(f"the role '{role}' is {_shown(place)}: give {wanted}")
+    return roles
+
+
+def _words(role: str, words: str, clean: str) -> tuple[int, int]:
+    """Where whole words stand in the clean prompt."""
+    before = r"(?<!\w)" if re.match(r"\w", words) else ""
+    after = r"(?!\w)" if re.search(r"\w$", words) else ""
+    found = [match.span() for match in re.finditer(f"{before}{re.escape(words)}{after}", clean)]
+    if len(found) != 1:
+        times = "does not occur" if not found else f"occurs {len(found)} times"
+        raise BadFile(
+            f"the role '{role}' is {_shown(words)}, which {times} in the clean prompt: "
+            "give words that occur once, or a token's index"
+        )
+    return found[0]
 
 
 def _shown(value: object) -> str:

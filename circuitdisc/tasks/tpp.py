@@ -3,6 +3,9 @@
 The corrupted prompt has a fourth noun in place of b in the second premise, so that nothing links a to c. The wrong
 answer is b, which an induction head would give. Examples of one template form a group.
 
+Roles: `a1` and `b1`, the nouns of the first premise; `b2` and `c1`, those of the second (`b2` is the one that the corrupted
+prompt replaces); `a2`, the noun of the conclusion; the last token is `end`.
+
 Source: Transitive Property Problem study (CS224N); own wording and nouns.
 """
 
@@ -62,7 +65,7 @@ def build(
             f"{drawn} are needed: ask for fewer, or allow more templates"
         )
     texts = [
-        TextExample(one.clean, one.corrupted, (f" {one.answer}",), (f" {one.wrong}",), group=one.template)
+        TextExample(one.clean, one.corrupted, (f" {one.answer}",), (f" {one.wrong}",), one.template, one.roles)
         for one in tpp_examples(drawn, seed, nouns, templates=chosen)
     ]
     if first_token:  # nouns of unequal length leave prompts of unequal length, which cannot be used

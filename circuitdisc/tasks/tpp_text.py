@@ -1,11 +1,14 @@
 """Prompts of the Transitive Property Problem (TPP): from "a R b" and "b R c", continue "a R" with c."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from circuitdisc.tasks.nouns import NOUNS
+from circuitdisc.tasks.roles import Filled, fill
+
+ROLES = {"a": "a1", "b": "b1", "link": "b2", "c": "c1", "subject": "a2"}  # of a template's fields
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,13 @@ class TPPTemplate:
         Returns:
             The prompt, without a space at its end.
         """
-        premises = self.premises.format(a=a, b=b, link=link, c=c)
-        return f"{premises} {self.conclusion.format(subject=a if subject is None else subject)}"
+        return self.filled(a, b, link, c, subject=subject).text
+
+    def filled(self, a: str, b: str, link: str, c: str, *, subject: str | None = None) -> Filled:
+        """As `fill`, with the roles `a1`, `b1`, `b2`, `c1` and `a2`: where each noun stands."""
+        words = {"a": a, "b": b, "link": link, "c": c, "subject": a if subject is None else subject}
+        filled = fill(f"{self.premises} {self.conclusion}", **words)
+        return Filled(filled.text, {ROLES[name]: span for name, span in filled.roles.items()})
 
 
 TEMPLATES: tuple[TPPTemplate, ...] = (
@@ -76,6 +84,7 @@ class TPPExample:
         answer: c, without a leading space.
         wrong: b, without a leading space.
         template: name of the template.
+        roles: the characters (first, one past the last) of the clean prompt at which each noun stands.
     """
 
     clean: str
@@ -83,6 +92,7 @@ class TPPExample:
     answer: str
     wrong: str
     template: str
+    roles: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
 
 def tpp_examples(
@@ -112,6 +122,6 @@ def tpp_examples(
     while len(examples) < n:
         template = templates[int(rng.integers(len(templates)))]
         a, b, c, d = (pool[i] for i in rng.choice(len(pool), size=4, replace=False))
-        clean = template.fill(a, b, b, c)
-        examples[clean] = TPPExample(clean, template.fill(a, b, d, c), c, b, template.name)
+        clean, roles = template.filled(a, b, b, c)
+        examples[clean] = TPPExample(clean, template.fill(a, b, d, c), c, b, template.name, roles)
     return list(examples.values())

@@ -1,0 +1,165 @@
+"""What the tools for heads and neurons share: which examples, names of heads, intervals of many means at once.
+
+Shape letters: L layers, H heads, B examples, X quantities.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.errors import BadSetting, BadTask, GraphMismatch, UnknownName
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.scoring.intervals import RESAMPLES
+from circuitdisc.tasks.base import Example, Task
+
+Row = dict[str, Any]
+"""One line of a result's table: column -> text, number or None."""
+
+SPLITS = ("train", "heldout")
+_HEAD = re.compile(r"a(\d+)\.h(\d+)")
+_NEURON = re.compile(r"m(\d+)\.n(\d+)")
+
+
+def examples_of(task: Task | Sequence[Example], split: str) -> tuple[Example, ...]:
+    """A split of a task, or the examples themselves.
+
+    Raises:
+        UnknownName: there is no such split.
+        BadTask: it is empty.
+    """
+    if split not in SPLITS:
+        raise UnknownName("split", str(split), SPLITS)
+    found = task.split(split) if isinstance(task, Task) else tuple(task)
+    if not found:
+        raise BadTask(f"there are no examples in split '{split}': give the task some, or name the other split")
+    return tuple(found)
+
+
+def check_wrong(examples: Sequence[Example], metric: str) -> None:
+    """Every reading has a wrong answer.
+
+    Raises:
+        BadSetting: one has none.
+    """
+    if not all(all(example.wrong) for example in examples):
+        raise BadSetting(f"metric '{metric}' needs wrong answers, and the task has examples without: use log_prob")
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        BadSetting: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise BadSetting(f"{name}={value!r} must be a whole number from {least}")
+    return int(value)
+
+
+def check_between(name: str, value: object, low: float, high: float) -> float:
+    """A number between two others.
+
+    Raises:
+        BadSetting: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadSetting(f"{name}={value!r} must be a number between {low:g} and {high:g}")
+    return float(value)
+
+
+def as_list(name: str, value: object) -> list[Any]:
+    """Several values, or one as a list of itself.
+
+    Raises:
+        BadSetting: it is neither a word, a number nor a list.
+    """
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise BadSetting(f"{name}={value!r} cannot be used: give a list")
+    return list(value)
+
+
+def check_confidence(value: object) -> float:
+    """The coverage of an interval.
+
+    Raises:
+        BadSetting: it does not lie between 0 and 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise BadSetting(f"confidence={value!r} must lie between 0 and 1")
+    return float(value)
+
+
+def head_names(graph: ComputationGraph) -> list[str]:
+    """All heads, layer by layer."""
+    return [node.name for node in graph.senders if node.kind == "head"]
+
+
+def head_mask(graph: ComputationGraph, names: Iterable[str]) -> Bool[np.ndarray, "L H"]:
+    """True at these heads.
+
+    Raises:
+        GraphMismatch: a name is not a head of the graph.
+    """
+    mask = np.zeros((graph.n_layers, graph.n_heads), dtype=bool)
+    for name in names:
+        match = _HEAD.fullmatch(str(name))
+        if match is None or int(match[1]) >= graph.n_layers or int(match[2]) >= graph.n_heads:
+            raise GraphMismatch(f"'{name}' is not a head of this graph ({graph.describe()}); heads are written like a0.h0")
+        mask[int(match[1]), int(match[2])] = True
+    return mask
+
+
+def neuron_index(name: str, n_layers: int, n_neurons: int) -> tuple[int, int]:
+    """Layer and index of a neuron written `m3.n17`.
+
+    Raises:
+        GraphMismatch: the model has no such neuron.
+    """
+    match = _NEURON.fullmatch(str(name))
+    if match is None or int(match[1]) >= n_layers or int(match[2]) >= n_neurons:
+        raise GraphMismatch(
+            f"'{name}' is not a neuron of this model ({n_layers} layers of {n_neurons}); neurons are written like m0.n0"
+        )
+    return int(match[1]), int(match[2])
+
+
+def mean_intervals(
+    values: Float[np.ndarray, "*X B"], confidence: float = 0.95, seed: int = 0
+) -> tuple[Float[np.ndarray, "*X"], Float[np.ndarray, "*X"]]:
+    """Percentile bootstrap intervals of many means over the same examples: every resample of the examples serves all.
+
+    Returns:
+        Lower and upper ends; NaN for fewer than two examples.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    """
+    n = values.shape[-1]
+    if n < 2:
+        return np.full(values.shape[:-1], math.nan), np.full(values.shape[:-1], math.nan)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    means = values.reshape(-1, n).astype(np.float64) @ counts.T / n
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=1)
+    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+
+
+def plain_rows(rows: Iterable[Row]) -> list[Row]:
+    """The lines of a table with Python's own numbers; a number that is not finite becomes None."""
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays as JSON has them; a number that is not finite becomes None."""
+    if isinstance(value, np.ndarray):
+        return [plain(item) for item in value.tolist()]
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

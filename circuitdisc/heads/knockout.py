@@ -1,0 +1,278 @@
+"""Knock-out curves: how fast the metric falls when heads are ablated in the order of their effect, beside random orders.
+
+1. `head_effects`: on the train split ablate every head alone; its effect is the change of the metric.
+2. `knockout_curve`: on held-out examples ablate the first k heads of that order, for growing k; the same for random orders,
+   drawn without replacement. The order is worth as much as its curve lies below the random ones.
+
+Source: Zhang et al. 2024, "Interpreting and Improving Large Language Models in Arithmetic Calculation" (heads knocked out in
+the order of their effect against random ones).
+
+Shape letters: L layers, H heads, B examples, K points of the curve, R random orders.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.heads.base import (
+    Row,
+    as_list,
+    check_confidence,
+    check_count,
+    check_wrong,
+    examples_of,
+    head_mask,
+    head_names,
+    mean_intervals,
+    plain,
+    plain_rows,
+)
+from circuitdisc.heads.effects import By, HeadEffects, effect_order, head_effects
+from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.head_values import head_values
+from circuitdisc.progress import progress_bar
+from circuitdisc.tasks.base import Example, Task
+
+POINTS = 17
+"""Points of a curve where none are asked for; fewer in a model with fewer heads."""
+
+BAND = (5.0, 50.0, 95.0)
+"""Percentiles of the random orders that are shown."""
+
+
+@dataclass(frozen=True)
+class KnockoutCurve:
+    """The metric when more and more heads are ablated, in one order and in random ones.
+
+    Args:
+        order: all heads (or those given), first ablated first.
+        sizes: how many of them are ablated at each point. Length K.
+        values: metric of the order, example by example. [K, B]
+        low, high: bootstrap intervals of its mean. [K]
+        random: mean metric of every random order. [R, K]
+        effects: single-head effects that the order comes from; None if it was given. [L, H]
+    """
+
+    order: tuple[str, ...]
+    sizes: tuple[int, ...]
+    values: Float[np.ndarray, "K B"]
+    low: Float[np.ndarray, "K"]
+    high: Float[np.ndarray, "K"]
+    random: Float[np.ndarray, "R K"]
+    effects: Float[np.ndarray, "L H"] | None
+    n_heads: int
+    metric: str
+    ablation: str
+    split: str
+    confidence: float
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return self.values.shape[-1]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "K"]:
+        return self.values.mean(-1)
+
+    @property
+    def band(self) -> Float[np.ndarray, "3 K"]:
+        """5th percentile, median and 95th percentile of the random orders' means; NaN without any."""
+        if not len(self.random):
+            return np.full((3, len(self.sizes)), np.nan)
+        return np.percentile(self.random, BAND, axis=0)
+
+    @property
+    def area(self) -> float:
+        """Area between the random orders' median and this order's mean, over the share of heads ablated, in units of the
+        metric.
+
+        Above 0: the order does more harm than random ones.
+        """
+        return self._area(self.mean)
+
+    @property
+    def random_areas(self) -> Float[np.ndarray, "R"]:
+        """The same area for each random order in place of this one: how large it gets by chance."""
+        return np.array([self._area(one) for one in self.random])
+
+    def _area(self, means: Float[np.ndarray, "K"]) -> float:
+        share = np.array(self.sizes) / self.n_heads
+        return float(np.trapezoid(self.band[1] - means, share))
+
+    def table(self) -> list[Row]:
+        """A line a point."""
+        low, middle, high = self.band
+        return plain_rows(
+            {
+                "ablated": self.sizes[k],
+                "last": self.order[self.sizes[k] - 1] if self.sizes[k] else "",
+                self.metric: self.mean[k],
+                "low": self.low[k],
+                "high": self.high[k],
+                "random median": middle[k],
+                "random 5 %": low[k],
+                "random 95 %": high[k],
+            }
+            for k in range(len(self.sizes))
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "order": list(self.order),
+            "sizes": list(self.sizes),
+            "mean": plain(self.mean),
+            "low": plain(self.low),
+            "high": plain(self.high),
+            "random": plain(self.random),
+            "area": plain(self.area),
+            "random_areas": plain(self.random_areas),
+            "effects": None if self.effects is None else plain(self.effects),
+            "metric": self.metric,
+            "ablation": self.ablation,
+            "n": self.n,
+            "split": self.split,
+            "confidence": self.confidence,
+        }
+
+
+def knockout_curve(
+    model: Model,
+    task: Task,
+    *,
+    effects: HeadEffects | Float[np.ndarray, "L H"] | None = None,
+    order: Sequence[str] | None = None,
+    by: By = "signed",
+    ablation: str | Ablation | dict[str, Any] = "mean",
+    metric: str | None = None,
+    steps: int | Sequence[int] | None = None,
+    n_random: int = 20,
+    split: str = "heldout",
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> KnockoutCurve:
+    """Ablate more and more heads in an order, and in random orders, and measure the metric.
+
+    Args:
+        effects: what the order comes from, lowest first; None measures `head_effects` on the train split.
+        order: names of heads instead, first ablated first; it need not hold all.
+        by: `signed`: the heads that the metric misses most first; `absolute`: the largest effects of either sign first.
+        ablation: what an ablated head carries; means are those of the train split.
+        metric: None takes the task's own.
+        steps: how many heads are ablated at each point, as in [0, 1, 2, 5]; or the number of points, evenly spread from no head
+            to all; None: 17 points.
+        n_random: random orders of all heads, drawn without replacement.
+        split: `train` or `heldout`.
+        confidence: coverage of the intervals.
+        seed: of the random orders and the bootstrap.
+        memory: budget for activations, as `4GiB`.
+        progress: show a progress bar.
+
+    Raises:
+        UnknownName: metric, ablation, split or `by` is not known.
+        GraphMismatch: the order names a head that the model lacks, or `effects` are of another model.
+        BadSetting: both `effects` and `order` are given, or a number is out of its bounds.
+    """
+    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
+    n_random, confidence = check_count("n_random", n_random, 0), check_confidence(confidence)
+    if measure.needs_wrong:
+        check_wrong(examples, measure.name)
+    shared: Any = {"ablation": cut, "metric": measure.name, "seed": seed, "memory": memory, "progress": progress}
+    graph, names = model.graph, head_names(model.graph)
+    if order is not None:
+        if effects is not None:
+            raise BadSetting("effects= and order= both say in which order heads are ablated: give one of them")
+        chosen, known = _checked_order(graph, order), None
+    else:
+        sizes_of_points(steps, len(names))  # before an expensive measurement
+        found = head_effects(model, task, **shared) if effects is None else effects
+        known = _effect_means(graph, found)
+        chosen = [names[h] for h in effect_order(known, by)]
+    sizes = sizes_of_points(steps, len(chosen))
+    generator = np.random.default_rng(seed)
+    orders = [chosen, *([names[h] for h in generator.permutation(len(names))] for _ in range(n_random))]
+    kept = [_kept(graph, one, size) for one in orders for size in sizes]
+    values = _values(model, task, cut, measure, examples, kept, memory, progress).reshape(len(orders), len(sizes), -1)
+    low, high = mean_intervals(values[0], confidence, seed)
+    return KnockoutCurve(
+        order=tuple(chosen),
+        sizes=sizes,
+        values=values[0],
+        low=low,
+        high=high,
+        random=values[1:].mean(-1),
+        effects=known,
+        n_heads=len(names),
+        metric=measure.name,
+        ablation=cut.label,
+        split=split,
+        confidence=confidence,
+    )
+
+
+def _values(
+    model: Model,
+    task: Task,
+    ablation: Ablation,
+    metric: Metric,
+    examples: Sequence[Example],
+    kept: Sequence[Bool[np.ndarray, "L H"]],
+    memory: str | int,
+    progress: bool,
+) -> Float[np.ndarray, "X B"]:
+    """Metric of each head circuit; equal ones are run once."""
+    which = {one.tobytes(): index for index, one in enumerate(kept)}
+    distinct = sorted(set(which.values()))
+    patching = Patching(model, ablation, examples_of(task, "train"), memory=memory)
+    with progress_bar(len(distinct) * patching.n_chunks(examples), "knock-out curve", "run", progress) as bar:
+        found = head_values(patching, examples, [kept[index] for index in distinct], [metric], bar.update)[metric.name]
+    return found[[distinct.index(which[one.tobytes()]) for one in kept]]
+
+
+def _kept(graph: ComputationGraph, order: Sequence[str], size: int) -> Bool[np.ndarray, "L H"]:
+    return ~head_mask(graph, order[:size])
+
+
+def sizes_of_points(steps: int | Sequence[int] | None, n: int) -> tuple[int, ...]:
+    """How many heads are ablated at each point of a curve over n heads.
+
+    Raises:
+        BadSetting: not a number of points or a list of sizes from 0 to n.
+    """
+    if steps is None or isinstance(steps, int | np.integer):
+        points = min(POINTS, n + 1) if steps is None else check_count("steps", steps, 2)
+        return tuple(dict.fromkeys(np.linspace(0, n, points).round().astype(int).tolist()))
+    if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray) or not len(steps):
+        raise BadSetting(f"steps={steps!r}: give a number of points, or how many heads to ablate at each, as in [0, 1, 2, 5]")
+    sizes = sorted({check_count("steps", size, 0) for size in steps})
+    if sizes[-1] > n:
+        raise BadSetting(f"steps asks for {sizes[-1]} ablated heads; the order holds {n}")
+    return tuple(sizes)
+
+
+def _checked_order(graph: ComputationGraph, order: Sequence[str]) -> list[str]:
+    names = [str(name) for name in as_list("order", order)]
+    if not names:
+        raise BadSetting("order= is empty: name at least one head")
+    head_mask(graph, names)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise BadSetting(f"order= names {twice[0]} twice: a head can be ablated once")
+    return names
+
+
+def _effect_means(graph: ComputationGraph, effects: HeadEffects | Float[np.ndarray, "L H"]) -> Float[np.ndarray, "L H"]:
+    means = effects.mean if isinstance(effects, HeadEffects) else np.asarray(effects, dtype=np.float64)
+    if means.shape != (graph.n_layers, graph.n_heads):
+        raise GraphMismatch(f"effects of shape {means.shape} do not fit a model of {graph.describe()}")
+    return means

@@ -1,0 +1,191 @@
+"""Direct logit attribution: what every component adds to the logit difference.
+
+1. Run the model on the clean prompts; keep what every component writes at the answer positions.
+2. Hold the final norm's scale at its value there: from the residual to the logits everything is then linear.
+3. A component's attribution is its own part of logit(right) - logit(wrong). The parts add up to the model's logit difference.
+
+A model that caps its logits (Gemma 2) is attributed before the cap: the parts add up to the difference of the uncapped logits.
+
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; nostalgebraist 2020, "interpreting GPT: the
+logit lens" (the difference after each layer).
+
+Shape letters: C components, B examples, L layers, H heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from circuitdisc.heads.base import Row, check_confidence, check_wrong, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+from circuitdisc.patching.memory import examples_that_fit, parse_memory
+from circuitdisc.patching.readout import components_of, direct_effects
+from circuitdisc.patching.uncut import uncut_run
+from circuitdisc.progress import progress_bar
+from circuitdisc.tasks.base import Example, Task, collate
+
+
+@dataclass(frozen=True)
+class LogitAttribution:
+    """What every component adds to the logit difference, example by example.
+
+    Args:
+        names: components in the model's order: embedding, per layer its heads, attention bias (`a3.bias`) and MLP; `norm_shift`
+            and `unembed_bias`.
+        layers: each component's layer; -1 for embeddings, L for what comes after the last layer.
+        values: what each adds, in logits. [C, B]
+        low, high: bootstrap intervals of the means over examples. [C]
+        logit_diff: the model's own logit difference, before any cap. [B]
+        after_layer: the sum of everything up to the embedding and up to each layer, with the norm's shift and the
+            unembedding's bias: the last is the logit difference. [L + 1, B]
+        n_layers, n_heads: of the model.
+        note: what a reader must know; empty for most models.
+    """
+
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    values: Float[np.ndarray, "C B"]
+    low: Float[np.ndarray, "C"]
+    high: Float[np.ndarray, "C"]
+    logit_diff: Float[np.ndarray, "B"]
+    after_layer: Float[np.ndarray, "L1 B"]
+    n_layers: int
+    n_heads: int
+    split: str
+    confidence: float
+    note: str = ""
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return self.values.shape[1]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "C"]:
+        return self.values.mean(1)
+
+    @property
+    def heads(self) -> Float[np.ndarray, "L H"]:
+        """Means of the heads."""
+        mean = dict(zip(self.names, self.mean, strict=True))
+        return np.array([[mean[f"a{layer}.h{head}"] for head in range(self.n_heads)] for layer in range(self.n_layers)])
+
+    @property
+    def error(self) -> float:
+        """The largest difference, over examples, between the sum of the parts and the model's own logit difference."""
+        return float(np.abs(self.values.sum(0) - self.logit_diff).max())
+
+    def table(self) -> list[Row]:
+        """Components, the largest mean (of either sign) first."""
+        order = np.argsort(-np.abs(self.mean), kind="stable")
+        return plain_rows(
+            {"component": self.names[c], "adds": self.mean[c], "low": self.low[c], "high": self.high[c], "n": self.n}
+            for c in order.tolist()
+        )
+
+    def by_layer(self) -> list[Row]:
+        """For each layer what its heads, attention bias and MLP add together, and the difference after it."""
+        running, (low, high) = self.after_layer.mean(1), mean_intervals(self.after_layer, self.confidence)
+        rows: list[Row] = []
+        for layer in range(-1, self.n_layers):
+            parts = {"heads": 0.0, "bias": 0.0, "mlp": 0.0}
+            for name, of, mean in zip(self.names, self.layers, self.mean, strict=True):
+                if of == layer >= 0:
+                    parts["mlp" if name.startswith("m") else "bias" if name.endswith(".bias") else "heads"] += float(mean)
+            at: Row = {"layer": "embedding" if layer < 0 else layer}
+            ends = {"after": running[layer + 1], "low": low[layer + 1], "high": high[layer + 1]}
+            rows.append(at | (parts if layer >= 0 else dict.fromkeys(parts)) | ends)
+        return plain_rows(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "layers": list(self.layers),
+            "mean": plain(self.mean),
+            "low": plain(self.low),
+            "high": plain(self.high),
+            "logit_diff": plain(float(self.logit_diff.mean())),
+            "after_layer": plain(self.after_layer.mean(1)),
+            "n": self.n,
+            "split": self.split,
+            "confidence": self.confidence,
+            "note": self.note,
+        }
+
+
+def logit_attribution(
+    model: Model,
+    task: Task | Sequence[Example],
+    *,
+    split: str = "heldout",
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> LogitAttribution:
+    """Split the logit difference into what every component adds directly.
+
+    Args:
+        task: a task, or examples; each needs wrong answers.
+        split: `train` or `heldout`.
+        confidence: coverage of the intervals.
+        seed: of the bootstrap.
+        memory: budget for activations, as `4GiB`.
+        progress: show a progress bar.
+
+    Raises:
+        BadSetting: an example has no wrong answer, the model has no fast components, or a number is out of its bounds.
+        UnknownName: there is no such split.
+    """
+    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    check_wrong(examples, "logit_diff")
+    cut = components_of(model, "logit attribution")
+    size = examples_that_fit(model, parse_memory(memory) // 2, max(len(example) for example in examples))
+    names, layers = (), ()
+    values: list[np.ndarray] = []
+    own: list[np.ndarray] = []
+    with progress_bar(len(examples), "logit attribution", "example", progress) as bar:
+        for first in range(0, len(examples), size):
+            batch = collate(examples[first : first + size], device=model.device)
+            found = direct_effects(model, batch, uncut_run(model, batch.clean, batch.is_token, batch.position_ids))
+            names, layers = found.names, found.layers
+            values.append(batch.per_example(found.values).cpu().numpy())
+            own.append(batch.per_example(found.logit_diff).cpu().numpy())
+            bar.update(batch.n_examples)
+    together = np.concatenate(values, axis=1)
+    low, high = mean_intervals(together, confidence, seed)
+    n_layers = model.graph.n_layers
+    return LogitAttribution(
+        names=names,
+        layers=layers,
+        values=together,
+        low=low,
+        high=high,
+        logit_diff=np.concatenate(own),
+        after_layer=_running(np.array(layers), together, n_layers),
+        n_layers=n_layers,
+        n_heads=model.graph.n_heads,
+        split=split,
+        confidence=confidence,
+        note=_note(cut, model.dtype),
+    )
+
+
+def _running(layers: np.ndarray, values: Float[np.ndarray, "C B"], n_layers: int) -> Float[np.ndarray, "L1 B"]:
+    """The sum after the embedding and after each layer; what comes after the last layer counts from the beginning."""
+    always = values[layers == n_layers].sum(0)
+    return np.stack([always + values[layers <= layer].sum(0) - (layer == n_layers) * always for layer in range(-1, n_layers)])
+
+
+def _note(cut: Components, dtype: torch.dtype) -> str:
+    notes = []
+    if cut.spec.logit_softcap is not None:
+        notes.append(f"the model caps its logits at {cut.spec.logit_softcap:g}: these are the logits before the cap")
+    if dtype in (torch.bfloat16, torch.float16):
+        notes.append(f"the model runs in {str(dtype).removeprefix('torch.')}: the parts add up to within its rounding")
+    return "; ".join(notes)

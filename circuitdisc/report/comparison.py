@@ -1,0 +1,255 @@
+"""A comparison of two circuits: as tables for the terminal, and as a page that opens offline."""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from os import PathLike
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from circuitdisc.circuit import kept_heads
+from circuitdisc.files import write_text
+from circuitdisc.graph import Node
+from circuitdisc.report.drawing import FONT, GRID, KIND_COLOURS, MODEBAR
+from circuitdisc.report.layout import Layout
+from circuitdisc.report.page import picture, render
+from circuitdisc.report.tables import controls_words, text_table
+from circuitdisc.report.wording import number, percent, score_value, span, undefined
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.comparison import Comparison, Crossing
+from circuitdisc.scoring.intervene import Effect
+from circuitdisc.scoring.overlap import Chance
+
+OVERLAP_HEADERS = (
+    "of",
+    "all",
+    "in A",
+    "in B",
+    "shared",
+    "Jaccard",
+    "precision",
+    "recall",
+    "by chance",
+    "p",
+    "same layers",
+    "p",
+)
+CROSSING_HEADERS = ("circuit", "task", "score", "value", "interval", "n", "random circuits", "ablation")
+EFFECT_HEADERS = ("task", "metric", "before", "after", "difference", "interval", "n", "other heads", "p")
+_CROSSED = ("faithfulness", "accuracy")  # the scores that are shown; compare.json has all
+_SHARED = "both"
+_COLOURS = {"A": KIND_COLOURS["q"], "B": KIND_COLOURS["k"], _SHARED: KIND_COLOURS["v"], "": "#FFFFFF"}
+_INK = {"A": "#FFFFFF", "B": "#000000", _SHARED: "#FFFFFF", "": GRID}
+_WORDS = {"A": "only in A", "B": "only in B", _SHARED: "in both", "": "in neither"}
+_LABEL_FROM = 30  # pixels: squares of this size carry their name
+
+Row = tuple[str, ...]
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """The whole comparison as plain text."""
+    parts = [
+        "\n".join(
+            f"{label}  {side.task} in {side.model}, {side.algorithm}: {side.folder}" for label, side in comparison.sides.items()
+        ),
+        text_table(OVERLAP_HEADERS, overlap_rows(comparison), "lrrrrrrrrrrr"),
+        f"heads in both: {' '.join(comparison.overlaps['heads'].shared) or 'none'}",
+    ]
+    if comparison.crossings:
+        parts.append(text_table(CROSSING_HEADERS, crossing_rows(comparison), "lllrrrll"))
+    if comparison.effects:
+        parts += [
+            f"changed at once: {changed_words(comparison)}",
+            text_table(EFFECT_HEADERS, effect_rows(comparison), "llrrrrrlr"),
+        ]
+    parts.append("\n".join(all_notes(comparison)))
+    return "\n\n".join(part for part in parts if part).replace("−", "-")
+
+
+def overlap_rows(comparison: Comparison) -> list[Row]:
+    """For heads, nodes and edges: sizes, number shared, shares, and both chances."""
+    return [
+        (
+            found.kind,
+            *(number(count) for count in (found.n_all, found.n_a, found.n_b, found.n_shared)),
+            *(percent(share) if share is not None else "-" for share in (found.jaccard, found.precision, found.recall)),
+            *_chance_cells(found.uniform),
+            *_chance_cells(found.matched),
+        )
+        for found in comparison.overlaps.values()
+    ]
+
+
+def _chance_cells(chance: Chance | None) -> tuple[str, str]:
+    return ("-", "-") if chance is None else (number(chance.expected), number(chance.p_value))
+
+
+def crossing_rows(comparison: Comparison) -> list[Row]:
+    """Held-out faithfulness and accuracy of each circuit on each task."""
+    return [_crossing_row(crossing, score) for crossing in comparison.crossings for score in _shown(crossing)]
+
+
+def _shown(crossing: Crossing) -> Iterator[Score]:
+    for score in crossing.scores.scores:
+        if score.split == "heldout" and score.name in _CROSSED:
+            yield score
+
+
+def _crossing_row(crossing: Crossing, score: Score) -> Row:
+    value = score_value(score.name, score.value) if score.value is not None else undefined(score.note)
+    between, controls = span(score.name, score.low, score.high) or "-", controls_words(score) or "-"
+    return crossing.circuit, crossing.task, score.name, value, between, number(score.n), controls, score.ablation
+
+
+def effect_rows(comparison: Comparison) -> list[Row]:
+    """For each task and metric: its mean before and after, and what the same change to other heads does."""
+    return [_effect_row(label, effect) for label, effects in comparison.effects.items() for effect in effects]
+
+
+def _effect_row(label: str, effect: Effect) -> Row:
+    others = sorted(effect.controls)
+    words = f"{_value(effect, others[0])} to {_value(effect, others[-1])} of {len(others)}" if others else "-"
+    return (
+        label,
+        effect.metric,
+        _value(effect, effect.before),
+        _value(effect, effect.after),
+        _value(effect, effect.difference),
+        span(effect.metric, effect.low, effect.high) or "-",
+        number(effect.n),
+        words,
+        number(effect.p_value) if effect.p_value is not None else "-",
+    )
+
+
+def _value(effect: Effect, value: float) -> str:
+    return score_value(effect.metric, value)
+
+
+def changed_words(comparison: Comparison) -> str:
+    """What was done to the heads, once for all tasks: `a1.h0 a2.h3: output x 0`."""
+    heads: dict[str, list[str]] = {}
+    for one in next(iter(comparison.effects.values()))[0].interventions:
+        heads.setdefault(one.change, []).append(one.head)
+    return "; ".join(f"{' '.join(names)}: {change}" for change, names in heads.items())
+
+
+def all_notes(comparison: Comparison) -> list[str]:
+    """What a reader must know: of the overlap, each once, and of the whole."""
+    return [*dict.fromkeys(found.note for found in comparison.overlaps.values() if found.note), *comparison.notes]
+
+
+# --- the page -------------------------------------------------------------------------------------------------------------
+
+
+def write_comparison(path: str | PathLike[str], comparison: Comparison) -> Path:
+    """Write the page of a comparison.
+
+    Raises:
+        BadRun: the file cannot be written.
+    """
+    path = Path(path)
+    heads = comparison.overlaps["heads"]
+    page = render(
+        "comparison.html.j2",
+        heading=f"Circuits for {' and '.join(side.task or 'an unnamed task' for side in comparison.sides.values())}",
+        headline=headline(comparison),
+        notes=all_notes(comparison),
+        sides=list(comparison.sides.items()),
+        picture=picture(
+            "heads", draw_heads(comparison), f"Grid of heads: {heads.n_shared} in both circuits. The table below lists them."
+        ),
+        sets=(("in both", heads.shared), ("only in A", heads.only_a), ("only in B", heads.only_b)),
+        overlap_headers=OVERLAP_HEADERS,
+        overlaps=overlap_rows(comparison),
+        crossing_headers=CROSSING_HEADERS,
+        crossings=crossing_rows(comparison),
+        effect_headers=EFFECT_HEADERS,
+        effects=effect_rows(comparison),
+        changed=changed_words(comparison) if comparison.effects else "",
+        settings=[
+            (name.replace("_", " "), _setting(value)) for name, value in comparison.settings.items() if value is not None
+        ],
+    )
+    write_text(path, page)
+    return path
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_setting(one)}" for name, one in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def headline(comparison: Comparison) -> str:
+    """The result in one sentence."""
+    heads = comparison.overlaps["heads"]
+    words = f"The circuits share {heads.n_shared:,} heads of {heads.n_a:,} in A and {heads.n_b:,} in B"
+    if heads.uniform is None or heads.matched is None:
+        return f"{words}."
+    return (
+        f"{words} (Jaccard {percent(heads.jaccard)}); chance would share {number(heads.uniform.expected)} "
+        f"(p = {number(heads.uniform.p_value)}), and {number(heads.matched.expected)} if it kept to the same layers "
+        f"(p = {number(heads.matched.p_value)})."
+    )
+
+
+def draw_heads(comparison: Comparison) -> go.Figure:
+    """The grid of heads, layers as rows, coloured by which circuit has them."""
+    in_a, in_b = (kept_heads(side.circuit.graph, side.circuit.mask) for side in comparison.sides.values())
+    layout = Layout(comparison.sides["A"].circuit.graph)
+    size = min(layout.column, layout.row) * 0.86
+    figure = go.Figure()
+    for where, chosen in (("A", in_a & ~in_b), ("B", in_b & ~in_a), (_SHARED, in_a & in_b), ("", ~in_a & ~in_b)):
+        heads = [Node("head", layer, head).name for layer, head in zip(*chosen.nonzero(), strict=True)]
+        figure.add_scatter(
+            x=chosen.nonzero()[1],
+            y=chosen.nonzero()[0],
+            mode="markers+text" if size >= _LABEL_FROM else "markers",
+            marker={"size": size, "symbol": "square", "color": _COLOURS[where], "line": {"color": GRID, "width": 1}},
+            text=heads,
+            textfont={"size": 10, "color": _INK[where]},
+            hovertext=[f"<b>{head}</b><br>{_WORDS[where]}" for head in heads],
+            hoverinfo="text",
+            name=f"{_WORDS[where]}: {len(heads)}",
+            showlegend=bool(heads),
+            cliponaxis=False,
+        )
+    _frame(figure, layout, comparison)
+    return figure
+
+
+def _frame(figure: go.Figure, layout: Layout, comparison: Comparison) -> None:
+    n_layers, n_heads = layout.graph.n_layers, layout.graph.n_heads
+    names = "; ".join(f"{label}: {escape(side.task)} in {escape(side.model)}" for label, side in comparison.sides.items())
+    every = max(1, round(30 / layout.column))
+    width, height = max(n_heads * layout.column + 104, 720), (n_layers + 0.4) * layout.row + 126
+    axis = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"color": GRID, "size": 11}}
+    figure.update_layout(
+        template="none",
+        width=round(width),
+        height=round(height),
+        margin={"l": 84, "r": 20, "t": 76, "b": 50},
+        font=FONT,
+        hovermode="closest",
+        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor="rgba(0,0,0,0)",
+        modebar=MODEBAR,
+        title={
+            "text": names,
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 1 - 14 / height,
+            "yanchor": "top",
+            "font": {"size": 12},
+        },
+        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemsizing": "constant"},
+        xaxis=axis | {"range": [-0.8, n_heads - 0.2], "tickvals": list(range(0, n_heads, every))},
+        yaxis=axis | {"range": [-0.7, n_layers - 0.3], "tickvals": list(range(n_layers))},
+    )
+    figure.update_xaxes(ticktext=[f"h{head}" for head in range(0, n_heads, every)])
+    figure.update_yaxes(ticktext=[f"layer {layer}" for layer in range(n_layers)])
