@@ -57,6 +57,7 @@ ALGORITHMS = {
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
         Algorithm("subnetwork_probing", "learned masks on edges or nodes at a price for each (Cao et al. 2021)"),
+        Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
         Algorithm("exact", "cut every edge alone: what the attributions estimate"),
         Algorithm("random", "random scores: the control"),
