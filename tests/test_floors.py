@@ -9,7 +9,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped"),
+    ("errors", "files", "progress", "shipped", "checks"),
     ("graph", "metrics"),
     ("circuit", "models", "tasks", "ablation"),
     ("patching", "runs", "neuron_sets"),
@@ -21,7 +21,8 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("shipped", "files"), ("heads", "scoring"), ("compare", "pipeline"), ("compare_command", "compare"),
+    ("files", "errors"), ("checks", "errors"),
+    ("shipped", "files"), ("heads", "scoring"), ("compare", "pipeline"), ("compare_command", "compare"),
     ("heads_command", "config"), ("heads_command", "pipeline"),
 }  # fmt: skip
 

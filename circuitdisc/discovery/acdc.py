@@ -20,8 +20,9 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_threshold, passes
+from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
@@ -63,8 +64,8 @@ def acdc(
     metric = get_metric(context.metric)
     threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
-    if speculation is not None and (not isinstance(speculation, int) or speculation < 1):
-        raise BadSetting(f"speculation={speculation!r} must be a whole number from 1, or null to adapt")
+    if speculation is not None:
+        check_whole("speculation", speculation)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     started = time.perf_counter()

@@ -1,15 +1,15 @@
 """What every discovery algorithm takes and gives: one call, one result."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from circuitdisc.checks import check_number
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
-from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.patching.engine import Cost
 from circuitdisc.runs import Journal
@@ -78,31 +78,6 @@ class SearchContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     progress: bool = False
-
-
-def check_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number within bounds.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadSetting(f"{name}={value!r} is not a number")
-    if not low <= value <= high:
-        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise BadSetting(f"{name}={value!r} must be {bounds}")
-    return float(value)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """One of the allowed words.
-
-    Raises:
-        UnknownName: it is not.
-    """
-    if value not in choices:
-        raise UnknownName(f"value of {name}", str(value), choices)
-    return value
 
 
 def check_threshold(threshold: object, relative: bool, metric: Metric) -> float:

@@ -30,9 +30,10 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_threshold, passes
+from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric

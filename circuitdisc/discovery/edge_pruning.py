@@ -23,17 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import Discovery, SearchContext, check_number
+from circuitdisc.checks import check_number, check_whole
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import (
-    check_rate,
-    check_whole,
-    is_fixed,
-    mask_dtype,
-    prepare_runs,
-    to_scores,
-    train,
-)
+from circuitdisc.discovery.mask_training import check_rate, is_fixed, mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Grow, Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number, check_threshold, passes
+from circuitdisc.checks import check_choice, check_number
+from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model

@@ -24,8 +24,9 @@ from time import perf_counter
 import numpy as np
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_number
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_number
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost

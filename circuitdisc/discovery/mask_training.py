@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import SearchContext, check_choice, check_number
+from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import read_arrays, write_arrays
 from circuitdisc.graph import ComputationGraph
@@ -170,17 +171,6 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
 
 
 # --- settings and the graph ----------------------------------------------------------------------------------------------
-
-
-def check_whole(name: str, value: object, low: int = 1) -> int:
-    """A whole number from `low`.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise BadSetting(f"{name}={value!r} must be a whole number from {low}")
-    return value
 
 
 def check_rate(name: str, value: object, or_zero: bool = False) -> float:

@@ -20,8 +20,9 @@ from typing import Any, get_args
 import numpy as np
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.path_plan import Plan, Round, read_plan
 from circuitdisc.discovery.selection import By
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
@@ -74,8 +75,7 @@ def path_patching(
     check_choice("by", by, get_args(By))
     if threshold is not None:
         check_number("threshold", threshold, low=0.0)
-    if isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < 1:
-        raise BadSetting(f"max_depth={max_depth!r} must be a whole number from 1")
+    check_whole("max_depth", max_depth)
     chosen = read_plan(plan, top, threshold, by)
     _check_metric(metric, chosen)
     started = time.perf_counter()

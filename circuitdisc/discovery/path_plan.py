@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import yaml
 
-from circuitdisc.discovery.base import check_choice, check_number
+from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.discovery.selection import By
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
 from circuitdisc.graph import QKV
@@ -57,8 +57,8 @@ class Round:
     def __post_init__(self) -> None:
         if self.top is None and self.threshold is None:
             raise BadSetting(f"round '{self.group}' has neither top nor threshold: say how many heads it keeps")
-        if self.top is not None and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
-            raise BadSetting(f"round '{self.group}': top={self.top!r} must be a whole number from 1")
+        if self.top is not None:
+            check_whole(f"round '{self.group}': top", self.top)
         if self.threshold is not None:
             check_number(f"round '{self.group}': threshold", self.threshold, low=0.0)
         check_choice(f"by in round '{self.group}'", self.by, get_args(By))

@@ -24,8 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_whole
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.mask_training import check_rate, check_whole, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import check_rate, mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph

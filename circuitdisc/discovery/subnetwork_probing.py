@@ -22,10 +22,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_choice, check_number
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import deterministic, keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import check_rate, check_whole, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import check_rate, mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from circuitdisc.checks import check_confidence
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import Row, check_confidence, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import attention_patterns
 from circuitdisc.patching.readout import components_of

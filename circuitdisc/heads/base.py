@@ -49,28 +49,6 @@ def check_wrong(examples: Sequence[Example], metric: str) -> None:
         raise BadSetting(f"metric '{metric}' needs wrong answers, and the task has examples without: use log_prob")
 
 
-def check_count(name: str, value: object, least: int) -> int:
-    """A whole number of at least `least`.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise BadSetting(f"{name}={value!r} must be a whole number from {least}")
-    return int(value)
-
-
-def check_between(name: str, value: object, low: float, high: float) -> float:
-    """A number between two others.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadSetting(f"{name}={value!r} must be a number between {low:g} and {high:g}")
-    return float(value)
-
-
 def as_list(name: str, value: object) -> list[Any]:
     """Several values, or one as a list of itself.
 
@@ -82,17 +60,6 @@ def as_list(name: str, value: object) -> list[Any]:
     if not isinstance(value, Iterable):
         raise BadSetting(f"{name}={value!r} cannot be used: give a list")
     return list(value)
-
-
-def check_confidence(value: object) -> float:
-    """The coverage of an interval.
-
-    Raises:
-        BadSetting: it does not lie between 0 and 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise BadSetting(f"confidence={value!r} must lie between 0 and 1")
-    return float(value)
 
 
 def head_names(graph: ComputationGraph) -> list[str]:

@@ -12,18 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_confidence
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import (
-    Row,
-    check_confidence,
-    check_wrong,
-    examples_of,
-    head_mask,
-    head_names,
-    mean_intervals,
-    plain,
-    plain_rows,
-)
+from circuitdisc.heads.base import Row, check_wrong, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitdisc.heads.base import Row, check_confidence, check_wrong, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.checks import check_confidence
+from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import examples_that_fit, parse_memory

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.heads.base import as_list, check_count
+from circuitdisc.checks import check_whole
+from circuitdisc.heads.base import as_list
 from circuitdisc.heads.neuron_table import NeuronTable, neuron_table
 from circuitdisc.heads.neurons import NeuronImportance, neurons
 from circuitdisc.heads.words import NeuronTokens, neuron_tokens
@@ -86,8 +87,8 @@ def neuron_analysis(
         CircuitdiscError: as `neurons`, `neuron_table` and `neuron_tokens`.
     """
     shared: Any = {"ablation": ablation, "confidence": confidence, "memory": memory, "progress": progress}
-    top, n_tokens = check_count("top", top, 1), check_count("n_tokens", n_tokens, 1)
-    wanted = [check_count("sizes", size, 1) for size in as_list("sizes", sizes)]
+    top, n_tokens = check_whole("top", top, 1), check_whole("n_tokens", n_tokens, 1)
+    wanted = [check_whole("sizes", size, 1) for size in as_list("sizes", sizes)]
     found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
     by = by or ("importance" if found.without is None else "change")
     order = found.order(by)

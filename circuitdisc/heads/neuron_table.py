@@ -18,18 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import (
-    Row,
-    as_list,
-    check_confidence,
-    check_count,
-    check_wrong,
-    examples_of,
-    mean_intervals,
-    neuron_index,
-    plain_rows,
-)
+from circuitdisc.heads.base import Row, as_list, check_wrong, examples_of, mean_intervals, neuron_index, plain_rows
 from circuitdisc.heads.neurons import checked_layers
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -149,13 +140,13 @@ def neuron_table(
         UnknownName: metric, ablation or split is not known.
     """
     cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
-    n_random, confidence = check_count("n_random", n_random, 0), check_confidence(confidence)
+    n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
     if measure.needs_wrong:
         check_wrong(examples, measure.name)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
-    sizes = tuple(sorted({check_count("sizes", size, 1) for size in as_list("sizes", sizes)}))
+    sizes = tuple(sorted({check_whole("sizes", size, 1) for size in as_list("sizes", sizes)}))
     if not sizes or sizes[-1] > len(places):
         raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
     inside = np.zeros((n_layers, width), dtype=bool)

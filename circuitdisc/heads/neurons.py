@@ -20,17 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import (
-    Row,
-    as_list,
-    check_confidence,
-    check_count,
-    examples_of,
-    head_mask,
-    mean_intervals,
-    plain_rows,
-)
+from circuitdisc.heads.base import Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.memory import parse_memory
@@ -201,7 +193,7 @@ def checked_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ..
     """
     if layers is None:
         return tuple(range(n_layers))
-    found = sorted({check_count("layers", layer, 0) for layer in as_list("layers", layers)})
+    found = sorted({check_whole("layers", layer, 0) for layer in as_list("layers", layers)})
     if not found or found[-1] >= n_layers:
         raise BadSetting(f"layers={layers!r}: give layers from 0 to {n_layers - 1}, as in [0, 1]")
     return tuple(found)

@@ -27,18 +27,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitdisc.checks import check_confidence, check_number, check_whole
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import (
-    Row,
-    as_list,
-    check_between,
-    check_confidence,
-    check_count,
-    examples_of,
-    mean_intervals,
-    plain,
-    plain_rows,
-)
+from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import Attended, attention_patterns
 from circuitdisc.progress import progress_bar
@@ -175,11 +166,14 @@ def head_roles(
             raise UnknownName("role", str(role), ROLES)
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
-    threshold, min_share = check_between("threshold", threshold, 0, 1), check_between("min_share", min_share, 0, 1)
+    threshold, min_share = (
+        check_number("threshold", threshold, low=0, high=1),
+        check_number("min_share", min_share, low=0, high=1),
+    )
     confidence = check_confidence(confidence)
     if prompts == "repeated":
-        n = check_count("n", n, 1)
-        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=check_count("length", length, 1)).train
+        n = check_whole("n", n, 1)
+        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=check_whole("length", length, 1)).train
     else:
         examples = examples_of(() if task is None else task, split)
     parts = []

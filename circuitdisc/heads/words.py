@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from circuitdisc.heads.base import Row, check_count, neuron_index
+from circuitdisc.checks import check_whole
+from circuitdisc.heads.base import Row, neuron_index
 from circuitdisc.models.model import Model
 from circuitdisc.patching.neuron_importance import output_directions
 from circuitdisc.patching.neuron_run import n_neurons
@@ -55,7 +56,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
         BadSetting: `k` is no whole number from 1, or the model has no fast components.
     """
     cut = components_of(model, "looking at neurons")
-    k, width = min(check_count("k", k, 1), model.d_vocab_out), n_neurons(model)
+    k, width = min(check_whole("k", k, 1), model.d_vocab_out), n_neurons(model)
     wide = torch.promote_types(cut.dtype, torch.float32)
     readout = Readout(cut, torch.ones(1, cut.spec.d_model, dtype=wide, device=model.device))
     W_U = cut.weights.W_U.to(wide)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
@@ -109,8 +110,8 @@ def effects(
         raise BadSetting('no head is to be changed: give at least one, for example Intervention("a3.h1", scale=0)')
     if split not in SPLITS or not task.split(split):
         raise BadSetting(f"split={split!r} has no examples: take one of {', '.join(s for s in SPLITS if task.split(s))}")
-    if not isinstance(n_random, int) or n_random < 0 or not 0 < confidence < 1:
-        raise BadSetting(f"n_random={n_random!r} must be a whole number from 0, confidence={confidence!r} between 0 and 1")
+    check_whole("n_random", n_random, 0)
+    check_confidence(confidence)
     check_interventions(model, interventions)
     examples = task.split(split)
     drawn = random_heads(model.graph, interventions, n_random, np.random.default_rng(seed))

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.errors import GraphMismatch
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
@@ -50,8 +51,8 @@ def score(
         raise GraphMismatch(
             f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
         )
-    if not isinstance(n_random, int) or n_random < 0 or not 0 < confidence < 1:
-        raise BadSetting(f"n_random={n_random!r} must be a whole number from 0, confidence={confidence!r} between 0 and 1")
+    check_whole("n_random", n_random, 0)
+    check_confidence(confidence)
     cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
     masks = _masks(model, circuit, n_random, seed)
