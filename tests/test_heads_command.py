@@ -105,7 +105,7 @@ def test_a_settings_file_for_every_tool():
         (["--fast"], "unknown tool of heads '--fast'"),
         (["roles", *TOY, "treshold=0.3"], "unknown setting of heads roles 'treshold'. Did you mean threshold"),
         (["roles", *TOY, "ablation=mean"], "unknown setting of heads roles 'ablation'"),
-        (["roles", *TOY, "threshold=high"], "threshold='high' must be a number"),
+        (["roles", *TOY, "threshold=high"], "threshold='high' is not a number"),
         (["roles", *TOY, "roles=inducton"], "unknown role 'inducton'. Did you mean induction"),
         (["roles", *TOY, "fast"], "'fast' is not a setting"),
         (["roles", *TOY, "task.lenght=3"], "unknown setting of task 'lenght'. Did you mean length"),

@@ -9,7 +9,7 @@ Examples of one frame and one place of the object asked for form a group.
 Roles: `color1` `object1` to `color3` `object3` in the order of the list; `correct_color` and `correct_object`, where the
 object asked for stands in the list (and its color before it); `query`, where it stands in the question.
 
-Source: Merullo et al. 2024, section 3 (after BIG-bench's reasoning about colored objects); own frames, colors and objects.
+Source: Merullo et al. 2024 (after BIG-bench's reasoning about colored objects); own frames, colors and objects.
 """
 
 from collections.abc import Sequence

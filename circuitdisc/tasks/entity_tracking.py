@@ -14,14 +14,14 @@ same form and as many tokens. What it changes, and the answer that it stands for
   object that the *clean* prompt has in the box of that label.
 
 In the last three only the value, only the place or only the label of the right object differs. Hence, if a component's
-output on the corrupted prompt is put into the clean run and the answer becomes the first of `wrong`, then it carries the
-object itself, its place or its label: the three desiderata of the study. Examples that ask for one place form a group.
+output in the question (not in the list, where words change too) is taken from the corrupted prompt into the clean run and the
+answer becomes the first of `wrong`, then it carries the object itself, its place or its label: the three desiderata of the
+study. Examples that ask for one place form a group.
 
 Roles: `object1` `label1` and so on in the order of the boxes; `correct_object` and `correct_label`, where the box asked for
 stands in the list; `query_box` and `query_label` in the question.
 
-Source: Kim & Schuster 2023 (the boxes); Prakash et al., ICLR 2024, sections 2 and 4.3 (seven boxes; desiderata of
-activation patching); own objects.
+Source: Kim & Schuster 2023 (the boxes); Prakash et al., ICLR 2024 (seven boxes; the three desiderata); own objects.
 """
 
 from collections.abc import Sequence
