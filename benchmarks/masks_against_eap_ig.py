@@ -3,9 +3,10 @@
     python benchmarks/masks_against_eap_ig.py      # writes benchmarks/results/MASKS.md
 
 Every algorithm searches the same train examples and is judged on the same held-out ones, as a hard circuit. `edge_pruning` is
-trained anew for every size; `soft_topk`, `information_flow` and `eap_ig` are run once and give all
-sizes from one ranking. A size is what was asked for: edges that lead nowhere are left out. `subnetwork_probing` chooses its
-size by its price: it is run at several, and `eap_ig` gives as many edges as it kept.
+trained anew for every size; `soft_topk`, `information_flow` and `eap_ig` are run once and give all sizes from one ranking.
+Masks follow the KL to the full model, or with `loss=metric` the logit difference, which is also what `eap_ig` scores. A size is
+what was asked for: edges that lead nowhere are left out. `subnetwork_probing` chooses its size by its price: it is run at
+several, and `eap_ig` gives as many edges as it kept.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from circuitdisc.scoring.base import Scores
 from circuitdisc.tasks.base import Task
 
 RESULTS = Path(__file__).parent / "results" / "MASKS.md"
+RANKINGS = ("eap_ig", "information_flow", "soft_topk", "soft_topk, loss=metric")
+TRAINED_FOR_SIZE = ("edge_pruning", "edge_pruning, loss=metric")
 HEADERS = [
     "ablation",
     "edges asked",
@@ -75,20 +78,22 @@ def judged(model: Model, task: Task, result: Discovery, circuit: Circuit, ablati
 
 
 def rows(model: Model, task: Task, ablation: str, sizes: Sequence[int], prices: Sequence[float]) -> list[Row]:
-    def find(algorithm: str, **settings: Any) -> Discovery:
-        return cd.discover(model, task, algorithm, ablation=ablation, **settings)
+    def find(label: str, **settings: Any) -> Discovery:
+        algorithm, _, loss = label.partition(", loss=")
+        return cd.discover(model, task, algorithm, ablation=ablation, **({"loss": loss} if loss else {}), **settings)
 
     found = []
-    steps = tqdm(total=2 * len(sizes) + len(prices), desc=ablation)
-    rankings = {name: find(name) for name in ("eap_ig", "information_flow", "soft_topk")}
+    steps = tqdm(total=(1 + len(TRAINED_FOR_SIZE)) * len(sizes) + len(prices), desc=ablation)
+    rankings = {name: find(name) for name in RANKINGS}
     for size in sizes:
         for name, result in rankings.items():
             circuit = result.greedy(size) if name == "information_flow" else result.top_k(size)
             found.append(judged(model, task, result, circuit, ablation, size, name))
         steps.update()
-        result = find("edge_pruning", edges=size)
-        found.append(judged(model, task, result, result.circuit, ablation, size, "edge_pruning"))
-        steps.update()
+        for name in TRAINED_FOR_SIZE:
+            result = find(name, edges=size)
+            found.append(judged(model, task, result, result.circuit, ablation, size, name))
+            steps.update()
     for price in prices:
         result = find("subnetwork_probing", regularisation=price)
         size = result.circuit.n_edges
@@ -148,8 +153,9 @@ def main() -> None:
             f"`python benchmarks/masks_against_eap_ig.py {' '.join(sys.argv[1:])}`",
             "",
             f"{args.n} train examples, {args.n_heldout} held out, metric {task.metric}, default settings; brackets: 95 % "
-            "bootstrap intervals. Faithfulness above 1 is an overshoot: the circuit's metric is above the full model's; KL "
-            "says how far it is from saying the same. Seconds were taken on a busy machine and compare roughly. " + machine(),
+            "bootstrap intervals, of the examples alone: one seed each. Faithfulness above 1 is an overshoot: the circuit's "
+            "metric is above the full model's; KL says how far it is from saying the same. Seconds were taken on a "
+            "busy machine and compare roughly. " + machine(),
             "",
             *verdict(table),
             "",

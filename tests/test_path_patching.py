@@ -84,6 +84,16 @@ def test_shipped_models_equal_two_passes(lightweight):
         assert assert_equal_to_two_passes(lightweight, paths, receivers, "all", at, ["a0.h1", "a1.h3", "m1", "a2.h1"])
 
 
+def test_the_shipped_multi_task_model_equals_two_passes():
+    model = cd.load_model("multitask/base", dtype="float64")
+    task = cd.load_task("ioi", model, n=4)
+    patching = Patching(model, Ablation("resample"), task.train)
+    paths = PathPatching(patching, patching.hold(task.train), METRICS["logit_diff"])
+    senders = ["a0.h4", "a1.h6", "a2.h1", "m2", "a3.h7"]
+    for receivers, *positions in ((["logits"], "all", "end"), (["a3.h7<v>", "a2.h1<q>"], "all", ["s1+1", "end", "s2"])):
+        assert assert_equal_to_two_passes(model, paths, receivers, *positions, senders=senders)
+
+
 def test_chunks_and_padding_do_not_matter():
     model = model_of("gpt2")
     task = random_task(model, 6)
