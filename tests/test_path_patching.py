@@ -11,7 +11,7 @@ from two_pass import PlainRun, two_pass_logits
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
-from circuitdisc.errors import BadModel, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.path_effects import PathPatching, positions_mask
@@ -144,5 +144,5 @@ def test_bad_settings_get_a_sentence(settings, error, words):
 
 def test_models_behind_hooks_are_refused():
     model = model_of("gpt2", torch.float32, components="hooks")
-    with pytest.raises(BadModel, match="fast components"):
+    with pytest.raises(BadSetting, match="fast components"):
         cd.path_patch(model, random_task(model, 2))

@@ -19,7 +19,7 @@ from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import attention_patterns
-from circuitdisc.patching.readout import components_of
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, Task
 

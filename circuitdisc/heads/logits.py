@@ -25,7 +25,8 @@ from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
-from circuitdisc.patching.readout import components_of, direct_effects
+from circuitdisc.patching.readout import direct_effects
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, Task, collate

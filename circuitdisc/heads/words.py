@@ -20,7 +20,8 @@ from circuitdisc.heads.base import Row, neuron_index
 from circuitdisc.models.model import Model
 from circuitdisc.patching.neuron_importance import output_directions
 from circuitdisc.patching.neuron_run import n_neurons
-from circuitdisc.patching.readout import Readout, components_of
+from circuitdisc.patching.readout import Readout
+from circuitdisc.patching.requirements import components_of
 
 
 @dataclass(frozen=True)

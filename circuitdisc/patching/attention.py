@@ -13,7 +13,7 @@ from circuitdisc.ablation import Prompts
 from circuitdisc.errors import BadTask
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
-from circuitdisc.patching.readout import components_of
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 

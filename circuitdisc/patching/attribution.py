@@ -35,6 +35,7 @@ from circuitdisc.patching.edge_scores import Gradients, add_scores, at_tokens
 from circuitdisc.patching.engine import Cost
 from circuitdisc.patching.layers import EMBEDDING, HEADS, Place, SenderGroup, sender_groups
 from circuitdisc.patching.memory import parse_memory
+from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.patching.segments import SegmentedRun, log_probabilities, readout
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, PromptBatch, collate
@@ -198,23 +199,11 @@ class Attribution:
 
 def _check(model: Model, ablation: Ablation, metric: Metric, gradient: Gradient, name: str) -> Components:
     """The model's components, if it, the ablation and the metric can be attributed."""
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"algorithm '{name}' needs gradients layer by layer, and {model.name} ({model.architecture}) runs through hooks: "
-            "it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2; algorithms that only run circuits, such as "
-            "acdc, work here, slowly"
-        )
-    if ablation.target == "pattern":
-        raise BadSetting(f"algorithm '{name}' scores edges between outputs: use ablation.target=output")
-    if not metric.differentiable:
-        raise BadSetting(
-            f"algorithm '{name}' follows the metric's gradient, and '{metric.name}' is constant almost everywhere: "
-            "use metric=logit_diff or metric=log_prob"
-        )
+    components = gradients_of(model, ablation, metric, name)
     if gradient.at_full and metric.zero_at_full:
         raise BadSetting(
             f"algorithm '{name}' takes its gradient at the full model, where '{metric.name}' is at its maximum "
             "and the gradient is 0: use metric=logit_diff or metric=log_prob, or an algorithm that takes gradients elsewhere, "
             "such as eap_ig"
         )
-    return model.cut
+    return components

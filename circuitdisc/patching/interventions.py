@@ -27,7 +27,7 @@ from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching, Values
 from circuitdisc.patching.prepared import Chunk
-from circuitdisc.patching.readout import components_of
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example
 
 Position = str | int

@@ -31,6 +31,7 @@ from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.layers import wide
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.prepared import Chunk, prepare
+from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.tasks.base import Example
 
 
@@ -156,7 +157,7 @@ class MaskedRuns:
         memory: str | int = "4GiB",
         name: str = "masked run",
     ) -> None:
-        self.cut = _check(model, ablation, metric, name)
+        self.cut = gradients_of(model, ablation, metric, name)
         self.graph, self.metric, self.n_examples = model.graph, metric, len(examples)
         piece = examples_in_piece(Shapes.of(self.cut, metric), self.graph, ablation, examples, batch, parse_memory(memory))
         patching = Patching(model, ablation, examples, memory=memory)
@@ -235,21 +236,3 @@ def examples_in_piece(
             f"activations, over the budget of {budget / 2**20:.0f} MiB: raise memory=, or take fewer examples (task.n=)"
         )
     return max(n for n in range(1, batch + 1) if n == 1 or needed(n) <= budget)
-
-
-def _check(model: Model, ablation: Ablation, metric: Metric, name: str) -> Components:
-    """The model's components, if it, the ablation and the metric allow masks."""
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"algorithm '{name}' needs gradients with respect to edges, and {model.name} ({model.architecture}) runs through "
-            "hooks: it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2; algorithms that only run circuits, "
-            "such as acdc, work here, slowly"
-        )
-    if ablation.target == "pattern":
-        raise BadSetting(f"algorithm '{name}' masks edges between outputs: use ablation.target=output")
-    if not metric.differentiable:
-        raise BadSetting(
-            f"algorithm '{name}' follows the gradient of its loss, and '{metric.name}' is constant almost everywhere: "
-            "use loss=kl, or metric=logit_diff or metric=log_prob"
-        )
-    return model.cut

@@ -21,7 +21,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching, Values
 from circuitdisc.patching.head_run import written_by_heads
 from circuitdisc.patching.prepared import Chunk
-from circuitdisc.patching.readout import components_of
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, PromptBatch
 
 

@@ -21,15 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.errors import BadModel, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.metrics import Metric, get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost, Patching
 from circuitdisc.patching.memory import rows_that_fit
 from circuitdisc.patching.path_run import PathRun, PathTarget, Rerun
 from circuitdisc.patching.prepared import Chunk
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import PromptBatch, Task
 
@@ -111,7 +111,7 @@ def path_patch(
     Raises:
         UnknownName: a name or a position is not known.
         GraphMismatch: a receiver or sender is not one of this model.
-        BadModel: the model runs through hooks alone.
+        BadSetting: the model runs through hooks alone, or the ablation replaces patterns.
         BadTask: corrupted prompts are needed and missing, or a position lies outside a prompt.
     """
     ablation = get_ablation(ablation)
@@ -136,11 +136,7 @@ class PathPatching:
         for name, value in (("mlps", mlps), ("norms", norms)):
             if value not in ("recompute", "freeze"):
                 raise UnknownName(f"value of {name}", str(value), ("recompute", "freeze"))
-        if not isinstance(patching.model.cut, Components):
-            raise BadModel(
-                f"{patching.model.name} runs through hooks alone, and path patching needs fast components: "
-                "it works on GPT-2, Llama, Mistral, Qwen 2, GPT-NeoX, Gemma 2 and toys"
-            )
+        components_of(patching.model, "path patching")
         if patching.ablation.target == "pattern":
             raise BadSetting("path patching replaces what a sender writes: ablation.target=pattern cannot be used")
         self.patching, self.chunks, self.metric = patching, chunks, metric

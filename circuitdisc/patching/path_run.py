@@ -99,9 +99,9 @@ class PathRun:
         """By how much each receiver's input changes when one sender is replaced and all other heads are frozen."""
         graph, chunk, target, tokens = self.graph, self.chunk, self.target, self._tokens
         rows = torch.as_tensor(senders, device=tokens.device)
-        ablated = chunk.ablated.expand_as(chunk.clean).flatten(1, 2)
         clean = chunk.clean.flatten(1, 2)
-        change = ablated[rows][:, tokens] - clean[rows][:, tokens]  # of the residual stream, from each row's sender on
+        # of the residual stream, from each row's sender on
+        change = (chunk.ablated[rows] - chunk.clean[rows]).flatten(1, 2)[:, tokens]
         last = max(target.receivers)
         found: dict[int, Tensor] = {}
         for group in graph.groups:

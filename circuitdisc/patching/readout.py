@@ -11,26 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Labels, logit_diff
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
+from circuitdisc.patching.requirements import components_of
 from circuitdisc.patching.uncut import UncutRun
 from circuitdisc.tasks.base import PromptBatch
-
-
-def components_of(model: Model, what: str) -> Components:
-    """The model's fast components.
-
-    Raises:
-        BadSetting: it has none.
-    """
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
-            "use a model of another family, or load it without components=hooks"
-        )
-    return model.cut
 
 
 class Readout:

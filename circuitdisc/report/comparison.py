@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from circuitdisc.circuit import kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.graph import Node
-from circuitdisc.report.drawing import FONT, GRID, KIND_COLOURS, MODEBAR
+from circuitdisc.report.drawing import GRID, KIND_COLOURS, plain_layout
 from circuitdisc.report.layout import Layout
 from circuitdisc.report.page import picture, render
 from circuitdisc.report.tables import controls_words, text_table
@@ -229,25 +229,9 @@ def _frame(figure: go.Figure, layout: Layout, comparison: Comparison) -> None:
     width, height = max(n_heads * layout.column + 104, 720), (n_layers + 0.4) * layout.row + 126
     axis = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"color": GRID, "size": 11}}
     figure.update_layout(
-        template="none",
-        width=round(width),
-        height=round(height),
+        **plain_layout(round(width), round(height), title=names, size=12),
         margin={"l": 84, "r": 20, "t": 76, "b": 50},
-        font=FONT,
-        hovermode="closest",
-        plot_bgcolor="rgba(0,0,0,0)",
-        paper_bgcolor="rgba(0,0,0,0)",
-        modebar=MODEBAR,
-        title={
-            "text": names,
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1 - 14 / height,
-            "yanchor": "top",
-            "font": {"size": 12},
-        },
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemsizing": "constant"},
+        legend_itemsizing="constant",
         xaxis=axis | {"range": [-0.8, n_heads - 0.2], "tickvals": list(range(0, n_heads, every))},
         yaxis=axis | {"range": [-0.7, n_layers - 0.3], "tickvals": list(range(n_layers))},
     )

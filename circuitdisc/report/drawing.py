@@ -8,6 +8,7 @@ circuit is drawn as the grid of its heads, kept or ablated, since its edges are 
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -30,6 +31,34 @@ FONT = {"family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-ser
 MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GRID}
 _LISTED_AT_MOST = 8  # edges of one kind in a node's hover text
 _LABEL_FROM = 30  # pixels: nodes of this size carry their name
+
+
+def plain_layout(width: int, height: int, title: str = "", size: int = 13) -> dict[str, Any]:
+    """What all figures share: size, font, no background, the title at the top left and the legend below it.
+
+    Args:
+        title: HTML as plotly understands it.
+        size: of the title's font.
+    """
+    edge = {"x": 0, "xanchor": "left"}
+    return {
+        "template": "none",
+        "width": width,
+        "height": height,
+        "font": FONT,
+        "hovermode": "closest",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "modebar": MODEBAR,
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", **edge},
+        "title": {"text": title, "xref": "paper", "y": 1 - 13 / height, "yanchor": "top", "font": {"size": size}, **edge},
+    }
+
+
+def plain_axes(figure: go.Figure) -> None:
+    """Faint grid lines that show on light and dark pages."""
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
 
 
 def draw_circuit(circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | None = None, title: str = "") -> go.Figure:
@@ -273,26 +302,11 @@ def _frame(figure: go.Figure, layout: Layout, title: str, subtitle: str, *, is_g
     if not is_grid:
         rows |= {layout.position(graph.senders[0])[1]: "embedding", layout.position(Node("logits"))[1]: "logits"}
     axis = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"color": GRID, "size": 11}}
+    words = f"<b>{escape(title)}</b><br>{small}" if title else small
     figure.update_layout(
-        template="none",
-        width=round(width),
-        height=round(height),
+        **plain_layout(round(width), round(height), title=words, size=16),
         margin=margin,
-        font=FONT,
-        hovermode="closest",
-        plot_bgcolor="rgba(0,0,0,0)",
-        paper_bgcolor="rgba(0,0,0,0)",
-        modebar=MODEBAR,
-        title={
-            "text": f"<b>{escape(title)}</b><br>{small}" if title else small,
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1 - 14 / height,
-            "yanchor": "top",
-            "font": {"size": 16},
-        },
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemsizing": "trace"},
+        legend_itemsizing="trace",
         xaxis=axis | {"range": [left, right], "tickvals": ticks, "ticktext": tick_words},
         yaxis=axis
         | {

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.report.drawing import FONT, GRID, INK, KIND_COLOURS, MODEBAR
+from circuitdisc.report.drawing import GRID, INK, KIND_COLOURS, plain_axes, plain_layout
 from circuitdisc.report.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 from circuitdisc.scoring.base import Score, Scores
 
@@ -198,25 +198,5 @@ def _float(value: Any) -> float | None:
 
 
 def _frame(figure: go.Figure, height: int, left: int) -> None:
-    figure.update_layout(
-        template="none",
-        width=_WIDTH,
-        height=height,
-        margin={"l": left, "r": 30, "t": 66, "b": 50},
-        font=FONT,
-        hovermode="closest",
-        plot_bgcolor="rgba(0,0,0,0)",
-        paper_bgcolor="rgba(0,0,0,0)",
-        modebar=MODEBAR,
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
-        title={
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1 - 12 / height,
-            "yanchor": "top",
-            "font": {"size": 13},
-        },
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
+    figure.update_layout(**plain_layout(_WIDTH, height), margin={"l": left, "r": 30, "t": 66, "b": 50})
+    plain_axes(figure)

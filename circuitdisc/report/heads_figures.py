@@ -14,7 +14,7 @@ from jaxtyping import Float
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neuron_table import DOINGS, NeuronTable
-from circuitdisc.report.drawing import FONT, GRID, KIND_COLOURS, MODEBAR
+from circuitdisc.report.drawing import GRID, KIND_COLOURS, plain_axes, plain_layout
 from circuitdisc.report.wording import number
 
 MAIN, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
@@ -153,18 +153,5 @@ def _add_line(figure: go.Figure, x: list[int], y: np.ndarray, colour: str, name:
 
 
 def _frame(figure: go.Figure, width: int, height: int, left: int) -> None:
-    figure.update_layout(
-        template="none",
-        width=width,
-        height=height,
-        margin={"l": left, "r": 30, "t": 40, "b": 56},
-        font=FONT,
-        plot_bgcolor="rgba(0,0,0,0)",
-        paper_bgcolor="rgba(0,0,0,0)",
-        modebar=MODEBAR,
-        hovermode="closest",
-        barmode="group",
-        legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"},
-    )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
+    figure.update_layout(**plain_layout(width, height), margin={"l": left, "r": 30, "t": 40, "b": 56}, barmode="group")
+    plain_axes(figure)
