@@ -166,10 +166,8 @@ def head_roles(
             raise UnknownName("role", str(role), ROLES)
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
-    threshold, min_share = (
-        check_number("threshold", threshold, low=0, high=1),
-        check_number("min_share", min_share, low=0, high=1),
-    )
+    threshold = check_number("threshold", threshold, low=0, high=1)
+    min_share = check_number("min_share", min_share, low=0, high=1)
     confidence = check_confidence(confidence)
     if prompts == "repeated":
         n = check_whole("n", n, 1)

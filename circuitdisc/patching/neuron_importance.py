@@ -8,8 +8,8 @@ unembedding and a softmax over the whole vocabulary, with the norm's scale held 
 in models with a norm after the MLP, that norm's scale held, too). Exact for each neuron: no gradient, no choice of candidates.
 
 With the scale held, v adds u to the logits, and the rise is log sum q exp(u) over the right answers minus log sum p exp(u)
-over the
-vocabulary, p and q being the probabilities before: no difference of two large numbers, so that small rises keep their digits.
+over the vocabulary, p and q being the probabilities before: no difference of two large numbers, so that small rises keep their
+digits.
 
 Shape letters: N readings, M neurons of a layer, m neurons of a block, D residual width, V vocabulary, A right answers.
 """
