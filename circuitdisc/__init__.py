@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from circuitdisc.compare import compare_runs
     from circuitdisc.discovery import Discovery, discover
     from circuitdisc.errors import CircuitdiscError
+    from circuitdisc.exchange import read_edge_scores, write_graph_json
     from circuitdisc.graph import ComputationGraph
     from circuitdisc.patching.interventions import Intervention
     from circuitdisc.patching.path_effects import path_patch
@@ -46,8 +47,10 @@ _HOMES = {
     "load_task": "circuitdisc.tasks",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.patching.path_effects",
+    "read_edge_scores": "circuitdisc.exchange",
     "report": "circuitdisc.report",
     "score": "circuitdisc.scoring",
+    "write_graph_json": "circuitdisc.exchange",
 }
 
 _ROOMS = ("heads",)  # packages that are used by their own name, as in cd.heads.head_roles
@@ -68,8 +71,10 @@ __all__ = [
     "load_task",
     "overlap",
     "path_patch",
+    "read_edge_scores",
     "report",
     "score",
+    "write_graph_json",
 ]
 
 

@@ -14,6 +14,7 @@ HELP = """circuitdisc: find the part of a transformer that does a task, and prov
 usage:
   circuitdisc discover [key=value ...]     find a circuit, score it, write a report
   circuitdisc score RUN [key=value ...]    score a run's circuit again (other settings are printed, not saved)
+  circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
   circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "resume": _resume,
         "list": _list,
         "compare": _compare,
+        "export": _export,
         "heads": _heads,
     }
     try:
@@ -177,6 +179,16 @@ def _resume(args: list[str]) -> int:
     from circuitdisc.pipeline import resume
 
     print(resume(folder).summary)
+    return 0
+
+
+def _export(args: list[str]) -> int:
+    folder = _one_run("export", args)
+    if len(args) != 2 or not args[1].endswith(".json"):
+        raise BadSetting("which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there")
+    from circuitdisc.pipeline import export
+
+    print(export(folder, Path(args[1])))
     return 0
 
 

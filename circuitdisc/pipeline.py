@@ -11,6 +11,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.registry import discover
 from circuitdisc.errors import BadRun, CircuitdiscError
+from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
@@ -142,6 +143,21 @@ def write_page(folder: str | Path) -> Path:
         trace=journal.decisions,
         edge_scores=arrays.get("edge_scores"),
     )
+
+
+def export(folder: str | Path, path: Path) -> Path:
+    """Write a run's circuit, and its edge scores if it has any, as EAP-IG and the MIB benchmark read them.
+
+    Raises:
+        BadRun: the folder is not a run, or has no circuit yet.
+        GraphMismatch: its graph has no place in that layout.
+    """
+    run = Run.open(folder)
+    if not run.path(CIRCUIT).exists():
+        raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
+    arrays = read_arrays(run.path(EDGE_SCORES)) if run.path(EDGE_SCORES).exists() else {}
+    write_graph_json(path, Circuit.load(run.path(CIRCUIT)), arrays.get("edge_scores"))
+    return path
 
 
 def _finish(run: Run, model: Model, task: Task) -> Outcome:

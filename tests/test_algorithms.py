@@ -19,12 +19,19 @@ from circuitdisc.errors import CircuitdiscError, UnknownName
 from circuitdisc.runs import Journal
 
 # learned masks take hundreds of steps to be any good; a few show all that is checked here
-SHORT = {"edge_pruning": {"steps": 12}, "subnetwork_probing": {"steps": 12}, "soft_topk": {"steps": 12}}
+SHORT: dict[str, dict[str, Any]] = {
+    "edge_pruning": {"steps": 12},
+    "subnetwork_probing": {"steps": 12},
+    "soft_topk": {"steps": 12},
+}
 
 
 @pytest.fixture(scope="module")
-def toy():
+def toy(tmp_path_factory):
     model = model_of("layer_norm_gated")
+    path = tmp_path_factory.mktemp("scores") / "scores.json"
+    path.write_text(json.dumps({"input->logits": 2, "m0->a1.h0<q>": -1.5, "a1.h0->logits": 1}))
+    SHORT["from_file"] = {"path": str(path)}
     return model, random_task(model, 6)
 
 

@@ -60,6 +60,7 @@ ALGORITHMS = {
         Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
         Algorithm("exact", "cut every edge alone: what the attributions estimate"),
+        Algorithm("from_file", "scores of edges from a file: an algorithm that lives elsewhere"),
         Algorithm("random", "random scores: the control"),
     )
 }
