@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitdisc import heads
+    from circuitdisc import compiled, heads
     from circuitdisc.ablation import Ablation
     from circuitdisc.circuit import Circuit
     from circuitdisc.compare import compare_runs
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from circuitdisc.patching.selfcheck import load_model
     from circuitdisc.report import report
     from circuitdisc.scoring import Scores, score
+    from circuitdisc.scoring.against_truth import against_truth
+    from circuitdisc.scoring.completeness import completeness
+    from circuitdisc.scoring.curves import curve
+    from circuitdisc.scoring.hypotheses import hypothesis_tests
     from circuitdisc.scoring.intervene import intervene
+    from circuitdisc.scoring.minimality import minimality
     from circuitdisc.scoring.overlap import overlap
+    from circuitdisc.scoring.stability import stability
+    from circuitdisc.scoring.truth import Truth
     from circuitdisc.tasks import load_task
 
 _HOMES = {
@@ -40,20 +47,27 @@ _HOMES = {
     "Discovery": "circuitdisc.discovery",
     "Intervention": "circuitdisc.patching.interventions",
     "Scores": "circuitdisc.scoring",
+    "Truth": "circuitdisc.scoring.truth",
+    "against_truth": "circuitdisc.scoring.against_truth",
     "compare_runs": "circuitdisc.compare",
+    "completeness": "circuitdisc.scoring.completeness",
+    "curve": "circuitdisc.scoring.curves",
     "discover": "circuitdisc.discovery",
+    "hypothesis_tests": "circuitdisc.scoring.hypotheses",
     "intervene": "circuitdisc.scoring.intervene",
     "load_model": "circuitdisc.patching.selfcheck",
     "load_task": "circuitdisc.tasks",
+    "minimality": "circuitdisc.scoring.minimality",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.patching.path_effects",
     "read_edge_scores": "circuitdisc.exchange",
     "report": "circuitdisc.report",
     "score": "circuitdisc.scoring",
+    "stability": "circuitdisc.scoring.stability",
     "write_graph_json": "circuitdisc.exchange",
 }
 
-_ROOMS = ("heads",)  # packages that are used by their own name, as in cd.heads.head_roles
+_ROOMS = ("compiled", "heads")  # packages that are used by their own name, as in cd.heads.head_roles
 
 __all__ = [
     "Ablation",
@@ -63,17 +77,25 @@ __all__ = [
     "Discovery",
     "Intervention",
     "Scores",
+    "Truth",
+    "against_truth",
     "compare_runs",
+    "compiled",
+    "completeness",
+    "curve",
     "discover",
     "heads",
+    "hypothesis_tests",
     "intervene",
     "load_model",
     "load_task",
+    "minimality",
     "overlap",
     "path_patch",
     "read_edge_scores",
     "report",
     "score",
+    "stability",
     "write_graph_json",
 ]
 

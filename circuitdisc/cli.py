@@ -14,6 +14,7 @@ HELP = """circuitdisc: find the part of a transformer that does a task, and prov
 usage:
   circuitdisc discover [key=value ...]     find a circuit, score it, write a report
   circuitdisc score RUN [key=value ...]    score a run's circuit again (other settings are printed, not saved)
+  circuitdisc score RUN --all              also completeness, minimality, hypothesis tests, and a verdict in words
   circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
@@ -157,8 +158,13 @@ def _score(args: list[str]) -> int:
     folder = _one_run("score", args)
     from circuitdisc.config import check_overrides, parse_changes, rewrite
 
-    overrides = rewrite(args[1:])
+    overrides = rewrite([arg for arg in args[1:] if arg != "--all"])
     check_overrides(overrides)
+    if "--all" in args:
+        from circuitdisc.judge import judge
+
+        print(judge(folder, parse_changes(overrides)).text())
+        return 0
     from circuitdisc.pipeline import rescore
     from circuitdisc.report import scores_table
 

@@ -97,16 +97,27 @@ def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = Tru
     Args:
         changes: sections as in the configuration; what is not given stays as the run had it.
     """
+    run, circuit, config, model, task = changed_run(folder, changes)
+    scores = score_circuit(model, task, circuit, config, progress)
+    if not changes:
+        run.write(SCORES, scores.to_dict())
+    return scores
+
+
+def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Circuit, dict[str, Any], Model, Task]:
+    """A run with its circuit, and its configuration, model and task with some settings changed.
+
+    Raises:
+        BadRun: the folder is not a run, or has no circuit yet.
+    """
     run = Run.open(folder)
-    circuit = Circuit.load(run.path(CIRCUIT))
+    if not run.path(CIRCUIT).exists():
+        raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
     config = {**run.config}
     for name, value in changes.items():
         config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
     model = load_model(**config["model"])
-    scores = _score(model, build_task(model, config), circuit, config, progress)
-    if not changes:
-        run.write(SCORES, scores.to_dict())
-    return scores
+    return run, Circuit.load(run.path(CIRCUIT)), config, model, build_task(model, config)
 
 
 def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     if run.path(SCORES).exists():
         scores = Scores.from_dict(read_json(run.path(SCORES)))
     else:
-        scores = _score(model, task, circuit, config, config.get("progress", True))
+        scores = score_circuit(model, task, circuit, config, config.get("progress", True))
         run.write(SCORES, scores.to_dict())
     write_page(run.folder)
     return Outcome(run.folder, circuit, scores)
@@ -205,7 +216,8 @@ def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
     return found, resumed
 
 
-def _score(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
+def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
+    """The scores of a circuit as a configuration asks for them."""
     return score(
         model,
         task,

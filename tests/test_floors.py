@@ -12,17 +12,18 @@ FLOORS = (
     ("errors", "files", "progress", "shipped", "checks"),
     ("graph", "metrics"),
     ("circuit", "models", "tasks", "ablation"),
-    ("patching", "runs", "exchange", "neuron_sets"),
+    ("patching", "runs", "exchange", "neuron_sets", "compiled"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "report"),
-    ("pipeline", "config", "compare", "compare_command", "heads_command"),
+    ("pipeline", "config", "compare", "compare_command", "heads_command", "judge"),
     ("cli", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"),
-    ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"), ("compare", "pipeline"), ("compare_command", "compare"),
+    ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
+    ("compare", "pipeline"), ("judge", "pipeline"), ("compare_command", "compare"),
     ("heads_command", "config"), ("heads_command", "pipeline"),
 }  # fmt: skip
 

@@ -1,0 +1,256 @@
+"""Completeness: does the circuit hold all that the model uses, so that both break alike when parts of it are taken out?
+
+With m the mean of the metric over a split, M the full model, C the circuit and K a set of its parts:
+
+    gap(K)      |m(C \\ K) - m(M \\ K)|; taking a node out cuts all its edges, outgoing and incoming
+    complement  (m(M \\ C) - m(empty)) / (m(M) - m(empty)): what of the task is left without the circuit
+
+1. K is empty: the circuit's plain difference from the model.
+2. K is random, each part with probability 1/2; `mean` is the mean gap of these.
+3. K is a class of heads.
+4. K is greedy: grown on the train split, one part at a time, each time by the best of a few random candidates; the best of
+   several starts is judged on the split asked for.
+5. The same random K for random circuits of the same size and kind: what gaps a circuit has by chance.
+
+Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arxiv.org/abs/2211.00593).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.circuit import Circuit
+from circuitdisc.models.model import Model
+from circuitdisc.patching.parts import PartKind, parts_of, without
+from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
+from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
+from circuitdisc.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What taking one set out does to the circuit and to the model.
+
+    Args:
+        kind: `empty`, `random`, `class` or `greedy`.
+        name: `random 3`, or the class's own name.
+        removed: the set K.
+        circuit, full: m(C \\ K) and m(M \\ K).
+        value: the gap between them.
+        low, high: its bootstrap interval over examples; None for fewer than two examples.
+    """
+
+    kind: str
+    name: str
+    removed: Names
+    circuit: float
+    full: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Gaps of one random circuit of the same size and kind, over random K alone."""
+
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How complete a circuit is.
+
+    Args:
+        gaps: one for each set K.
+        mean: mean gap of the random K; None without any.
+        mean_low, mean_high: its bootstrap interval.
+        complement: faithfulness of the model without the circuit.
+        controls: the gaps of random circuits.
+        n: examples.
+        by: what the parts are.
+        parts: all of them.
+        cost: node evaluations, runs and seconds.
+    """
+
+    gaps: tuple[Gap, ...]
+    mean: float | None
+    mean_low: float | None
+    mean_high: float | None
+    complement: Score
+    controls: tuple[Chance, ...]
+    by: PartKind
+    parts: Names
+    n: int
+    split: str
+    ablation: str
+    metric: str
+    confidence: float
+    cost: Mapping[str, float]
+
+    @property
+    def worst(self) -> Gap:
+        """The set with the largest gap. Its interval is that of this one set, chosen afterwards as the largest of all."""
+        return max(self.gaps, key=lambda gap: gap.value)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each set K, the largest gap first."""
+        return [
+            {
+                "K": gap.name,
+                "size": len(gap.removed),
+                "circuit without K": gap.circuit,
+                "model without K": gap.full,
+                "gap": gap.value,
+                "low": gap.low,
+                "high": gap.high,
+            }
+            for gap in sorted(self.gaps, key=lambda gap: -gap.value)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "worst": asdict(self.worst)}
+
+
+def completeness(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    by: str | None = None,
+    n_random: int = 20,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    greedy_size: int = 10,
+    greedy_width: int = 10,
+    greedy_starts: int = 3,
+    n_controls: int = 5,
+    split: str = "heldout",
+    ablation: str | Ablation | dict[str, Any] | None = None,
+    metric: str | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> Completeness:
+    """Take sets of parts out of a circuit and out of the model, and compare.
+
+    Args:
+        by: `head`, `node` (heads and MLPs) or `edge`; None: heads for a head circuit, nodes for any other.
+        n_random: random sets K.
+        classes: name -> parts; None takes the groups that the circuit was built with.
+        greedy_size: the largest greedy set; 0 leaves greedy sets out.
+        greedy_width: random candidates at each step.
+        greedy_starts: how often a greedy set is grown.
+        n_controls: random circuits of the same size and kind.
+        split: `train` or `heldout`.
+        ablation: what cut edges carry; None takes what the circuit was found with.
+        metric: None takes what the circuit was found with.
+        confidence: coverage of the intervals.
+        seed: of the sets, the random circuits and the bootstrap.
+        memory: budget for activations; both splits are held in memory.
+
+    Raises:
+        GraphMismatch: the circuit belongs to another architecture, or a class names a part that it does not have.
+        BadSetting: a number is out of its bounds, the circuit or the split is empty, or the examples do not fit the memory.
+        UnknownName: a name is not known.
+
+    Source: Wang et al. 2022, section 4.
+    """
+    counts = {"n_random": n_random, "greedy_size": greedy_size, "n_controls": n_controls}
+    for name, value in counts.items():
+        check_whole(name, value, 0)
+    check_whole("greedy_width", greedy_width)
+    check_whole("greedy_starts", greedy_starts)
+    check_confidence(confidence)
+    started = time.perf_counter()
+    one = subject(model, task, circuit, by, split, ablation, metric, memory)
+    named = class_sets(one, classes)
+    generator = np.random.default_rng(seed)
+    steps = greedy_starts * min(greedy_size, len(one.parts))
+    n_sets = (1 + n_random + len(named) + bool(steps)) + steps + n_controls * n_random
+    with progress_bar(n_sets, "completeness", "set", progress) as bar:
+        sets = [("empty", "nothing", ())]
+        sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(one.parts, n_random, generator))]
+        sets += [("class", name, members) for name, members in named.items()]
+        if steps:
+            sets.append(("greedy", "greedy", _greedy(one, greedy_size, greedy_width, greedy_starts, generator, bar.update)))
+        pairs = np.stack([_pair(one, circuit, k, bar.update) for _, _, k in sets])
+        controls = tuple(_control(one, n_random, generator, bar.update) for _ in range(n_controls if n_random else 0))
+        left = _complement(one, confidence, seed)
+    gaps, mean = _gaps(sets, pairs, confidence, seed)
+    one.patching.cost.seconds = time.perf_counter() - started
+    label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
+    return Completeness(gaps, *mean, left, controls, one.by, one.parts, one.n, split, label, one.metric.name, confidence, cost)
+
+
+def _pair(one: Subject, circuit: Circuit, removed: Names, on_step: Any) -> Float[np.ndarray, "2 B"]:
+    """Metric values of the circuit and of the model without K."""
+    graph = circuit.graph
+    values = [one.judge.values(without(graph, mask, removed)) for mask in (circuit.mask, one.full)]
+    on_step(1)
+    return np.stack(values)
+
+
+def _greedy(one: Subject, size: int, width: int, starts: int, generator: np.random.Generator, on_step: Any) -> Names:
+    graph, search = one.circuit.graph, one.search
+
+    def gaps(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
+        circuit, full = (
+            search.each_removed(without(graph, mask, grown), candidates).mean(1) for mask in (one.circuit.mask, one.full)
+        )
+        return np.abs(circuit - full)
+
+    found = [grow(one.parts, gaps, size, width, generator, on_step) for _ in range(starts)]
+    return max(found, key=lambda pair: pair[1])[0]
+
+
+def _gaps(
+    sets: list[tuple[str, str, Names]], pairs: Float[np.ndarray, "K 2 B"], confidence: float, seed: int
+) -> tuple[tuple[Gap, ...], tuple[float | None, float | None, float | None]]:
+    """The gap of each set, and the mean gap of the random ones, with intervals."""
+    means = pairs.mean(-1)
+    resampled = np.abs(np.diff(resampled_means(pairs, seed), axis=1))[:, 0]
+    low, high = interval(resampled, confidence)
+    gaps = tuple(
+        Gap(kind, name, removed, float(c), float(m), float(abs(c - m)), plain(low[row]), plain(high[row]))
+        for row, ((kind, name, removed), (c, m)) in enumerate(zip(sets, means, strict=True))
+    )
+    random = [row for row, gap in enumerate(gaps) if gap.kind == "random"]
+    if not random:
+        return gaps, (None, None, None)
+    ends = interval(resampled[random].mean(0), confidence)
+    return gaps, (float(np.mean([gaps[row].value for row in random])), plain(ends[0]), plain(ends[1]))
+
+
+def _control(one: Subject, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
+    """Random K taken out of a random circuit."""
+    circuit = random_circuit(one.circuit, generator)
+    pairs = [_pair(one, circuit, k, on_step) for k in random_sets(parts_of(circuit, one.by), n_random, generator)]
+    gaps = np.abs(np.diff(np.stack(pairs).mean(-1), axis=1))
+    return Chance(float(gaps.mean()), float(gaps.max()))
+
+
+def _complement(one: Subject, confidence: float, seed: int) -> Score:
+    """Faithfulness of everything but the circuit: the other heads of a head circuit, the other edges of any other."""
+    graph, circuit = one.circuit.graph, one.circuit
+    whole_heads = circuit.granularity == "head"
+    empty = (Circuit.from_heads(graph, []) if whole_heads else Circuit.empty(graph)).mask
+    others: Bool[np.ndarray, "R S"] = without(graph, one.full, circuit.heads()) if whole_heads else (~circuit).mask
+    values = np.stack([one.judge.values(mask) for mask in (one.full, others, empty)])
+    full, rest, nothing = values.mean(-1)
+    labels = ("complement", one.split, one.patching.ablation.label, one.metric.name, one.n)
+    if why := why_undefined(full, nothing):
+        return Score(*labels, None, confidence=confidence, note=why)
+    full_W, rest_W, nothing_W = resampled_means(values, seed)
+    low, high = interval(normalised(rest_W, full_W, nothing_W), confidence)
+    return Score(*labels, float(normalised(rest, full, nothing)), plain(low), plain(high), confidence)

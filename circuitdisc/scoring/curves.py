@@ -1,0 +1,297 @@
+"""Faithfulness over circuit size, and the areas under it: CPR and CMD.
+
+With f(x) the faithfulness of the circuit of a share x of the graph's edges (normalised, see `faithfulness.py`):
+
+    CPR        area under f(x): circuit performance ratio; higher keeps more of the metric, without bound
+    CMD        area under |1 - f(x)|: circuit-model distance; 0 is best
+    overshoot  max f - 1: a circuit that beats the model wins CPR without being faithful; then CMD is the one to trust
+
+The areas are sums of trapezoids between the shares asked for (by default MIB's ten, from .001 to 1), over the share itself,
+not its logarithm. What lies left of the smallest share is not counted, so that f = 1 everywhere has a CPR of .999, and the step
+from .5 to 1 is half of all. The axis is the share asked for, as in MIB; a circuit may have fewer edges where pruning left out
+those that lead nowhere, and its true size stands beside it.
+
+Source: Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", section 3 (https://arxiv.org/abs/2504.13151).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Float
+from scipy import integrate
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.base import Discovery
+from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.errors import BadSetting
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.part_removal import check_finite
+from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.removals import check_graph, check_split
+from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
+from circuitdisc.tasks.base import Task
+
+MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One circuit of the curve.
+
+    Args:
+        share: of the graph's edges that was asked for.
+        edges: how many the circuit has.
+        mean: m(C).
+        faithfulness: f; None where it is undefined.
+        low, high: its bootstrap interval over examples.
+        controls: f of the random circuits.
+    """
+
+    share: float
+    edges: int
+    mean: float
+    faithfulness: float | None
+    low: float | None
+    high: float | None
+    controls: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve and the areas under it.
+
+    Args:
+        points: smallest first.
+        cpr, cmd, overshoot: with their intervals, and those of random circuits as controls.
+        full, empty: m(M) and m(empty).
+        graph_edges: edges of the graph.
+        n: examples.
+        cost: node evaluations, runs and seconds.
+    """
+
+    points: tuple[Point, ...]
+    cpr: Score
+    cmd: Score
+    overshoot: Score
+    full: float
+    empty: float
+    graph_edges: int
+    n: int
+    split: str
+    ablation: str
+    metric: str
+    confidence: float
+    cost: Mapping[str, float]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each size, with the mean of the random circuits beside it."""
+        return [
+            {
+                "share": point.share,
+                "edges": point.edges,
+                "faithfulness": point.faithfulness,
+                "low": point.low,
+                "high": point.high,
+                "random": _mean(point.controls),
+            }
+            for point in self.points
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def curve(
+    model: Model,
+    task: Task,
+    source: Discovery | Callable[[int], Circuit],
+    *,
+    shares: Sequence[float] = MIB_SHARES,
+    grow: Grow = "top_k",
+    by: By = "absolute",
+    n_random: int = 3,
+    split: str = "heldout",
+    ablation: str | Ablation | dict[str, Any] | None = None,
+    metric: str | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> Curve:
+    """Faithfulness of circuits of growing size.
+
+    Args:
+        source: what an algorithm found, with a score for every edge; or a function from a number of edges to a circuit.
+        shares: of the graph's edges, growing; the number of edges is rounded up.
+        grow: `top_k` or `greedy`: how a circuit is chosen from scores, those of the random controls included.
+        by: `absolute` or `signed`, as for `grow`.
+        n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, it has
+            random circuits of as many heads in each layer.
+        split: `train` or `heldout`.
+        ablation: what cut edges carry; None takes what the source's circuit was found with.
+        metric: None takes what the source's circuit was found with.
+        confidence: coverage of the intervals.
+        seed: of the controls and the bootstrap.
+        memory: budget for activations.
+
+    Raises:
+        BadSetting: the source scored no edges, the shares do not grow within 0..1, the split is empty, the function's circuits
+            are of different kinds, or the metric is not finite.
+        GraphMismatch: the circuits belong to another architecture.
+        UnknownName: a name is not known.
+
+    Source: Mueller et al. 2025.
+    """
+    started = time.perf_counter()
+    check_split(task, split)
+    shares = _check_shares(shares)
+    check_choice("grow", grow, get_args(Grow))
+    check_choice("by", by, get_args(By))
+    check_whole("n_random", n_random, 0)
+    check_confidence(confidence)
+    circuits = _circuits(model.graph, source, shares, grow, by)
+    for circuit in circuits:
+        check_graph(model, circuit)
+    whole_heads = _whole_heads(circuits)
+    provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
+    cut = get_ablation(ablation or dict(provenance.ablation) or "mean")
+    measure = get_metric(metric or provenance.metric or task.metric)
+    generator = np.random.default_rng(seed)
+    empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
+    curves = [circuits] + [_control(model.graph, circuits, shares, grow, by, whole_heads, generator) for _ in range(n_random)]
+    masks = {"full": model.graph.edge_mask, "empty": empty.mask}
+    masks |= {f"{row}.{at}": one.mask for row, line in enumerate(curves) for at, one in enumerate(line)}
+    patching, examples = Patching(model, cut, task.train, memory=memory), task.split(split)
+    with progress_bar(patching.n_chunks(examples) * len(masks), "curve", "run", progress) as bar:
+        found = patching.evaluate(examples, masks, [measure], bar.update)
+    values = {name: check_finite(one[measure.name].double().cpu().numpy(), measure) for name, one in found.items()}
+    full, nothing = values.pop("full"), values.pop("empty")
+    values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
+    patching.cost.seconds = time.perf_counter() - started
+    labels = (split, cut.label, measure.name, len(full))
+    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, confidence, seed)
+    ends = float(full.mean()), float(nothing.mean())
+    cost = dict(vars(patching.cost))
+    return Curve(points, *areas, *ends, model.graph.n_edges, len(full), split, cut.label, measure.name, confidence, cost)
+
+
+def area(shares: Sequence[float], heights: Float[np.ndarray, "X *W"]) -> Float[np.ndarray, "*W"]:
+    """Area under a curve by trapezoids over the share."""
+    return np.asarray(integrate.trapezoid(heights, np.asarray(shares), axis=0))
+
+
+def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(shares, str) or not isinstance(shares, Sequence) or len(shares) < 2:
+        raise BadSetting(f"shares={shares!r} cannot be used: give at least two shares of the edges, such as (.01, .1, 1)")
+    found = tuple(check_number("shares", share, low=0.0, high=1.0) for share in shares)
+    if found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
+        raise BadSetting(f"shares={tuple(shares)} must grow from above 0 to at most 1")
+    return found
+
+
+def n_edges(graph: ComputationGraph, share: float) -> int:
+    """A share of the graph's edges, rounded up."""
+    return math.ceil(share * graph.n_edges - 1e-9)
+
+
+def _circuits(
+    graph: ComputationGraph, source: Discovery | Callable[[int], Circuit], shares: Sequence[float], grow: Grow, by: By
+) -> list[Circuit]:
+    sizes = [n_edges(graph, share) for share in shares]
+    if isinstance(source, Discovery):
+        sizes = [n_edges(source.circuit.graph, share) for share in shares]
+        return [source.top_k(size, by) if grow == "top_k" else source.greedy(size, by) for size in sizes]
+    if not callable(source):
+        raise BadSetting(
+            f"a source of type {type(source).__name__} has no circuits of all sizes: "
+            "give a Discovery, or a function of a number of edges"
+        )
+    found = [source(size) for size in sizes]
+    for size, circuit in zip(sizes, found, strict=True):
+        if not isinstance(circuit, Circuit):
+            raise BadSetting(f"the function gave a {type(circuit).__name__} for {size} edges: it must give a Circuit")
+    return found
+
+
+def _whole_heads(circuits: Sequence[Circuit]) -> bool:
+    kinds = {circuit.granularity for circuit in circuits}
+    if len(kinds) > 1:
+        raise BadSetting("the curve mixes head circuits and edge circuits, which are measured against different empty circuits")
+    return kinds == {"head"}
+
+
+def _control(
+    graph: ComputationGraph,
+    circuits: Sequence[Circuit],
+    shares: Sequence[float],
+    grow: Grow,
+    by: By,
+    whole_heads: bool,
+    generator: np.random.Generator,
+) -> list[Circuit]:
+    """A random curve: the same choice from random scores; random heads for head circuits."""
+    if whole_heads:
+        return [random_circuit(circuit, generator) for circuit in circuits]
+    scores = np.where(graph.edge_mask, generator.standard_normal(graph.edge_mask.shape), np.nan)
+    return [Selection(n_edges(graph, share), grow=grow, by=by).circuit(graph, scores) for share in shares]
+
+
+def _figures(
+    circuits: Sequence[Circuit],
+    shares: Sequence[float],
+    values: Float[np.ndarray, "C X B"],
+    full: Float[np.ndarray, "B"],
+    empty: Float[np.ndarray, "B"],
+    labels: tuple[str, str, str, int],
+    confidence: float,
+    seed: int,
+) -> tuple[tuple[Point, ...], tuple[Score, Score, Score]]:
+    """Points and areas, with intervals, from the values of the curve (row 0) and its controls."""
+    why = why_undefined(full.mean(), empty.mean())
+    f_CX = normalised(values.mean(-1), full.mean(), empty.mean())
+    sampled = resampled_means(np.stack([*values[0], full, empty]), seed)
+    f_XW = normalised(sampled[:-2], sampled[-2], sampled[-1])
+    low, high = interval(f_XW, confidence)
+    points = tuple(
+        Point(
+            share,
+            circuits[at].n_edges,
+            float(values[0, at].mean()),
+            None if why else plain(f_CX[0, at]),
+            None if why else plain(low[at]),
+            None if why else plain(high[at]),
+            () if why else tuple(plain(f) for f in f_CX[1:, at]),
+        )
+        for at, share in enumerate(shares)
+    )
+
+    def score(name: str, of: Callable[[Float[np.ndarray, "X *W"]], Float[np.ndarray, "*W"]]) -> Score:
+        if why:
+            return Score(name, *labels, None, confidence=confidence, note=why)
+        ends = interval(of(f_XW), confidence)
+        controls = tuple(plain(float(of(f_X))) for f_X in f_CX[1:])
+        return Score(name, *labels, plain(float(of(f_CX[0]))), plain(ends[0]), plain(ends[1]), confidence, controls)
+
+    areas = (
+        score("cpr", lambda f: area(shares, f)),
+        score("cmd", lambda f: area(shares, np.abs(1 - f))),
+        score("overshoot", lambda f: f.max(axis=0) - 1),
+    )
+    return points, areas
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

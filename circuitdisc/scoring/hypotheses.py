@@ -1,0 +1,247 @@
+"""Hypothesis tests of a circuit: five statements about an ideal circuit, each with a p value.
+
+With s_i the metric on example i, M the full model, C the circuit, M \\ C its complement (everything that C cuts), and the
+distance d(A, B) = mean over examples of |s_i(A) - s_i(B)|:
+
+    equivalence        H0: |P(s(C) > s(M)) - 1/2| < epsilon. Sign test, example by example.
+    independence       H0: s(M \\ C) and s(M) are independent. HSIC, permuted.
+    minimality         H0, for each edge e of C: P(d(C, C - e) > d(I, I - f)) >= q, where I is C inflated by a random path and
+                       f a random edge of what was added. An edge for which it is rejected does no more than chance edges do.
+                       Holm.
+    sufficiency        H0: P(d(M, C) < d(M, R)) <= q, R a random circuit of the same size.
+    partial necessity  H0: P(d(M, M \\ C) > d(M, M \\ R)) <= q.
+
+An ideal circuit keeps the first three hypotheses and rejects the last two. In a head circuit heads stand where edges do.
+
+Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (https://arxiv.org/abs/2410.13032).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
+from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
+from circuitdisc.tasks.base import Example, Task
+
+SPLITS = ("train", "heldout")
+RANDOM = ("matched", "paths")
+
+Values = Mapping[str, Float[np.ndarray, "B"]]
+"""Name of a circuit -> its metric, example by example."""
+
+
+def hypothesis_tests(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    ablation: str | Ablation | dict[str, Any] | None = None,
+    metric: str | Metric | None = None,
+    split: str = "heldout",
+    alpha: float = 0.05,
+    epsilon: float = 0.1,
+    quantile: float = 0.9,
+    n_permutations: int = 1000,
+    n_random: int = 100,
+    random: str = "paths",
+    most_members: int | None = None,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> HypothesisTests:
+    """Test a circuit against all five hypotheses.
+
+    Args:
+        ablation: what cut edges carry; None takes what the circuit was found with. Means are those of the train split.
+        metric: the score of the task; None takes what the circuit was found with, or the task's.
+        split: the examples that it is tested on.
+        alpha: level of each test; minimality holds it over all its edges together.
+        epsilon: how far from 1/2 the sign test allows, from 0 to below 1/2.
+        quantile: q of the last three tests.
+        n_permutations: of the independence test; its p value is no smaller than 1 / (n_permutations + 1).
+        n_random: inflated circuits, and random circuits.
+        random: `paths`: random paths from an embedding to `logits` until there are at least as many edges; `matched`: random
+            edges of the same kinds and layers, exactly as many, as for `score`; in a small graph many of these are the circuit
+            itself. For head circuits always as many heads in each layer.
+        most_members: test so many of the circuit's edges for minimality, drawn at random; None tests all.
+        seed: of the permutations and everything drawn.
+        memory: budget for activations.
+
+    Returns:
+        The five tests, those of the edges one by one, and the values that they are made from.
+
+    Raises:
+        GraphMismatch: the circuit belongs to another architecture.
+        BadSetting: a number is out of its bounds, the metric compares with the full model, a value is not finite, or the
+            circuit is empty or the whole graph.
+        UnknownName: the metric, the ablation or a word is not known.
+
+    Source: Shi et al. 2024.
+    """
+    if circuit.graph != model.graph:
+        raise GraphMismatch(
+            f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
+        )
+    check_choice("split", split, SPLITS)
+    check_choice("random", random, RANDOM)
+    check_number("alpha", alpha, low=0.0, high=1.0)
+    check_number("quantile", quantile, low=0.0, high=1.0)
+    if not 0 <= check_number("epsilon", epsilon) < 0.5:
+        raise BadSetting(f"epsilon={epsilon!r} must lie from 0 to below 1/2: shares further from 1/2 than that do not exist")
+    check_whole("n_permutations", n_permutations)
+    check_whole("n_random", n_random)
+    if most_members is not None:
+        check_whole("most_members", most_members)
+    if not members(circuit):
+        raise BadSetting("the circuit is empty, so that there is nothing to test")
+    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
+    examples = _examples(task, split, measure)
+    tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
+    circuits = dict(_circuits(circuit, tested, n_random, random, np.random.default_rng([seed, 1])))
+    patching = Patching(model, cut, task.train, memory=memory)
+    values = _evaluate(patching, examples, circuits, measure, progress)
+    settings: dict[str, Any] = {
+        "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
+        "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
+    }  # fmt: skip
+    members_tested = _member_tests(values, tested, n_random, quantile, alpha)
+    tests = (
+        _equivalence(values, epsilon, alpha),
+        _independence(values, n_permutations, alpha, np.random.default_rng([seed, 2])),
+        _minimality(members_tested, quantile, alpha, n_random, len(members(circuit))),
+        _sufficiency(values, n_random, quantile, alpha),
+        _partial_necessity(values, n_random, quantile, alpha),
+    )
+    return HypothesisTests(
+        tests,
+        members_tested,
+        {name: values[name] for name in ("full", "circuit", "complement")},
+        np.array([distance(values["full"], values[f"random{index}"]) for index in range(n_random)]),
+        np.array([distance(values["full"], values[f"random_complement{index}"]) for index in range(n_random)]),
+        len(examples),
+        settings,
+    )
+
+
+def distance(first: Float[np.ndarray, "B"], second: Float[np.ndarray, "B"]) -> float:
+    """d: mean over examples of the absolute difference, those of rounding alone counting 0."""
+    return float((np.abs(first - second) * apart(first, second)).mean())
+
+
+# --- the circuits and their values ---------------------------------------------------------------------------------------
+
+
+def _examples(task: Task, split: str, measure: Metric) -> tuple[Example, ...]:
+    if measure.zero_at_full:
+        raise BadSetting(f"metric '{measure.name}' compares with the full model and is no score of the task: use logit_diff")
+    examples = task.split(split)
+    if len(examples) < 2:
+        raise BadSetting(f"split='{split}' has {len(examples)} examples: a test needs two at least, and better a hundred")
+    if measure.needs_wrong and not all(all(example.wrong) for example in examples):
+        raise BadSetting(f"metric '{measure.name}' needs wrong answers, and the task has examples without: use log_prob")
+    return examples
+
+
+def _draw_members(circuit: Circuit, most: int | None, generator: np.random.Generator) -> list[str]:
+    names = members(circuit)
+    if most is None or most >= len(names):
+        return names
+    return [names[index] for index in np.sort(generator.choice(len(names), most, replace=False))]
+
+
+def _circuits(
+    circuit: Circuit, tested: list[str], n_random: int, random: str, generator: np.random.Generator
+) -> Iterator[tuple[str, Circuit]]:
+    """Every circuit that is run, by name."""
+    yield "full", Circuit.full(circuit.graph)
+    yield "circuit", circuit
+    yield "complement", complement(circuit)
+    for name in tested:
+        yield f"without {name}", without(circuit, name)
+    draw = random_paths if random == "paths" and circuit.granularity == "edge" else random_circuit
+    for index in range(n_random):
+        inflated, reduced = inflate(circuit, generator)
+        drawn = draw(circuit, generator)
+        yield f"inflated{index}", inflated
+        yield f"reduced{index}", reduced
+        yield f"random{index}", drawn
+        yield f"random_complement{index}", complement(drawn)
+
+
+def _evaluate(
+    patching: Patching, examples: tuple[Example, ...], circuits: dict[str, Circuit], measure: Metric, progress: bool
+) -> Values:
+    masks: dict[str, Bool[np.ndarray, "R S"]] = {name: one.mask for name, one in circuits.items()}
+    with progress_bar(patching.n_chunks(examples) * len(masks), "hypothesis tests", "run", progress) as bar:
+        found = patching.evaluate(examples, masks, [measure], bar.update)
+    values = {name: by_metric[measure.name].double().cpu().numpy() for name, by_metric in found.items()}
+    for name, array in values.items():
+        if not np.isfinite(array).all():
+            raise BadSetting(f"metric '{measure.name}' is not finite on some example of circuit '{name}': use logit_diff")
+    return values
+
+
+# --- the five tests ------------------------------------------------------------------------------------------------------
+
+
+def _equivalence(values: Values, epsilon: float, alpha: float) -> HypothesisTest:
+    statistic, p_value, n = sign_test(values["circuit"], values["full"], epsilon)
+    null = f"the circuit scores above the full model about as often as below it: |P - 1/2| < {epsilon:g}"
+    n_ties = len(values["full"]) - n
+    note = f"{n_ties} examples on which both score the same are left out" if n_ties else ""
+    return HypothesisTest("equivalence", null, "|share - 1/2|", statistic, p_value, alpha, n, False, note)
+
+
+def _independence(values: Values, n_permutations: int, alpha: float, generator: np.random.Generator) -> HypothesisTest:
+    statistic, p_value = hsic_test(values["full"], values["complement"], n_permutations, generator)
+    null = "the score of the model without the circuit says nothing about the full model's"
+    n = len(values["full"])
+    return HypothesisTest("independence", null, "HSIC", statistic, p_value, alpha, n, False)
+
+
+def _member_tests(values: Values, tested: list[str], n_random: int, quantile: float, alpha: float) -> MemberTests:
+    chance = np.array([distance(values[f"inflated{index}"], values[f"reduced{index}"]) for index in range(n_random)])
+    effects = np.array([distance(values["circuit"], values[f"without {name}"]) for name in tested])
+    hits = (effects[:, None] > chance[None, :]).sum(1)
+    p_values = np.array([less_often(int(count), n_random, quantile) for count in hits])
+    adjusted = holm(p_values)
+    return MemberTests(tuple(tested), effects, chance, hits / n_random, p_values, adjusted, adjusted <= alpha)
+
+
+def _minimality(found: MemberTests, quantile: float, alpha: float, n_random: int, n_members: int) -> HypothesisTest:
+    null = f"removing any one edge (or head) changes more than removing a random added one, in at least {quantile:.0%} of draws"
+    note = f"{int(found.rejected.sum())} of {len(found.names)} tested do no more than that"
+    if len(found.names) < n_members:
+        note += f"; {n_members - len(found.names)} were not tested"
+    statistic, p_value = float(found.shares.min()), float(found.adjusted.min())
+    return HypothesisTest("minimality", null, "smallest share", statistic, p_value, alpha, n_random, False, note)
+
+
+def _sufficiency(values: Values, n_random: int, quantile: float, alpha: float) -> HypothesisTest:
+    own = distance(values["full"], values["circuit"])
+    hits = sum(own < distance(values["full"], values[f"random{index}"]) for index in range(n_random))
+    null = f"the circuit is closer to the full model than at most {quantile:.0%} of random circuits of its size"
+    p_value = more_often(hits, n_random, quantile)
+    return HypothesisTest("sufficiency", null, "share", hits / n_random, p_value, alpha, n_random, True)
+
+
+def _partial_necessity(values: Values, n_random: int, quantile: float, alpha: float) -> HypothesisTest:
+    own = distance(values["full"], values["complement"])
+    hits = sum(own > distance(values["full"], values[f"random_complement{index}"]) for index in range(n_random))
+    null = f"taking the circuit out changes more than taking out a random one does, in at most {quantile:.0%} of draws"
+    p_value = more_often(hits, n_random, quantile)
+    return HypothesisTest("partial necessity", null, "share", hits / n_random, p_value, alpha, n_random, True)

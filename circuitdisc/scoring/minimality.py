@@ -1,0 +1,270 @@
+"""Minimality: is every part of the circuit needed for something?
+
+With m the mean of the metric over a split, M the full model, C the circuit and v one of its parts:
+
+    change(v, K)  |m(C \\ (K + v)) - m(C \\ K)|
+    v passes      if some K within C has change(v, K) >= 1 % of |m(M)|
+
+A part may look idle because another one does the same; K takes that other one out. For each v the K with the largest change
+is taken, on the train split, from: nothing; random sets without v, each part with probability 1/2; classes of heads, less v
+itself; and a greedy set grown for v alone. The change is then measured on the split asked for.
+
+Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arxiv.org/abs/2211.00593).
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting
+from circuitdisc.models.model import Model
+from circuitdisc.patching.part_removal import PartRemoval
+from circuitdisc.patching.parts import PartKind, without
+from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
+from circuitdisc.scoring.resampled import interval, plain, resampled_means
+from circuitdisc.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Need:
+    """How much one part is needed.
+
+    Args:
+        part: v.
+        kind: where K comes from: `empty`, `random 3`, a class's name, or `greedy`.
+        removed: the set K.
+        before, after: m(C \\ K) and m(C \\ (K + v)).
+        change: how far they lie apart.
+        low, high: its bootstrap interval over examples; None for fewer than two examples.
+        share: the change as a fraction of |m(M)|.
+        passes: the share reaches the threshold.
+    """
+
+    part: str
+    kind: str
+    removed: Names
+    before: float
+    after: float
+    change: float
+    low: float | None
+    high: float | None
+    share: float
+    passes: bool
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """How minimal a circuit is.
+
+    Args:
+        needs: one for each part.
+        full: m(M).
+        threshold: the fraction of |m(M)| that a part must change.
+        n: examples.
+        by: what the parts are.
+        cost: node evaluations, runs and seconds.
+    """
+
+    needs: tuple[Need, ...]
+    full: float
+    threshold: float
+    by: PartKind
+    n: int
+    split: str
+    ablation: str
+    metric: str
+    confidence: float
+    cost: Mapping[str, float]
+
+    @property
+    def n_passed(self) -> int:
+        return sum(need.passes for need in self.needs)
+
+    @property
+    def share_passed(self) -> float:
+        """Share of the parts that pass."""
+        return self.n_passed / len(self.needs)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each part, the least needed first."""
+        return [
+            {
+                self.by: need.part,
+                "K": need.kind,
+                "size of K": len(need.removed),
+                "change": need.change,
+                "low": need.low,
+                "high": need.high,
+                "share": need.share,
+                "passes": need.passes,
+            }
+            for need in sorted(self.needs, key=lambda need: need.change)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "n_passed": self.n_passed, "share_passed": self.share_passed}
+
+
+def minimality(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    *,
+    by: str | None = None,
+    threshold: float = 0.01,
+    n_random: int = 10,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    greedy_size: int | None = None,
+    greedy_width: int = 5,
+    split: str = "heldout",
+    ablation: str | Ablation | dict[str, Any] | None = None,
+    metric: str | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> Minimality:
+    """Find, for each part of a circuit, a set K in whose absence the part matters most.
+
+    Args:
+        by: `head`, `node` (heads and MLPs) or `edge`; None: heads for a head circuit, nodes for any other.
+        threshold: the fraction of |m(M)| that a part must change to pass.
+        n_random: random sets K, shared by all parts; each serves the parts that it does not hold.
+        classes: name -> parts; None takes the groups that the circuit was built with.
+        greedy_size: the largest greedy set, grown for each part alone; None: 5, and 0 (none) for edges.
+        greedy_width: random candidates at each step.
+        split: `train` or `heldout`.
+        ablation: what cut edges carry; None takes what the circuit was found with.
+        metric: None takes what the circuit was found with.
+        confidence: coverage of the intervals.
+        seed: of the sets and the bootstrap.
+        memory: budget for activations; both splits are held in memory.
+
+    Raises:
+        GraphMismatch: the circuit belongs to another architecture, or a class names a part that it does not have.
+        BadSetting: the full model's metric is 0, a number is out of its bounds, the circuit or the split is empty, or the
+            examples do not fit the memory.
+        UnknownName: a name is not known.
+
+    Source: Wang et al. 2022, section 4.
+    """
+    check_number("threshold", threshold, low=0.0)
+    check_whole("n_random", n_random, 0)
+    size = (0 if by == "edge" else 5) if greedy_size is None else check_whole("greedy_size", greedy_size, 0)
+    check_whole("greedy_width", greedy_width)
+    check_confidence(confidence)
+    started = time.perf_counter()
+    one = subject(model, task, circuit, by, split, ablation, metric, memory)
+    full = float(one.judge.values(one.full).mean())
+    if one.metric.zero_at_full or full == 0:
+        raise BadSetting(
+            f"metric '{one.metric.name}' is 0 for the full model, and no part can change a fraction of 0: "
+            "use another metric, such as logit_diff"
+        )
+    generator = np.random.default_rng(seed)
+    named = class_sets(one, classes)
+    sets = {"empty": (), **{f"random {i + 1}": k for i, k in enumerate(random_sets(one.parts, n_random, generator))}}
+    steps = len(one.parts) * min(size, len(one.parts) - 1)
+    with progress_bar(len(sets) + len(named) + steps, "minimality", "set", progress) as bar:
+        chosen = _Chosen()
+        for name, removed in sets.items():
+            chosen.offer(name, removed, *_outside(one, removed))
+            bar.update(1)
+        for name, removed in named.items():
+            chosen.offer(name, removed, *_outside(one, removed))
+            _offer_inside(one, chosen, name, removed)
+            bar.update(1)
+        for part in one.parts if size else ():
+            grown, change = _greedy(one, part, size, greedy_width, generator, bar.update)
+            chosen.offer("greedy", grown, (part,), (change,))
+        needs = _judged(one, chosen, full, threshold, confidence, seed)
+    one.patching.cost.seconds = time.perf_counter() - started
+    label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
+    return Minimality(needs, full, float(threshold), one.by, one.n, one.split, label, one.metric.name, confidence, cost)
+
+
+class _Chosen:
+    """For each part, the K with the largest change so far; among equals the first stays."""
+
+    def __init__(self) -> None:
+        self.best: dict[str, tuple[float, str, Names]] = {}
+
+    def offer(self, kind: str, removed: Names, parts: Sequence[str], changes: Sequence[float] | np.ndarray) -> None:
+        for part, change in zip(parts, changes, strict=True):
+            if part not in self.best or clearly_larger(float(change), self.best[part][0]):
+                self.best[part] = float(change), kind, removed
+
+
+def _changes(removal: PartRemoval, circuit: Circuit, removed: Names, parts: Names) -> Float[np.ndarray, "P 2 B"]:
+    """Metric values of the circuit without K, before and after each of these parts is taken out, too."""
+    mask = without(circuit.graph, circuit.mask, removed)
+    after = removal.each_removed(mask, parts)
+    return np.stack([np.broadcast_to(removal.values(mask), after.shape), after], axis=1)
+
+
+def _mean_changes(removal: PartRemoval, circuit: Circuit, removed: Names, parts: Names) -> Float[np.ndarray, "P"]:
+    return np.abs(np.diff(_changes(removal, circuit, removed, parts).mean(-1), axis=1))[:, 0]
+
+
+def _outside(one: Subject, removed: Names) -> tuple[Names, Float[np.ndarray, "P"]]:
+    """The parts that K does not hold, and how much each changes in its absence."""
+    parts = tuple(part for part in one.parts if part not in set(removed))
+    return parts, _mean_changes(one.search, one.circuit, removed, parts)
+
+
+def _offer_inside(one: Subject, chosen: _Chosen, name: str, members: Names) -> None:
+    """A class also serves its own members: K is the rest of the class."""
+    for part in members:
+        rest = tuple(other for other in members if other != part)
+        chosen.offer(name, rest, (part,), _mean_changes(one.search, one.circuit, rest, (part,)))
+
+
+def _greedy(
+    one: Subject, part: str, size: int, width: int, generator: np.random.Generator, on_step: Any
+) -> tuple[Names, float]:
+    """The set in whose absence this part changes most, grown greedily."""
+    graph, mask = one.circuit.graph, one.circuit.mask
+
+    def changes(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
+        with_part, without_part = (
+            one.search.each_removed(without(graph, mask, removed), candidates).mean(1) for removed in (grown, (*grown, part))
+        )
+        return np.abs(without_part - with_part)
+
+    others = tuple(other for other in one.parts if other != part)
+    return grow(others, changes, size, width, generator, on_step)
+
+
+def _judged(one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int) -> tuple[Need, ...]:
+    """Each part's change under its chosen K, on the split that figures are given for."""
+    pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
+    for removed, parts in _by_set(chosen):
+        pairs |= zip(parts, _changes(one.judge, one.circuit, removed, parts), strict=True)
+    values = np.stack([pairs[part] for part in one.parts])
+    low, high = interval(np.abs(np.diff(resampled_means(values, seed), axis=1))[:, 0], confidence)
+    needs = []
+    for row, part in enumerate(one.parts):
+        before, after = (float(mean) for mean in values[row].mean(-1))
+        _, kind, removed = chosen.best[part]
+        change, share = abs(after - before), abs(after - before) / abs(full)
+        ends = plain(low[row]), plain(high[row])
+        needs.append(Need(part, kind, removed, before, after, change, *ends, share, share >= threshold))
+    return tuple(needs)
+
+
+def _by_set(chosen: _Chosen) -> Iterator[tuple[Names, Names]]:
+    """Each chosen K with the parts that it was chosen for, so that they are measured together."""
+    found: dict[Names, list[str]] = defaultdict(list)
+    for part, (_, _, removed) in chosen.best.items():
+        found[removed].append(part)
+    for removed, parts in found.items():
+        yield removed, tuple(parts)

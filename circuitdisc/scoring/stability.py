@@ -1,0 +1,232 @@
+"""Stability: would other examples of the same task have given the same circuit?
+
+1. Draw the examples of the train split again, with replacement, as many as there are.
+2. Find the circuit on them by the same algorithm with the same settings.
+3. Repeat, and compare all pairs of circuits: mean Jaccard index of their edges, and of their heads; and count how often each
+   edge and head was found.
+
+The interval is the jackknife's over circuits: it says how far the mean would move with other draws of the same examples, and
+shrinks as more are drawn. It says nothing of other examples than those of the train split.
+
+Sources: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; Arvesen 1969, "Jackknifing U-Statistics".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery import discover
+from circuitdisc.errors import BadTask
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.model import Model
+from circuitdisc.progress import progress_bar
+from circuitdisc.tasks.base import Task
+
+STABLE = 0.8
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike the circuits are in one kind of thing. C circuits, N things.
+
+    Args:
+        kind: `edges` or `heads`.
+        names: of all of the graph's.
+        shares: share of the circuits that have each. [N]
+        pairs: Jaccard index of every two circuits; 1 for two that have none. [C, C]
+        with_whole: Jaccard index of each circuit with that of the whole train split. [C]
+        low, high: jackknife interval of `mean`; None for two circuits.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    shares: Float[np.ndarray, "N"]
+    pairs: Float[np.ndarray, "C C"]
+    with_whole: Float[np.ndarray, "C"]
+    low: float | None
+    high: float | None
+
+    @property
+    def mean(self) -> float:
+        """Mean Jaccard index over the pairs of different draws."""
+        return mean_of_pairs(self.pairs)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each that was found at all, the most frequent first."""
+        order = np.argsort(-self.shares, kind="stable")
+        return [{"name": self.names[i], "share": float(self.shares[i])} for i in order if self.shares[i] > 0]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Circuits found on bootstrap samples of the train split.
+
+    Args:
+        edges, heads: how alike they are.
+        circuits: what was found on each sample.
+        whole: what was found on the train split itself.
+        n: bootstrap samples.
+        n_examples: examples in each.
+        confidence: coverage of the intervals.
+        settings: the algorithm and how it was called.
+    """
+
+    edges: Likeness
+    heads: Likeness
+    circuits: tuple[Circuit, ...]
+    whole: Circuit
+    n: int
+    n_examples: int
+    confidence: float
+    settings: Mapping[str, Any]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for edges, a line for heads."""
+        return [
+            {
+                "of": one.kind,
+                "Jaccard": one.mean,
+                "low": one.low,
+                "high": one.high,
+                "stable": one.mean > STABLE,
+                "with whole": float(one.with_whole.mean()),
+                "ever found": int((one.shares > 0).sum()),
+                "always found": int((one.shares == 1).sum()),
+                "n": self.n,
+            }
+            for one in (self.edges, self.heads)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON; what was never found is left out."""
+        return {
+            "format": "circuitdisc.stability",
+            "version": 1,
+            "table": self.table(),
+            "shares": {one.kind: {row["name"]: row["share"] for row in one.table()} for one in (self.edges, self.heads)},
+            "sizes": [circuit.n_edges for circuit in self.circuits],
+            "n": self.n,
+            "n_examples": self.n_examples,
+            "confidence": self.confidence,
+            "settings": dict(self.settings),
+        }
+
+
+def stability(
+    model: Model,
+    task: Task,
+    algorithm: str = "eap_ig",
+    *,
+    n_bootstrap: int = 100,
+    vary_seed: bool = False,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+    **settings: Any,
+) -> Stability:
+    """Find the circuit again on bootstrap samples of the train split.
+
+    Args:
+        algorithm: its name; it is run n_bootstrap + 1 times, so take a quick one, or fewer samples.
+        n_bootstrap: samples. A hundred are usual.
+        vary_seed: give the algorithm a new seed each time, too, so that its own chance is part of what is measured.
+        confidence: coverage of the intervals.
+        seed: of the draws, and of the algorithm.
+        **settings: as of `discover`: `ablation`, `metric`, `memory`, `allow_chance`, and the algorithm's own.
+
+    Raises:
+        BadTask: the train split has fewer than two examples.
+        BadSetting: a number is out of its bounds.
+        CircuitdiscError: as `discover`; whether the model does the task is asked once, on the whole split.
+    """
+    check_whole("n_bootstrap", n_bootstrap, 2)
+    check_confidence(confidence)
+    n = len(task.train)
+    if n < 2:
+        raise BadTask(
+            f"the train split of '{task.name}' has {n} examples: a bootstrap needs two at least, and better a hundred"
+        )
+    generator = np.random.default_rng(seed)
+    found: list[Circuit] = []
+    with progress_bar(n_bootstrap + 1, f"stability of {algorithm}", "circuit", progress) as bar:
+        whole = discover(model, task, algorithm, seed=seed, **settings).circuit
+        bar.update()
+        for index in range(n_bootstrap):
+            sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
+            own = seed + 1 + index if vary_seed else seed
+            found.append(discover(model, sample, algorithm, seed=own, **{**settings, "allow_chance": True}).circuit)
+            bar.update()
+    names, sets = _edges(model.graph, [*found, whole])
+    head_names, head_sets = _heads(model.graph, [*found, whole])
+    done = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, **whole.provenance.to_dict()}
+    return Stability(
+        likeness("edges", names, sets[:-1], sets[-1], confidence),
+        likeness("heads", head_names, head_sets[:-1], head_sets[-1], confidence),
+        tuple(found),
+        whole,
+        n_bootstrap,
+        n,
+        confidence,
+        done,
+    )
+
+
+def likeness(
+    kind: str,
+    names: Sequence[str],
+    sets: Bool[np.ndarray, "C N"],
+    whole: Bool[np.ndarray, "N"],
+    confidence: float = 0.95,
+) -> Likeness:
+    """How alike sets are.
+
+    Args:
+        sets: True where a circuit has the thing.
+        whole: the same of the circuit of the whole train split.
+    """
+    pairs = jaccard(sets, sets)
+    low, high = jackknife_interval(pairs, confidence)
+    return Likeness(kind, tuple(names), sets.mean(0), pairs, jaccard(sets, whole[None])[:, 0], low, high)
+
+
+def jaccard(first: Bool[np.ndarray, "C N"], second: Bool[np.ndarray, "D N"]) -> Float[np.ndarray, "C D"]:
+    """Shared over all of the two, for every pair; 1 for two empty sets."""
+    shared = first.astype(np.float64) @ second.astype(np.float64).T
+    union = first.sum(1)[:, None] + second.sum(1)[None, :] - shared
+    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+
+
+def mean_of_pairs(pairs: Float[np.ndarray, "C C"]) -> float:
+    """Mean off the diagonal."""
+    n = len(pairs)
+    return float((pairs.sum() - np.trace(pairs)) / (n * (n - 1)))
+
+
+def jackknife_interval(pairs: Float[np.ndarray, "C C"], confidence: float) -> tuple[float | None, float | None]:
+    """Interval of the mean over pairs, by leaving out one circuit at a time; within 0 and 1. None for fewer than three."""
+    n = len(pairs)
+    if n < 3:
+        return None, None
+    with_others = pairs.sum(1) - np.diag(pairs)
+    left_out = (with_others.sum() - 2 * with_others) / ((n - 1) * (n - 2))
+    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+    reach = error * float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    mean = mean_of_pairs(pairs)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def _edges(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
+    names = [graph.edge_name(int(receiver), int(sender)) for receiver, sender in np.argwhere(graph.edge_mask)]
+    return names, np.array([circuit.mask[graph.edge_mask] for circuit in circuits])
+
+
+def _heads(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
+    names = [node.name for node in graph.senders if node.kind == "head"]
+    kept = [set(circuit.heads()) for circuit in circuits]
+    return names, np.array([[name in heads for name in names] for heads in kept], dtype=bool).reshape(len(kept), len(names))
