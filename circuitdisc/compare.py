@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.files import read_json, write_json
@@ -39,6 +40,7 @@ def compare_runs(
     scale: float | None = None,
     attend: tuple[str | int, str | int] | None = None,
     share: float = 1.0,
+    mix: bool = False,
     n_random: int = 20,
     confidence: float = 0.95,
     seed: int = 0,
@@ -57,6 +59,7 @@ def compare_runs(
         scale: what their outputs are multiplied by; None: 0, unless `attend` is given.
         attend: (query, key), the positions that their attention is moved from and to.
         share: how much of it.
+        mix: compare circuits that were found under different ablations, each judged under its own.
         n_random: random circuits, and draws of other heads.
 
     Returns:
@@ -66,7 +69,7 @@ def compare_runs(
         BadRun: a folder is no run, or has no circuit yet, or `out` is taken.
         GraphMismatch: the runs' models differ in architecture.
         UnknownName: a head or a position is not known.
-        BadSetting: a setting cannot be used.
+        BadSetting: a setting cannot be used, or the circuits were found under different ablations and `mix` is not set.
     """
     asked: dict[str, Any] = {"heads": heads, "scale": scale, "attend": attend, "share": share}
     given = [name for name in ("heads", "scale", "attend") if asked[name] is not None]
@@ -77,6 +80,12 @@ def compare_runs(
     runs = {"A": Run.open(run_a), "B": Run.open(run_b)}
     sides = {label: _side(run) for label, run in runs.items()}
     found = overlap(sides["A"].circuit, sides["B"].circuit)
+    labels = {label: get_ablation(run.config["ablation"]).label for label, run in runs.items()}
+    if labels["A"] != labels["B"] and not mix:
+        raise BadSetting(
+            f"the circuits were found under different ablations ({labels['A']} and {labels['B']}), under which different edges "
+            "count: find both under one of them, or compare them all the same with mix=true"
+        )
     changes = _changes(sides["A"].circuit, found["heads"], asked)
     folder = Path(out) if out is not None else _default_folder(runs)
     settings = {"runs": [str(run.folder) for run in runs.values()], "interventions": interventions, **asked}

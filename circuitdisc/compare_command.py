@@ -17,6 +17,7 @@ settings, with their defaults:
     scale=null              what the heads' outputs are multiplied by; null: 0, unless attend is given
     attend=null             query:key, the positions that the heads' attention is moved from and to, as end:s2
     share=1                 how much of the attention is moved
+    mix=false               true: circuits that were found under different ablations, each judged under its own
     n_random=20             random circuits, and draws of other heads
     confidence=0.95         of the intervals
     seed=0                  of the random circuits and heads
@@ -47,7 +48,7 @@ def parse_settings(args: Sequence[str]) -> dict[str, Any]:
     """
     readers = {
         "interventions": str, "out": str, "memory": str, "heads": _names, "attend": _pair, "scale": _number, "share": _number,
-        "confidence": _number, "n_random": _whole, "seed": _whole, "progress": _truth,
+        "confidence": _number, "n_random": _whole, "seed": _whole, "progress": _truth, "mix": _truth,
     }  # fmt: skip
     settings: dict[str, Any] = {}
     for arg in args:

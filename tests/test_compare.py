@@ -61,6 +61,19 @@ def model_and_task(folder):
     return model, cd.load_task(settings.pop("name"), model, seed=config["seed"], **settings)
 
 
+def test_two_ablations_are_not_mixed_unless_asked(runs, tmp_path):
+    other = tmp_path / "zero"
+    shutil.copytree(runs / "long", other)
+    config = json.loads((other / "config.json").read_text())
+    config["ablation"] = {**config["ablation"], "kind": "zero"}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadSetting, match="resample and zero"):
+        compare_runs(runs / "short", other, out=tmp_path / "c", **QUICK)
+    assert not (tmp_path / "c").exists()
+    comparison, _ = compare_runs(runs / "short", other, out=tmp_path / "c", mix=True, **QUICK)
+    assert any("different ablations" in note for note in comparison.notes)
+
+
 # --- the figures ---------------------------------------------------------------------------------------------------------
 
 
