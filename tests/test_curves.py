@@ -111,7 +111,9 @@ def test_controls_are_chosen_from_random_scores():
     for which in range(3):
         heights = [point.controls[which] for point in some.points]
         assert some.cpr.controls[which] == pytest.approx(literal_area(SHARES, heights))
-    curve(model, task, lambda size: asked.append(size) or Circuit.empty(model.graph), shares=SHARES, n_random=0)
+    curve(
+        model, task, lambda size: asked.append(size) or Circuit.empty(model.graph), shares=SHARES, n_random=0, ablation="mean"
+    )
     assert asked == [int(np.ceil(share * model.graph.n_edges)) for share in SHARES]
 
 

@@ -173,12 +173,12 @@ def test_what_cannot_be_tested_is_refused():
     unusable: list[dict[str, Any]] = [{"epsilon": 0.5}, {"alpha": 2.0}, {"n_random": 0}, {"metric": "kl"}, {"most_members": 0}]
     for bad in unusable:
         with pytest.raises(BadSetting):
-            hypothesis_tests(model, task, circuit, **bad)
+            hypothesis_tests(model, task, circuit, ablation="resample", **bad)
     with pytest.raises(UnknownName):
         hypothesis_tests(model, task, circuit, random="walks")
     with pytest.raises(BadSetting, match="empty"):
-        hypothesis_tests(model, task, Circuit.empty(model.graph))
+        hypothesis_tests(model, task, Circuit.empty(model.graph), ablation="resample")
     with pytest.raises(BadSetting, match="whole graph"):
-        hypothesis_tests(model, task, Circuit.full(model.graph))
+        hypothesis_tests(model, task, Circuit.full(model.graph), ablation="resample")
     with pytest.raises(BadSetting, match="0 examples"):
-        hypothesis_tests(model, Task("none", tuple(random_examples(model, 3)), ()), circuit)
+        hypothesis_tests(model, Task("none", tuple(random_examples(model, 3)), ()), circuit, ablation="resample")

@@ -178,7 +178,9 @@ def test_ablation_and_metric_are_those_the_circuit_was_found_with():
     model = shared("attention_only")
     task = random_task(model)
     circuit = some_circuit(model.graph)
-    assert score(model, task, circuit, n_random=0).get("ratio").ablation == "mean (per group and position)"
+    with pytest.raises(BadSetting, match="under which ablation it was found"):
+        score(model, task, circuit, n_random=0)
+    assert score(model, task, circuit, ablation="mean", n_random=0).get("ratio").ablation == "mean (per group and position)"
     provenance = Provenance(ablation=Ablation("mean", "position").to_dict(), metric="prob_diff")
     found = score(model, task, circuit.with_provenance(provenance), n_random=0).get("ratio")
     assert (found.ablation, found.metric) == ("mean (per position)", "prob_diff")
@@ -189,7 +191,7 @@ def test_ablation_and_metric_are_those_the_circuit_was_found_with():
 def test_a_split_without_examples_has_no_scores():
     model = shared("attention_only")
     task = random_task(model)
-    found = score(model, replace(task, heldout=()), some_circuit(model.graph), n_random=0)
+    found = score(model, replace(task, heldout=()), some_circuit(model.graph), ablation="mean", n_random=0)
     assert {one.split for one in found.scores} == {"train"}
     assert found.get("kl", "train").controls == ()
     with pytest.raises(KeyError, match="no score 'kl' on 'heldout'"):
@@ -206,7 +208,7 @@ def test_a_circuit_of_another_graph_is_refused():
 def test_numbers_out_of_bounds_are_refused(rule: dict[str, Any]):
     model = shared("attention_only")
     with pytest.raises(BadSetting, match=next(iter(rule))):
-        score(model, random_task(model), Circuit.full(model.graph), **rule)
+        score(model, random_task(model), Circuit.full(model.graph), **{"ablation": "mean", **rule})
 
 
 def test_unknown_metrics_and_ablations_are_refused():
@@ -214,7 +216,7 @@ def test_unknown_metrics_and_ablations_are_refused():
     rules: tuple[dict[str, Any], ...] = ({"metric": "logit_dif"}, {"ablation": "means"})
     for rule in rules:
         with pytest.raises(UnknownName, match="Did you mean"):
-            score(model, random_task(model), Circuit.full(model.graph), **rule)
+            score(model, random_task(model), Circuit.full(model.graph), **{"ablation": "mean", **rule})
 
 
 # --- undefined scores ----------------------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ def test_faithfulness_is_a_ratio_of_means_and_never_a_mean_of_ratios():
 def test_kl_as_the_metric_has_no_ratio():
     """The full model's KL to itself is 0."""
     model = shared("attention_only")
-    found = score(model, random_task(model), some_circuit(model.graph), metric="kl", n_random=1)
+    found = score(model, random_task(model), some_circuit(model.graph), ablation="mean", metric="kl", n_random=1)
     one = found.get("ratio")
     assert one.value is None
     assert "0" in one.note
@@ -337,7 +339,7 @@ def test_controls_differ_from_draw_to_draw_and_use_every_edge(make):
 def test_the_same_seed_gives_the_same_scores():
     model = shared("attention_only")
     task, circuit = random_task(model), some_circuit(model.graph)
-    first, again, other = (score(model, task, circuit, n_random=3, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (score(model, task, circuit, ablation="mean", n_random=3, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.get("ratio").value == other.get("ratio").value
     assert first.get("ratio").controls != other.get("ratio").controls
@@ -422,7 +424,7 @@ def test_json_brings_back_the_scores(table):
 
 def test_scores_of_a_run_come_back_and_are_plain_json():
     model = shared("attention_only")
-    found = score(model, random_task(model), some_circuit(model.graph), n_random=2)
+    found = score(model, random_task(model), some_circuit(model.graph), ablation="mean", n_random=2)
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert Scores.from_dict(json.loads(text)) == found
 

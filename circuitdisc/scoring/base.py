@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from circuitdisc.errors import BadFile
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.circuit import Provenance
+from circuitdisc.errors import BadFile, BadSetting
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,21 @@ class Scores:
             return cls(**{name: data[name] for name in fields}, scores=rows)
         except (KeyError, TypeError) as error:
             raise BadFile(f"not a table of scores: missing or malformed key {error}") from error
+
+
+def judging_ablation(ablation: str | Ablation | Mapping[str, Any] | None, found_with: Provenance) -> Ablation:
+    """The ablation that a score is taken under: the one asked for, or that under which the circuit was found.
+
+    None is assumed where neither is known (a circuit made by hand, or by set algebra): the same circuit scores differently
+    under another ablation, and a score under a tacit one looks as right as any.
+
+    Raises:
+        BadSetting: neither is known.
+    """
+    chosen = ablation or found_with.ablation
+    if not chosen:
+        raise BadSetting(
+            'the circuit does not say under which ablation it was found: give one, for example ablation="resample", or keep '
+            "where it came from (circuit.with_provenance)"
+        )
+    return get_ablation(dict(chosen) if isinstance(chosen, Mapping) else chosen)

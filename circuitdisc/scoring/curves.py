@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import integrate
 
-from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
@@ -37,7 +37,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import check_finite
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.base import Score, judging_ablation
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.removals import check_graph, check_split
 from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
@@ -166,7 +166,7 @@ def curve(
         check_graph(model, circuit)
     whole_heads = _whole_heads(circuits)
     provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
-    cut = get_ablation(ablation or dict(provenance.ablation) or "mean")
+    cut = judging_ablation(ablation, provenance)
     measure = get_metric(metric or provenance.metric or task.metric)
     generator = np.random.default_rng(seed)
     empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch
@@ -30,6 +30,7 @@ from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
@@ -108,7 +109,7 @@ def hypothesis_tests(
     if not members(circuit):
         raise BadSetting("the circuit is empty, so that there is nothing to test")
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
-    cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
+    cut = judging_ablation(ablation, circuit.provenance)
     examples = _examples(task, split, measure)
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
     circuits = dict(_circuits(circuit, tested, n_random, random, np.random.default_rng([seed, 1])))

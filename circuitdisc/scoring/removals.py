@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch
@@ -22,6 +22,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import PartKind, check_parts, part_kind, parts_of
+from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.tasks.base import Task
 
 SPLITS = ("train", "heldout")
@@ -89,7 +90,7 @@ def subject(
         raise BadSetting(
             f"the circuit has no {kind}s, so that nothing can be taken out of it: give a larger circuit, or another by="
         )
-    cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
+    cut = judging_ablation(ablation, circuit.provenance)
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
     return Subject(task, circuit, Patching(model, cut, task.train, memory=memory), measure, kind, parts, split)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import GraphMismatch
@@ -13,7 +13,7 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.scoring.base import Score, Scores, judging_ablation
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.tasks.base import Task
@@ -53,7 +53,7 @@ def score(
         )
     check_whole("n_random", n_random, 0)
     check_confidence(confidence)
-    cut = get_ablation(ablation or dict(circuit.provenance.ablation) or "mean")
+    cut = judging_ablation(ablation, circuit.provenance)
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
     masks = _masks(model, circuit, n_random, seed)
     metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
