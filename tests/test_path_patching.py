@@ -94,6 +94,15 @@ def test_the_shipped_multi_task_model_equals_two_passes():
         assert assert_equal_to_two_passes(model, paths, receivers, *positions, senders=senders)
 
 
+def test_the_shipped_toy_equals_two_passes():
+    model = cd.load_model("toys/induction", dtype="float64")
+    task = cd.load_task("induction", model, n=3, length=6)
+    patching = Patching(model, Ablation("resample"), task.train)
+    paths = PathPatching(patching, patching.hold(task.train), METRICS["logit_diff"])
+    for receivers, at in ((["logits"], "end"), (["a1.h0<k>", "a1.h1<k>"], "all"), (["a1.h0<q>", "a1.h1<v>"], ["b1", "end"])):
+        assert_equal_to_two_passes(model, paths, receivers, "all", at)
+
+
 def test_chunks_and_padding_do_not_matter():
     model = model_of("gpt2")
     task = random_task(model, 6)
