@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ examples:
 `circuitdisc discover --help` lists every setting. RUN is a run's folder."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
+LATER = ("compare", "heads")  # commands with a file of their own: commands/NAME.py with NAME_command(args) -> text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "resume": _resume,
         "list": _list,
-        "compare": _compare,
         "export": _export,
-        "heads": _heads,
-    }
+    } | {name: partial(_later, name) for name in LATER}
     try:
         if args[0] not in commands:
             raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
@@ -164,6 +164,10 @@ def _score(args: list[str]) -> int:
         from circuitdisc.judge import judge
 
         print(judge(folder, parse_changes(overrides)).text())
+        if not overrides:
+            from circuitdisc.pipeline import write_page
+
+            print(f"\nreport  {write_page(folder)}")
         return 0
     from circuitdisc.pipeline import rescore
     from circuitdisc.report import scores_table
@@ -198,18 +202,11 @@ def _export(args: list[str]) -> int:
     return 0
 
 
-def _compare(args: list[str]) -> int:
-    from circuitdisc.compare_command import HELP as SETTINGS
-    from circuitdisc.compare_command import compare_command
+def _later(name: str, args: list[str]) -> int:
+    """Run a command of `circuitdisc/commands/`, and print what it gives."""
+    from importlib import import_module
 
-    print(SETTINGS if {"-h", "--help"} & set(args) else compare_command(args))
-    return 0
-
-
-def _heads(args: list[str]) -> int:
-    from circuitdisc.heads_command import heads_command
-
-    print(heads_command(args))
+    print(getattr(import_module(f"circuitdisc.commands.{name}"), f"{name}_command")(args))
     return 0
 
 

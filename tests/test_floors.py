@@ -15,7 +15,8 @@ FLOORS = (
     ("patching", "runs", "exchange", "neuron_sets", "compiled"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "report"),
-    ("pipeline", "config", "compare", "compare_command", "heads_command", "judge"),
+    ("pipeline", "config", "compare", "judge"),
+    ("commands",),
     ("cli", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -23,8 +24,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("compare", "pipeline"), ("judge", "pipeline"), ("compare_command", "compare"),
-    ("heads_command", "config"), ("heads_command", "pipeline"),
+    ("compare", "pipeline"), ("judge", "pipeline"),
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, UnknownName
+from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
+from circuitdisc.errors import BadRun, UnknownName
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ TOOLS = {
         ("ablation", "metric"),
     ),
 }
-COMMON = ("seed", "memory", "threads", "progress", "out")
 LISTS = ("roles", "order", "knock_out", "layers", "sizes", "steps")
 RESULT, ARRAYS, PAGE = "result.json", "arrays.npz", "report.html"
 
@@ -80,7 +80,7 @@ def heads_command(args: Sequence[str]) -> str:
     Raises:
         CircuitdiscError: bad input. Nothing is left behind.
     """
-    asks = {"-h", "--help"} & set(args)
+    asks = asks_for_help(args)
     if not args or args[0].startswith("-"):
         if args and not asks:
             raise UnknownName("tool of heads", args[0], TOOLS, "`circuitdisc heads --help` describes them.")
@@ -89,7 +89,7 @@ def heads_command(args: Sequence[str]) -> str:
         raise UnknownName("tool of heads", args[0], TOOLS, "`circuitdisc heads --help` describes them.")
     if asks:
         return tool_help(args[0])
-    config = parse(args[0], args[1:])
+    config = tool_settings(args[0], args[1:])
     config["command"] = shlex.join(["circuitdisc", "heads", *args])
     return run_tool(args[0], config)
 
@@ -101,67 +101,20 @@ def heads_help() -> str:
 
 def tool_help(name: str) -> str:
     """A tool's settings, read from conf/heads."""
-    from circuitdisc.config import conf_dir, setting_lines
-
     tool = TOOLS[name]
-    parts = [
-        f"circuitdisc heads {name} [key=value ...]",
-        "",
-        f"{tool.heading}: {tool.summary}.",
-        "",
-        "settings, with their defaults:",
-    ]
-    parts += setting_lines(conf_dir() / "heads" / f"{name}.yaml", "")
-    parts += ["", "model=NAME, model.KEY=..., task=NAME, task.KEY=... as for `circuitdisc discover`"]
-    parts += [f"{group}=NAME, {group}.KEY=... as for `circuitdisc discover`" for group in tool.groups]
-    common = setting_lines(conf_dir() / "config.yaml", "")
-    parts += [
-        "",
-        *(line for line in common if line.strip().partition("=")[0] in COMMON and not line.strip().startswith("out=")),
-    ]
-    parts += [f"    {'out=null':<40} folder; null: runs/heads-{name}_<model>_<task>_<date and time>"]
-    return "\n".join(parts)
+    folder = f"runs/heads-{name}_<model>_<task>_<date and time>"
+    what = f"{tool.heading}: {tool.summary}."
+    return help_text(f"heads {name}", what, f"heads/{name}", ("model", "task", *tool.groups), folder=folder)
 
 
-def parse(name: str, args: Sequence[str]) -> dict[str, Any]:
+def tool_settings(name: str, args: Sequence[str]) -> dict[str, Any]:
     """Sections `model`, `task`, `settings` (the tool's own), its groups, and the common settings.
 
     Raises:
         UnknownName: there is no such setting.
         BadSetting: it cannot be read, or a tool does not take it.
     """
-    from omegaconf import OmegaConf
-
-    from circuitdisc.config import check_overrides, compose, conf_dir, rewrite
-
-    defaults = OmegaConf.load(conf_dir() / "heads" / f"{name}.yaml")
-    own = [arg for arg in args if arg.partition("=")[0] in defaults and "=" in arg]
-    others = [arg for arg in args if arg not in own]
-    sections = ("model", "task", *TOOLS[name].groups)
-    for arg in others:
-        key = arg.partition("=")[0].partition(".")[0]
-        if "=" in arg and key not in (*sections, *COMMON):
-            raise UnknownName(f"setting of heads {name}", key, [*map(str, defaults), *sections, *COMMON])
-    overrides = rewrite(list(others))
-    check_overrides(overrides)
-    plain: Any = OmegaConf.to_container(compose(overrides), resolve=True)
-    return {key: plain[key] for key in (*sections, *COMMON)} | {"settings": _own_settings(defaults, own)}
-
-
-def _own_settings(defaults: Any, args: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(args)), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise BadSetting(f"these settings cannot be read: {' '.join(args)} ({' '.join(str(error).split())})") from error
-    settings: Any = OmegaConf.to_container(defaults)
-    for key, value in given.items():
-        several = key in LISTS and isinstance(value, str) and "," in value
-        settings[key] = [one.strip() for one in value.split(",")] if several else value
-    return settings
+    return parse(f"heads {name}", f"heads/{name}", args, ("model", "task", *TOOLS[name].groups), LISTS)
 
 
 def run_tool(name: str, config: Mapping[str, Any]) -> str:
@@ -177,7 +130,7 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     tool, started = TOOLS[name], datetime.now().astimezone()
     folder = Path(config["out"]) if config["out"] else default_folder(name, config)
     check_free(folder)
-    _set_threads(config["threads"])
+    set_threads(config["threads"])
     clock = time.perf_counter()
     found, subject = _call(name, config)
     description = describe(found)
@@ -217,10 +170,7 @@ def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
 
 def default_folder(name: str, config: Mapping[str, Any]) -> Path:
     """`runs/heads-<tool>_<model>_<task>_<date and time>`."""
-    task = config["task"].get("path") or config["task"]["name"]
-    parts = (f"heads-{name}", Path(str(config["model"]["name"])).as_posix(), Path(str(task)).stem)
-    words = [part.strip("./~").replace("/", "-") for part in parts]
-    return Path("runs") / "_".join([*words, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")])
+    return stamped_folder(f"heads-{name}", str(config["model"]["name"]), task_word(config))
 
 
 def arrays_of(found: Any) -> dict[str, Any]:
@@ -234,13 +184,3 @@ def arrays_of(found: Any) -> dict[str, Any]:
         elif hasattr(value, "to_dict"):
             arrays |= {f"{key}_{name}": array for name, array in arrays_of(value).items()}
     return arrays
-
-
-def _set_threads(threads: object) -> None:
-    if threads is None:
-        return
-    import torch
-
-    if not isinstance(threads, int) or threads < 1:
-        raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
-    torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.commands.settings import asks_for_help
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
 
 HELP = """circuitdisc compare RUN_A RUN_B [key=value ...]
@@ -28,6 +29,8 @@ settings, with their defaults:
 
 def compare_command(args: Sequence[str]) -> str:
     """`circuitdisc compare` with these arguments; returns what it prints."""
+    if asks_for_help(args):
+        return HELP
     from circuitdisc.compare import PAGE, compare_runs
     from circuitdisc.report.comparison import comparison_table
 
