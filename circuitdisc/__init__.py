@@ -15,14 +15,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitdisc import compiled, heads
+    from circuitdisc import compiled, heads, siit
     from circuitdisc.ablation import Ablation
+    from circuitdisc.causal import CausalModel, Variable
+    from circuitdisc.checkpoints.baselines import baselines
+    from circuitdisc.checkpoints.cmap import cmap
+    from circuitdisc.checkpoints.drift import drift
+    from circuitdisc.checkpoints.finetune import finetune
+    from circuitdisc.checkpoints.transfer import transfer
     from circuitdisc.circuit import Circuit
     from circuitdisc.compare import compare_runs
     from circuitdisc.discovery import Discovery, discover
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.exchange import read_edge_scores, write_graph_json
     from circuitdisc.graph import ComputationGraph
+    from circuitdisc.heads.dcm import dcm
+    from circuitdisc.heads.localised import localised
+    from circuitdisc.patching.head_edits import HeadEdit
     from circuitdisc.patching.interventions import Intervention
     from circuitdisc.patching.path_effects import path_patch
     from circuitdisc.patching.selfcheck import load_model
@@ -32,31 +41,45 @@ if TYPE_CHECKING:
     from circuitdisc.scoring.completeness import completeness
     from circuitdisc.scoring.curves import curve
     from circuitdisc.scoring.hypotheses import hypothesis_tests
+    from circuitdisc.scoring.interchange import interchange_accuracy
     from circuitdisc.scoring.intervene import intervene
     from circuitdisc.scoring.minimality import minimality
     from circuitdisc.scoring.overlap import overlap
     from circuitdisc.scoring.stability import stability
     from circuitdisc.scoring.truth import Truth
     from circuitdisc.tasks import load_task
+    from circuitdisc.tasks.desiderata import Desideratum, load_desiderata
 
 _HOMES = {
     "Ablation": "circuitdisc.ablation",
+    "CausalModel": "circuitdisc.causal",
     "Circuit": "circuitdisc.circuit",
     "CircuitdiscError": "circuitdisc.errors",
     "ComputationGraph": "circuitdisc.graph",
+    "Desideratum": "circuitdisc.tasks.desiderata",
     "Discovery": "circuitdisc.discovery",
+    "HeadEdit": "circuitdisc.patching.head_edits",
     "Intervention": "circuitdisc.patching.interventions",
     "Scores": "circuitdisc.scoring",
     "Truth": "circuitdisc.scoring.truth",
+    "Variable": "circuitdisc.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
+    "baselines": "circuitdisc.checkpoints.baselines",
+    "cmap": "circuitdisc.checkpoints.cmap",
     "compare_runs": "circuitdisc.compare",
     "completeness": "circuitdisc.scoring.completeness",
     "curve": "circuitdisc.scoring.curves",
+    "dcm": "circuitdisc.heads.dcm",
     "discover": "circuitdisc.discovery",
+    "drift": "circuitdisc.checkpoints.drift",
+    "finetune": "circuitdisc.checkpoints.finetune",
     "hypothesis_tests": "circuitdisc.scoring.hypotheses",
+    "interchange_accuracy": "circuitdisc.scoring.interchange",
     "intervene": "circuitdisc.scoring.intervene",
+    "load_desiderata": "circuitdisc.tasks.desiderata",
     "load_model": "circuitdisc.patching.selfcheck",
     "load_task": "circuitdisc.tasks",
+    "localised": "circuitdisc.heads.localised",
     "minimality": "circuitdisc.scoring.minimality",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.patching.path_effects",
@@ -64,38 +87,53 @@ _HOMES = {
     "report": "circuitdisc.report",
     "score": "circuitdisc.scoring",
     "stability": "circuitdisc.scoring.stability",
+    "transfer": "circuitdisc.checkpoints.transfer",
     "write_graph_json": "circuitdisc.exchange",
 }
 
-_ROOMS = ("compiled", "heads")  # packages that are used by their own name, as in cd.heads.head_roles
+_ROOMS = ("compiled", "heads", "siit")  # packages that are used by their own name, as in cd.heads.head_roles
 
 __all__ = [
     "Ablation",
+    "CausalModel",
     "Circuit",
     "CircuitdiscError",
     "ComputationGraph",
+    "Desideratum",
     "Discovery",
+    "HeadEdit",
     "Intervention",
     "Scores",
     "Truth",
+    "Variable",
     "against_truth",
+    "baselines",
+    "cmap",
     "compare_runs",
     "compiled",
     "completeness",
     "curve",
+    "dcm",
     "discover",
+    "drift",
+    "finetune",
     "heads",
     "hypothesis_tests",
+    "interchange_accuracy",
     "intervene",
+    "load_desiderata",
     "load_model",
     "load_task",
+    "localised",
     "minimality",
     "overlap",
     "path_patch",
     "read_edge_scores",
     "report",
     "score",
+    "siit",
     "stability",
+    "transfer",
     "write_graph_json",
 ]
 

@@ -16,11 +16,20 @@ usage:
   circuitdisc discover [key=value ...]     find a circuit, score it, write a report
   circuitdisc score RUN [key=value ...]    score a run's circuit again (other settings are printed, not saved)
   circuitdisc score RUN --all              also completeness, minimality, hypothesis tests, and a verdict in words
+  circuitdisc score --scores FILE [...]    scores of edges that another tool has written; needs model= and task=
+  circuitdisc stability RUN [n_samples=..] the run's search again on bootstrap samples of its examples
   circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
   circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
+  circuitdisc finetune model=BASE task=... a ladder of checkpoints: all weights, low-rank, or chosen heads alone
+  circuitdisc baselines checkpoints=[..]   how well checkpoints do a task, and what they have forgotten
+  circuitdisc drift checkpoints=[A,B,...]  how heads change along a ladder: attention, roles, weights, what they add
+  circuitdisc cmap base=A tuned=B [...]    cross-model patching: which parts carry what fine-tuning changed
   circuitdisc heads TOOL [key=value ...]   heads and neurons one by one: roles, attention, logits, effects, knockout, neurons
+  circuitdisc dcm [key=value ...]          what heads carry: masks that make a patched model say what a desideratum asks for
+  circuitdisc localise [key=value ...]     a few heads edited, learned or swept, and what held-out examples make of it
+  circuitdisc transfer checkpoints=[A,...] the circuit of each checkpoint, scored on every one of them
   circuitdisc list models|tasks|algorithms|metrics
 
 examples:
@@ -31,7 +40,8 @@ examples:
 `circuitdisc discover --help` lists every setting. RUN is a run's folder."""
 
 BAD_INPUT, INTERRUPTED = 2, 130
-LATER = ("compare", "heads")  # commands with a file of their own: commands/NAME.py with NAME_command(args) -> text
+# commands with a file of their own: commands/NAME.py with NAME_command(args) -> text
+LATER = ("baselines", "cmap", "compare", "dcm", "drift", "finetune", "heads", "localise", "stability", "transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,6 +165,11 @@ def _one_run(command: str, args: list[str]) -> Path:
 
 
 def _score(args: list[str]) -> int:
+    if any(arg.partition("=")[0] == "--scores" for arg in args):
+        from circuitdisc.commands.scores_file import scores_file_command
+
+        print(scores_file_command(args))
+        return 0
     folder = _one_run("score", args)
     from circuitdisc.config import check_overrides, parse_changes, rewrite
 
@@ -186,6 +201,10 @@ def _report(args: list[str]) -> int:
 
 def _resume(args: list[str]) -> int:
     folder = _one_run("resume", args)
+    from circuitdisc.checkpoints.store import is_transfer
+
+    if is_transfer(folder):
+        return _later("transfer", [f"out={folder}"])
     from circuitdisc.pipeline import resume
 
     print(resume(folder).summary)
@@ -230,9 +249,9 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return [(name, task.summary) for name, task in TASKS.items()]
     if kind == "algorithms":
-        from circuitdisc.discovery import ALGORITHMS
+        from circuitdisc.discovery.registry import described_algorithms
 
-        return [(name, algorithm.summary) for name, algorithm in ALGORITHMS.items()]
+        return described_algorithms()
     from circuitdisc.metrics import METRICS
 
     return [(name, metric.summary) for name, metric in METRICS.items()]

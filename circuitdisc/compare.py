@@ -79,7 +79,7 @@ def compare_runs(
         raise BadSetting(f"{given[0]}= changes heads, but interventions=none asks for none: leave one of them out")
     runs = {"A": Run.open(run_a), "B": Run.open(run_b)}
     sides = {label: _side(run) for label, run in runs.items()}
-    found = overlap(sides["A"].circuit, sides["B"].circuit)
+    found = overlap(sides["A"].circuit, sides["B"].circuit, mix=True)  # whether they may meet is asked below
     labels = {label: get_ablation(run.config["ablation"]).label for label, run in runs.items()}
     if labels["A"] != labels["B"] and not mix:
         raise BadSetting(

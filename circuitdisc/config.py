@@ -51,7 +51,9 @@ def check_overrides(overrides: list[str]) -> None:
         key, _, value = override.lstrip("+~").partition("=")
         if key in GROUPS:
             for option in value.split(","):
-                if option not in _options(key):
+                if key == "algorithm" and option not in _options(key):
+                    enter_outside(option)
+                elif option not in _options(key):
                     raise UnknownName(key, option, [name for name in _options(key) if name != "default"])
     chosen = _chosen(overrides)
     sections |= {group: _keys_of_options(group, chosen) for group in ("task", "algorithm", "ablation", "metric")}
@@ -64,6 +66,30 @@ def check_overrides(overrides: list[str]) -> None:
             raise UnknownName(f"setting of {head}", rest, sections[head])
         if dot and head not in sections and head != "hydra":
             raise UnknownName("setting", head, [*top, *sections])
+
+
+def enter_outside(name: str) -> dict[str, Any]:
+    """Make an algorithm of another package an option of Hydra's group.
+
+    Returns:
+        What a file in conf/algorithm would hold: the name, and the settings with their defaults.
+
+    Raises:
+        UnknownName: no package declares it; the message offers the nearest names.
+        BadSetting: it cannot be imported or called, or a default cannot be written as a setting.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf.errors import OmegaConfBaseException
+
+    from circuitdisc.discovery.registry import get_algorithm
+
+    node = {"name": name, **get_algorithm(name).settings}
+    try:
+        ConfigStore.instance().store(group="algorithm", name=name, node=node)
+    except OmegaConfBaseException as error:
+        words = " ".join(str(error).split())
+        raise BadSetting(f"a default of algorithm '{name}' is no number, word, list or null ({words})") from error
+    return node
 
 
 def compose(overrides: list[str]) -> Any:
@@ -92,7 +118,8 @@ def parse_changes(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         key, _, value = override.partition("=")
         if key in GROUPS:
-            changes = OmegaConf.merge(changes, {key: OmegaConf.load(conf_dir() / key / f"{value}.yaml")})
+            path = conf_dir() / key / f"{value}.yaml"
+            changes = OmegaConf.merge(changes, {key: OmegaConf.load(path) if path.exists() else enter_outside(value)})
         else:
             changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override.replace("'", "")]))
     plain: Any = OmegaConf.to_container(changes)
@@ -113,6 +140,7 @@ def discover_help() -> str:
         for option in _options(group) if group in ("task", "algorithm") else _options(group)[:1]:
             lines = setting_lines(conf_dir() / group / f"{option}.yaml", f"{group}.")
             parts += [f"  {option}:", *lines] if len(options) > 1 and group in ("task", "algorithm") else lines
+        parts += ["  and those that other packages declare: `circuitdisc list algorithms`"] if group == "algorithm" else []
     parts += ["", "-m runs every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"]
     return "\n".join(parts)
 
@@ -149,4 +177,7 @@ def _chosen(overrides: list[str]) -> dict[str, list[str]]:
 
 
 def _keys_of_options(group: str, chosen: dict[str, list[str]]) -> list[str]:
-    return sorted({key for option in chosen[group] for key in _keys(f"{group}/{option}")})
+    found = set()
+    for option in chosen[group]:
+        found |= set(_keys(f"{group}/{option}") if option in _options(group) else enter_outside(option))
+    return sorted(found)

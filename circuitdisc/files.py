@@ -37,6 +37,18 @@ def read_json(path: Path) -> Any:
         raise BadFile(f"{path} is not JSON (line {error.lineno}: {error.msg}); was it cut short?") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; one that exists is left as it is.
+
+    Raises:
+        BadRun: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRun(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write beside the target, then rename into place, so that a reader never sees half a file.
 

@@ -1,26 +1,34 @@
 """All scores of a run's circuit at once, and a verdict in plain words: `circuitdisc score RUN --all`."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
-from circuitdisc.errors import CircuitdiscError
+from circuitdisc.errors import BadRun, CircuitdiscError
 from circuitdisc.files import read_arrays
-from circuitdisc.pipeline import EDGE_SCORES, changed_run, score_circuit
+from circuitdisc.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit
+from circuitdisc.report.judgement import judgement_parts
 from circuitdisc.report.tables import scores_table, text_table
 from circuitdisc.report.wording import number
-from circuitdisc.runs import Run
+from circuitdisc.runs import Run, versions
 from circuitdisc.scoring import Scores
 from circuitdisc.scoring.completeness import Completeness, completeness
 from circuitdisc.scoring.curves import Curve, curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.hypotheses_result import HypothesisTests
 from circuitdisc.scoring.minimality import Minimality, minimality
+from circuitdisc.scoring.plain import from_plain
+from circuitdisc.scoring.units import Units, identity
 
-JUDGEMENT = "judgement.json"
+UNFINISHED = ".partial.jsonl"
+COMPLETE = 0.1  # of the full model's metric: a circuit with no larger gap is called complete
+T = TypeVar("T")
 _LINES = 10  # of a table with a line for each part or set
 
 
@@ -32,6 +40,7 @@ class Judgement:
         scores: faithfulness in all its forms, KL, accuracy.
         completeness, minimality, tests, curve: None where the score cannot be had here; `missing` says why.
         missing: score -> sentence.
+        edges: minimality of the edges of an edge circuit; the other one is of its nodes.
     """
 
     scores: Scores
@@ -40,6 +49,7 @@ class Judgement:
     tests: HypothesisTests | None
     curve: Curve | None
     missing: Mapping[str, str]
+    edges: Minimality | None = None
 
     def verdict(self) -> list[str]:
         """What the scores say, a sentence each; nothing that was not computed."""
@@ -53,27 +63,9 @@ class Judgement:
                 f"Faithful within {off:.3g} % on {faithful.n:,} held-out examples "
                 f"({faithful.metric}, {faithful.ablation} ablation)."
             )
-        if self.minimality is not None:
-            idle = [need.part for need in self.minimality.needs if not need.passes]
-            count = len(self.minimality.needs)
-            named = f": {', '.join(idle[:6])}{', ...' if len(idle) > 6 else ''}" if idle else ""
-            words = (
-                f"{len(idle)} of its {count} {self.minimality.by}s do"
-                if idle
-                else f"None of its {count} {self.minimality.by}s does"
-            )
-            lines.append(
-                f"{words} nothing (less than {self.minimality.threshold:.0%} of the metric in every case tried){named}."
-            )
+        lines += [_idle_sentence(one) for one in (self.edges, self.minimality) if one is not None]
         if self.completeness is not None:
-            worst = self.completeness.worst
-            removed = " and ".join(worst.removed[:4]) + (" and more" if len(worst.removed) > 4 else "")
-            by = number(worst.value)
-            lines.append(
-                f"Removing {removed} separates it from the model by {by}, the most that was found."
-                if removed
-                else f"It lies {by} from the model as it is, and no set of its parts that was tried separates them further."
-            )
+            lines.append(_completeness_sentence(self.completeness))
             if self.completeness.complement.value is not None:
                 without = self.completeness.complement.value
                 lines.append(f"The model without the circuit keeps {100 * without:.3g} % of the metric.")
@@ -85,17 +77,24 @@ class Judgement:
 
     def text(self) -> str:
         """All tables, then the verdict."""
-        parts = [scores_table(self.scores)]
+        parts, told = [scores_table(self.scores)], {part.title: part for part in judgement_parts(self.to_dict())}
+
+        def add(title: str, rows: Sequence[Mapping[str, Any]], part: str) -> None:
+            lines = "\n".join([f"{told[part].of}.", *told[part].lines]).replace("−", "-")
+            parts.append(f"{_table(title, rows)}\n{lines}")
+
         if self.completeness is not None:
-            parts.append(
-                _table(f"completeness by {self.completeness.by}, sets K with the largest gaps", self.completeness.table())
-            )
+            title = f"completeness by {self.completeness.by}, sets K with the largest gaps"
+            add(title, self.completeness.table(), "Completeness")
         if self.minimality is not None:
-            parts.append(_table(f"minimality by {self.minimality.by}, the least needed first", self.minimality.table()))
+            title = f"minimality by {self.minimality.by}, the least needed first (random control: the test of minimality)"
+            add(title, self.minimality.table(), "Minimality")
+            if self.edges is not None:
+                add("minimality by edge, the least needed first", self.edges.table(), "Minimality of edges")
         if self.tests is not None:
-            parts.append(_table("hypothesis tests", [_test_row(test) for test in self.tests.tests]))
+            add("hypothesis tests", [_test_row(test) for test in self.tests.tests], "Hypothesis tests")
         if self.curve is not None:
-            parts.append(_table("faithfulness over size", self.curve.table()))
+            add("faithfulness over size", self.curve.table(), "Faithfulness at every size")
             areas = [{"area": one.name, **_value(one)} for one in (self.curve.cpr, self.curve.cmd, self.curve.overshoot)]
             parts.append(_table("areas", areas))
         parts += [f"{name}: {why}" for name, why in self.missing.items()]
@@ -109,6 +108,7 @@ class Judgement:
             "verdict": self.verdict(),
             "scores": self.scores.to_dict(),
             **{name: None if one is None else one.to_dict() for name, one in found.items()},
+            "minimality_of_edges": None if self.edges is None else self.edges.to_dict(),
             "missing": dict(self.missing),
         }
 
@@ -116,15 +116,17 @@ class Judgement:
 def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Judgement:
     """Compute every score of a run's circuit.
 
+    What is finished is kept in the run's folder until all is: killed, the same call goes on where it was, to the same result.
+    Other settings (or another model, task or circuit) have a file of their own, and start afresh.
+
     Args:
         changes: sections as in the configuration; what is not given stays as the run had it. Without changes the result is also
             written into the run's folder, as judgement.json.
 
     Raises:
-        BadRun: the folder is not a run, or has no circuit.
+        BadRun: the folder is not a run, has no circuit, or cannot be written.
     """
     run, circuit, config, model, task = changed_run(folder, changes)
-    scores = score_circuit(model, task, circuit, config, progress)
     shared: dict[str, Any] = {
         "ablation": dict(config["ablation"]),
         "metric": config["metric"].get("name"),
@@ -132,26 +134,95 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
         "memory": config["memory"],
         "progress": progress,
     }
+    source = _scored(run, circuit)
+    depends = {name: config.get(name) for name in ("ablation", "metric", "scoring", "seed", "memory", "task")}
+    depends |= {**identity(model, task, circuit), "edge_scores": _digest(source), "version": versions()["circuitdisc"]}
+    unfinished, of_tests = _unfinished(run, depends)
+    units = Units(unfinished, depends)
     missing: dict[str, str] = {}
 
-    def attempt(name: str, compute: Any) -> Any:
+    def attempt(name: str, kind: type[T], compute: Callable[[], Any]) -> T | None:
         try:
-            return compute()
+            return from_plain(kind, units.get(name, lambda: compute().to_dict()))
+        except BadRun:  # nothing more can be written
+            raise
         except CircuitdiscError as error:  # one score that cannot be had here does not take the others with it
             missing[name] = str(error)
             return None
 
-    judgement = Judgement(
-        scores,
-        attempt("completeness", lambda: completeness(model, task, circuit, **shared)),
-        attempt("minimality", lambda: minimality(model, task, circuit, **shared)),
-        attempt("hypothesis tests", lambda: hypothesis_tests(model, task, circuit, **shared)),
-        attempt("curve", lambda: curve(model, task, found, **shared)) if (found := _scored(run, circuit)) else None,
-        missing,
-    )
+    if source is None:
+        algorithm = circuit.provenance.algorithm or "its algorithm"
+        missing["curve"] = f"{algorithm} gives no score for every edge, so that there are no circuits of other sizes"
+    try:
+        judgement = Judgement(
+            Scores.from_dict(units.get("scores", lambda: score_circuit(model, task, circuit, config, progress).to_dict())),
+            attempt("completeness", Completeness, lambda: completeness(model, task, circuit, **shared)),
+            attempt("minimality", Minimality, lambda: minimality(model, task, circuit, **shared)),
+            attempt(
+                "hypothesis tests",
+                HypothesisTests,
+                lambda: hypothesis_tests(model, task, circuit, journal=of_tests, **shared),
+            ),
+            attempt("curve", Curve, lambda: curve(model, task, source, **shared)) if source else None,
+            missing,
+            attempt("minimality of edges", Minimality, lambda: minimality(model, task, circuit, by="edge", **shared))
+            if circuit.granularity == "edge"
+            else None,
+        )
+    finally:
+        units.close()
     if not changes:
         run.write(JUDGEMENT, judgement.to_dict())
+    for path in (unfinished, of_tests):
+        path.unlink(missing_ok=True)
     return judgement
+
+
+def _unfinished(run: Run, depends: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Where finished scores, and the finished circuits of the hypothesis tests, are kept until all is done."""
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    names = (f"judgement.{key}{UNFINISHED}", f"judgement.{key}.tests{UNFINISHED}")
+    others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name not in names)
+    if others and not run.path(names[0]).exists():
+        print(
+            f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings (remove it if not wanted)",
+            file=sys.stderr,
+        )
+    return run.path(names[0]), run.path(names[1])
+
+
+def _digest(source: Discovery | None) -> str:
+    scores = None if source is None else source.edge_scores
+    return "" if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()[:16]
+
+
+# --- sentences -----------------------------------------------------------------------------------------------------------
+
+
+def _idle_sentence(found: Minimality) -> str:
+    idle, count = [need.part for need in found.needs if not need.passes], len(found.needs)
+    named = f": {', '.join(idle[:6])}{', ...' if len(idle) > 6 else ''}" if idle else ""
+    verb = "does" if len(idle) == 1 else "do"
+    words = f"{len(idle)} of its {count} {found.by}s {verb}" if idle else f"None of its {count} {found.by}s does"
+    return f"{words} nothing (less than {found.threshold:.0%} of the metric in every case tried){named}."
+
+
+def _completeness_sentence(found: Completeness) -> str:
+    """Complete or not, against a share of the full model's metric, which is said; what random circuits do stands beside it."""
+    worst, full = found.worst, abs(next(gap.full for gap in found.gaps if gap.kind == "empty"))
+    by, chance = number(worst.value), ""
+    if found.controls:
+        chance = f"; random circuits of its size come apart by {number(max(one.worst for one in found.controls))} at worst"
+    names = [*worst.removed[:4], *(["more"] if len(worst.removed) > 4 else [])]
+    removed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    told = f"removing {removed} separates it from the model by {by}" if names else f"it lies {by} from the model as it is"
+    if full == 0:
+        return f"{told[0].upper()}{told[1:]}, the most of {len(found.gaps)} sets tried{chance}."
+    share = (
+        f"{100 * worst.value / full:.3g} % of the model's {number(full)}, where up to {100 * COMPLETE:g} % counts as complete"
+    )
+    head = "Complete" if worst.value <= COMPLETE * full else "Not complete"
+    return f"{head}: {told}, the most of {len(found.gaps)} sets tried ({share}{chance})."
 
 
 def _scored(run: Run, circuit: Circuit) -> Discovery | None:
@@ -185,4 +256,5 @@ def _test_row(test: Any) -> dict[str, Any]:
 
 def _value(one: Any) -> dict[str, Any]:
     controls = [value for value in one.controls if value is not None]
-    return {"value": one.value, "low": one.low, "high": one.high, "random": sum(controls) / len(controls) if controls else None}
+    random = sum(controls) / len(controls) if controls else None
+    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n, "random": random}

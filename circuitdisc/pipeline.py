@@ -10,7 +10,7 @@ from typing import Any
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.registry import discover
-from circuitdisc.errors import BadRun, CircuitdiscError
+from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
@@ -24,6 +24,7 @@ from circuitdisc.tasks.base import Task
 
 CIRCUIT, SCORES, COST, PAGE = "circuit.json", "scores.json", "cost.json", "report.html"
 EDGE_SCORES = "edge_scores.npz"
+JUDGEMENT, STABILITY = "judgement.json", "stability.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Outcome:
     @property
     def summary(self) -> str:
         """The table that ends a run."""
-        return f"{scores_table(self.scores)}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
+        table = scores_table(self.scores, self.circuit.provenance.model)
+        return f"{table}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
 
 
 def default_folder(config: Mapping[str, Any]) -> Path:
@@ -153,7 +155,19 @@ def write_page(folder: str | Path) -> Path:
         run=details,
         trace=journal.decisions,
         edge_scores=arrays.get("edge_scores"),
+        judgement=_found(run, JUDGEMENT),
+        stability=_found(run, STABILITY),
     )
+
+
+def _found(run: Run, name: str) -> Mapping[str, Any] | None:
+    """One of a run's JSON files that need not be there."""
+    if not run.path(name).exists():
+        return None
+    data = read_json(run.path(name))
+    if not isinstance(data, Mapping):
+        raise BadFile(f"{run.path(name)} holds no table of names: remove it, and compute it again")
+    return data
 
 
 def export(folder: str | Path, path: Path) -> Path:

@@ -10,8 +10,8 @@ from test_report import Page
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
-from circuitdisc.compare import compare_runs
 from circuitdisc.commands.compare import parse_settings
+from circuitdisc.compare import compare_runs
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
 from circuitdisc.report.comparison import comparison_table, draw_heads, headline
 from circuitdisc.runs import Run

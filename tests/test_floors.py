@@ -11,8 +11,8 @@ PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
     ("errors", "files", "progress", "shipped", "checks"),
     ("graph", "metrics"),
-    ("circuit", "models", "tasks", "ablation"),
-    ("patching", "runs", "exchange", "neuron_sets", "compiled"),
+    ("circuit", "models", "tasks", "ablation", "causal"),
+    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "report"),
     ("pipeline", "config", "compare", "judge"),
@@ -24,7 +24,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("compare", "pipeline"), ("judge", "pipeline"),
+    ("compare", "pipeline"), ("judge", "pipeline"), ("report", "checkpoints"),
 }  # fmt: skip
 
 

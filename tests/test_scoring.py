@@ -31,7 +31,7 @@ from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 from circuitdisc.tasks.base import Task, collate
 
 GRAPH = ComputationGraph(4, 6)
-NAMES = ("faithfulness", "ratio", "difference", "kl", "accuracy")
+NAMES = ("faithfulness", "ratio", "difference", "kl", "accuracy", "full_accuracy", "accuracy_ratio")
 
 
 @cache

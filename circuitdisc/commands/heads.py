@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
-from circuitdisc.errors import BadRun, UnknownName
+from circuitdisc.errors import UnknownName
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     Args:
         config: as `parse` gives it, with the `command`.
     """
-    from circuitdisc.files import write_arrays, write_json
+    from circuitdisc.files import make_folder, write_arrays, write_json
     from circuitdisc.report.heads import describe, description_text, write_description
     from circuitdisc.runs import check_free, versions
 
@@ -141,10 +141,7 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
         "seconds": round(time.perf_counter() - clock, 3),
         "versions": versions(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadRun(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     write_json(folder / RESULT, {"format": "circuitdisc.heads", "version": 1, **record, "result": found.to_dict()})
     write_arrays(folder / ARRAYS, arrays_of(found))
     write_description(folder / PAGE, description, heading=tool.heading, subject=subject, settings=record)

@@ -1,46 +1,24 @@
-"""The discovery algorithms by name, and `discover`. A new algorithm is a file, a line here and a file in conf/algorithm."""
+"""The discovery algorithms by name, and `discover`. A new algorithm is a file, a line here and a file in conf/algorithm.
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib import import_module
+Other packages enter theirs as entry points (`outside.py`).
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Provenance
+from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
 from circuitdisc.metrics import METRICS, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
 from circuitdisc.tasks.base import Task
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A discovery algorithm that can be called by name.
-
-    Args:
-        name: also the name of its module in `circuitdisc.discovery` and of its function.
-        summary: one line for `circuitdisc list algorithms`.
-    """
-
-    name: str
-    summary: str
-
-    @property
-    def function(self) -> Callable[..., Discovery]:
-        return getattr(import_module(f"circuitdisc.discovery.{self.name}"), self.name)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keyword-only parameters and their defaults."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-
 
 ALGORITHMS = {
     algorithm.name: algorithm
@@ -66,15 +44,28 @@ ALGORITHMS = {
 }
 
 
+def all_algorithms() -> dict[str, Algorithm]:
+    """Those here, then those of other packages; nothing is imported."""
+    return {**ALGORITHMS, **{name: one for name, one in outside_algorithms().items() if name not in ALGORITHMS}}
+
+
+def described_algorithms() -> list[tuple[str, str]]:
+    """Name and summary of every algorithm; one that cannot be used says why."""
+    return [(name, summary_of(one, ALGORITHMS)) for name, one in all_algorithms().items()]
+
+
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm with this name.
 
     Raises:
         UnknownName: there is none; the message offers the nearest names.
+        BadSetting: another package declares one of the same name.
     """
-    if name not in ALGORITHMS:
-        raise UnknownName("algorithm", name, ALGORITHMS)
-    return ALGORITHMS[name]
+    known = all_algorithms()
+    if name not in known:
+        raise UnknownName("algorithm", name, known)
+    refuse_clash(name, ALGORITHMS)
+    return known[name]
 
 
 def discover(
@@ -94,7 +85,7 @@ def discover(
     """Find the circuit of a task on its train split.
 
     Args:
-        algorithm: a name from `ALGORITHMS`.
+        algorithm: a name from `ALGORITHMS`, or of an algorithm of another package.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
         metric: name of the metric; None takes the task's own.
         seed: of everything random in the algorithm.
@@ -113,11 +104,12 @@ def discover(
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
     """
     chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
+    known = chosen.settings
     metric = get_metric(metric or task.metric).name
     for name in settings:
-        if name not in chosen.settings:
-            raise UnknownName(f"setting of algorithm '{algorithm}'", name, chosen.settings)
-        if isinstance(chosen.settings[name], bool) and not isinstance(settings[name], bool):
+        if name not in known:
+            raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
+        if isinstance(known[name], bool) and not isinstance(settings[name], bool):
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
@@ -125,15 +117,17 @@ def discover(
         refuse_chance(model, task)
     context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
     found = chosen.function(model, task, ablation, context, **settings)
+    if not isinstance(found, Discovery):
+        raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
     provenance = Provenance(
         model=model.name,
         task=task.name,
         ablation=ablation.to_dict(),
         metric=metric,
         algorithm=algorithm,
-        settings={**chosen.settings, **settings},
+        settings={**known, **settings},
         seed=seed,
-        versions=versions(),
+        versions=versions() | chosen.versions,
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 

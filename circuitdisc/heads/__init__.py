@@ -9,13 +9,19 @@
     cd.heads.neurons(model, task, knock_out=["a3.h1"])    # importance of every neuron, with and without heads
     cd.heads.neuron_table(model, task, order)             # the top k neurons masked, or alone kept
     cd.heads.neuron_tokens(model, ["m3.n17"])             # the tokens that a neuron raises
+    cd.dcm(model, desiderata, "group", circuit=circuit)   # which heads carry the value, the position, the label
+    cd.localised(model, task, ["a3.h1"], "offset")        # a few heads edited: offsets, mixtures, first-token attention
 
 Each returns a frozen result with the values of every example, `table()` as lines of plain numbers, and `to_dict()`.
 """
 
 from circuitdisc.heads.attention import AttentionTo, attention_to
+from circuitdisc.heads.dcm import dcm
+from circuitdisc.heads.dcm_result import Dcm
 from circuitdisc.heads.effects import HeadEffects, head_effects
 from circuitdisc.heads.knockout import KnockoutCurve, knockout_curve
+from circuitdisc.heads.localised import localised
+from circuitdisc.heads.localised_result import Localised
 from circuitdisc.heads.logits import LogitAttribution, logit_attribution
 from circuitdisc.heads.neuron_analysis import NeuronAnalysis, neuron_analysis
 from circuitdisc.heads.neuron_table import NeuronTable, neuron_table
@@ -26,18 +32,22 @@ from circuitdisc.heads.words import NeuronTokens, neuron_tokens
 __all__ = [
     "ROLES",
     "AttentionTo",
+    "Dcm",
     "HeadEffects",
     "HeadRoles",
     "KnockoutCurve",
+    "Localised",
     "LogitAttribution",
     "NeuronAnalysis",
     "NeuronImportance",
     "NeuronTable",
     "NeuronTokens",
     "attention_to",
+    "dcm",
     "head_effects",
     "head_roles",
     "knockout_curve",
+    "localised",
     "logit_attribution",
     "neuron_analysis",
     "neuron_table",

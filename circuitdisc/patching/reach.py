@@ -12,7 +12,7 @@ Only tokens in both are computed again. A token is one position of one example, 
 Shape letters: B examples, T positions, N tokens (B * T), R receivers, S senders, U tokens that change anywhere, P positions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -89,12 +89,14 @@ class Plan:
         n_changed: how many tokens change anywhere (U); the readings are among them.
         set_tokens: the tokens at which each receiver's input was set to something new.
         readings: the token of every reading, in the order of the readings.
+        set_outputs: the same of senders whose output was set.
     """
 
     n_changed: int
     set_tokens: dict[int, Tokens]
     readings: Tokens
     steps: list[HeadsStep | MlpStep] = field(default_factory=list)
+    set_outputs: dict[int, Tokens] = field(default_factory=dict)
 
 
 class Reach:
@@ -189,19 +191,38 @@ class Reach:
             self._plans[key] = self._make_plan(changed, held) if seen else None
         return self._plans[key]
 
-    def _make_plan(self, changed: dict[int, np.ndarray], held: Mapping[int, np.ndarray]) -> Plan:
+    def plan_outputs(self, changed: Mapping[int, Bool[np.ndarray, "N"]], spent: Collection[int]) -> Plan:
+        """What has to run again if the outputs of some senders are set. Plans of sets of nodes seldom return: none is kept.
+
+        Args:
+            changed: sender -> tokens at which its output becomes another one.
+            spent: those of them that need not run again, whatever they read.
+        """
+        return self._make_plan({}, {}, changed, spent)
+
+    def _make_plan(
+        self,
+        changed: dict[int, np.ndarray],
+        held: Mapping[int, np.ndarray],
+        set_outputs: Mapping[int, np.ndarray] | None = None,
+        spent: Collection[int] = (),
+    ) -> Plan:
         graph = self.graph
-        outputs: dict[int, np.ndarray] = {}  # sender -> tokens at which it changes
+        set_outputs = set_outputs or {}
+        outputs = dict(set_outputs)  # sender -> tokens at which it changes
         inputs: list[tuple[tuple[int, ...], dict[int, np.ndarray]]] = []  # group -> receiver -> the same
         for group in graph.groups[:-1]:
             read = self._changed_inputs(group, outputs)
+            if spent:
+                read = {one: tokens for one, tokens in read.items() if self._sender_of(one) not in spent}
             for receiver in changed.keys() & set(group):
                 tokens = changed[receiver] | (read.pop(receiver, False) & ~held[receiver])
                 read |= {receiver: tokens} if tokens.any() else {}
             if read:
                 read = dict(sorted(read.items()))
                 inputs.append((group, read))
-                outputs |= self._changed_outputs(read)
+                for sender, tokens in self._changed_outputs(read).items():
+                    outputs[sender] = outputs[sender] | tokens if sender in outputs else tokens
         union = np.zeros(self.needed_in.shape[1], dtype=bool)
         union[self.readings] = True
         for tokens in (*changed.values(), *outputs.values(), *(tokens for _, read in inputs for tokens in read.values())):
@@ -210,10 +231,14 @@ class Reach:
         make = _TokenMaker(slots, int(union.sum()), self.chunk.clean.device)
         set_tokens = {receiver: make(np.flatnonzero(tokens)) for receiver, tokens in changed.items()}
         plan = Plan(int(union.sum()), set_tokens, make(self.readings))
+        plan.set_outputs |= {sender: make(np.flatnonzero(tokens)) for sender, tokens in set_outputs.items()}
         for group, read in inputs:
             is_mlp = graph.receivers[group[0]].kind == "mlp"
             plan.steps.append(self._mlp_step(read, make) if is_mlp else self._heads_step(read, outputs, make))
         return plan
+
+    def _sender_of(self, receiver: int) -> int:
+        return self.graph.sender_index[self.graph.receivers[receiver].node.name]
 
     def _changed_inputs(self, group: tuple[int, ...], outputs: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         if not outputs:

@@ -167,7 +167,8 @@ def _(found: KnockoutCurve) -> Description:
             f"metric over the curve); {as_large:,} of {len(found.random):,} random orders reach as much."
         )
     curve = picture("curve", curve_figure(found), "The metric over the number of ablated heads; the table has the numbers.")
-    sections = [Section("Curve", found.table(), "last: the head that is ablated last at this point", curve, "")]
+    note = f"last: the head that is ablated last at this point; low, high: {percent(found.confidence)} bootstrap interval"
+    sections = [Section("Curve", found.table(), note, curve, "")]
     if found.effects is not None:
         shown = picture("effects", head_map(found.effects, signed=True), "Effect of every head.")
         sections.append(
@@ -242,6 +243,7 @@ def description_text(description: Description) -> str:
             parts.append(text_table(section.headers, section.cells(PRINTED_AT_MOST), align))
             if len(section.rows) > PRINTED_AT_MOST:
                 parts[-1] += f"\n... {len(section.rows) - PRINTED_AT_MOST:,} more lines on the page"
+            parts[-1] += f"\n{section.note}" if section.note else ""
     return "\n\n".join(parts).replace("−", "-")
 
 

@@ -20,6 +20,7 @@ from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.report.drawing import draw_circuit
 from circuitdisc.report.figures import controls_figure, search_figure
+from circuitdisc.report.judgement import all_figures, judgement_parts, stability_part, verdict_lines
 from circuitdisc.report.rounds import round_figures, round_rows
 from circuitdisc.report.tables import controls_words
 from circuitdisc.report.verdict import verdict
@@ -34,6 +35,8 @@ _MEANINGS = {
     "ratio": "circuit / full, of the means",
     "difference": "|full − circuit|, of the means: 0 is equal",
     "accuracy": "share of examples whose most likely token is right when only the circuit runs",
+    "full_accuracy": "the same share when the full model runs",
+    "accuracy_ratio": "accuracy of the circuit / accuracy of the full model",
     "kl": "divergence of the circuit's answer from the full model's, in nats: 0 is equal",
     "completeness": "how far cutting parts of the circuit differs from cutting them in the full model: lower is better",
     "minimality": "how much the metric changes when one part of the circuit is cut",
@@ -65,6 +68,8 @@ def write_report(
     run: Mapping[str, Any],
     trace: Sequence[Mapping[str, Any]] | None = None,
     edge_scores: Float[np.ndarray, "R S"] | None = None,
+    judgement: Mapping[str, Any] | None = None,
+    stability: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a circuit's page.
 
@@ -75,24 +80,34 @@ def write_report(
         run: what is known of the run: `command`, `started`, `seconds`, `cost` (counters), `model`, `task`, others.
         trace: the search's decisions in order, with any of the keys `edge` or `head`, `kept`, `metric`, `layer`.
         edge_scores: the score of every edge of the graph.
+        judgement: every other score, as `judgement.json` has it; None if there is none.
+        stability: as `stability.json` has it; None if there is none.
 
     Returns:
         The path of the page.
 
     Raises:
         BadRun: the file cannot be written.
+        BadFile: judgement or stability are not what these files hold.
     """
     path = Path(path)
     came_from = circuit.provenance
     model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
     rounds = round_rows(circuit.graph, trace or ())
-    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*one) for one in round_figures(rounds))]
+    judged = judgement_parts(judgement) if judgement is not None else []
+    stable = stability_part(stability, circuit) if stability is not None else None
+    later = (*round_figures(rounds), *all_figures([*judged, *([stable] if stable else [])]))
+    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*one) for one in later)]
     page = render(
         "page.html.j2",
         heading=f"Circuit for {task or 'an unnamed task'} in {model or 'an unnamed model'}",
         algorithm=came_from.algorithm,
         verdict=verdict(scores, circuit.granularity),
+        judged_lines=verdict_lines(judgement) if judgement is not None else [],
+        judgement=judged,
+        stability=stable,
+        folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
         pictures={one.name: one for one in pictures},
         rounds=rounds,

@@ -30,8 +30,12 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def scores_table(scores: Scores) -> str:
-    """The scores of a circuit as plain text: its size, then a line for each score on each split, then the notes."""
+def scores_table(scores: Scores, model: str = "") -> str:
+    """The scores of a circuit as plain text: its size, a line for each score on each split, the notes, and accuracies.
+
+    Args:
+        model: name of the model, for the table of accuracies.
+    """
     size = (
         f"{scores.circuit_edges:,} of {scores.graph_edges:,} edges "
         f"({share(scores.circuit_edges, scores.graph_edges)}), "
@@ -50,14 +54,47 @@ def scores_table(scores: Scores) -> str:
             score.ablation,
         )
         for score in scores.scores
+        if score.name not in _BESIDE
     ]
     notes = [
         f"{score.name} ({score.split}): {score.note if is_number(score.value) else undefined(score.note)}"
         for score in scores.scores
-        if score.note or not is_number(score.value)
+        if score.name not in _BESIDE and (score.note or not is_number(score.value))
     ]
     table = text_table(headers, rows, "llrrrlll")
-    return "\n".join([size, "", table, *(["", *notes] if notes else [])]).replace("−", "-")
+    accuracies = accuracy_table(scores, model)
+    parts = [size, "", table, *(["", *notes] if notes else []), *(["", accuracies] if accuracies else [])]
+    return "\n".join(parts).replace("−", "-")
+
+
+def accuracy_table(scores: Scores, model: str = "") -> str:
+    """Accuracies of the model, the circuit and random circuits beside each other, a line a split; nothing if not computed."""
+    found = {(score.name, score.split): score for score in scores.scores}
+    rows, ablation = [], ""
+    for name, split in found:
+        whole = ("full_accuracy", "accuracy", "accuracy_ratio")
+        if name != "accuracy" or not all((one, split) in found for one in whole):
+            continue
+        full, circuit, ratio = (found[one, split] for one in whole)
+        cells = [valued(full), valued(circuit), controls_words(circuit) or "-", valued(ratio), controls_words(ratio) or "-"]
+        rows.append([*([model] if model else []), split, f"{circuit.n:,}", *cells])
+        ablation = circuit.ablation
+    if not rows:
+        return ""
+    headers = (*(("model",) if model else ()), *_ACCURACIES)
+    return f"accuracy, {ablation} ablation\n\n" + text_table(headers, rows)
+
+
+_BESIDE = ("full_accuracy", "accuracy_ratio")  # in the table of accuracies alone
+_ACCURACIES = ("split", "n", "full model", "circuit", "random circuits", "circuit / full model", "random / full model")
+
+
+def valued(score: Score) -> str:
+    """`91.4 % [89 % to 93.6 %]`."""
+    if not is_number(score.value):
+        return undefined(score.note)
+    between = span(score.name, score.low, score.high)
+    return score_value(score.name, score.value) + (f" [{between}]" if between else "")
 
 
 def controls_words(score: Score) -> str:

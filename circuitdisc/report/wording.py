@@ -2,7 +2,7 @@
 
 import math
 
-SHARES = frozenset({"faithfulness", "ratio", "accuracy"})
+SHARES = frozenset({"faithfulness", "ratio", "accuracy", "full_accuracy", "accuracy_ratio"})
 """Scores that are shares of a whole, shown as percentages."""
 
 SPLIT_WORDS = {"train": "search examples", "heldout": "held-out examples"}

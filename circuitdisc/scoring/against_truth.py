@@ -157,6 +157,7 @@ def against_truth(
     *,
     ablation: str | Ablation | Mapping[str, Any] | None = None,
     by: str = "absolute",
+    mix: bool = False,
 ) -> TruthScores:
     """Compare what was found with what is true.
 
@@ -165,9 +166,11 @@ def against_truth(
             when each is cut, NaN where the graph has no edge.
         ablation: which truth is meant; None takes that under which the circuit was found.
         by: of scores: `absolute`: the largest changes come first, of either sign; `signed`: the largest falls do.
+        mix: judge a circuit by the truth of another ablation than it was found under.
 
     Raises:
-        BadSetting: nothing is known for this ablation, none was given, or scores do not fit or are not finite.
+        BadSetting: nothing is known for this ablation, none was given, the circuit was found under another one and `mix`
+            is not set, or scores do not fit or are not finite.
         GraphMismatch: the circuit belongs to another architecture.
     """
     check_choice("by", by, BY)
@@ -177,6 +180,12 @@ def against_truth(
     ablation = ablation or (dict(circuit.provenance.ablation) if circuit is not None else None)
     if not ablation:
         raise BadSetting('a truth belongs to one ablation, and none is known here: give one, for example ablation="resample"')
+    own = label_of(dict(circuit.provenance.ablation)) if circuit is not None and circuit.provenance.ablation else None
+    if own not in (None, label_of(ablation)) and not mix:
+        raise BadSetting(
+            f"the circuit was found under {own} ablation, and a truth of {label_of(ablation)} ablation holds other edges: "
+            "take the truth of its own ablation, or compare all the same with mix=True"
+        )
     true = truth.circuit(ablation)
     if scores is not None:
         keys = _keys(truth.graph, scores, by)

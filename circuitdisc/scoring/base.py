@@ -1,6 +1,6 @@
 """What a score is: never a bare number, always with its ablation, metric, split, n, interval and random controls."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -102,3 +102,22 @@ def judging_ablation(ablation: str | Ablation | Mapping[str, Any] | None, found_
             "where it came from (circuit.with_provenance)"
         )
     return get_ablation(dict(chosen) if isinstance(chosen, Mapping) else chosen)
+
+
+def check_one_ablation(provenances: Iterable[Provenance], mix: bool = False) -> None:
+    """Refuse circuits that were found under different ablations, under which different edges count.
+
+    A circuit that does not say how it was found (made by hand, or by set algebra) goes with any.
+
+    Args:
+        mix: take them all the same.
+
+    Raises:
+        BadSetting: they name different ablations.
+    """
+    labels = list(dict.fromkeys(get_ablation(dict(one.ablation)).label for one in provenances if one.ablation))
+    if len(labels) > 1 and not mix:
+        raise BadSetting(
+            f"the circuits were found under different ablations ({' and '.join(labels)}), under which different edges count: "
+            "find them under one, or take them all the same with mix=True"
+        )

@@ -184,7 +184,7 @@ def completeness(
         sets += [("class", name, members) for name, members in named.items()]
         if steps:
             sets.append(("greedy", "greedy", _greedy(one, greedy_size, greedy_width, greedy_starts, generator, bar.update)))
-        pairs = np.stack([_pair(one, circuit, k, bar.update) for _, _, k in sets])
+        pairs = _pairs(one, circuit, [k for _, _, k in sets], bar.update)
         controls = tuple(_control(one, n_random, generator, bar.update) for _ in range(n_controls if n_random else 0))
         left = _complement(one, confidence, seed)
     gaps, mean = _gaps(sets, pairs, confidence, seed)
@@ -193,21 +193,16 @@ def completeness(
     return Completeness(gaps, *mean, left, controls, one.by, one.parts, one.n, split, label, one.metric.name, confidence, cost)
 
 
-def _pair(one: Subject, circuit: Circuit, removed: Names, on_step: Any) -> Float[np.ndarray, "2 B"]:
-    """Metric values of the circuit and of the model without K."""
-    graph = circuit.graph
-    values = [one.judge.values(without(graph, mask, removed)) for mask in (circuit.mask, one.full)]
-    on_step(1)
-    return np.stack(values)
+def _pairs(one: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:
+    """Metric values of the circuit and of the model without each K."""
+    values = [one.judge.sets_removed(mask, sets) for mask in (circuit.mask, one.full)]
+    on_step(len(sets))
+    return np.stack(values, axis=1)
 
 
 def _greedy(one: Subject, size: int, width: int, starts: int, generator: np.random.Generator, on_step: Any) -> Names:
-    graph, search = one.circuit.graph, one.search
-
     def gaps(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
-        circuit, full = (
-            search.each_removed(without(graph, mask, grown), candidates).mean(1) for mask in (one.circuit.mask, one.full)
-        )
+        circuit, full = (one.search.added_removed(mask, grown, candidates).mean(1) for mask in (one.circuit.mask, one.full))
         return np.abs(circuit - full)
 
     found = [grow(one.parts, gaps, size, width, generator, on_step) for _ in range(starts)]
@@ -235,8 +230,8 @@ def _gaps(
 def _control(one: Subject, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
     """Random K taken out of a random circuit."""
     circuit = random_circuit(one.circuit, generator)
-    pairs = [_pair(one, circuit, k, on_step) for k in random_sets(parts_of(circuit, one.by), n_random, generator)]
-    gaps = np.abs(np.diff(np.stack(pairs).mean(-1), axis=1))
+    pairs = _pairs(one, circuit, list(random_sets(parts_of(circuit, one.by), n_random, generator)), on_step)
+    gaps = np.abs(np.diff(pairs.mean(-1), axis=1))
     return Chance(float(gaps.mean()), float(gaps.max()))
 
 

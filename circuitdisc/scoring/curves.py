@@ -37,7 +37,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import check_finite
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.base import Score, judging_ablation
+from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.removals import check_graph, check_split
 from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
@@ -122,6 +122,7 @@ def curve(
     grow: Grow = "top_k",
     by: By = "absolute",
     n_random: int = 3,
+    mix: bool = False,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
     metric: str | None = None,
@@ -139,6 +140,7 @@ def curve(
         by: `absolute` or `signed`, as for `grow`.
         n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, it has
             random circuits of as many heads in each layer.
+        mix: also draw a curve through circuits that were found under different ablations.
         split: `train` or `heldout`.
         ablation: what cut edges carry; None takes what the source's circuit was found with.
         metric: None takes what the source's circuit was found with.
@@ -148,7 +150,7 @@ def curve(
 
     Raises:
         BadSetting: the source scored no edges, the shares do not grow within 0..1, the split is empty, the function's circuits
-            are of different kinds, or the metric is not finite.
+            are of different kinds, or were found under different ablations without `mix`, or the metric is not finite.
         GraphMismatch: the circuits belong to another architecture.
         UnknownName: a name is not known.
 
@@ -164,6 +166,7 @@ def curve(
     circuits = _circuits(model.graph, source, shares, grow, by)
     for circuit in circuits:
         check_graph(model, circuit)
+    check_one_ablation((circuit.provenance for circuit in circuits), mix)
     whole_heads = _whole_heads(circuits)
     provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
     cut = judging_ablation(ablation, provenance)

@@ -8,8 +8,9 @@ head circuit: every head cut):
     difference    |m(M) - m(C)|
     kl            KL(M || C) in nats, mean over examples
     accuracy      share of examples whose top token is right when C runs
+    full_accuracy, accuracy_ratio   the same of M, and C's over M's
 
-Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratio as in Prakash et al. 2024;
+Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratios as in Prakash et al. 2024;
 difference as in Wang et al. 2022; KL as in Conmy et al. 2023.
 """
 
@@ -64,6 +65,10 @@ def _accuracy(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: in
     return circuit.mean(axis)
 
 
+def _full_accuracy(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
+    return full.mean(axis)
+
+
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(top) / np.asarray(bottom)
@@ -75,6 +80,8 @@ STATISTICS = (
     Statistic("difference", None, _difference),
     Statistic("kl", "kl", _kl),
     Statistic("accuracy", "accuracy", _accuracy),
+    Statistic("full_accuracy", "accuracy", _full_accuracy),
+    Statistic("accuracy_ratio", "accuracy", _ratio),
 )
 
 
@@ -115,18 +122,27 @@ def _score(
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
     low, high = bootstrap_interval((full, circuit, empty), statistic.function, confidence, seed)
     note = ""
+    counted = _counted(statistic.name, full, circuit)
     if statistic.name == "accuracy":
         note = f"full model {full.mean():.3g}"
-        if circuit.min() == circuit.max() and circuit[0] in (0.0, 1.0):
-            low, high = wilson_interval(int(circuit.sum()), n, confidence)
-            note += "; all examples agree, so Wilson's interval"
+    if counted is not None and counted.min() == counted.max() and counted[0] in (0.0, 1.0):
+        low, high = wilson_interval(int(counted.sum()), n, confidence)
+        note += f"{'; ' if note else ''}all examples agree, so Wilson's interval"
     value = float(statistic.function(full, circuit, empty))
     if not np.isfinite(value):
         why = "not finite: on some example a right answer has probability 0"
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
-    others = (np.asarray(values[one][name], np.float64) for one in controls)
+    drawn_from = () if statistic.name == "full_accuracy" else controls  # which is the same whatever the circuit
+    others = (np.asarray(values[one][name], np.float64) for one in drawn_from)
     drawn = tuple(_finite(float(statistic.function(full, other, empty))) for other in others)
     return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
+
+
+def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | None:
+    """What a score is the plain share of, so that it has Wilson's interval; None if it is no such share."""
+    if name == "accuracy_ratio" and full.min() < 1.0:
+        return None
+    return {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
 
 
 def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:
@@ -135,8 +151,8 @@ def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:
     scale = max(abs(full.mean()), abs(empty.mean()), 1e-12)
     if name == "faithfulness" and abs(full.mean() - empty.mean()) <= VANISHING * scale:
         return "the full model and the empty circuit score the same, so there is nothing to keep"
-    if name == "ratio" and abs(full.mean()) <= VANISHING * scale:
-        return "the full model's metric is 0"
+    if name in ("ratio", "accuracy_ratio") and abs(full.mean()) <= VANISHING * scale:
+        return f"the full model's {'metric' if name == 'ratio' else 'accuracy'} is 0"
     return ""
 
 

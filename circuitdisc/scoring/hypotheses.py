@@ -16,7 +16,9 @@ An ideal circuit keeps the first three hypotheses and rejects the last two. In a
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (https://arxiv.org/abs/2410.13032).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,14 @@ from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
+from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Example, Task
 
 SPLITS = ("train", "heldout")
@@ -61,6 +65,7 @@ def hypothesis_tests(
     most_members: int | None = None,
     seed: int = 0,
     memory: str | int = "4GiB",
+    journal: str | Path | None = None,
     progress: bool = False,
 ) -> HypothesisTests:
     """Test a circuit against all five hypotheses.
@@ -80,6 +85,8 @@ def hypothesis_tests(
         most_members: test so many of the circuit's edges for minimality, drawn at random; None tests all.
         seed: of the permutations and everything drawn.
         memory: budget for activations.
+        journal: a file for the values of each circuit as they come. Called again with it, a killed test goes on where it was,
+            to the same result bit for bit.
 
     Returns:
         The five tests, those of the edges one by one, and the values that they are made from.
@@ -89,6 +96,7 @@ def hypothesis_tests(
         BadSetting: a number is out of its bounds, the metric compares with the full model, a value is not finite, or the
             circuit is empty or the whole graph.
         UnknownName: the metric, the ablation or a word is not known.
+        BadRun: the journal was begun with other settings, or cannot be written.
 
     Source: Shi et al. 2024.
     """
@@ -114,11 +122,16 @@ def hypothesis_tests(
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
     circuits = dict(_circuits(circuit, tested, n_random, random, np.random.default_rng([seed, 1])))
     patching = Patching(model, cut, task.train, memory=memory)
-    values = _evaluate(patching, examples, circuits, measure, progress)
     settings: dict[str, Any] = {
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
         "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
     }  # fmt: skip
+    begun_with = {**settings, "memory": str(memory), **identity(model, task, circuit)}
+    units = Units(journal, begun_with)
+    try:
+        values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
+    finally:
+        units.close()
     members_tested = _member_tests(values, tested, n_random, quantile, alpha)
     tests = (
         _equivalence(values, epsilon, alpha),
@@ -184,16 +197,58 @@ def _circuits(
 
 
 def _evaluate(
-    patching: Patching, examples: tuple[Example, ...], circuits: dict[str, Circuit], measure: Metric, progress: bool
+    patching: Patching,
+    examples: tuple[Example, ...],
+    circuit: Circuit,
+    circuits: dict[str, Circuit],
+    tested: list[str],
+    measure: Metric,
+    units: Units,
+    progress: bool,
 ) -> Values:
-    masks: dict[str, Bool[np.ndarray, "R S"]] = {name: one.mask for name, one in circuits.items()}
-    with progress_bar(patching.n_chunks(examples) * len(masks), "hypothesis tests", "run", progress) as bar:
-        found = patching.evaluate(examples, masks, [measure], bar.update)
-    values = {name: by_metric[measure.name].double().cpu().numpy() for name, by_metric in found.items()}
-    for name, array in values.items():
-        if not np.isfinite(array).all():
-            raise BadSetting(f"metric '{measure.name}' is not finite on some example of circuit '{name}': use logit_diff")
-    return values
+    """The metric of every circuit, example by example. Those that lack one edge are run incrementally."""
+    found: dict[str, list[list[float]]] = {name: [] for name in circuits}
+    by = "head" if circuit.granularity == "head" else "edge"
+    with progress_bar(patching.n_chunks(examples) * len(circuits), "hypothesis tests", "run", progress) as bar:
+        for place, chunk in enumerate(patching.chunks(examples)):
+            removal = PartRemoval(patching, [chunk], measure, by)
+            for names, compute in _groups(removal, circuit, circuits, tested):
+                values = units.get(f"{place} {names[0]}", lambda compute=compute: compute().tolist())
+                for name, row in zip(names, values, strict=True):
+                    removal.know(circuits[name].mask, np.array(row))
+                    found[name].append(row)
+                bar.update(len(names))
+    return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+def _groups(
+    removal: PartRemoval, circuit: Circuit, circuits: dict[str, Circuit], tested: list[str]
+) -> Iterator[tuple[list[str], Callable[[], Float[np.ndarray, "n B"]]]]:
+    """Names of circuits that are run together, and the function that runs them."""
+    lacking = {f"without {name}" for name in tested}
+    for name, one in circuits.items():
+        if name in lacking or name.startswith("reduced"):
+            continue
+        if name.startswith("inflated") and circuit.granularity == "edge":
+            smaller = name.replace("inflated", "reduced")
+            (edge,) = (one - circuits[smaller]).edge_names()
+            yield [name, smaller], partial(_with_and_without, removal, one.mask, edge)
+        else:
+            yield [name], lambda mask=one.mask: removal.values(mask)[None]
+            if name.startswith("inflated"):
+                yield [name.replace("inflated", "reduced")], lambda: removal.values(circuit.mask)[None]
+    if circuit.granularity == "head" or not removal.cuts_edges:
+        for name in tested:
+            yield [f"without {name}"], lambda name=name: removal.each_removed(circuit.mask, [name])
+        return
+    for places, compute in removal.edge_groups(circuit.mask, tested):
+        yield [f"without {tested[place]}" for place in places], compute
+
+
+def _with_and_without(removal: PartRemoval, mask: Bool[np.ndarray, "R S"], edge: str) -> Float[np.ndarray, "2 B"]:
+    """A circuit and the same without one edge, from one run and what the edge changes."""
+    fewer = removal.each_removed(mask, [edge])[0]
+    return np.stack([removal.values(mask), fewer])
 
 
 # --- the five tests ------------------------------------------------------------------------------------------------------

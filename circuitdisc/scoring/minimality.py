@@ -27,7 +27,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.model import Model
 from circuitdisc.patching.part_removal import PartRemoval
-from circuitdisc.patching.parts import PartKind, without
+from circuitdisc.patching.parts import PartKind
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
 from circuitdisc.scoring.resampled import interval, plain, resampled_means
@@ -206,9 +206,9 @@ class _Chosen:
 
 def _changes(removal: PartRemoval, circuit: Circuit, removed: Names, parts: Names) -> Float[np.ndarray, "P 2 B"]:
     """Metric values of the circuit without K, before and after each of these parts is taken out, too."""
-    mask = without(circuit.graph, circuit.mask, removed)
-    after = removal.each_removed(mask, parts)
-    return np.stack([np.broadcast_to(removal.values(mask), after.shape), after], axis=1)
+    after = removal.added_removed(circuit.mask, removed, parts)
+    (before,) = removal.sets_removed(circuit.mask, [removed])
+    return np.stack([np.broadcast_to(before, after.shape), after], axis=1)
 
 
 def _mean_changes(removal: PartRemoval, circuit: Circuit, removed: Names, parts: Names) -> Float[np.ndarray, "P"]:
@@ -232,11 +232,11 @@ def _greedy(
     one: Subject, part: str, size: int, width: int, generator: np.random.Generator, on_step: Any
 ) -> tuple[Names, float]:
     """The set in whose absence this part changes most, grown greedily."""
-    graph, mask = one.circuit.graph, one.circuit.mask
+    mask = one.circuit.mask
 
     def changes(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
         with_part, without_part = (
-            one.search.each_removed(without(graph, mask, removed), candidates).mean(1) for removed in (grown, (*grown, part))
+            one.search.added_removed(mask, removed, candidates).mean(1) for removed in (grown, (*grown, part))
         )
         return np.abs(without_part - with_part)
 

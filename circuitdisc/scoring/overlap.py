@@ -27,6 +27,7 @@ from scipy import stats
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import GraphMismatch
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.scoring.base import check_one_ablation
 
 HEADS_DECIDE = "the edges and nodes of a head circuit follow from its heads, so their overlap is no evidence of its own"
 
@@ -89,23 +90,28 @@ class Overlap:
         return {**asdict(self), "jaccard": self.jaccard, "precision": self.precision, "recall": self.recall}
 
 
-def overlap(a: Circuit, b: Circuit) -> dict[str, Overlap]:
+def overlap(a: Circuit, b: Circuit, *, mix: bool = False) -> dict[str, Overlap]:
     """What two circuits share.
 
     A head counts if one of its outgoing edges is kept. Nodes are heads and MLPs that a kept edge enters or leaves: embeddings
     and `logits` belong to nearly every circuit and would only raise the overlap.
+
+    Args:
+        mix: compare circuits that were found under different ablations, too.
 
     Returns:
         `heads`, `nodes` and `edges`.
 
     Raises:
         GraphMismatch: the circuits belong to models of different architecture.
+        BadSetting: they were found under different ablations, and `mix` is not set.
     """
     if a.graph != b.graph:
         raise GraphMismatch(
             f"circuits of different graphs have nothing to share: {a.graph.describe()} and {b.graph.describe()}; "
             "compare circuits of one architecture"
         )
+    check_one_ablation((a.provenance, b.provenance), mix)
     graph = a.graph
     heads = [node.name for node in graph.senders if node.kind == "head"]
     nodes = [node.name for node in graph.senders if node.kind in ("head", "mlp")]

@@ -13,6 +13,7 @@ Sources: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; Arvesen 19
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Task
 
 STABLE = 0.8
@@ -127,6 +130,7 @@ def stability(
     vary_seed: bool = False,
     confidence: float = 0.95,
     seed: int = 0,
+    journal: str | Path | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Stability:
@@ -138,11 +142,14 @@ def stability(
         vary_seed: give the algorithm a new seed each time, too, so that its own chance is part of what is measured.
         confidence: coverage of the intervals.
         seed: of the draws, and of the algorithm.
+        journal: a file for each circuit as it is found. Called again with it, a killed measurement goes on where it was, to the
+            same result. A seed or settings that differ are refused; n_bootstrap may grow.
         **settings: as of `discover`: `ablation`, `metric`, `memory`, `allow_chance`, and the algorithm's own.
 
     Raises:
         BadTask: the train split has fewer than two examples.
         BadSetting: a number is out of its bounds.
+        BadRun: the journal was begun with other settings, or cannot be written.
         CircuitdiscError: as `discover`; whether the model does the task is asked once, on the whole split.
     """
     check_whole("n_bootstrap", n_bootstrap, 2)
@@ -154,14 +161,26 @@ def stability(
         )
     generator = np.random.default_rng(seed)
     found: list[Circuit] = []
-    with progress_bar(n_bootstrap + 1, f"stability of {algorithm}", "circuit", progress) as bar:
-        whole = discover(model, task, algorithm, seed=seed, **settings).circuit
-        bar.update()
-        for index in range(n_bootstrap):
-            sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
-            own = seed + 1 + index if vary_seed else seed
-            found.append(discover(model, sample, algorithm, seed=own, **{**settings, "allow_chance": True}).circuit)
+    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(sorted(settings.items()))}
+    units = Units(journal, {**asked, **identity(model, task)})
+
+    def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:
+        def run() -> dict[str, Any]:
+            return discover(model, examples, algorithm, seed=own, **settings).circuit.to_dict()
+
+        return Circuit.from_dict(units.get(name, run))
+
+    try:
+        with progress_bar(n_bootstrap + 1, f"stability of {algorithm}", "circuit", progress) as bar:
+            whole = find("whole", task, seed, settings)
             bar.update()
+            for index in range(n_bootstrap):
+                sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
+                own = seed + 1 + index if vary_seed else seed
+                found.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
+                bar.update()
+    finally:
+        units.close()
     names, sets = _edges(model.graph, [*found, whole])
     head_names, head_sets = _heads(model.graph, [*found, whole])
     done = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, **whole.provenance.to_dict()}
@@ -175,6 +194,15 @@ def stability(
         confidence,
         done,
     )
+
+
+def by_chance(circuit: Circuit, n: int = 20, seed: int = 0) -> dict[str, float]:
+    """Mean Jaccard index of the edges, and of the heads, of n random circuits of this one's size and kind."""
+    check_whole("n", n, 2)
+    generator = np.random.default_rng(seed)
+    drawn = [random_circuit(circuit, generator) for _ in range(n)]
+    kinds = {"edges": _edges(circuit.graph, drawn)[1], "heads": _heads(circuit.graph, drawn)[1]}
+    return {kind: mean_of_pairs(jaccard(sets, sets)) for kind, sets in kinds.items()}
 
 
 def likeness(

@@ -51,6 +51,8 @@ class Example:
         group: what `mean` ablation may average over.
         text: the clean prompt for people.
         roles: named positions: the token index of each, in both prompts.
+        whole: all tokens of the first right answer, where it follows the prompt and has several; `answers` then holds the
+            first of them alone.
     """
 
     clean: tuple[int, ...]
@@ -61,6 +63,7 @@ class Example:
     group: str = ""
     text: str = ""
     roles: Mapping[str, int] = field(default_factory=dict, hash=False)
+    whole: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clean)

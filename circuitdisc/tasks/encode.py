@@ -236,15 +236,20 @@ class _TextEncoder:
         context = self.text_up_to(text.clean, position - len(self.prefix))
         if not text.answers:
             raise BadTask("there is no answer: give one")
-        answers = {self.answer_id(context, answer): answer for answer in text.answers}
-        wrong = {self.answer_id(context, answer): answer for answer in text.wrong}
+        right = {answer: self.answer_ids(context, answer) for answer in text.answers}
+        answers = {ids[0]: answer for answer, ids in right.items()}
+        wrong = {self.answer_ids(context, answer)[0]: answer for answer in text.wrong}
         for token in answers.keys() & wrong.keys():
             raise BadTask(
                 f"the answer {answers[token]!r} and the wrong answer {wrong[token]!r} are scored by the same token: "
                 "choose answers that begin differently"
             )
         roles = {role: self.token_at(text.clean, end - 1) for role, (_, end) in text.roles.items()}
-        example = Example(clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), text.group, text.clean, roles)
+        first = right[text.answers[0]]
+        whole = first if len(first) > 1 and position == len(clean) - 1 else ()
+        example = Example(
+            clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), text.group, text.clean, roles, whole
+        )
         check_example(example)
         return example
 
@@ -275,8 +280,8 @@ class _TextEncoder:
             return len(self.prefix) + holding[-1]
         return len(self.prefix) + next(index for index, (_, end) in enumerate(encoded.spans) if end > character)
 
-    def answer_id(self, context: str, answer: str) -> int:
-        """The token that scores an answer: what follows the context when both are encoded together."""
+    def answer_ids(self, context: str, answer: str) -> tuple[int, ...]:
+        """The tokens of an answer, of which the first scores it: what follows the context when both are encoded together."""
         joined = context + self.glued(answer)
         before, after = self.look_up(context).ids, self.look_up(joined).ids
         seam = joined[len(context) - 1 : len(context) + 1]
@@ -301,4 +306,4 @@ class _TextEncoder:
                 f"the answer {answer!r} is {len(tokens)} tokens ({pieces}): choose one of a single token, "
                 f"or score the first one alone with {FIRST_TOKEN_HINT}"
             )
-        return int(tokens[0])
+        return tuple(int(token) for token in tokens)

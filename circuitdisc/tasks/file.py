@@ -42,9 +42,7 @@ def build(
         BadTask: its examples cannot be used with this model.
     """
     rows = read_rows(Path(path))
-    examples = _encode_rows(rows, model, first_token, prepend_bos) if rows[0].is_text else _id_examples(rows, model)
-    where = [row.where for row in rows]
-    check_examples(examples, where, model)
+    examples = encode_rows(rows, model, first_token, prepend_bos)
     if rows[0].split is None:
         split = split_examples(examples, n, seed, n_heldout=n_heldout)
         train, heldout = split.train, split.heldout
@@ -52,6 +50,17 @@ def build(
         train, heldout = _named_splits(rows, examples, n, n_heldout)
     has_wrong = all(all(example.wrong) for example in (*train, *heldout))
     return Task(str(path), train, heldout, metric="logit_diff" if has_wrong else "log_prob")
+
+
+def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
+    """The rows of a file as examples, in their order.
+
+    Raises:
+        BadTask: some cannot be used with this model; the first few are named.
+    """
+    examples = _encode_rows(rows, model, first_token, prepend_bos) if rows[0].is_text else _id_examples(rows, model)
+    check_examples(examples, [row.where for row in rows], model)
+    return examples
 
 
 def _id_examples(rows: Sequence[Row], model: TaskModel) -> list[Example]:
@@ -125,6 +134,7 @@ def _join(first: Example, second: Example) -> Example:
         positions=first.positions + second.positions,
         answers=first.answers + second.answers,
         wrong=first.wrong + second.wrong,
+        whole=first.whole or second.whole,
     )
 
 

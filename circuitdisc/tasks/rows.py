@@ -43,6 +43,7 @@ class Row:
         split: `train` or `heldout`; None if the line does not say.
         roles: named positions: a token's index, which may count from the end, or the characters (first, one past the
             last) of the clean prompt.
+        extra: text fields that the reader asked for beside these.
     """
 
     where: str
@@ -54,14 +55,18 @@ class Row:
     group: str = ""
     split: str | None = None
     roles: Mapping[str, Place] = field(default_factory=dict, hash=False)
+    extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def is_text(self) -> bool:
         return isinstance(self.clean, str)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, extra: Sequence[str] = ()) -> list[Row]:
     """Read every line of a task file.
+
+    Args:
+        extra: further fields that its lines may have, with text in them.
 
     Raises:
         BadFile: the file is missing, empty, of another kind, or has malformed lines, of which the first few are named.
@@ -77,7 +82,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             if isinstance(record, BadFile):
                 raise record
-            rows.append(_row(where, record))
+            rows.append(_row(where, record, extra))
         except BadFile as problem:
             problems.append(f"{where}: {problem}")
     raise_problems(problems, BadFile)
@@ -189,10 +194,12 @@ def _json_cell(column: str, cell: str) -> object:
         raise BadFile(f"column '{column}' is not JSON ({what}): write an object, in CSV as {example}") from None
 
 
-def _row(where: str, record: dict[str, object]) -> Row:
-    for name in record:
-        if name not in FIELDS:
-            raise BadFile(str(UnknownName("field", name, FIELDS)))
+def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Row:
+    for name, value in record.items():
+        if name not in (*FIELDS, *extra):
+            raise BadFile(str(UnknownName("field", name, (*FIELDS, *extra))))
+        if name in extra and not (_is_text(value) and value.strip()):
+            raise BadFile(f"'{name}' is {_shown(value)}: give a text that is not empty")
     for name in ("clean", "answers"):
         if name not in record:
             raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers'")
@@ -210,7 +217,8 @@ def _row(where: str, record: dict[str, object]) -> Row:
     if split is not None and split not in SPLITS:
         raise BadFile(str(UnknownName("split", str(split), SPLITS)))
     group, roles = str(record.get("group", "")), _roles(record.get("roles", {}), clean)
-    return Row(where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles)
+    more = {name: str(record[name]) for name in extra if name in record}
+    return Row(where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles, more)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

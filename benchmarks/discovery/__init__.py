@@ -1,0 +1,1 @@
+"""Every discovery algorithm on every case: `python -m benchmarks.discovery`. See docs/which-algorithm.md."""

@@ -1,0 +1,35 @@
+"""Held-out judgement of what was found: a curve over MIB's ten sizes for scores, one faithfulness for a circuit."""
+
+from statistics import mean
+from typing import Any
+
+import circuitdisc as cd
+from benchmarks.discovery.cells import Cell
+from circuitdisc.discovery.base import Discovery
+from circuitdisc.models.model import Model
+from circuitdisc.scoring.base import Score
+from circuitdisc.tasks.base import Task
+
+
+def judged(cell: Cell, model: Model, task: Task, found: Discovery, scored: bool, n_random: int) -> dict[str, Any]:
+    """CMD and CPR of scores, or faithfulness of a circuit that was decided, with random controls beside."""
+    asked: dict[str, Any] = {"ablation": cell.ablation, "metric": cell.metric, "n_random": n_random, "seed": cell.seed}
+    if not scored:
+        scores = cd.score(model, task, found.circuit, **asked)
+        return _columns("faithfulness", scores.get("faithfulness"))
+    curve = cd.curve(model, task, found, **asked)
+    lines = {"curve": [point.faithfulness for point in curve.points]}
+    lines["random_curve"] = [_mean(point.controls) for point in curve.points]
+    joined = {name: " ".join("-" if one is None else f"{one:.4g}" for one in values) for name, values in lines.items()}
+    return _columns("CMD", curve.cmd) | _columns("CPR", curve.cpr) | joined
+
+
+def _columns(name: str, score: Score) -> dict[str, Any]:
+    """Value, interval and the mean of the random controls."""
+    ends = {f"{name}_low": score.low, f"{name}_high": score.high}
+    return {name: score.value, **ends, f"{name}_random": _mean(score.controls), "note": score.note or ""}
+
+
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None

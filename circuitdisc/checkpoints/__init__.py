@@ -1,0 +1,1 @@
+"""Checkpoints of one architecture: fine-tuned, compared, followed along a ladder."""

@@ -1,0 +1,130 @@
+"""One cell of the transfer matrix: a circuit, whatever it was found on, run in one checkpoint and scored there.
+
+Means that cut edges carry are those of the checkpoint's own train split: what another checkpoint would write there says
+nothing about this one.
+
+Shape letters: B examples, R receivers, S senders.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import Circuit
+from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.scoring.intervals import bootstrap_interval
+from circuitdisc.tasks.base import Task
+
+SPLITS = ("train", "heldout")
+UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken once for every metric
+
+PerMetric = dict[str, Float[np.ndarray, "B"]]
+
+
+def judged_metrics(task: Task, searched: str) -> list[Metric]:
+    """The metrics that faithfulness is computed from: the one searched with, then the logit difference (log-probability)."""
+    plain = "logit_diff" if all(all(one.wrong) for one in (*task.train, *task.heldout)) else "log_prob"
+    return [get_metric(name) for name in dict.fromkeys((searched, plain))]
+
+
+@dataclass
+class Judge:
+    """Scores circuits in one checkpoint.
+
+    Args:
+        n_random: random circuits of equal size, kinds and layers; the same ones in every checkpoint.
+        seed: of the random circuits and of the bootstrap.
+    """
+
+    model: Model
+    task: Task
+    ablation: Ablation
+    searched: str
+    n_random: int = 20
+    confidence: float = 0.95
+    seed: int = 0
+    memory: str | int = "4GiB"
+    _values: dict[tuple[str, bytes], PerMetric] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
+        self.metrics = judged_metrics(self.task, self.searched)
+        self.measured = list({one.name: one for one in (*self.metrics, METRICS["accuracy"], METRICS["kl"])}.values())
+
+    def score(self, circuit: Circuit) -> tuple[Score, ...]:
+        """Every score of a circuit here, on both splits.
+
+        Returns:
+            accuracy, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
+        """
+        masks = self._masks(circuit)
+        scores: list[Score] = []
+        for split in SPLITS:
+            values = self._evaluate(split, masks)
+            for metric in self.metrics:
+                found = faithfulness_scores(
+                    values,
+                    [name for name in masks if name.startswith("random")],
+                    split=split,
+                    metric=metric.name,
+                    ablation=self.ablation.label,
+                    confidence=self.confidence,
+                    seed=self.seed,
+                )
+                first = metric is self.metrics[0]
+                scores += [one for one in found if first or one.name in UNSIGNED]
+                if metric.name not in ("accuracy", "kl"):
+                    scores.append(self._mean(metric.name, split, values))
+        return tuple(scores)
+
+    def _masks(self, circuit: Circuit) -> dict[str, Bool[np.ndarray, "R S"]]:
+        graph, generator = circuit.graph, np.random.default_rng(self.seed)
+        empty = Circuit.from_heads(graph, []) if circuit.granularity == "head" else Circuit.empty(graph)
+        controls = {f"random{index}": random_circuit(circuit, generator).mask for index in range(self.n_random)}
+        return {"full": graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **controls}
+
+    def _evaluate(self, split: str, masks: Mapping[str, Bool[np.ndarray, "R S"]]) -> dict[str, PerMetric]:
+        """Values of every mask, example by example; one that was run before (the full model's, say) is not run again."""
+        keys = {name: (split, mask.tobytes()) for name, mask in masks.items()}
+        known = {key: self._values[key] for key in keys.values() if key in self._values}
+        new = {key: name for name, key in reversed(keys.items()) if key not in known}  # of equal masks the first by name
+        if new:
+            wanted = {name: masks[name] for name in new.values()}
+            found = self.patching.evaluate(self.task.split(split), wanted, self.measured)
+            for key, name in new.items():
+                known[key] = {metric: values.double().cpu().numpy() for metric, values in found[name].items()}
+        self._values |= {keys[name]: known[keys[name]] for name in ("full", "circuit", "empty")}
+        return {name: known[key] for name, key in keys.items()}
+
+    def _mean(self, metric: str, split: str, values: Mapping[str, PerMetric]) -> Score:
+        """The metric itself: its mean when the circuit runs."""
+        circuit, full = (values[which][metric] for which in ("circuit", "full"))
+        low, high = bootstrap_interval((circuit,), _over_examples, self.confidence, self.seed)
+        drawn = tuple(float(one[metric].mean()) for name, one in values.items() if name.startswith("random"))
+        note, value = f"full model {full.mean():.3g}", float(circuit.mean())
+        label = self.ablation.label
+        return Score(metric, split, label, metric, len(circuit), value, low, high, self.confidence, drawn, note)
+
+
+def _over_examples(values: Float[np.ndarray, "*X B"], axis: int = -1) -> Float[np.ndarray, "*X"]:
+    return values.mean(axis)
+
+
+def find_score(scores: Sequence[Score], name: str, split: str, metric: str | None = None) -> Score:
+    """The score with this name on this split, of this metric where it is taken for several.
+
+    Raises:
+        KeyError: it was not computed.
+    """
+    for score in scores:
+        if (score.name, score.split) == (name, split) and metric in (None, score.metric):
+            return score
+    raise KeyError(f"no score '{name}'{f' of {metric}' if metric else ''} on '{split}'")

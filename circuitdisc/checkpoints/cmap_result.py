@@ -1,0 +1,326 @@
+"""What cross-model activation patching found: scores of every patch, with intervals and random controls.
+
+Shape letters: L layers, U units (heads, or groups of heads that share what is patched), B examples, K points, R draws.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.checkpoints.attention_difference import AttentionDifference
+from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.scoring.faithfulness import VANISHING
+from circuitdisc.scoring.resampled import interval, normalised, resampled_means
+
+_DIGITS = 12  # of an interval's ends: a bootstrap mean of equal values is off by rounding
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The two models' metric, and patch scores between them.
+
+    score = (m(patched) - m(taker)) / (m(giver) - m(taker)), of means over the examples: the share of the gap closed.
+
+    Args:
+        taker, giver: metric of the model that runs, and of the one whose activations it takes over. [B]
+    """
+
+    taker: Float[np.ndarray, "B"]
+    giver: Float[np.ndarray, "B"]
+    confidence: float
+    seed: int
+
+    @property
+    def undefined(self) -> str:
+        """Why there are no scores; empty if there are."""
+        taker, giver = float(self.taker.mean()), float(self.giver.mean())
+        if abs(giver - taker) <= VANISHING * max(abs(taker), abs(giver), 1e-12):
+            return "the two models score the same, so there is no gap to close"
+        return ""
+
+    def scores(self, values: Float[np.ndarray, "*X B"]) -> Float[np.ndarray, "*X"]:
+        """Score of each patch; NaN if undefined."""
+        if self.undefined:
+            return np.full(values.shape[:-1], math.nan)
+        return (values.mean(-1) - self.taker.mean()) / (self.giver.mean() - self.taker.mean())
+
+    def intervals(self, values: Float[np.ndarray, "*X B"]) -> Float[np.ndarray, "2 *X"]:
+        """Bootstrap intervals over examples, the three metrics resampled together."""
+        if self.undefined:
+            return np.full((2, *values.shape[:-1]), math.nan)
+        # differences from the taker, so that what changes nothing scores 0 in every resample
+        rows = np.concatenate([(self.giver - self.taker)[None], (values - self.taker).reshape(-1, len(self.taker))])
+        means = resampled_means(rows, self.seed)
+        found = interval(normalised(means[1:], means[0], np.zeros_like(means[0])), self.confidence)
+        return np.round(np.asarray(found), _DIGITS).reshape(2, *values.shape[:-1])
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """m(giver) - m(taker), with its interval."""
+        low, high = interval(resampled_means(self.giver - self.taker, self.seed), self.confidence)
+        return float((self.giver - self.taker).mean()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One patch.
+
+    Args:
+        name: what was patched, in a word or two.
+        metric: the patched model's metric, mean over examples.
+        score: share of the gap closed, with its interval; NaN if undefined.
+    """
+
+    name: str
+    metric: float
+    score: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class UnitMap:
+    """Every unit of one kind patched alone.
+
+    Args:
+        kind: `output`, `value`, `query`, `key` or `pattern`.
+        names: of the units, layer by layer; `a3.h4-7` for heads that share what is patched.
+        heads: the heads of each unit.
+        values: metric of the patched model. [L, U, B]
+        score, low, high: [L, U]
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    heads: tuple[tuple[str, ...], ...]
+    values: Float[np.ndarray, "L U B"]
+    score: Float[np.ndarray, "L U"]
+    low: Float[np.ndarray, "L U"]
+    high: Float[np.ndarray, "L U"]
+
+    @property
+    def order(self) -> list[int]:
+        """Units, the highest score first."""
+        return np.argsort(-np.nan_to_num(self.score.ravel()), kind="stable").tolist()
+
+    @property
+    def by_head(self) -> Float[np.ndarray, "L H"]:
+        """The score of every head: that of the unit it belongs to."""
+        return np.repeat(self.score, len(self.heads[0]), axis=1)
+
+    def of_head(self, head: str) -> int:
+        """The unit of a head."""
+        return next(at for at, heads in enumerate(self.heads) if head in heads)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "names": list(self.names),
+            "heads": [list(heads) for heads in self.heads],
+            "metric": plain(self.values.mean(-1)),
+            "score": plain(self.score),
+            "low": plain(self.low),
+            "high": plain(self.high),
+        }
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Heads patched together.
+
+    Args:
+        kind: what of them.
+        heads: of the group; for shared kinds all that share with them are patched, too.
+        n_units: how many units that are.
+        patched: the score.
+        random: scores of as many random units of the same layers. [R]
+    """
+
+    kind: str
+    heads: tuple[str, ...]
+    n_units: int
+    patched: Scored
+    random: Float[np.ndarray, "R"]
+
+    @property
+    def n_as_high(self) -> int:
+        """Random draws that score at least as high."""
+        return int((self.random >= self.patched.score).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "heads": list(self.heads),
+            "n_units": self.n_units,
+            **self.patched.to_dict(),
+            "random": plain(self.random),
+        }
+
+
+@dataclass(frozen=True)
+class Growth:
+    """More and more units patched together: the best on the train split first, beside random orders.
+
+    Args:
+        kind: what of them.
+        order: names of the units.
+        sizes: how many are patched at each point.
+        score, low, high: [K]
+        random: scores along random orders. [R, K]
+    """
+
+    kind: str
+    order: tuple[str, ...]
+    sizes: tuple[int, ...]
+    score: Float[np.ndarray, "K"]
+    low: Float[np.ndarray, "K"]
+    high: Float[np.ndarray, "K"]
+    random: Float[np.ndarray, "R K"]
+
+    def table(self) -> list[Row]:
+        """A line a point."""
+        some = len(self.random) > 0
+        return plain_rows(
+            {
+                "patched": size,
+                "last": self.order[size - 1] if size else "",
+                "score": self.score[k],
+                "low": self.low[k],
+                "high": self.high[k],
+                "random median": np.median(self.random[:, k]) if some else math.nan,
+                "random highest": self.random[:, k].max() if some else math.nan,
+            }
+            for k, size in enumerate(self.sizes)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: plain(value) if not isinstance(value, str) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class CrossMap:
+    """One direction: activations of `giver` taken over by `taker`.
+
+    Args:
+        gap: their metrics.
+        maps: by kind, every unit patched alone.
+        parts: the model in pieces: nothing, embedding, all heads, all MLPs, each MLP, each residual, readout, everything.
+        groups: named groups, and all of them together.
+        pairs: two of the best units at once; `sum` is that of their own scores.
+        growth: None if it was not asked for.
+    """
+
+    direction: str
+    giver: str
+    taker: str
+    gap: Gap
+    maps: dict[str, UnitMap]
+    parts: tuple[Scored, ...] = ()
+    groups: tuple[GroupScore, ...] = ()
+    pairs: tuple[tuple[Scored, float], ...] = ()
+    growth: Growth | None = None
+
+    @property
+    def ranked(self) -> UnitMap:
+        """The map of the first kind asked for."""
+        return next(iter(self.maps.values()))
+
+    def part(self, name: str) -> Scored:
+        """One of the parts, by name."""
+        return next(part for part in self.parts if part.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        difference = dict(zip(("gap", "low", "high"), self.gap.difference, strict=True))
+        return {
+            "direction": self.direction,
+            "giver": self.giver,
+            "taker": self.taker,
+            "metric_of_giver": plain(float(self.gap.giver.mean())),
+            "metric_of_taker": plain(float(self.gap.taker.mean())),
+            "difference": {name: plain(value) for name, value in difference.items()},
+            "undefined": self.gap.undefined,
+            "maps": {kind: one.to_dict() for kind, one in self.maps.items()},
+            "parts": [part.to_dict() for part in self.parts],
+            "groups": [group.to_dict() for group in self.groups],
+            "pairs": [{**pair.to_dict(), "sum": plain(total)} for pair, total in self.pairs],
+            "growth": None if self.growth is None else self.growth.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class CrossModel:
+    """What cross-model patching of two checkpoints found.
+
+    Args:
+        maps: one for each direction.
+        positions: where activations were taken over; None: at all tokens.
+        attention: both models' attention; None if it was not asked for.
+        plan: what was foreseen; see `CrossPlan`.
+        cost: plain forwards that the patched runs took, and seconds.
+    """
+
+    base: str
+    tuned: str
+    task: str
+    metric: str
+    split: str
+    n: int
+    positions: tuple[str, ...] | None
+    maps: tuple[CrossMap, ...]
+    attention: AttentionDifference | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+    def direction(self, name: str) -> CrossMap:
+        """The map of one direction."""
+        return next(one for one in self.maps if one.direction == name)
+
+    def table(self, direction: str | None = None, most: int | None = None) -> list[Row]:
+        """Heads by their score of the first kind, the highest first: scores of all kinds, and where both models look."""
+        found = self.maps[0] if direction is None else self.direction(direction)
+        rows: list[Row] = []
+        for at in found.ranked.order[:most]:
+            for head in found.ranked.heads[at]:
+                row: Row = {"head": head}
+                for kind, one in found.maps.items():
+                    unit = one.of_head(head)
+                    row |= {kind: one.score.ravel()[unit], f"{kind} low": one.low.ravel()[unit]}
+                    row |= {f"{kind} high": one.high.ravel()[unit]}
+                    if len(one.heads[unit]) > 1:
+                        row[f"{kind} with"] = one.names[unit]
+                if self.attention is not None:
+                    row["attention"] = self.attention.words(self.attention.names.index(head))
+                rows.append(row)
+        return plain_rows(rows)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every example's values, by name, for an .npz file."""
+        found: dict[str, np.ndarray] = {}
+        for one in self.maps:
+            found |= {f"{one.direction}_giver": one.gap.giver, f"{one.direction}_taker": one.gap.taker}
+            found |= {f"{one.direction}_{kind}": unit.values for kind, unit in one.maps.items()}
+        if self.attention is not None:
+            found |= {"attention_base": self.attention.base, "attention_tuned": self.attention.tuned}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "base": self.base,
+            "tuned": self.tuned,
+            "task": self.task,
+            "metric": self.metric,
+            "split": self.split,
+            "n": self.n,
+            "positions": None if self.positions is None else list(self.positions),
+            "directions": [one.to_dict() for one in self.maps],
+            "attention": None if self.attention is None else self.attention.to_dict(),
+            "plan": dict(self.plan),
+            "cost": dict(self.cost),
+        }

@@ -1,0 +1,152 @@
+"""Head ablation on several checkpoints at once: a head goes only if none of them misses it.
+
+1. Go through the layers, lowest first (or highest first, or in random order).
+2. At the start of each layer measure the metric of every checkpoint with all heads ablated so far: its baseline.
+3. Ablate the heads of the layer one after the other, in every checkpoint; a head stays ablated if the metric of each stays
+   within the threshold of its own baseline, else it is restored in all.
+4. Optional verification, as in `head_ablation`, on examples that were not searched on: while the layer's removals cost some
+   checkpoint more than the threshold there, restore the head whose restoration leaves the worst-off checkpoint best.
+
+Source: the search of the Transitive Property Problem study (`discovery/head_ablation.py`), asked of every checkpoint.
+
+Shape letters: L layers, H heads, K checkpoints.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice, check_number
+from circuitdisc.circuit import kept_heads
+from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
+from circuitdisc.discovery.head_ablation import ORDERS
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Cost, Patching
+from circuitdisc.patching.head_removal import HeadRemoval
+from circuitdisc.patching.head_run import head_circuit
+from circuitdisc.progress import progress_bar
+from circuitdisc.tasks.base import Example, Task
+
+
+class Rule(NamedTuple):
+    """When a head may stay ablated."""
+
+    threshold: float
+    relative: bool
+
+    def holds(self, baselines: Sequence[float], values: Sequence[float]) -> bool:
+        """True if no checkpoint's metric has fallen by the threshold or more."""
+        return all(
+            passes(before, value, self.threshold, self.relative, two_sided=False)
+            for before, value in zip(baselines, values, strict=True)
+        )
+
+    def worst(self, baselines: Sequence[float], values: Sequence[float]) -> float:
+        """How far above what is allowed the worst-off checkpoint lies, in units of the metric."""
+        allowed = [self.threshold * (abs(before) if self.relative else 1.0) for before in baselines]
+        return min(value - before + most for before, value, most in zip(baselines, values, allowed, strict=True))
+
+
+def joint_head_ablation(
+    models: Sequence[Model],
+    task: Task,
+    ablation: Ablation,
+    context: SearchContext,
+    *,
+    spared: Bool[np.ndarray, "R S"] | None = None,
+    threshold: float = 0.03,
+    relative: bool = True,
+    order: str = "ascending",
+    verify: float = 0.0,
+) -> Discovery:
+    """Ablate every head that no checkpoint misses.
+
+    Args:
+        spared: a circuit whose heads are kept without being asked about.
+        threshold, relative, order, verify: as `head_ablation` takes them; a relative threshold is a fraction of each
+            checkpoint's own baseline.
+    """
+    metric = get_metric(context.metric)
+    rule = Rule(check_threshold(threshold, relative, metric), relative)
+    check_choice("order", order, ORDERS)
+    search_on, verify_on = _split(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    started = time.perf_counter()
+    graph, journal = models[0].graph, context.journal
+    patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
+    kept = np.ones((graph.n_layers, graph.n_heads), dtype=bool)
+    for decision in journal.decisions:
+        kept[place(decision["head"])] = decision["kept"]
+    asked = np.ones_like(kept) if spared is None else ~kept_heads(graph, spared)
+    finished = set(journal.marks)
+    search = [HeadRemoval(patching, patching.hold(search_on), metric, kept) for patching in patchings]
+    second = [HeadRemoval(patching, patching.hold(verify_on), metric, kept) for patching in patchings] if verify_on else []
+    title = f"head_ablation on {' + '.join(model.name for model in models)}"
+    bar = progress_bar(int(asked.sum()), title, "head", context.progress, len(journal.decisions))
+    for layer in _layers(graph.n_layers, order, context.seed):
+        if f"layer {layer}" in finished:
+            continue
+        baselines = [one.value for one in search]
+        for head in np.flatnonzero(asked[layer]).tolist():
+            values = [one.try_ablating(layer, head) for one in search]
+            keep = not rule.holds(baselines, values)
+            if not keep:
+                _set(search, layer, head, keep=False)
+            journal.write(head=f"a{layer}.h{head}", layer=layer, kept=keep, metric=values, baseline=baselines)
+            bar.update(1)
+        for head, values in _verify(search, second, layer, rule) if second else ():
+            journal.write(head=f"a{layer}.h{head}", layer=layer, kept=True, metric=values, restored=True)
+        journal.mark(f"layer {layer}")
+    bar.close()
+    cost = Cost(seconds=time.perf_counter() - started)
+    for patching in patchings:
+        cost.add(patching.cost)
+    return Discovery(head_circuit(graph, search[0].kept), None, journal.decisions, cost)
+
+
+def place(head: str) -> tuple[int, int]:
+    """Layer and head of `a3.h1`."""
+    layer, number = head[1:].split(".h")
+    return int(layer), int(number)
+
+
+def _set(removals: Sequence[HeadRemoval], layer: int, head: int, keep: bool) -> list[float]:
+    return [one.set_head(layer, head, keep) for one in removals]
+
+
+def _verify(
+    search: Sequence[HeadRemoval], second: Sequence[HeadRemoval], layer: int, rule: Rule
+) -> list[tuple[int, list[float]]]:
+    """Step 4 for one layer; returns the heads restored, with the metrics on the second set."""
+    baselines = [one.value for one in second]
+    for head in np.flatnonzero(~search[0].kept[layer]).tolist():
+        _set(second, layer, head, keep=False)
+    restored = []
+    while not rule.holds(baselines, [one.value for one in second]) and not second[0].kept[layer].all():
+        margins = {}
+        for head in np.flatnonzero(~second[0].kept[layer]).tolist():
+            margins[head] = rule.worst(baselines, _set(second, layer, head, keep=True))
+            _set(second, layer, head, keep=False)
+        best = max(margins, key=lambda head: margins[head])
+        values = _set(second, layer, best, keep=True)
+        _set(search, layer, best, keep=True)
+        restored.append((best, values))
+    return restored
+
+
+def _split(examples: Sequence[Example], verify: float) -> tuple[Sequence[Example], Sequence[Example]]:
+    n_verify = round(len(examples) * verify)
+    if verify > 0 and (n_verify == 0 or n_verify == len(examples)):
+        raise BadSetting(f"verify={verify} leaves {n_verify} of {len(examples)} train examples to verify on: raise task.n")
+    return examples[: len(examples) - n_verify], examples[len(examples) - n_verify :]
+
+
+def _layers(n_layers: int, order: str, seed: int) -> list[int]:
+    if order == "random":
+        return [int(layer) for layer in np.random.default_rng(seed).permutation(n_layers)]
+    return list(range(n_layers)) if order == "ascending" else list(reversed(range(n_layers)))

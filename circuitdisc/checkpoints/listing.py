@@ -1,0 +1,301 @@
+"""The checkpoints that a command is given: names, folders, patterns and ladders, checked before any weights are read.
+
+    names = read_checkpoints(["tpp/base", "tpp/lightweight"])    # shipped names, folders or hub names
+    names = read_checkpoints("runs/mine")                        # a ladder of `circuitdisc finetune`: its base, then its rungs
+    names = read_checkpoints("runs/mine/10pct/step-*")           # folders in the order of their numbers
+
+What they must share is read from config.json and the tokenizer's files: architecture, sizes, vocabulary. A ladder's folder
+holds one folder a rung and ladder.json, which names them in order.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
+from circuitdisc.files import read_json
+from circuitdisc.models.model import Model
+from circuitdisc.patching.selfcheck import load_model
+from circuitdisc.shipped import shipped_models
+from circuitdisc.tasks.base import Example
+
+LADDER = "ladder.json"
+LADDER_FORMAT = "circuitdisc.ladder"
+SIZES = (  # of a Hugging Face configuration; a family without one of them has None in all its checkpoints
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+)
+TOY_SIZES = ("n_layers", "n_heads", "n_key_value_heads", "d_model", "d_head", "d_mlp", "attn_only", "d_vocab", "d_vocab_out")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint, not loaded.
+
+    Args:
+        name: as `load_model` takes it.
+        folder: where its files are; None for a hub name.
+        sizes: what decides its graph and its vocabulary, from its configuration.
+    """
+
+    name: str
+    folder: Path | None
+    sizes: Mapping[str, Any]
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer, without the weights; None if it has none.
+
+        Raises:
+            BadFile: its files cannot be read.
+        """
+        if self.folder is not None and not any((self.folder / file).is_file() for file in _TOKENIZER_FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.folder or self.name, local_files_only=self.folder is not None)
+        except Exception as error:  # transformers, tokenizers and json each raise their own
+            raise BadFile(f"cannot load the tokenizer of {self.name}: {str(error).strip().splitlines()[0]}") from error
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+def read_checkpoints(
+    names: str | Path | Sequence[str | Path], *, least: int = 1, what: str = "this", same: bool = True
+) -> list[str]:
+    """The names of checkpoints, in order, as `load_model` takes them; all are there and fit together.
+
+    Args:
+        names: shipped names, folders, hub names, patterns of folders (`OUT/10pct/step-*`), or folders of ladders, each of which
+            stands for its base and its rungs. One may stand alone.
+        least: fewest that make sense.
+        what: what needs so many, for the message.
+        same: check that they share an architecture, a vocabulary and a tokenizer.
+
+    Raises:
+        UnknownName: a name is neither shipped, a folder nor a hub name.
+        BadFile: a file of a checkpoint or of a ladder is missing or malformed.
+        BadSetting: there are too few, or one is named twice.
+        BadModel: they do not fit together.
+    """
+    given = [names] if isinstance(names, str | Path) else list(names)
+    found = [name for one in given for name in _expand(str(one))]
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise BadSetting(f"the checkpoint {twice} is named twice: name each once")
+    if len(found) < least:
+        raise BadSetting(
+            f"{what} needs at least {least} checkpoint{'s' if least > 1 else ''}, not {len(found)}: "
+            "give them as checkpoints=[tpp/base,tpp/lightweight], or the folder of a ladder"
+        )
+    checkpoints = [find_checkpoint(name) for name in found]
+    if same:
+        check_same(checkpoints)
+    return found
+
+
+def find_checkpoint(name: str | Path) -> Checkpoint:
+    """A checkpoint by name, with its files seen to be there and its sizes read.
+
+    Raises:
+        UnknownName, BadFile: as `read_checkpoints`.
+    """
+    name = str(name)
+    folder = shipped_models().get(name) or (Path(name).expanduser() if Path(name).expanduser().is_dir() else None)
+    if folder is None:
+        return Checkpoint(name, None, _hub_sizes(name))
+    if not (folder / "config.json").is_file():
+        hint = f" (it holds {LADDER}: leave out the slash and what follows)" if (folder.parent / LADDER).is_file() else ""
+        raise BadFile(f"the checkpoint {name} has no config.json: it is not, or not yet, a checkpoint{hint}")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise BadFile(f"{folder / 'config.json'} holds no configuration of a model")
+    _check_weights(name, folder)
+    if "model_type" not in config:
+        return Checkpoint(name, folder, {size: config.get(size) for size in TOY_SIZES})
+    return Checkpoint(name, folder, _sizes(_read_config(folder, name)))
+
+
+def load(checkpoint: Checkpoint | str, **settings: Any) -> Model:
+    """Load one checkpoint, as `load_model` does."""
+    return load_model(checkpoint.name if isinstance(checkpoint, Checkpoint) else checkpoint, **settings)
+
+
+# --- what they share ------------------------------------------------------------------------------------------------------
+
+
+def check_same(checkpoints: Sequence[Checkpoint | Model | str]) -> None:
+    """Architecture, sizes and vocabulary of all are those of the first. Weights are not read.
+
+    Tokens are compared where both have a tokenizer: every token of one has the same number in the other.
+
+    Args:
+        checkpoints: not loaded, or loaded models: of two models the graphs are compared.
+
+    Raises:
+        BadModel: one differs; the message says in what.
+    """
+    rest = [find_checkpoint(one) if isinstance(one, str) else one for one in checkpoints]
+    if len(rest) < 2:
+        return
+    first = rest[0]
+    for other in rest[1:]:
+        if isinstance(first, Model) and isinstance(other, Model) and first.graph != other.graph:
+            raise BadModel(
+                f"{first.name} has {first.graph.describe()} and {other.name} {other.graph.describe()}: "
+                "checkpoints must share one architecture"
+            )
+        mine, theirs = _sizes_of(first), _sizes_of(other)
+        different = [size for size in mine if size in theirs and mine[size] != theirs[size]]
+        if different or not mine.keys() & theirs.keys():
+            words = ", ".join(f"{size} {mine[size]} and {theirs[size]}" for size in different) or "another kind of file"
+            raise BadModel(
+                f"{first.name} and {other.name} differ ({words}): checkpoints must share one architecture and one vocabulary"
+            )
+    _check_vocabularies(rest)
+
+
+def check_prompts(checkpoints: Sequence[Checkpoint | Model | str], examples: Sequence[Example]) -> None:
+    """Every tokenizer reads the examples' texts as the first one does, and has the same words for their answers.
+
+    Args:
+        checkpoints: those without a tokenizer are passed over.
+        examples: examples of a task; those without a text count with their answers alone.
+
+    Raises:
+        BadModel: a checkpoint reads one of them otherwise; the message shows it.
+    """
+    texts = list(dict.fromkeys(example.text for example in examples if example.text))
+    tokens = sorted({token for one in examples for right in (*one.answers, *one.wrong) for token in right})
+    first: tuple[str, list[list[int]], list[str]] | None = None
+    for one in checkpoints:
+        one = find_checkpoint(one) if isinstance(one, str) else one
+        tokenizer = one.tokenizer if isinstance(one, Model) else one.tokenizer()
+        if tokenizer is None:
+            continue
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        words = tokenizer.convert_ids_to_tokens(tokens)
+        if first is None:
+            first = one.name, ids, words
+            continue
+        odd = next((text for text, mine, theirs in zip(texts, first[1], ids, strict=True) if mine != theirs), None)
+        odd = odd or next((str(mine) for mine, theirs in zip(first[2], words, strict=True) if mine != theirs), None)
+        if odd is not None:
+            raise BadModel(
+                f"the tokenizers of {first[0]} and {one.name} read {odd[:60]!r} differently: "
+                "checkpoints are compared on the same tokens, so they must share a tokenizer"
+            )
+
+
+def _check_vocabularies(checkpoints: Sequence[Checkpoint | Model]) -> None:
+    first: tuple[str, dict[str, int]] | None = None
+    for one in checkpoints:
+        tokenizer = one.tokenizer if isinstance(one, Model) else one.tokenizer()
+        if tokenizer is None:
+            continue
+        vocabulary = tokenizer.get_vocab()
+        if first is None:
+            first = one.name, vocabulary
+            continue
+        shared = first[1].keys() & vocabulary.keys()
+        odd = next((token for token in sorted(shared) if first[1][token] != vocabulary[token]), None)
+        if odd is not None or not shared:
+            token = "no token" if odd is None else f"the token {odd!r} has another number"
+            raise BadModel(f"the tokenizers of {first[0]} and {one.name} differ ({token} in both): they must share a tokenizer")
+
+
+def _sizes_of(one: Checkpoint | Model) -> Mapping[str, Any]:
+    if isinstance(one, Checkpoint):
+        return one.sizes
+    config = getattr(one.module, "config", None)
+    if hasattr(config, "model_type"):
+        return _sizes(config)
+    return {"n_layers": one.graph.n_layers, "n_heads": one.graph.n_heads, "d_vocab": one.d_vocab}
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+def _expand(name: str) -> list[str]:
+    """A ladder's base and rungs, the folders of a pattern, or the name itself."""
+    if name in shipped_models():
+        return [name]
+    if "*" in name:
+        return _matching(name)
+    folder = Path(name).expanduser()
+    return read_ladder(folder) if (folder / LADDER).is_file() else [name]
+
+
+def _matching(pattern: str) -> list[str]:
+    path = Path(pattern).expanduser()
+    root = Path(*path.parts[: next(at for at, part in enumerate(path.parts) if "*" in part)])
+    found = [str(one) for one in root.glob(str(path.relative_to(root))) if (one / "config.json").is_file()]
+    if not found:
+        raise BadFile(f"no folder with a config.json matches {pattern}")
+    return sorted(found, key=lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
+
+
+def read_ladder(folder: Path) -> list[str]:
+    """The base of a ladder and its rungs, in order.
+
+    Raises:
+        BadFile: ladder.json is malformed, or a rung's file is missing.
+    """
+    path = folder / LADDER
+    ladder = read_json(path)
+    if not isinstance(ladder, dict) or ladder.get("format") != LADDER_FORMAT:
+        raise BadFile(f"{path} is not a ladder of `circuitdisc finetune`")
+    try:
+        base, rungs = str(ladder["base"]), [str(rung["name"]) for rung in ladder["rungs"]]
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{path} is not a ladder: missing or malformed key {error}") from error
+    for rung in rungs:
+        if not (folder / rung / "config.json").is_file():
+            raise BadFile(
+                f"the ladder {folder} has no {rung}/config.json: the same `circuitdisc finetune` command with out={folder} "
+                "makes what is missing, or name the finished checkpoints one by one"
+            )
+    return [base, *(str(folder / rung) for rung in rungs)]
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    if (folder / "model.safetensors").is_file():
+        return
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise BadFile(f"the checkpoint {name} has no model.safetensors in {folder}: weights are read from safetensors alone")
+    shards = read_json(index).get("weight_map", {})
+    for shard in sorted(set(shards.values())):
+        if not (folder / shard).is_file():
+            raise BadFile(f"the checkpoint {name} lacks {shard}, which {index} names")
+
+
+def _hub_sizes(name: str) -> Mapping[str, Any]:
+    hint = "Give shipped names, folders with config.json, folders of ladders, or Hugging Face names."
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise UnknownName("checkpoint", name, shipped_models(), hint)
+    try:
+        return _sizes(_read_config(name, name))
+    except CircuitdiscError as error:
+        raise UnknownName("checkpoint", name, shipped_models(), hint) from error
+
+
+def _read_config(where: Path | str, name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(where, local_files_only=isinstance(where, Path))
+    except Exception as error:  # transformers and json each raise their own
+        raise BadFile(f"the configuration of {name} cannot be read: {str(error).strip().splitlines()[0]}") from error
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {size: getattr(config, size, None) for size in SIZES}

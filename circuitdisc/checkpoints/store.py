@@ -1,0 +1,125 @@
+"""Where a transfer keeps what it has finished: a folder, or memory.
+
+config.json              what was asked for
+checkpoints/<name>.json  a checkpoint's name, the mark of its weights, and what must be known of it
+circuits/<name>.json     a circuit, with the journal of its search beside it
+cells/<row>.<column>.json  one cell's scores
+
+Every file is written beside and renamed, so that a call that is killed leaves whole files alone, and the next one with the same
+settings goes on from them.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadFile, BadRun, BadSetting
+from circuitdisc.files import read_json, write_json
+from circuitdisc.runs import Journal, check_free, versions
+
+CONFIG, FORMAT = "config.json", "circuitdisc.transfer.settings"
+
+
+class Store:
+    """Finished parts by name.
+
+    Args:
+        folder: None keeps them in memory.
+        settings: of the call; those in the folder, if it has any, must be the same.
+
+    Raises:
+        BadRun: the folder holds something else, or cannot be written.
+        BadSetting: it holds a transfer with other settings; the message names one.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self.folder, self._memory = folder, dict[str, Any]()
+        self.is_new = folder is None or not (folder / CONFIG).is_file()
+        if folder is None:
+            return
+        plain = json.loads(json.dumps(settings))  # as it will be read again
+        if self.is_new:
+            check_free(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadRun(f"cannot make the folder {folder}: {error.strerror}. Choose another one with out=") from error
+            write_json(folder / CONFIG, {"format": FORMAT, "version": 1, "settings": plain, "versions": versions()})
+        else:
+            _check_equal(folder, read_settings(folder), plain)
+
+    def has(self, name: str) -> bool:
+        """Whether this part is finished."""
+        return name in self._memory if self.folder is None else (self.folder / name).is_file()
+
+    def read(self, name: str) -> Any:
+        """One finished part.
+
+        Raises:
+            BadFile: it is not there, or is not JSON.
+        """
+        return self._memory[name] if self.folder is None else read_json(self.folder / name)
+
+    def write(self, name: str, data: Any) -> None:
+        """Keep one part, whole or not at all."""
+        if self.folder is None:
+            self._memory[name] = data
+            return
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        write_json(self.folder / name, data)
+
+    def journal(self, name: str) -> Journal:
+        """The journal of a search, cut back to its last mark."""
+        if self.folder is None:
+            return Journal()
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        return Journal(self.folder / name)
+
+    def drop_if_empty(self) -> None:
+        """Leave nothing behind of a call that failed before it had found anything."""
+        if self.folder is None or not self.is_new:
+            return
+        found = [*self.folder.glob("circuits/*"), *self.folder.glob("cells/*")]
+        if not any(one.stat().st_size for one in found):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_transfer(folder: Path) -> bool:
+    """Whether a folder is that of a transfer, so that `circuitdisc resume` knows what to go on with."""
+    try:
+        data = read_json(folder / CONFIG)
+    except BadFile:
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a transfer's folder.
+
+    Raises:
+        BadRun: it is not the folder of a transfer.
+    """
+    try:
+        data = read_json(folder / CONFIG)
+    except BadFile as error:
+        raise BadRun(f"{folder} is not the folder of a transfer: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("settings"), dict):
+        raise BadRun(f"{folder} is the folder of something else than a transfer: choose another with out=")
+    return data["settings"]
+
+
+def _check_equal(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for name in [*old, *(name for name in new if name not in old)]:
+        if old.get(name) != new.get(name):
+            raise BadSetting(
+                f"{folder} holds a transfer with {name}={json.dumps(old.get(name))}, and {json.dumps(new.get(name))} is asked "
+                "for: give the same settings to go on with it, or another folder with out="
+            )
+
+
+def slug(index: int, name: str) -> str:
+    """A file's name for the index-th circuit or checkpoint."""
+    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')[-60:]}"

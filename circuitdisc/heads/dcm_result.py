@@ -1,0 +1,284 @@
+"""What `dcm` finds: masks, and how often the desiderata are met.
+
+Shape letters: C components, X sets of components, B examples, L layers, H heads.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.errors import UnknownName
+from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.scoring.intervals import wilson_interval
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a patched model says.
+
+    Args:
+        share: of the examples on which it says the target.
+        low, high: Wilson's interval of that share.
+        kept: share on which it says the clean prompt's own answer (as far as the desideratum names it).
+        logit: mean logit of the target.
+        n: examples.
+    """
+
+    share: float
+    low: float
+    high: float
+    kept: float
+    logit: float
+    n: int
+
+    @classmethod
+    def of(
+        cls,
+        met: Float[np.ndarray, "B"],
+        kept: Float[np.ndarray, "B"],
+        logit: Float[np.ndarray, "B"],
+        confidence: float,
+    ) -> "Met":
+        low, high = wilson_interval(int(met.sum()), len(met), confidence)
+        return cls(float(met.mean()), low, high, float(kept.mean()), float(logit.mean()), len(met))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trained mask.
+
+    Args:
+        penalty, seed: what it was trained with.
+        mask: before rounding. Length C.
+        chosen_by: share of the examples of the second split on which the rounded mask meets the desideratum.
+    """
+
+    penalty: float
+    seed: int
+    mask: tuple[float, ...]
+    chosen_by: float
+
+    @property
+    def size(self) -> int:
+        """Components that the rounded mask patches."""
+        return sum(value > 0.5 for value in self.mask)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"penalty": self.penalty, "seed": self.seed, "mask": list(self.mask), "chosen_by": self.chosen_by}
+
+    @classmethod
+    def from_dict(cls, line: Mapping[str, Any]) -> "Trial":
+        return cls(line["penalty"], line["seed"], tuple(line["mask"]), line["chosen_by"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """One desideratum.
+
+    Args:
+        desideratum: its name.
+        components: names of what the mask is over. Length C.
+        trials: all masks that were trained.
+        best: which of them was chosen on the second split.
+        patched, everything, nothing: the chosen mask, all components patched, and none, on the third split.
+        random: shares met by random sets of the mask's size.
+        sizes: examples of each split.
+        met: example by example, in the order: mask, all, none, random sets. [X, B]
+    """
+
+    desideratum: str
+    components: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    best: int
+    patched: Met
+    everything: Met
+    nothing: Met
+    random: tuple[float, ...]
+    sizes: Mapping[str, int]
+    met: Float[np.ndarray, "X B"]
+
+    @property
+    def trial(self) -> Trial:
+        return self.trials[self.best]
+
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The components that the chosen mask patches."""
+        return tuple(name for name, value in zip(self.components, self.trial.mask, strict=True) if value > 0.5)
+
+    @property
+    def p_value(self) -> float | None:
+        return p_value(self.patched.share, self.random)
+
+
+@dataclass(frozen=True)
+class GroupMet:
+    """One whole group of heads patched, under one desideratum.
+
+    Args:
+        positions: where, in words.
+        random: shares met by random sets of as many heads.
+    """
+
+    desideratum: str
+    group: str
+    heads: tuple[str, ...]
+    positions: str
+    met: Met
+    random: tuple[float, ...]
+
+
+def p_value(share: float, random: Sequence[float]) -> float | None:
+    """Share of the sets, this one among them, that meet the desideratum at least as often; None without random ones."""
+    return (1 + sum(one >= share for one in random)) / (1 + len(random)) if random else None
+
+
+@dataclass(frozen=True)
+class Dcm:
+    """The masks of all desiderata, and what they do.
+
+    Args:
+        over: `head`, `group` or `edge`.
+        found: a desideratum each.
+        groups: a desideratum and a group each; empty without groups.
+        shape: layers and heads of the model.
+        n_random: random sets asked for.
+        confidence: coverage of the intervals.
+    """
+
+    over: str
+    found: tuple[Found, ...]
+    groups: tuple[GroupMet, ...]
+    shape: tuple[int, int]
+    n_random: int
+    confidence: float
+
+    def get(self, desideratum: str) -> Found:
+        """One desideratum.
+
+        Raises:
+            UnknownName: there is none of this name.
+        """
+        for one in self.found:
+            if one.desideratum == desideratum:
+                return one
+        raise UnknownName("desideratum", desideratum, [one.desideratum for one in self.found])
+
+    def table(self) -> list[Row]:
+        """A line a desideratum: the chosen mask on the third split."""
+        return plain_rows(
+            {
+                "desideratum": one.desideratum,
+                f"{self.over}s masked": one.trial.size,
+                "of": len(one.components),
+                "penalty": one.trial.penalty,
+                "n": one.patched.n,
+                "met": one.patched.share,
+                "low": one.patched.low,
+                "high": one.patched.high,
+                **_random(one.random, one.patched.share),
+                "all masked": one.everything.share,
+                "none masked": one.nothing.share,
+                "clean answer": one.patched.kept,
+            }
+            for one in self.found
+        )
+
+    def group_table(self) -> list[Row]:
+        """A line a desideratum and group: the whole group patched alone."""
+        return plain_rows(
+            {
+                "desideratum": one.desideratum,
+                "group": one.group,
+                "heads": len(one.heads),
+                "at": one.positions,
+                "n": one.met.n,
+                "met": one.met.share,
+                "low": one.met.low,
+                "high": one.met.high,
+                **_random(one.random, one.met.share),
+                "clean answer": one.met.kept,
+            }
+            for one in self.groups
+        )
+
+    def head_map(self, desideratum: str) -> Float[np.ndarray, "L H"]:
+        """The chosen mask before rounding, layer by head; NaN for heads that have none.
+
+        A head of several groups shows the largest; over edges it shows how many of a head's outgoing edges are patched.
+        """
+        found, values = self.get(desideratum), np.full(self.shape, math.nan)
+        members = {name: (name,) for name in found.components}
+        if self.over == "group":
+            members = {one.group: one.heads for one in self.groups if one.desideratum == desideratum}
+        for name, value in zip(found.components, found.trial.mask, strict=True):
+            if self.over == "edge":
+                sender, value = name.partition("->")[0], float(value > 0.5)
+                if sender.startswith("a"):
+                    layer, head = _place(sender)
+                    values[layer, head] = np.nansum([values[layer, head], value])
+                continue
+            for layer, head in map(_place, members[name]):
+                values[layer, head] = np.nanmax([values[layer, head], value]) if values[layer, head] >= 0 else value
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "over": self.over,
+            "confidence": self.confidence,
+            "n_random": self.n_random,
+            "desiderata": [
+                {
+                    "desideratum": one.desideratum,
+                    "masked": list(one.masked),
+                    "components": list(one.components),
+                    "chosen": one.trial.to_dict(),
+                    "trials": [{**trial.to_dict(), "size": trial.size} for trial in one.trials],
+                    "patched": asdict(one.patched),
+                    "all": asdict(one.everything),
+                    "none": asdict(one.nothing),
+                    "random": list(one.random),
+                    "p_value": plain(one.p_value),
+                    "n": dict(one.sizes),
+                }
+                for one in self.found
+            ],
+            "groups": [
+                {
+                    "desideratum": one.desideratum,
+                    "group": one.group,
+                    "heads": list(one.heads),
+                    "positions": one.positions,
+                    "patched": asdict(one.met),
+                    "random": list(one.random),
+                    "p_value": plain(p_value(one.met.share, one.random)),
+                }
+                for one in self.groups
+            ],
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All masks [trials, C] and which examples meet each desideratum [X, B], by name."""
+        found: dict[str, np.ndarray] = {}
+        for one in self.found:
+            found[f"masks_{one.desideratum}"] = np.array([trial.mask for trial in one.trials])
+            found[f"met_{one.desideratum}"] = one.met
+        return found
+
+
+def _place(head: str) -> tuple[int, int]:
+    layer, _, number = head[1:].partition(".h")
+    return int(layer), int(number)
+
+
+def _random(random: Sequence[float], share: float) -> Row:
+    """Median and range of the random sets, and how often they do as well."""
+    return {
+        "random": float(np.median(random)) if random else None,
+        "random high": max(random) if random else None,
+        "p": p_value(share, random),
+    }

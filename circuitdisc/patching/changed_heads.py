@@ -1,0 +1,236 @@
+"""The whole model runs, and some heads do something else than they would: differentiable with respect to what is done.
+
+A change may touch a head's attention pattern, its pattern-weighted values z (before W_O), or what it writes. Everything
+behind the head sees the change. What cannot change is not run again: layers before the first changed one, and, in a causal
+model, tokens before the first changed one, whose keys and values are those of the clean run.
+
+Shape letters: L layers, H heads, K head width, C components, B examples, T positions, D residual width, N readings,
+W columns of the unembedding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import Metric
+from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.model import Model
+from circuitdisc.patching.attribution_memory import Shapes
+from circuitdisc.patching.masked_run import examples_in_piece
+from circuitdisc.patching.memory import parse_memory
+from circuitdisc.patching.path_effects import ALL, Positions, positions_mask
+from circuitdisc.patching.prepared import Chunk, prepare
+from circuitdisc.patching.requirements import gradients_of
+from circuitdisc.tasks.base import Example
+
+
+@dataclass(frozen=True)
+class Held:
+    """Examples made ready for runs with changed heads.
+
+    Args:
+        chunk: the examples; of its clean values only those of the embedding's senders are there, of the ablated ones those at
+            the tokens that are run again.
+        residual: what layer `first` reads in the clean run, at the tokens that are run again. [B, T, D]
+        frame: angles and scales of these tokens, with the masks of all.
+        first: the first layer that is run again.
+        start: the first token that is.
+        before: keys and values of the tokens before it, by layer. [H, 1, B, start, K]
+    """
+
+    chunk: Chunk
+    residual: Float[Tensor, "B T D"]
+    frame: Frame
+    first: int = 0
+    start: int = 0
+    before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def places(self, positions: Positions) -> Bool[Tensor, "B T"]:
+        """True at these positions, among the tokens that are run again."""
+        return positions_mask(self.chunk.batch, positions)[:, self.start :]
+
+    @property
+    def reads(self) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+        """Example and token of each reading, among the tokens that are run again."""
+        return self.chunk.batch.read_example, self.chunk.batch.read_position - self.start
+
+    @property
+    def n(self) -> int:
+        return self.chunk.batch.n_examples
+
+
+class HeadChange:
+    """What is done to the heads of each layer; by itself nothing. Changes override what they touch."""
+
+    def pattern(self, layer: int, pattern: Float[Tensor, "H 1 B T T2"], held: Held) -> Float[Tensor, "H 1 B T T2"]:
+        """What the heads attend to."""
+        return pattern
+
+    def z(self, layer: int, z: Float[Tensor, "H 1 B T K"], held: Held) -> Float[Tensor, "H 1 B T K"]:
+        """Their values weighted by the pattern."""
+        return z
+
+    def written(self, layer: int, out: Float[Tensor, "H B T D"], held: Held) -> Float[Tensor, "H B T D"]:
+        """What they add to the residual stream."""
+        return out
+
+
+class MixedHeads(HeadChange):
+    """Heads whose output is mixed with that of the corrupted run: (1 - m) * live + m * corrupted, at some positions.
+
+    A component is a set of heads with one mask m. A head in two components keeps the product of the shares (1 - m).
+
+    Args:
+        mask: m of each component: 0 leaves it, 1 replaces it. [C]
+        members: the heads of each component. [C, L, H]
+        places: where each of them is patched, or all of them (C = 1), for examples at hand. [C, B, T]
+        n_embed: senders before the first head.
+        per_layer: senders of a layer.
+    """
+
+    def __init__(
+        self,
+        mask: Float[Tensor, "C"],
+        members: Bool[Tensor, "C L H"],
+        places: Callable[[Held], Bool[Tensor, "C B T"]],
+        n_embed: int,
+        per_layer: int,
+    ) -> None:
+        self.mask, self.members, self.places = mask, members, places
+        self.n_embed, self.per_layer = n_embed, per_layer
+
+    def written(self, layer: int, out: Float[Tensor, "H B T D"], held: Held) -> Float[Tensor, "H B T D"]:
+        here = self.members[:, layer].any(-1).nonzero().flatten()
+        if not len(here):
+            return out
+        places = self.places(held)
+        places = places if places.shape[0] == 1 else places[here]
+        share = self.mask[here, None, None, None] * self.members[here, layer, :, None, None] * places[:, None]
+        share = 1 - (1 - share).prod(0)
+        first = self.n_embed + layer * self.per_layer
+        corrupted = held.chunk.ablated[first : first + out.shape[0]]
+        return out + share.to(out.dtype)[..., None] * (corrupted - out)
+
+
+def changed_logits(model: Model, held: Held, change: HeadChange, columns: bool = False) -> Float[Tensor, "N W"]:
+    """Logits at the readings under a change, with gradients to whatever it is made of.
+
+    Args:
+        columns: of the answers' tokens alone, as `Labels.columns` has them; else of the whole vocabulary.
+    """
+    cut, graph, frame = model.cut, model.graph, held.frame
+    assert isinstance(cut, Components), "changed heads need components"
+    x, heads = held.residual, range(graph.n_heads)
+    queries = torch.arange(held.start, held.start + x.shape[1], device=x.device)
+    for layer in range(held.first, graph.n_layers):
+        rows = x[None, None]
+        q, k, v = (cut.read(layer, qkv, heads, rows, frame) for qkv in ("q", "k", "v"))
+        if held.start:
+            k, v = (torch.cat([before, here], dim=3) for before, here in zip(held.before[layer], (k, v), strict=True))
+        pattern = change.pattern(layer, cut.pattern(layer, q, k, frame, queries), held)
+        z = change.z(layer, pattern @ v, held)
+        out = change.written(layer, cut.head_output(layer, heads, z, frame)[:, 0], held)
+        b_O = cut.weights.layers[layer].b_O
+        after = x + out.sum(0) + (0.0 if b_O is None else b_O)
+        x = after + cut.mlp(layer, x if graph.parallel else after) if graph.has_mlp else after
+    wanted = held.chunk.labels.columns if columns else None
+    return cut.unembed(x[held.reads][None], wanted)[0]
+
+
+def metric_values(model: Model, held: Held, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:
+    """A metric under a change, example by example."""
+    logits = changed_logits(model, held, change, metric.columns == "answers")
+    return held.chunk.batch.per_example(metric(logits, held.chunk.metric_labels(metric)))
+
+
+def hold(
+    model: Model,
+    ablation: Ablation,
+    examples: Sequence[Example],
+    metric: Metric,
+    *,
+    batch: int,
+    first: int = 0,
+    positions: Positions = ALL,
+    memory: str | int = "4GiB",
+    name: str = "changed heads",
+) -> list[list[Held]]:
+    """Examples made ready in mini-batches, each in as few pieces as fit the budget.
+
+    Args:
+        ablation: `resample` keeps what every sender writes on the corrupted prompts.
+        batch: examples in a mini-batch.
+        first: the first layer that will be changed.
+        positions: where heads will be changed: `all`, a position (see `tasks/roles.py`), or several.
+        name: of the tool, for messages.
+
+    Raises:
+        BadSetting: the model runs by hooks, the metric has no gradient, or the examples do not fit the budget.
+        BadTask: corrupted prompts are needed and missing.
+    """
+    cut, graph = gradients_of(model, ablation, metric, name), model.graph
+    piece = examples_in_piece(Shapes.of(cut, metric), graph, ablation, examples, batch, parse_memory(memory))
+    found: list[list[Held]] = []
+    for at in range(0, len(examples), batch):
+        chunks = prepare(model, ablation, examples[at : at + batch], None, piece)
+        found.append([_held(cut, graph, chunk, first, positions) for chunk in chunks])
+    return found
+
+
+def _held(cut: Components, graph: ComputationGraph, chunk: Chunk, first: int, positions: Positions) -> Held:
+    """One piece made ready, and what is not needed of it let go."""
+    frame, n_embed = chunk.frame, int(graph.n_upstream[0])
+    assert frame is not None, "components need a frame"
+    start = 0
+    if cut.spec.causal:  # nothing before the first changed token sees it; readings have to be there, too
+        changed = int(positions_mask(chunk.batch, positions).any(0).nonzero().min())
+        start = min(changed, int(chunk.batch.read_position.min()))
+    tail = Frame(
+        frame.position_ids[:, start:],
+        frame.allowed,
+        None if frame.cos is None else frame.cos[:, start:],
+        None if frame.sin is None else frame.sin[:, start:],
+        {layer: scale[:, start:] for layer, scale in frame.head_scale.items()},
+    )
+    residuals = {}
+    for layer in range(first, graph.n_layers + 1):
+        n_before = n_embed + layer * (graph.n_heads + graph.has_mlp)
+        residuals[layer] = chunk.clean[:n_before].sum(0) + cut.constant_before(layer)
+    before = {}
+    for layer in range(first, graph.n_layers) if start else ():
+        rows = residuals[layer][None, None]
+        k, v = (cut.read(layer, qkv, range(graph.n_heads), rows, frame)[..., :start, :].clone() for qkv in ("k", "v"))
+        before[layer] = (k, v)
+    ablated = chunk.ablated if chunk.ablated.shape[2] == 1 or not start else chunk.ablated[:, :, start:].clone()
+    kept = replace(chunk, clean=chunk.clean[:n_embed].clone(), ablated=ablated)
+    return Held(kept, residuals[first][:, start:].clone(), tail, first, start, before)
+
+
+@torch.no_grad()
+def head_values(model: Model, helds: Sequence[Held]) -> Float[Tensor, "L H K"]:
+    """Mean over examples of every head's pattern-weighted values z where the last answer is read."""
+    total, n = torch.zeros(()), 0
+    for held in helds:
+        seen = _Seen()
+        changed_logits(model, held, seen)
+        at = held.chunk.batch.position("end") - held.start
+        rows = torch.arange(held.n, device=at.device)
+        total = total.to(at.device) + torch.stack([z[:, 0, rows, at].double().sum(1) for z in seen.layers])
+        n += held.n
+    return (total / n).to(model.dtype)
+
+
+class _Seen(HeadChange):
+    """Changes nothing, and writes down the heads' values."""
+
+    def __init__(self) -> None:
+        self.layers: list[Float[Tensor, "H 1 B T K"]] = []
+
+    def z(self, layer: int, z: Float[Tensor, "H 1 B T K"], held: Held) -> Float[Tensor, "H 1 B T K"]:
+        self.layers.append(z)
+        return z

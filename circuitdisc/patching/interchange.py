@@ -1,0 +1,79 @@
+"""Interchange interventions: whole nodes write what they write on another prompt, and all that follows runs again.
+
+The base prompt is a chunk's clean one, the source prompt its corrupted one. At chosen positions a node's output is replaced by
+its value on the source prompt; nothing else is held. A replaced node behind another replaced node still writes its value on the
+plain source prompt.
+
+Shape letters: B examples, T positions, D residual width, N readings, S senders, V vocabulary.
+
+Source: Geiger et al. 2021, "Causal Abstractions of Neural Networks".
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.errors import UnknownName
+from circuitdisc.models.model import Model
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.prepared import Chunk
+from circuitdisc.patching.requirements import components_of
+from circuitdisc.tasks.base import Example
+
+
+def check_nodes(model: Model, nodes: Sequence[str]) -> None:
+    """The model can be intervened on at these nodes.
+
+    Raises:
+        BadSetting: it has no fast components.
+        UnknownName: it has no such node.
+    """
+    components_of(model, "an interchange intervention")
+    for node in nodes:
+        if node not in model.graph.sender_index:
+            raise UnknownName("node", node, model.graph.sender_index, f"{model.name} has {model.graph.describe()}.")
+
+
+def interchange_chunks(model: Model, pairs: Sequence[Example], memory: str | int = "4GiB") -> Iterator[Chunk]:
+    """Base (clean) and source (corrupted) prompts made ready, as many at a time as fit."""
+    yield from Patching(model, Ablation("resample"), (), memory=memory).chunks(pairs)
+
+
+@torch.no_grad()
+def interchanged_logits(
+    model: Model, chunk: Chunk, nodes: Sequence[str], where: Bool[Tensor, "B T"] | None = None
+) -> Float[Tensor, "N V"]:
+    """Logits at the readings when nodes write what they write on the source prompt.
+
+    Args:
+        nodes: heads, MLPs or embeddings.
+        where: at which positions; None: at all of them.
+    """
+    cut, graph, frame = components_of(model, "an interchange intervention"), model.graph, chunk.frame
+    assert frame is not None, "components need a frame"
+    heads, replaced = range(graph.n_heads), {graph.sender_index[node] for node in nodes}
+    here = (chunk.batch.is_token if where is None else where & chunk.batch.is_token)[..., None]
+
+    def total(first: int, live: Float[Tensor, "s B T D"]) -> Float[Tensor, "B T D"]:
+        """What the senders from `first` on write together."""
+        senders = range(first, first + len(live))
+        rows = [
+            torch.where(here, chunk.ablated[sender], row) if sender in replaced else row
+            for sender, row in zip(senders, live, strict=True)
+        ]
+        return torch.stack(rows).sum(0)
+
+    x = total(0, chunk.clean[: int(graph.n_upstream[0])])
+    for layer in range(graph.n_layers):
+        q, k, v = (cut.read(layer, qkv, heads, x[None, None], frame) for qkv in ("q", "k", "v"))
+        outputs = cut.head_output(layer, heads, cut.pattern(layer, q, k, frame) @ v, frame)[:, 0]
+        b_O = cut.weights.layers[layer].b_O
+        after = x + total(graph.sender_index[f"a{layer}.h0"], outputs) + (0.0 if b_O is None else b_O)
+        if graph.has_mlp:
+            mlp = cut.mlp(layer, x if graph.parallel else after)[None]
+            after = after + total(graph.sender_index[f"m{layer}"], mlp)
+        x = after
+    return cut.unembed(x[chunk.batch.reads][None])[0]
