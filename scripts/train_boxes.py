@@ -66,10 +66,10 @@ def make(name: str, args: argparse.Namespace) -> Ladder:
     )
 
 
-def key_heads(n: int, seed: int) -> list[str]:
+def key_heads(n: int, n_heldout: int, seed: int) -> list[str]:
     """The heads that the base misses most on the task, one ablated at a time, on examples that nobody is judged on."""
     model = cd.load_model(BASE)
-    task = cd.load_task("entity_tracking", model, n=100, n_heldout=1, boxes=7, seed=seed)
+    task = cd.load_task("entity_tracking", model, n=100, n_heldout=n_heldout, boxes=7, seed=seed)
     return cd.heads.head_effects(model, task, ablation="resample", progress=True).order()[:n]
 
 
@@ -95,6 +95,13 @@ def figures_of(table: Baselines, checkpoint: str) -> dict[str, Any]:
         "n": n,
         "n_others": n // 2,
     }
+
+
+def control_figures(n: int) -> dict[str, dict[str, Any]]:
+    """The base and the control on what the control was trained on."""
+    table = cd.baselines([BASE, "multitask/induction_full"], {**INDUCTION, "n_heldout": n}, others=[])
+    found = {name: table.get(name) for name in table.checkpoints}
+    return {name: {"accuracy": one.value, "interval": [one.low, one.high], "n": one.n} for name, one in found.items()}
 
 
 def ship(checkpoint: str, folder: Path) -> None:
@@ -127,7 +134,7 @@ def main() -> None:
         ship(ladder.checkpoints[1], args.out / name)
     if args.only:
         return
-    heads = key_heads(N_HEADS, args.seed)
+    heads = key_heads(N_HEADS, args.held_out, args.seed)
     only = {"method": "heads", "heads": heads, "control": 1}
     precise = cd.finetune(BASE, BOXES, args.work_dir / "precise", seed=args.seed, progress=True, **PRECISE, **only)
     shipped = {name: f"multitask/{name}" for name in SHIPPED}
@@ -153,6 +160,7 @@ def main() -> None:
         "settings": {"seed": args.seed, "threads": args.threads},
         "versions": versions(),
         "base": figures_of(table, BASE),
+        "induction of 24 tokens": control_figures(args.held_out),
         "on_the_way": {f"{Path(name).parts[-3]} {Path(name).name}": round(way.get(name).value, 4) for name in on_the_way},
         "precise_sft": {
             "heads": heads,

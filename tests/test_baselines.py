@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import bpe_model, word_model
 
 import circuitdisc as cd
 from circuitdisc.checkpoints.baselines import (
@@ -14,6 +15,7 @@ from circuitdisc.checkpoints.baselines import (
     HELDOUT,
     TEXT,
     Baselines,
+    any_length,
     own_answers_of_corrupted,
     text_examples,
 )
@@ -127,6 +129,17 @@ def test_corrupted_prompts_need_a_wrong_answer() -> None:
 
 def test_no_second_set_where_every_answer_is_one_token(found: Baselines) -> None:
     assert ANY_LENGTH not in found.sets
+
+
+def test_answers_of_several_tokens_are_a_second_set() -> None:
+    settings = {"name": "tpp", "n": 4, "n_heldout": 6}
+    found = any_length(bpe_model(n_ctx=400), settings)
+    expected = cd.load_task("tpp", bpe_model(n_ctx=400), n=4, n_heldout=6, first_token=True).heldout
+    assert found == expected
+    assert any(len(one.whole) > 1 for one in found)
+    assert any_length(bpe_model(n_ctx=400), {**settings, "first_token": True}) == ()  # then it is the first set
+    assert any_length(word_model(), settings) == ()
+    assert any_length(bpe_model(), {"name": "ioi"}) == ()
 
 
 def test_the_command_prints_and_leaves_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

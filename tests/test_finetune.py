@@ -229,6 +229,12 @@ def test_a_killed_run_resumes_to_the_same_weights(
         finetune(gpt2, TASK, tmp_path / "killed", **{**settings, "lr": 0.02})
 
 
+def test_a_loss_that_is_no_number_is_said(gpt2: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"no longer a number: lower lr=1e\+30"):
+        finetune(gpt2, TASK, tmp_path / "out", **{**SHORT, "lr": 1e30, "epochs": 2})
+    assert not (tmp_path / "out" / "100pct").exists()
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(gpt2: str, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(BadRun, match="not empty"):
@@ -387,6 +393,10 @@ def test_targets_that_do_not_exist_are_refused(gpt2: str, tmp_path: Path) -> Non
         ({"lr": 0}, BadSetting, "above 0"),
         ({"batch_size": 0}, BadSetting, "whole number from 1"),
         ({"method": "heads"}, BadSetting, "name them with heads"),
+        ({"control": "two", "method": "heads", "heads": "a0.h0"}, BadSetting, "control='two'"),
+        ({"n_pool": 0}, BadSetting, "n_pool=0"),
+        ({"memory": "much"}, BadSetting, "memory"),
+        ({"others": ["io"]}, UnknownName, "Did you mean ioi"),
         ({"heads": ["a0.h0"]}, BadSetting, "belong to method=heads"),
         ({"method": "heads", "heads": ["a9.h0"]}, GraphMismatch, "a9.h0"),
         ({"method": "heads", "heads": [f"a0.h{h}" for h in range(4)], "control": 1, "save_steps": 0}, BadSetting, "save_steps"),

@@ -1,5 +1,7 @@
 """Joint searches decide as a literal loop over edges (heads) and checkpoints does, and as the plain search for one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from examples import random_task
 from models import model_of, toy
 from reference import masked_metric
 
-from circuitdisc.ablation import Ablation
+from circuitdisc.ablation import get_ablation
 from circuitdisc.checkpoints.joint import joint_discover, share_of_memory
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import acdc
@@ -29,11 +31,11 @@ def checkpoint(seed, family="no_norm"):
 
 def search(models, task, algorithm="acdc", ablation="resample", metric="logit_diff", journal=None, **settings):
     context = SearchContext(metric, seed=3, journal=journal or Journal())
-    return joint_discover(models, task, algorithm, Ablation(ablation), context, **settings)
+    return joint_discover(models, task, algorithm, get_ablation(ablation), context, **settings)
 
 
 def plain(model, task, algorithm="acdc", ablation="resample", metric="logit_diff", **settings):
-    return PLAIN[algorithm](model, task, Ablation(ablation), SearchContext(metric, seed=3), **settings)
+    return PLAIN[algorithm](model, task, get_ablation(ablation), SearchContext(metric, seed=3), **settings)
 
 
 def decided(found):
@@ -47,7 +49,7 @@ class Loop:
         self.models, self.metric = models, METRICS[metric]
         self.chunks = []
         for model in models:
-            patching = Patching(model, Ablation(ablation), means_of)
+            patching = Patching(model, get_ablation(ablation), means_of)
             self.chunks.append(list(patching.chunks(examples)))
 
     def __call__(self, mask):
@@ -137,7 +139,7 @@ def loop_over_heads(models, task, ablation, threshold, relative, verify, spared=
 def test_joint_head_ablation_decides_as_the_loop(threshold, relative, verify):
     models = [checkpoint(seed, "rms_rotary_grouped") for seed in (0, 1)]
     task = random_task(models[0], 8)
-    settings = {"threshold": threshold, "relative": relative, "verify": verify}
+    settings: dict[str, Any] = {"threshold": threshold, "relative": relative, "verify": verify}
     found = search(models, task, "head_ablation", "mean", "log_prob", **settings)
     expected = loop_over_heads(models, task, "mean", threshold, relative, verify)
     assert found.circuit.heads() == expected
@@ -145,7 +147,7 @@ def test_joint_head_ablation_decides_as_the_loop(threshold, relative, verify):
     assert expected != plain(models[0], task, "head_ablation", "mean", "log_prob", **settings).circuit.heads()
 
 
-CASES = {"acdc": {"threshold": 0.03}, "head_ablation": {"threshold": 0.03, "verify": 0.4}}
+CASES: dict[str, dict[str, Any]] = {"acdc": {"threshold": 0.03}, "head_ablation": {"threshold": 0.03, "verify": 0.4}}
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)

@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
 from circuitdisc.checks import check_confidence, check_whole
-from circuitdisc.errors import BadFile, BadSetting, BadTask
+from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.files import read_text
 from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
@@ -159,6 +159,7 @@ def baselines(
     """
     confidence = check_confidence(confidence)
     check_whole("n_others", n_others)
+    check_others(others)
     budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))
     sets, words = _sets(first, task, others, text, n_others, seed)
@@ -193,7 +194,7 @@ def _sets(
     judged = task if isinstance(task, Task) else load_task(model=model, **_renamed(settings))
     sets = {HELDOUT: judged.heldout}
     words = {HELDOUT: f"held-out examples of {judged.name}"}
-    if longer := _any_length(model, settings):
+    if longer := any_length(model, settings):
         sets[ANY_LENGTH] = longer
         words[ANY_LENGTH] = f"held-out examples of {judged.name} with answers of any number of tokens, the first scored"
     if turned := own_answers_of_corrupted(judged.heldout):
@@ -222,7 +223,7 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"name_or_path": settings["name"], **{key: value for key, value in settings.items() if key != "name"}}
 
 
-def _any_length(model: TaskModel, settings: Mapping[str, Any]) -> tuple[Example, ...]:
+def any_length(model: TaskModel, settings: Mapping[str, Any]) -> tuple[Example, ...]:
     """Held-out examples with answers of any number of tokens; none where the task has no others, or cannot say."""
     kind = TASKS.get(str(settings.get("name")))
     if kind is None or kind.n is None or "first_token" not in kind.settings or settings.get("first_token"):
@@ -266,6 +267,17 @@ def _others(
         except (BadTask, BadSetting):
             if others is not None:
                 raise
+
+
+def check_others(others: Sequence[str] | None) -> None:
+    """All other tasks are known, or files.
+
+    Raises:
+        UnknownName: one is not.
+    """
+    for name in others or ():
+        if name not in TASKS and not Path(name).is_file():
+            raise UnknownName("task", str(name), TASKS, "Your own prompt pairs go into a .jsonl or .csv file.")
 
 
 def text_examples(model: TaskModel, path: Path) -> tuple[Example, ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.checkpoints.baselines import Baselines, baselines
+from circuitdisc.checkpoints.baselines import Baselines, baselines, check_others
 from circuitdisc.checkpoints.data import Pool, Reader, draw_pool, training_rows
 from circuitdisc.checkpoints.heads_only import HeadsOnly
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
@@ -31,7 +31,9 @@ from circuitdisc.errors import BadFile, BadModel, BadRun
 from circuitdisc.files import make_folder, read_json, write_json
 from circuitdisc.heads.base import head_mask
 from circuitdisc.models.load import read_model
+from circuitdisc.patching.memory import parse_memory
 from circuitdisc.runs import check_free, versions
+from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task
 
 
@@ -129,6 +131,8 @@ def finetune(
     folder = Path(out)
     settings = {key: value for key, value in locals().items() if key in _SETTINGS}
     check_settings(settings)
+    parse_memory(memory)
+    check_others(others)
     plan = _plan(base, task, settings)
     settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
     ladder = Ladder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}))
@@ -173,7 +177,8 @@ def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[st
     judged: dict[str, Any] | Task = task if isinstance(task, Task) else {"seed": settings["seed"], **task}
     pool = draw_pool(Reader.of(model), judged, settings["n_pool"])
     described = {"name": judged.name, **judged.settings} if isinstance(judged, Task) else judged
-    name = str(base) if not Path(base).expanduser().is_dir() else str(Path(base).expanduser().resolve())
+    path = Path(base).expanduser()
+    name = str(path.resolve()) if path.is_dir() and str(base) not in shipped_models() else str(base)
     return _Plan(name, judged, described, pool, tuple(make_rungs(model, settings)), model.n_ctx)
 
 

@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from circuitdisc.checkpoints.data import UNLEARNED, pad_rows
-from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.errors import BadFile, BadRun, BadSetting
 from circuitdisc.files import read_json, write_json
 from circuitdisc.models.load import DTYPES
 from circuitdisc.progress import progress_bar
@@ -163,6 +163,7 @@ def train_checkpoint(
 
     Raises:
         BadRun: the folder cannot be written.
+        BadSetting: the loss is no longer a number.
     """
     logging.disable_progress_bar()
     part = folder.with_name(folder.name + ".part")
@@ -188,9 +189,11 @@ def train_checkpoint(
         module.train()
         found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer"))
         module.eval()
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        if not math.isfinite(losses[-1]):
+            raise BadSetting(f"the loss of {label} is no longer a number: lower lr={recipe.lr:g}, or raise warmup=")
         done = finish(module, True)
         save_checkpoint(done, tokenizer, part / "final", recipe.dtype)
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         seconds = round(float(found.metrics["train_runtime"]), 1)
         write_training(part, Trained(int(found.global_step), len(rows), n_trained, seconds, float(losses[-1])))
         return _keep(part, folder)
@@ -204,7 +207,7 @@ def train_checkpoint(
 
 
 def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
         num_train_epochs=recipe.epochs,
@@ -228,6 +231,9 @@ def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> Trainin
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:  # else the Trainer spreads each step over all of them, with a batch on each
+        arguments._n_gpu = 1
+    return arguments
 
 
 def last_whole(folder: Path) -> str | None:

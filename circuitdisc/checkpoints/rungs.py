@@ -69,9 +69,11 @@ def check_settings(settings: dict[str, Any]) -> None:
     check_number("weight_decay", settings["weight_decay"], low=0.0, high=1.0)
     for name, least in (("batch_size", 1), ("rank", 1), ("alpha", 1), ("warmup", 0), ("seed", 0)):
         check_whole(name, settings[name], least)
-    settings["control"] = check_whole("control", int(settings["control"]), 0)
-    if settings["save_steps"] is not None:
-        check_whole("save_steps", settings["save_steps"])
+    control = settings["control"]
+    settings["control"] = check_whole("control", int(control) if isinstance(control, bool) else control, 0)
+    for name in ("save_steps", "n_pool"):
+        if settings[name] is not None:
+            check_whole(name, settings[name])
     if settings["method"] == "heads" and not settings["heads"]:
         raise BadSetting(
             "method=heads trains chosen heads: name them with heads=[a1.h2,a3.h0], a circuit's file or a run's folder"
@@ -130,7 +132,7 @@ def _chosen_heads(model: Model, heads: str | Path | Sequence[str] | None) -> lis
 
 def _heads_of(path: Path, model: Model) -> list[str]:
     if not path.exists() and path.suffix != ".json":
-        return [str(path)]  # a single head's name
+        return [name.strip() for name in str(path).split(",")]  # names of heads after all
     circuit = Circuit.load(path / "circuit.json" if path.is_dir() else path)
     if circuit.graph != model.graph:
         raise GraphMismatch(

@@ -180,7 +180,10 @@ def _spanned(part: "Scored") -> str:
 def _interval(score: float | None, low: float | None, high: float | None) -> str:
     if score is None or not is_number(score):
         return "undefined"
-    return percent(score) if low is None or not is_number(low) else f"{percent(score)} ({percent(low)} to {percent(high)})"
+    words = percent(score)
+    if low is not None and is_number(low):
+        words += f" ({percent(low)} to {percent(high)})"
+    return words.replace(" %", "\u00a0%")  # a percent sign stays with its number
 
 
 def plan_table(plan: "CrossPlan") -> str:
