@@ -26,7 +26,8 @@ import torch
 from training import versions
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.baselines import HELDOUT, Baselines
+from circuitdisc.checkpoints.baselines import Baselines
+from circuitdisc.checkpoints.evaluation_sets import HELDOUT
 from circuitdisc.checkpoints.finetune import Ladder
 from circuitdisc.checkpoints.loop import save_checkpoint
 from circuitdisc.models import read_model

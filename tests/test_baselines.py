@@ -9,12 +9,12 @@ import torch
 from tiny import bpe_model, word_model
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.baselines import (
+from circuitdisc.checkpoints.baselines import Baselines
+from circuitdisc.checkpoints.evaluation_sets import (
     ANY_LENGTH,
     CORRUPTED,
     HELDOUT,
     TEXT,
-    Baselines,
     any_length,
     own_answers_of_corrupted,
     text_examples,

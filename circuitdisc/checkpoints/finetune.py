@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.checkpoints.baselines import Baselines, baselines, check_others
+from circuitdisc.checkpoints.baselines import Baselines, baselines
 from circuitdisc.checkpoints.data import Pool, Reader, draw_pool, training_rows
+from circuitdisc.checkpoints.evaluation_sets import check_others
 from circuitdisc.checkpoints.heads_only import HeadsOnly
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
 from circuitdisc.checkpoints.loop import Recipe, Trained, train_checkpoint

@@ -1,6 +1,7 @@
 """The baseline table of checkpoints, in words, for the terminal and as a page."""
 
-from circuitdisc.checkpoints.baselines import FIGURES, HELDOUT, Baselines, Figure
+from circuitdisc.checkpoints.baselines import FIGURES, Baselines, Figure
+from circuitdisc.checkpoints.evaluation_sets import HELDOUT
 from circuitdisc.heads.base import Row
 from circuitdisc.report.heads import Description, Section, describe
 from circuitdisc.report.wording import number, percent
