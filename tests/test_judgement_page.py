@@ -11,6 +11,8 @@ from test_report import HOSTILE, Page
 
 import circuitdisc as cd
 from circuitdisc.cli import main
+from circuitdisc.commands.settings import parse
+from circuitdisc.commands.transfer import GROUPS, LISTS
 from circuitdisc.config import check_overrides, compose, rewrite
 from circuitdisc.pipeline import write_page
 from circuitdisc.report.judgement import judgement_parts, named, reading, stability_part
@@ -21,6 +23,7 @@ from circuitdisc.scoring.base import Scores
 from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.stability import by_chance
+from circuitdisc.shipped import shipped_models
 
 COMMON = ["model=toys/induction", "task=induction", "task.n=12", "task.n_heldout=16", "ablation=resample", "progress=false"]
 METRICS: tuple[str, ...] = ("logit_diff", "kl", "accuracy")
@@ -255,7 +258,10 @@ def test_commands_of_the_studies_page_compose(line):
         check_overrides(overrides)
         config = compose(overrides)
         assert config.model.name == "multitask/base"
-        assert config.task.n_heldout == 500
+    elif command == "transfer":
+        config = parse("transfer", "transfer", args, GROUPS, LISTS)
+        assert config["task"]["n_heldout"] == 500
+        assert set(config["settings"]["checkpoints"]) <= set(shipped_models())
     elif command == "heads":
         from circuitdisc.commands.heads import TOOLS, tool_settings
 
@@ -266,6 +272,7 @@ def test_commands_of_the_studies_page_compose(line):
         assert args[1:] == ["--all"]
 
 
-def test_the_studies_page_has_its_three_commands():
+def test_the_studies_page_has_its_commands():
     text = STUDIES.read_text("utf-8")
-    assert [text.count(f"    circuitdisc {name} ") for name in ("discover", "score", "heads knockout")] == [1, 1, 1]
+    names = ("discover", "score", "heads knockout", "transfer")
+    assert [text.count(f"    circuitdisc {name} ") for name in names] == [2, 1, 1, 1]

@@ -61,11 +61,17 @@ def matrix_caption(found: Transfer, name: str, metric: str, split: str) -> str:
 
 
 def matrix_rows(found: Transfer, name: str, metric: str, split: str = "heldout") -> list[Row]:
-    """A row a circuit, a column a checkpoint: the value with its interval."""
-    return [
-        (label, *(_cell(found.get(label, column, name, split, metric)) for column in found.checkpoints))
-        for label in found.labels
-    ]
+    """A row a circuit, a column a checkpoint: value and interval; below each circuit random ones, above all the full model."""
+    rows: list[Row] = []
+    if name == "accuracy" and ("full_accuracy", metric) in found.kinds():
+        full = [found.get(found.labels[0], column, "full_accuracy", split, metric) for column in found.checkpoints]
+        rows.append(("the full model", *(_cell(score) for score in full)))
+    for label in found.labels:
+        scores = [found.get(label, column, name, split, metric) for column in found.checkpoints]
+        rows.append((label, *(_cell(score) for score in scores)))
+        if any(score.controls for score in scores):
+            rows.append(("  random circuits", *(controls_words(score) or "-" for score in scores)))
+    return rows
 
 
 def _cell(score: Score) -> str:

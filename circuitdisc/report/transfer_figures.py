@@ -36,14 +36,17 @@ _LOW_IS_GOOD = ("kl", "difference")
 
 
 def shown_kinds(found: Transfer) -> list[tuple[str, str]]:
-    """Name and metric of the scores that are shown: accuracy, the means of the metrics, faithfulness of each, KL."""
+    """Name and metric of the scores that are shown: accuracy and its ratio to the model's, means, faithfulness, KL."""
     means = [(name, metric) for name, metric in found.kinds() if name == metric and name not in ("accuracy", "kl")]
     faithful = [(name, metric) for name, metric in found.kinds() if name == "faithfulness"]
-    return [("accuracy", "accuracy"), *means, *faithful, ("kl", "kl")]
+    ratio = [kind for kind in found.kinds() if kind[0] == "accuracy_ratio"]
+    return [("accuracy", "accuracy"), *ratio, *means, *faithful, ("kl", "kl")]
 
 
 def kind_words(name: str, metric: str) -> str:
     """`faithfulness of logit_diff`; a score that is the mean of its own metric goes by one name."""
+    if name == "accuracy_ratio":
+        return "accuracy of the circuit / of the full model"
     return name if name == metric else f"{name} of {metric}"
 
 
