@@ -116,3 +116,12 @@ def test_a_model_and_a_shipped_name_together(lightweight: Model) -> None:
     check_same([lightweight, "tpp/base"])
     with pytest.raises(BadModel, match="vocab_size"):
         check_same([lightweight, "multitask/base"])
+
+
+@pytest.mark.parametrize("length", [10, 1000, -1])
+def test_weights_that_were_cut_short_are_seen_before_anything_runs(saved: Path, tmp_path: Path, length: int) -> None:
+    shutil.copytree(saved / "base", tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(BadFile, match="cut short"):
+        read_checkpoints([saved / "base", tmp_path / "cut"])

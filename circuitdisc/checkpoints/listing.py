@@ -267,7 +267,9 @@ def read_ladder(folder: Path) -> list[str]:
 
 
 def _check_weights(name: str, folder: Path) -> None:
+    """The files of the weights are there and whole, as far as their headers and lengths tell."""
     if (folder / "model.safetensors").is_file():
+        _check_header(folder / "model.safetensors")
         return
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -276,6 +278,17 @@ def _check_weights(name: str, folder: Path) -> None:
     for shard in sorted(set(shards.values())):
         if not (folder / shard).is_file():
             raise BadFile(f"the checkpoint {name} lacks {shard}, which {index} names")
+        _check_header(folder / shard)
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise BadFile(f"{path} is not a whole safetensors file ({error}); was it cut short?") from error
 
 
 def _hub_sizes(name: str) -> Mapping[str, Any]:
