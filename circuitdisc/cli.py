@@ -24,12 +24,12 @@ usage:
   circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
   circuitdisc finetune model=BASE task=... a ladder of checkpoints: all weights, low-rank, or chosen heads alone
   circuitdisc baselines checkpoints=[..]   how well checkpoints do a task, and what they have forgotten
+  circuitdisc transfer checkpoints=[A,...] the circuit of each checkpoint, scored on every one of them
   circuitdisc drift checkpoints=[A,B,...]  how heads change along a ladder: attention, roles, weights, what they add
   circuitdisc cmap base=A tuned=B [...]    cross-model patching: which parts carry what fine-tuning changed
   circuitdisc heads TOOL [key=value ...]   heads and neurons one by one: roles, attention, logits, effects, knockout, neurons
   circuitdisc dcm [key=value ...]          what heads carry: masks that make a patched model say what a desideratum asks for
   circuitdisc localise [key=value ...]     a few heads edited, learned or swept, and what held-out examples make of it
-  circuitdisc transfer checkpoints=[A,...] the circuit of each checkpoint, scored on every one of them
   circuitdisc list models|tasks|algorithms|metrics
 
 examples:
