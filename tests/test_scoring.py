@@ -26,7 +26,7 @@ from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.scoring import Score, Scores, score
 from circuitdisc.scoring.controls import random_circuit
-from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.scoring.faithfulness import UNCLEAR, faithfulness_scores
 from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 from circuitdisc.tasks.base import Task, collate
 
@@ -240,6 +240,15 @@ def test_faithfulness_is_undefined_where_the_empty_circuit_does_as_well_as_the_m
     assert found["ratio"].value == 2.5
     assert found["difference"].value == 3.0
     assert found["ratio"].note == found["difference"].note == ""
+
+
+def test_faithfulness_to_a_gap_within_noise_says_so():
+    full, empty = [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]
+    found = by_name(full, [1.0, 1.0, 0.0, 0.0], empty)["faithfulness"]
+    assert found.value == 2.0
+    assert found.note.startswith(UNCLEAR)
+    assert "0.25 ± 0.5" in found.note  # two standard errors of the mean: 2 x 0.5 / 2
+    assert by_name([1.0, 1.1, 0.9, 1.0], [1.0, 1.0, 0.0, 0.0], empty)["faithfulness"].note == ""
 
 
 def test_the_ratio_is_undefined_where_the_models_metric_is_zero():

@@ -13,6 +13,7 @@ from circuitdisc.report.tables import controls_words, text_table
 from circuitdisc.report.transfer_figures import kind_words, ladder_figure, matrix_figure, share_words, shown_kinds
 from circuitdisc.report.wording import SPLIT_WORDS, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.faithfulness import UNCLEAR
 from circuitdisc.scoring.overlap import HEADS_DECIDE, Chance, Overlap
 
 CIRCUIT_HEADERS = ("circuit", "found on", "edges", "heads", "note")
@@ -70,13 +71,16 @@ def matrix_rows(found: Transfer, name: str, metric: str, split: str = "heldout")
         scores = [found.get(label, column, name, split, metric) for column in found.checkpoints]
         rows.append((label, *(_cell(score) for score in scores)))
         if any(score.controls for score in scores):
-            rows.append(("  random circuits", *(controls_words(score) or "-" for score in scores)))
+            drawn = ("-" if score.note.startswith(UNCLEAR) else controls_words(score) or "-" for score in scores)
+            rows.append(("  random circuits", *drawn))
     return rows
 
 
 def _cell(score: Score) -> str:
     if score.value is None:
         return "undefined"
+    if score.note.startswith(UNCLEAR):
+        return "within noise"
     between = span(score.name, score.low, score.high)
     return score_value(score.name, score.value) + (f" [{between}]" if between else "")
 

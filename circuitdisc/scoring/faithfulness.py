@@ -29,6 +29,9 @@ VANISHING = 1e-6
 PerExample = Mapping[str, Float[np.ndarray, "B"]]
 
 
+UNCLEAR = "the full model is not clearly another than the empty circuit"
+
+
 @dataclass(frozen=True)
 class Statistic:
     """A score as a function of per-example values of the full model, the circuit and the empty circuit.
@@ -125,6 +128,8 @@ def _score(
     counted = _counted(statistic.name, full, circuit)
     if statistic.name == "accuracy":
         note = f"full model {full.mean():.3g}"
+    if statistic.name == "faithfulness" and (noise := _within_noise(full, empty)):
+        note = noise
     if counted is not None and counted.min() == counted.max() and counted[0] in (0.0, 1.0):
         low, high = wilson_interval(int(counted.sum()), n, confidence)
         note += f"{'; ' if note else ''}all examples agree, so Wilson's interval"
@@ -136,6 +141,15 @@ def _score(
     others = (np.asarray(values[one][name], np.float64) for one in drawn_from)
     drawn = tuple(_finite(float(statistic.function(full, other, empty))) for other in others)
     return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
+
+
+def _within_noise(full: np.ndarray, empty: np.ndarray) -> str:
+    """A warning if the full model and the empty circuit differ by less than two standard errors of their paired difference."""
+    gap = full - empty
+    error = 2 * gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else 0.0
+    if abs(gap.mean()) >= error:
+        return ""
+    return f"{UNCLEAR}: they differ by {gap.mean():.2g} ± {error:.2g}, so that a ratio to it says nothing"
 
 
 def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | None:
