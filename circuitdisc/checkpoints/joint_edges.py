@@ -23,7 +23,7 @@ from tqdm import tqdm
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.acdc import ORDERS
+from circuitdisc.discovery.acdc import ORDERS, edges_left, in_order
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
@@ -67,7 +67,7 @@ def joint_acdc(
     graph, journal = models[0].graph, context.journal
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
-    mask = _replay(graph, journal.decisions)
+    mask = edges_left(graph, journal.decisions)
     finished = set(journal.marks)
     decided = sum(decision.get("edges", 1) for decision in journal.decisions)
     n_asked = graph.n_edges - (0 if spared is None else int(spared.sum()))
@@ -144,12 +144,7 @@ class JointWalk:
 
     def _candidates(self, receiver: int) -> list[int]:
         asked = self.mask[receiver] if self.spared is None else self.mask[receiver] & ~self.spared[receiver]
-        senders = np.flatnonzero(asked)
-        if self.order == "descending":
-            senders = senders[::-1]
-        elif self.order == "random":
-            senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
-        return [int(sender) for sender in senders]
+        return in_order(asked, self.order, [self.context.seed, receiver])
 
     def _try(self, receiver: int, senders: list[int]) -> int:
         """Decide these edges up to the first that is kept; returns how many."""
@@ -169,14 +164,3 @@ class JointWalk:
         held = n_cut == len(senders)
         self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
         return n_decided
-
-
-def _replay(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
-    """The edges left by the decisions of a journal."""
-    mask = graph.edge_mask.copy()
-    for decision in decisions:
-        if "dead" in decision:
-            mask[graph.receiver_index[decision["dead"]]] = False
-        elif not decision["kept"]:
-            mask[graph.parse_edge(decision["edge"])] = False
-    return mask

@@ -23,15 +23,14 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_number
 from circuitdisc.circuit import kept_heads
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
-from circuitdisc.discovery.head_ablation import ORDERS
-from circuitdisc.errors import BadSetting
+from circuitdisc.discovery.head_ablation import ORDERS, layers_in_order, split_to_verify
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost, Patching
 from circuitdisc.patching.head_removal import HeadRemoval
 from circuitdisc.patching.head_run import head_circuit
 from circuitdisc.progress import progress_bar
-from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.base import Task
 
 
 class Rule(NamedTuple):
@@ -75,7 +74,7 @@ def joint_head_ablation(
     metric = get_metric(context.metric)
     rule = Rule(check_threshold(threshold, relative, metric), relative)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = _split(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
     started = time.perf_counter()
     graph, journal = models[0].graph, context.journal
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
@@ -88,7 +87,7 @@ def joint_head_ablation(
     second = [HeadRemoval(patching, patching.hold(verify_on), metric, kept) for patching in patchings] if verify_on else []
     title = f"head_ablation on {' + '.join(model.name for model in models)}"
     bar = progress_bar(int(asked.sum()), title, "head", context.progress, len(journal.decisions))
-    for layer in _layers(graph.n_layers, order, context.seed):
+    for layer in layers_in_order(graph.n_layers, order, context.seed):
         if f"layer {layer}" in finished:
             continue
         baselines = [one.value for one in search]
@@ -137,16 +136,3 @@ def _verify(
         _set(search, layer, best, keep=True)
         restored.append((best, values))
     return restored
-
-
-def _split(examples: Sequence[Example], verify: float) -> tuple[Sequence[Example], Sequence[Example]]:
-    n_verify = round(len(examples) * verify)
-    if verify > 0 and (n_verify == 0 or n_verify == len(examples)):
-        raise BadSetting(f"verify={verify} leaves {n_verify} of {len(examples)} train examples to verify on: raise task.n")
-    return examples[: len(examples) - n_verify], examples[len(examples) - n_verify :]
-
-
-def _layers(n_layers: int, order: str, seed: int) -> list[int]:
-    if order == "random":
-        return [int(layer) for layer in np.random.default_rng(seed).permutation(n_layers)]
-    return list(range(n_layers)) if order == "ascending" else list(reversed(range(n_layers)))

@@ -72,7 +72,7 @@ def acdc(
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
-    mask = _replay(graph, journal.decisions)
+    mask = edges_left(graph, journal.decisions)
     finished = set(journal.marks)
     decided = sum(decision.get("edges", 1) for decision in journal.decisions)
     bar = progress_bar(graph.n_edges, f"acdc on {model.name}", "edge", context.progress, decided)
@@ -137,12 +137,7 @@ class Walk:
         self._advance(n_edges)
 
     def _candidates(self, receiver: int) -> list[int]:
-        senders = np.flatnonzero(self.removal.mask[receiver])
-        if self.order == "descending":
-            senders = senders[::-1]
-        elif self.order == "random":
-            senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
-        return [int(sender) for sender in senders]
+        return in_order(self.removal.mask[receiver], self.order, [self.context.seed, receiver])
 
     def _try(self, receiver: int, senders: list[int]) -> int:
         """Decide as many of these edges as one-by-one ACDC surely would; returns how many."""
@@ -181,7 +176,17 @@ class Walk:
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=f"{self.removal.value:.4g}", refresh=False)
 
 
-def _replay(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
+def in_order(senders: Bool[np.ndarray, "S"], order: str, seed: list[int]) -> list[int]:
+    """The senders of one receiver's edges in the order in which they are tried."""
+    found = np.flatnonzero(senders)
+    if order == "descending":
+        found = found[::-1]
+    elif order == "random":
+        found = np.random.default_rng(seed).permutation(found)
+    return [int(sender) for sender in found]
+
+
+def edges_left(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
     """The edges left by the decisions of a journal."""
     mask = graph.edge_mask.copy()
     for decision in decisions:

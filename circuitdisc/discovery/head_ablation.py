@@ -60,7 +60,7 @@ def head_ablation(
     metric = get_metric(context.metric)
     threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = _split(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
     started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
@@ -70,7 +70,7 @@ def head_ablation(
     second = HeadRemoval(patching, patching.hold(verify_on), metric, kept) if verify_on else None
     n_done = len(finished) * graph.n_heads
     bar = progress_bar(graph.n_layers * graph.n_heads, f"head_ablation on {model.name}", "head", context.progress, n_done)
-    for layer in _layers(graph.n_layers, order, context.seed):
+    for layer in layers_in_order(graph.n_layers, order, context.seed):
         if f"layer {layer}" in finished:
             continue
         baseline = search.value
@@ -110,14 +110,20 @@ def _verify(search: HeadRemoval, second: HeadRemoval, layer: int, threshold: flo
     return restored
 
 
-def _split(examples: Sequence[Example], verify: float) -> tuple[Sequence[Example], Sequence[Example]]:
+def split_to_verify(examples: Sequence[Example], verify: float) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Examples to search on, and the last `verify` of them to verify on.
+
+    Raises:
+        BadSetting: one of the two is empty.
+    """
     n_verify = round(len(examples) * verify)
     if verify > 0 and (n_verify == 0 or n_verify == len(examples)):
         raise BadSetting(f"verify={verify} leaves {n_verify} of {len(examples)} train examples to verify on: raise task.n")
     return examples[: len(examples) - n_verify], examples[len(examples) - n_verify :]
 
 
-def _layers(n_layers: int, order: str, seed: int) -> list[int]:
+def layers_in_order(n_layers: int, order: str, seed: int) -> list[int]:
+    """Layers in the order in which they are searched."""
     if order == "random":
         return [int(layer) for layer in np.random.default_rng(seed).permutation(n_layers)]
     return list(range(n_layers)) if order == "ascending" else list(reversed(range(n_layers)))
