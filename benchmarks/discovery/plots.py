@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -17,6 +17,7 @@ from circuitdisc.scoring.curves import MIB_SHARES
 Rows = Mapping[Cell, Row]
 WIDTH = 980
 COLOURS = [*KIND_COLOURS.values(), "#56B4E9", "#F0E442", "#000000"]
+SYMBOLS = ("circle", "square", "diamond")
 DASHES = ("solid", "dash", "dot")
 
 
@@ -66,14 +67,16 @@ def truth_figures(rows: Rows) -> list[go.Figure]:
         own = [row for cell, row in done.items() if cell.algorithm == algorithm]
         cost.add_scatter(
             x=[max(0.1, median(float(row["forward_passes"]) + 2 * float(row["backward_passes"]) for row in own))],
-            y=[median(float(row["AUROC_edges"]) for row in own)],
-            mode="markers+text",
-            text=[algorithm],
-            textposition="top center" if index % 2 else "bottom center",
-            marker={"size": 9, "color": COLOURS[index % len(COLOURS)]},
-            showlegend=False,
+            y=[fmean(float(row["AUROC_edges"]) for row in own)],  # medians are mostly 1
+            mode="markers",
+            name=algorithm,
+            marker={
+                "size": 11,
+                "color": COLOURS[index % len(COLOURS)],
+                "symbol": SYMBOLS[index // len(COLOURS) % len(SYMBOLS)],
+            },
         )
-    cost.update_layout(**plain_layout(WIDTH, 460, "Median AUROC of edges over all cells, against cost"))
+    cost.update_layout(**plain_layout(WIDTH, 560, "Mean AUROC of edges over all cells, against median cost"), margin={"t": 150})
     cost.update_xaxes(type="log", title="forward passes + 2 x backward passes (0 is drawn at 0.1)")
     cost.update_yaxes(title="AUROC of edges")
     for figure in (dots, cost):
