@@ -160,7 +160,7 @@ def test_the_command_leaves_a_page_and_the_figures_of_python(tmp_path, capsys):
     record = json.loads((out / "drift.json").read_text())
     ladder = ["tpp/base", "tpp/lightweight"]
     found = drift(ladder, {"name": "tpp", "n": 4, "n_heldout": 12}, key="c1")
-    assert record["result"]["attention"]["mean"] == found.to_dict()["attention"]["mean"]
+    assert record["attention"]["mean"] == found.to_dict()["attention"]["mean"]
     assert found.attention[1].mean() > 3 * found.attention[0].mean()  # fine-tuned heads look at c
     assert "tpp/lightweight" in printed
     page = (out / "report.html").read_text()

@@ -148,9 +148,16 @@ class Drift:
             for h in np.argsort(-np.abs(np.nan_to_num(means)), kind="stable").tolist()
         )
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every example's values, by name."""
+        found = {name: getattr(self, name) for name in ("attention", "attribution", "logit_diff", "cosine")}
+        return found | {f"weights_{name}": values for name, values in self.weights.items()}
+
     def to_dict(self) -> dict[str, Any]:
         low, high = mean_intervals(self.attention, self.confidence, self.seed)
         return {
+            "format": "circuitdisc.drift",
+            "version": 1,
             "checkpoints": list(self.checkpoints),
             "references": list(self.references),
             "heads": list(self.heads),
