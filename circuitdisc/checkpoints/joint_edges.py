@@ -5,8 +5,7 @@
 3. Otherwise visit the edges into it, one by one: cut the edge in every checkpoint. If the metric stays within the threshold of
    its baseline in all of them, the edge stays cut and the new values are the next baselines; else it is kept.
 
-Exact, though several edges are tried at once: entry i has candidates 0..i cut, and decisions are taken over up to the first
-edge that is kept.
+Exact, as `acdc` is, whose walk this is (`discovery/acdc.py`).
 
 Source: Conmy et al. 2023, algorithm 1, with the condition asked of every checkpoint.
 
@@ -21,19 +20,16 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_whole
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.acdc import ORDERS, edges_left, in_order
-from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
-from circuitdisc.errors import BadSetting
+from circuitdisc.discovery.acdc import Walk, check_settings, search_bar, walk_back
+from circuitdisc.discovery.base import Discovery, SearchContext, passes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost, Patching, Removal
-from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
-FIRST_ROWS = 16
+Values = tuple[float, ...]
 
 
 def joint_acdc(
@@ -57,54 +53,68 @@ def joint_acdc(
             checkpoint's own metric.
     """
     metric = get_metric(context.metric)
-    threshold = check_threshold(threshold, relative, metric)
-    check_choice("order", order, ORDERS)
-    if speculation is not None:
-        check_whole("speculation", speculation)
-    if ablation.target == "pattern":
-        raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
+    rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
     started = time.perf_counter()
-    graph, journal = models[0].graph, context.journal
+    graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
-    mask = edges_left(graph, journal.decisions)
-    finished = set(journal.marks)
-    decided = sum(decision.get("edges", 1) for decision in journal.decisions)
     n_asked = graph.n_edges - (0 if spared is None else int(spared.sum()))
-    bar = progress_bar(n_asked, f"acdc on {' + '.join(model.name for model in models)}", "edge", context.progress, decided)
-    for group in reversed(graph.groups):
-        name = graph.receivers[group[0]].name
-        if name in finished:
-            continue
-        removals = [
-            patching.removal(chunks, mask, metric, first=group[0]) for patching, chunks in zip(patchings, held, strict=True)
-        ]
-        walk = JointWalk(removals, graph, context, bar, (threshold, relative, two_sided), order, speculation, spared)
-        for receiver in reversed(group):
-            walk.visit(receiver)
-        for removal in removals:
-            removal.close()
-        mask = removals[0].mask
-        journal.mark(name)
-    bar.close()
+    with search_bar(n_asked, " + ".join(model.name for model in models), context) as bar:
+
+        def begin(mask: Bool[np.ndarray, "R S"], first: int) -> JointWalk:
+            removals = [
+                patching.removal(chunks, mask, metric, first=first) for patching, chunks in zip(patchings, held, strict=True)
+            ]
+            return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared)
+
+        mask = walk_back(graph, context.journal, begin)
     cost = Cost(seconds=time.perf_counter() - started)
     for patching in patchings:
         cost.add(patching.cost)
-    return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, cost)
+    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, cost)
 
 
-class JointWalk:
-    """Steps 2 and 3 for one receiver after the other.
+class Together:
+    """Removals of several checkpoints with the same edges cut; a value is a tuple, one of each."""
+
+    def __init__(self, removals: Sequence[Removal]) -> None:
+        self.removals = removals
+        self.most_rows = min(removal.most_rows for removal in removals)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "R S"]:
+        return self.removals[0].mask
+
+    @property
+    def value(self) -> Values:
+        return tuple(removal.value for removal in self.removals)
+
+    def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[Values]:
+        return list(zip(*(removal.try_cuts(receiver, senders, spared) for removal in self.removals), strict=True))
+
+    def accept(self, cuts: list[int]) -> None:
+        for removal in self.removals:
+            removal.accept(cuts)
+
+    def drop(self, receivers: list[int]) -> None:
+        for removal in self.removals:
+            removal.drop(receivers)
+
+    def close(self) -> None:
+        for removal in self.removals:
+            removal.close()
+
+
+class JointWalk(Walk):
+    """ACDC's walk, with the condition asked of every checkpoint.
 
     Args:
-        removals: one a checkpoint, with the same edges cut.
-        rule: threshold, relative, two_sided, as `passes` takes them.
-        order, speculation, spared: as `joint_acdc` takes them.
+        spared: edges that are kept without being asked about.
     """
 
     def __init__(
         self,
-        removals: Sequence[Removal],
+        removal: Together,
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
@@ -113,54 +123,12 @@ class JointWalk:
         speculation: int | None,
         spared: Bool[np.ndarray, "R S"] | None,
     ) -> None:
-        self.removals, self.graph, self.context, self.bar = removals, graph, context, bar
-        self.rule, self.order, self.spared = rule, order, spared
-        most = min(removal.most_rows for removal in removals)
-        self.most = min(most, speculation or most)
-        self.rows = min(self.most, speculation or FIRST_ROWS)
+        super().__init__(removal, graph, context, bar, rule, order, speculation)
+        self.spared = spared
 
-    @property
-    def mask(self) -> Bool[np.ndarray, "R S"]:
-        """The edges left; the same in every checkpoint."""
-        return self.removals[0].mask
+    def _asked(self, receiver: int) -> Bool[np.ndarray, "S"]:
+        left = self.removal.mask[receiver]
+        return left if self.spared is None else left & ~self.spared[receiver]
 
-    def visit(self, receiver: int) -> None:
-        """Steps 2 and 3 for one receiver."""
-        node = self.graph.receivers[receiver].node
-        if node.kind != "logits" and not self.mask[:, self.graph.sender_index[node.name]].any():
-            self._drop_dead(receiver)
-            return
-        candidates = self._candidates(receiver)
-        while candidates:
-            n_decided = self._try(receiver, candidates[: self.rows])
-            candidates = candidates[n_decided:]
-
-    def _drop_dead(self, receiver: int) -> None:
-        n_edges = int(self.mask[receiver].sum())
-        for removal in self.removals:
-            removal.drop([receiver])
-        self.context.journal.write(dead=self.graph.receivers[receiver].name, edges=n_edges)
-        self.bar.update(n_edges)
-
-    def _candidates(self, receiver: int) -> list[int]:
-        asked = self.mask[receiver] if self.spared is None else self.mask[receiver] & ~self.spared[receiver]
-        return in_order(asked, self.order, [self.context.seed, receiver])
-
-    def _try(self, receiver: int, senders: list[int]) -> int:
-        """Decide these edges up to the first that is kept; returns how many."""
-        tried = [removal.try_cuts(receiver, senders) for removal in self.removals]
-        baselines, n_cut, n_decided = [removal.value for removal in self.removals], 0, 0
-        for sender, values in zip(senders, zip(*tried, strict=True), strict=True):
-            kept = not all(passes(before, value, *self.rule) for before, value in zip(baselines, values, strict=True))
-            self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=kept, metric=list(values))
-            n_decided += 1
-            if kept:  # the entries behind it have it cut
-                break
-            baselines, n_cut = list(values), n_cut + 1
-        for removal in self.removals:
-            removal.accept(list(range(n_cut)))
-        self.bar.update(n_decided)
-        self.bar.set_postfix(kept=int(self.mask.sum()), refresh=False)
-        held = n_cut == len(senders)
-        self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
-        return n_decided
+    def _passes(self, before: Values, value: Values) -> bool:
+        return all(passes(one, other, *self.rule) for one, other in zip(before, value, strict=True))

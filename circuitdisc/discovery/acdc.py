@@ -13,7 +13,8 @@ Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
@@ -25,10 +26,11 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching, Removal
+from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
 ORDERS = ("descending", "ascending", "random")
@@ -62,34 +64,91 @@ def acdc(
     Source: Conmy et al. 2023, algorithm 1; relative thresholds as in the published variants.
     """
     metric = get_metric(context.metric)
+    rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
+    started = time.perf_counter()
+    graph = model.graph
+    patching = Patching(model, ablation, task.train, memory=context.memory)
+    chunks = patching.hold(task.train)
+    with search_bar(graph.n_edges, model.name, context) as bar:
+
+        def begin(mask: Bool[np.ndarray, "R S"], first: int) -> Walk:
+            return Walk(patching.removal(chunks, mask, metric, first=first), graph, context, bar, rule, order, speculation)
+
+        mask = walk_back(graph, context.journal, begin)
+    patching.cost.seconds = time.perf_counter() - started
+    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, patching.cost)
+
+
+def check_settings(
+    ablation: Ablation,
+    metric: Metric,
+    threshold: float,
+    relative: bool,
+    two_sided: bool,
+    order: str,
+    speculation: int | None,
+) -> tuple[float, bool, bool]:
+    """The rule of ACDC's settings, as `passes` takes it.
+
+    Raises:
+        BadSetting, UnknownName: a setting cannot be used.
+    """
     threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
     if speculation is not None:
         check_whole("speculation", speculation)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
-    started = time.perf_counter()
-    graph, journal = model.graph, context.journal
-    patching = Patching(model, ablation, task.train, memory=context.memory)
-    chunks = patching.hold(task.train)
+    return threshold, relative, two_sided
+
+
+def search_bar(n_edges: int, names: str, context: SearchContext) -> tqdm:
+    """A bar over the edges, those of the journal behind it."""
+    decided = sum(decision.get("edges", 1) for decision in context.journal.decisions)
+    return progress_bar(n_edges, f"acdc on {names}", "edge", context.progress, decided)
+
+
+def walk_back(
+    graph: ComputationGraph, journal: Journal, begin: Callable[[Bool[np.ndarray, "R S"], int], "Walk"]
+) -> Bool[np.ndarray, "R S"]:
+    """Step 1: the receivers from `logits` backwards, those of one node and layer in a walk of their own.
+
+    What the journal has decided is not decided again.
+
+    Args:
+        begin: (edges left, index of the lowest receiver to be visited) -> the walk that visits them.
+
+    Returns:
+        The edges left.
+    """
     mask = edges_left(graph, journal.decisions)
     finished = set(journal.marks)
-    decided = sum(decision.get("edges", 1) for decision in journal.decisions)
-    bar = progress_bar(graph.n_edges, f"acdc on {model.name}", "edge", context.progress, decided)
     for group in reversed(graph.groups):
         name = graph.receivers[group[0]].name
         if name in finished:
             continue
-        removal = patching.removal(chunks, mask, metric, first=group[0])
-        walk = Walk(removal, graph, context, bar, (threshold, relative, two_sided), order, speculation)
+        walk = begin(mask, group[0])
         for receiver in reversed(group):
             walk.visit(receiver)
-        removal.close()
-        mask = removal.mask
+        walk.removal.close()
+        mask = walk.removal.mask
         journal.mark(name)
-    bar.close()
-    patching.cost.seconds = time.perf_counter() - started
-    return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, patching.cost)
+    return mask
+
+
+class Cuts(Protocol):
+    """What a walk asks of a `Removal`, or of several that are cut alike."""
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "R S"]: ...
+    @property
+    def value(self) -> Any: ...
+    @property
+    def most_rows(self) -> int: ...
+    def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> Sequence[Any]: ...
+    def accept(self, cuts: list[int]) -> None: ...
+    def drop(self, receivers: list[int]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Walk:
@@ -102,7 +161,7 @@ class Walk:
 
     def __init__(
         self,
-        removal: Removal,
+        removal: Cuts,
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
@@ -137,7 +196,19 @@ class Walk:
         self._advance(n_edges)
 
     def _candidates(self, receiver: int) -> list[int]:
-        return in_order(self.removal.mask[receiver], self.order, [self.context.seed, receiver])
+        senders = np.flatnonzero(self._asked(receiver))
+        if self.order == "descending":
+            senders = senders[::-1]
+        elif self.order == "random":
+            senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
+        return [int(sender) for sender in senders]
+
+    def _asked(self, receiver: int) -> Bool[np.ndarray, "S"]:
+        """Edges into a receiver that are up for a decision."""
+        return self.removal.mask[receiver]
+
+    def _passes(self, before: Any, value: Any) -> bool:
+        return passes(before, value, *self.rule)
 
     def _try(self, receiver: int, senders: list[int]) -> int:
         """Decide as many of these edges as one-by-one ACDC surely would; returns how many."""
@@ -145,7 +216,7 @@ class Walk:
         values = self.removal.try_cuts(receiver, senders, spared)
         baseline, kept = self.removal.value, []
         for value, guess in zip(values, spared, strict=True):
-            kept.append(not passes(baseline, value, *self.rule))
+            kept.append(not self._passes(baseline, value))
             if not kept[-1]:
                 baseline = value
             if kept[-1] != guess:  # the entries behind it have the wrong edges cut
@@ -161,29 +232,20 @@ class Walk:
             self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
         return n_decided
 
-    def _guess(self, senders: list[int], spared: list[bool], values: list[float]) -> None:
+    def _guess(self, senders: list[int], spared: list[bool], values: Sequence[Any]) -> None:
         """What an edge changed on top of the cuts before it, though wrong ones, is a fair guess of what it will change.
 
         It serves the receivers visited after this one, too: a sender that one head needs is often needed by the next.
         """
         before = self.removal.value
         for sender, spare, value in zip(senders, spared, values, strict=True):
-            self.guesses[sender] = not passes(before, value, *self.rule)
+            self.guesses[sender] = not self._passes(before, value)
             before = before if spare else value
 
     def _advance(self, n_edges: int) -> None:
         self.bar.update(n_edges)
-        self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=f"{self.removal.value:.4g}", refresh=False)
-
-
-def in_order(senders: Bool[np.ndarray, "S"], order: str, seed: list[int]) -> list[int]:
-    """The senders of one receiver's edges in the order in which they are tried."""
-    found = np.flatnonzero(senders)
-    if order == "descending":
-        found = found[::-1]
-    elif order == "random":
-        found = np.random.default_rng(seed).permutation(found)
-    return [int(sender) for sender in found]
+        value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
+        self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 
 
 def edges_left(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
