@@ -125,3 +125,24 @@ def test_weights_that_were_cut_short_are_seen_before_anything_runs(saved: Path, 
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(BadFile, match="cut short"):
         read_checkpoints([saved / "base", tmp_path / "cut"])
+
+
+@pytest.mark.parametrize("name", ["tpp/lightwieght", "no-such-model-anywhere"])
+def test_an_unknown_name_is_asked_for_once_and_never_downloaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def no_network(_: object, repo: str, **__: object) -> None:
+        asked.append(repo)
+        raise ConnectionError("no network")
+
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", download)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", download)
+    with pytest.raises(UnknownName, match=name):
+        load(name)
+    with pytest.raises(UnknownName, match=name):
+        read_checkpoints([name])
+    assert asked == ([] if name.startswith("tpp/") else [name, name])  # a shipped family is known without asking

@@ -16,6 +16,7 @@ from typing import Any
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.files import read_json
+from circuitdisc.models.load import known_to_hub
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.shipped import shipped_models
@@ -293,7 +294,7 @@ def _check_header(path: Path) -> None:
 
 def _hub_sizes(name: str) -> Mapping[str, Any]:
     hint = "Give shipped names, folders with config.json, folders of ladders, or Hugging Face names."
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+    if not known_to_hub(name):
         raise UnknownName("checkpoint", name, shipped_models(), hint)
     try:
         return _sizes(_read_config(name, name))

@@ -145,7 +145,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     hint = "Give a shipped name, a folder with config.json, or a Hugging Face name that is cached or can be downloaded."
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+    if not known_to_hub(name):
         raise UnknownName("model", name, shipped_models(), hint)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,6 +154,19 @@ def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         return module, AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise UnknownName("model", name, shipped_models(), hint) from error
+
+
+def known_to_hub(name: str) -> bool:
+    """Whether a name is cached, or the hub answers for it. Asked once: downloads repeat what fails, for most of a minute."""
+    families = {shipped.partition("/")[0] for shipped in shipped_models()}
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or name.partition("/")[0] in families:
+        return False
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str) or bool(HfApi().model_info(name, timeout=10).id)
+    except Exception:  # the hub, the network and a malformed name each raise their own
+        return False
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
