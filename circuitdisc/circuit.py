@@ -30,6 +30,8 @@ class Provenance:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a reader of the circuit must know, in sentences: said wherever the circuit is shown."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +43,7 @@ class Provenance:
             "settings": dict(self.settings),
             "seed": self.seed,
             "versions": dict(self.versions),
+            "notes": list(self.notes),
         }
 
 
@@ -297,7 +300,7 @@ class Circuit:
                 raise BadFile(f"a circuit of version {data['version']}, which this circuitdisc cannot read: update it")
             graph = ComputationGraph(**data["graph"])
             circuit = cls.from_edges(graph, data["edges"])
-            provenance = Provenance(**data["provenance"])
+            provenance = Provenance(**{**data["provenance"], "notes": tuple(data["provenance"].get("notes", ()))})
             groups = {str(name): tuple(heads) for name, heads in data.get("groups", {}).items()}
             return replace(circuit, provenance=provenance, granularity=data["granularity"], groups=groups)
         except (KeyError, TypeError, AttributeError) as error:

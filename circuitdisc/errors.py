@@ -8,6 +8,10 @@ class CircuitdiscError(Exception):
     """The base of all errors that the command line shows as one sentence, with exit status 2."""
 
 
+class CircuitdiscWarning(UserWarning):
+    """Something that a reader of the result must know, but that does not end the run."""
+
+
 class UnknownName(CircuitdiscError):
     """A model, task, algorithm, metric or setting that does not exist; the nearest names are offered."""
 

@@ -25,6 +25,7 @@ class Discovery:
         trace: every decision, in order.
         cost: runs, node evaluations and seconds.
         node_scores: a score for every sender, or None for algorithms that score edges or only decide. [S]
+        notes: what a reader must know of this search, in sentences; they travel with the circuit's provenance.
     """
 
     circuit: Circuit
@@ -32,6 +33,7 @@ class Discovery:
     trace: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     node_scores: Float[np.ndarray, "S"] | None = None
+    notes: tuple[str, ...] = ()
 
     def top_k(self, n: int, by: By = "absolute") -> Circuit:
         """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.

@@ -128,6 +128,7 @@ def discover(
         settings={**known, **settings},
         seed=seed,
         versions=versions() | chosen.versions,
+        notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 

@@ -79,6 +79,7 @@ class Task:
         heldout: examples that `score` judges on; shares none with `train`.
         metric: name of the metric used unless another is asked for.
         settings: how it was made (n, seed, and the task's own settings).
+        notes: what a reader must know of these examples, in sentences (answers of several tokens, say).
     """
 
     name: str
@@ -86,6 +87,7 @@ class Task:
     heldout: tuple[Example, ...]
     metric: str = "logit_diff"
     settings: dict[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Example, ...]:
         """`train` or `heldout`."""
