@@ -31,7 +31,7 @@ from circuitdisc.checkpoints.cmap_plan import plan_patching
 from circuitdisc.checkpoints.cmap_sets import Wanted
 from circuitdisc.patching.cross_patch import HEAD_KINDS
 from circuitdisc.patching.cross_plan import CrossPlan, Shapes, shapes_from_config
-from circuitdisc.patching.layer_states import layer_states
+from circuitdisc.patching.forward import clean_states
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, Task, collate
 
@@ -124,7 +124,7 @@ def plain_run(model: Any, task: Task, n_chunks: int) -> None:
     cut, size = components_of(model, "the benchmark"), -(-len(task.heldout) // n_chunks)
     for first in range(0, len(task.heldout), size):
         batch = collate(task.heldout[first : first + size])
-        for _ in layer_states(cut, model.graph, batch, cut.frame(batch.is_token, batch.position_ids)):
+        for _ in clean_states(cut, model.graph, batch, cut.frame(batch.is_token, batch.position_ids)):
             pass
 
 

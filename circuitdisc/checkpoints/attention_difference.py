@@ -23,7 +23,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import Row, as_list, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_plan import plan_cross, shapes_of
-from circuitdisc.patching.layer_states import layer_states
+from circuitdisc.patching.forward import clean_states
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
@@ -200,8 +200,7 @@ def attention_between(
             frame = cut.frame(batch.is_token, batch.position_ids)
             layers = [
                 torch.stack([state.pattern[:, rows, at, key] for key in to]).double().cpu()
-                for state in layer_states(cut, model.graph, batch, frame)
-                if state.pattern.numel()
+                for state in clean_states(cut, model.graph, batch, frame)
             ]
             parts.append(torch.stack(layers, dim=1).numpy())
             bar.update(batch.n_examples)

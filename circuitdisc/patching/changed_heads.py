@@ -10,6 +10,7 @@ W columns of the unembedding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,8 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Shapes
+from circuitdisc.patching.evaluate import of_residual
+from circuitdisc.patching.forward import Hooks, Past, forward, keys_values
 from circuitdisc.patching.masked_run import examples_in_piece
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.path_effects import ALL, Positions, positions_mask
@@ -40,7 +43,7 @@ class Held:
         frame: angles and scales of these tokens, with the masks of all.
         first: the first layer that is run again.
         start: the first token that is.
-        before: keys and values of the tokens before it, by layer. [H, 1, B, start, K]
+        before: keys and values of the tokens before it, by layer. [G, B, start, K]
     """
 
     chunk: Chunk
@@ -64,23 +67,13 @@ class Held:
         return self.chunk.batch.n_examples
 
 
-class HeadChange:
-    """What is done to the heads of each layer; by itself nothing. Changes override what they touch."""
+class HeadChange(Protocol):
+    """What is done to heads, for examples at hand."""
 
-    def pattern(self, layer: int, pattern: Float[Tensor, "H 1 B T T2"], held: Held) -> Float[Tensor, "H 1 B T T2"]:
-        """What the heads attend to."""
-        return pattern
-
-    def z(self, layer: int, z: Float[Tensor, "H 1 B T K"], held: Held) -> Float[Tensor, "H 1 B T K"]:
-        """Their values weighted by the pattern."""
-        return z
-
-    def written(self, layer: int, out: Float[Tensor, "H B T D"], held: Held) -> Float[Tensor, "H B T D"]:
-        """What they add to the residual stream."""
-        return out
+    def hooks(self, held: Held) -> Hooks: ...
 
 
-class MixedHeads(HeadChange):
+class MixedHeads:
     """Heads whose output is mixed with that of the corrupted run: (1 - m) * live + m * corrupted, at some positions.
 
     A component is a set of heads with one mask m. A head in two components keeps the product of the shares (1 - m).
@@ -104,48 +97,46 @@ class MixedHeads(HeadChange):
         self.mask, self.members, self.places = mask, members, places
         self.n_embed, self.per_layer = n_embed, per_layer
 
-    def written(self, layer: int, out: Float[Tensor, "H B T D"], held: Held) -> Float[Tensor, "H B T D"]:
-        here = self.members[:, layer].any(-1).nonzero().flatten()
-        if not len(here):
-            return out
+    def hooks(self, held: Held) -> Hooks:
         places = self.places(held)
-        places = places if places.shape[0] == 1 else places[here]
-        share = self.mask[here, None, None, None] * self.members[here, layer, :, None, None] * places[:, None]
-        share = 1 - (1 - share).prod(0)
-        first = self.n_embed + layer * self.per_layer
-        corrupted = held.chunk.ablated[first : first + out.shape[0]]
-        return out + share.to(out.dtype)[..., None] * (corrupted - out)
+
+        def mix(layer: int, result: Float[Tensor, "H B T D"]) -> Float[Tensor, "H B T D"]:
+            here = self.members[:, layer].any(-1).nonzero().flatten()
+            if not len(here):
+                return result
+            where = places if places.shape[0] == 1 else places[here]
+            share = self.mask[here, None, None, None] * self.members[here, layer, :, None, None] * where[:, None]
+            share = 1 - (1 - share).prod(0)
+            first = self.n_embed + layer * self.per_layer
+            corrupted = held.chunk.ablated[first : first + result.shape[0]]
+            return result + share.to(result.dtype)[..., None] * (corrupted - result)
+
+        return {"result": mix}
 
 
-def changed_logits(model: Model, held: Held, change: HeadChange, columns: bool = False) -> Float[Tensor, "N W"]:
+def changed_residual(model: Model, held: Held, hooks: Hooks) -> Float[Tensor, "N D"]:
+    """The final residual at the readings under hooks, with gradients to whatever they are made of."""
+    cut = model.cut
+    assert isinstance(cut, Components), "changed heads need components"
+    x = forward(cut, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start))
+    return x[held.reads]
+
+
+def changed_logits(model: Model, held: Held, change: HeadChange | None, columns: bool = False) -> Float[Tensor, "N W"]:
     """Logits at the readings under a change, with gradients to whatever it is made of.
 
     Args:
+        change: None changes nothing.
         columns: of the answers' tokens alone, as `Labels.columns` has them; else of the whole vocabulary.
     """
-    cut, graph, frame = model.cut, model.graph, held.frame
-    assert isinstance(cut, Components), "changed heads need components"
-    x, heads = held.residual, range(graph.n_heads)
-    queries = torch.arange(held.start, held.start + x.shape[1], device=x.device)
-    for layer in range(held.first, graph.n_layers):
-        rows = x[None, None]
-        q, k, v = (cut.read(layer, qkv, heads, rows, frame) for qkv in ("q", "k", "v"))
-        if held.start:
-            k, v = (torch.cat([before, here], dim=3) for before, here in zip(held.before[layer], (k, v), strict=True))
-        pattern = change.pattern(layer, cut.pattern(layer, q, k, frame, queries), held)
-        z = change.z(layer, pattern @ v, held)
-        out = change.written(layer, cut.head_output(layer, heads, z, frame)[:, 0], held)
-        b_O = cut.weights.layers[layer].b_O
-        after = x + out.sum(0) + (0.0 if b_O is None else b_O)
-        x = after + cut.mlp(layer, x if graph.parallel else after) if graph.has_mlp else after
-    wanted = held.chunk.labels.columns if columns else None
-    return cut.unembed(x[held.reads][None], wanted)[0]
+    assert isinstance(model.cut, Components), "changed heads need components"
+    final = changed_residual(model, held, {} if change is None else change.hooks(held))
+    return model.cut.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
 
 
 def metric_values(model: Model, held: Held, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:
     """A metric under a change, example by example."""
-    logits = changed_logits(model, held, change, metric.columns == "answers")
-    return held.chunk.batch.per_example(metric(logits, held.chunk.metric_labels(metric)))
+    return of_residual(model, held.chunk, changed_residual(model, held, change.hooks(held))[None], metric)[0]
 
 
 def hold(
@@ -203,9 +194,8 @@ def _held(cut: Components, graph: ComputationGraph, chunk: Chunk, first: int, po
         residuals[layer] = chunk.clean[:n_before].sum(0) + cut.constant_before(layer)
     before = {}
     for layer in range(first, graph.n_layers) if start else ():
-        rows = residuals[layer][None, None]
-        k, v = (cut.read(layer, qkv, range(graph.n_heads), rows, frame)[..., :start, :].clone() for qkv in ("k", "v"))
-        before[layer] = (k, v)
+        k, v = keys_values(cut, layer, residuals[layer], frame)
+        before[layer] = (k[:, :, :start].clone(), v[:, :, :start].clone())
     ablated = chunk.ablated if chunk.ablated.shape[2] == 1 or not start else chunk.ablated[:, :, start:].clone()
     kept = replace(chunk, clean=chunk.clean[:n_embed].clone(), ablated=ablated)
     return Held(kept, residuals[first][:, start:].clone(), tail, first, start, before)
@@ -216,21 +206,15 @@ def head_values(model: Model, helds: Sequence[Held]) -> Float[Tensor, "L H K"]:
     """Mean over examples of every head's pattern-weighted values z where the last answer is read."""
     total, n = torch.zeros(()), 0
     for held in helds:
-        seen = _Seen()
-        changed_logits(model, held, seen)
+        layers: list[Float[Tensor, "H B T K"]] = []
+
+        def keep(layer: int, z: Tensor, layers: list[Tensor] = layers) -> Tensor:
+            layers.append(z)
+            return z
+
+        changed_residual(model, held, {"z": keep})
         at = held.chunk.batch.position("end") - held.start
         rows = torch.arange(held.n, device=at.device)
-        total = total.to(at.device) + torch.stack([z[:, 0, rows, at].double().sum(1) for z in seen.layers])
+        total = total.to(at.device) + torch.stack([z[:, rows, at].double().sum(1) for z in layers])
         n += held.n
     return (total / n).to(model.dtype)
-
-
-class _Seen(HeadChange):
-    """Changes nothing, and writes down the heads' values."""
-
-    def __init__(self) -> None:
-        self.layers: list[Float[Tensor, "H 1 B T K"]] = []
-
-    def z(self, layer: int, z: Float[Tensor, "H 1 B T K"], held: Held) -> Float[Tensor, "H 1 B T K"]:
-        self.layers.append(z)
-        return z

@@ -20,7 +20,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components, NormWeights
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import patched_tokens
-from circuitdisc.patching.layer_states import LayerState, layer_states
+from circuitdisc.patching.forward import LayerState, clean_states, logits_at
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, collate
 
@@ -150,12 +150,13 @@ def keep_activations(
         batch = collate(examples[first:last], device=model.device)
         tokens = patched_tokens(batch, positions)
         frame = cut.frame(batch.is_token, batch.position_ids)
-        final = None
-        for state in layer_states(cut, graph, batch, frame):
+        final = torch.zeros(0)
+        for state in clean_states(cut, graph, batch, frame):
             given.put(part_name(chunk, state.layer), _packed(state, kinds, tokens, frame.head_scale.get(state.layer)))
-            final = state.x
-        assert final is not None, "a model has layers"
-        logits = cut.unembed(final[batch.reads][None])[0]
+            final = state.after
+        if "residual" in kinds:
+            given.put(part_name(chunk, graph.n_layers), {"residual": final.flatten(0, 1)[tokens]})
+        logits = logits_at(cut, final, batch.reads)
         labels = replace(batch.labels, full_logprobs=logits.log_softmax(-1))
         if any(metric.zero_at_full for metric in metrics):
             given.log_probs[chunk] = logits.log_softmax(-1).cpu()
@@ -194,10 +195,8 @@ def _contiguous(name: str, matrix: Float[Tensor, "m n"]) -> dict[str, Tensor]:
 def _packed(
     state: LayerState, kinds: Sequence[str], tokens: Int[Tensor, "n"], head_scale: Float[Tensor, "B T 1"] | None
 ) -> dict[str, Tensor]:
-    """The activations of one layer that are kept; of the last, empty one the final residual alone."""
+    """The activations of one layer that are kept."""
     found = {"residual": state.x.flatten(0, 1)[tokens]} if "residual" in kinds else {}
-    if not state.q.numel():
-        return found
     z = state.z if head_scale is None else state.z * head_scale
     of_heads = {"output": z, "value": state.v, "query": state.q, "key": state.k, "pattern": state.pattern}
     found |= {kind: x.flatten(1, 2)[:, tokens] for kind, x in of_heads.items() if kind in kinds}

@@ -22,7 +22,7 @@ from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_cache import Given
 from circuitdisc.patching.cross_patch import HEAD_KINDS, SHARED_KINDS, Patch, patched_tokens
-from circuitdisc.patching.layer_states import LayerState, attend, for_heads, layer_states, write
+from circuitdisc.patching.forward import LayerState, attend, clean_states, for_heads, write
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -108,7 +108,8 @@ class _ChunkRun:
         self.tokens = patched_tokens(self.batch, run.positions)
         self.everywhere = run.positions is None
         self.frame = self.cut.frame(self.batch.is_token, self.batch.position_ids)
-        self.before = [state.x for state in layer_states(self.cut, self.graph, self.batch, self.frame)]
+        self.before = [self.cut.embed(self.batch.clean, self.batch.position_ids, split=False)[0]]
+        self.before += [state.after for state in clean_states(self.cut, self.graph, self.batch, self.frame)]
         self._count(reads=self.graph.n_layers, writes=self.graph.n_layers, mlps=self.graph.n_layers * self.graph.has_mlp)
         log_probs = run.given.log_probs.get(chunk)
         full = None if log_probs is None else log_probs.to(self.cut.device)

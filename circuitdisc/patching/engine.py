@@ -9,6 +9,7 @@ Shape letters: B examples, C rows (candidates), N readings, W columns of the une
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,14 +23,14 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.circuit_run import CircuitRun
+from circuitdisc.patching.evaluate import Values, evaluate, n_logits, of_residual
+from circuitdisc.patching.forward import logits_at
 from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
 from circuitdisc.patching.prepared import Chunk, fit_means, prepare
 from circuitdisc.tasks.base import Example
-
-Values = dict[str, dict[str, Float[Tensor, "B"]]]
 
 
 @dataclass
@@ -113,16 +114,8 @@ class Patching:
         Returns:
             circuit name -> metric name -> values. [B]
         """
-        found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in masks}
-        for chunk in self.chunks(examples):
-            for name, mask in masks.items():
-                logits = self.circuit_logits(chunk, mask)
-                for metric in metrics:
-                    readings = metric(logits, chunk.labels)
-                    found[name][metric.name].append(chunk.batch.per_example(readings))
-                if on_progress is not None:
-                    on_progress(1)
-        return {name: {m: torch.cat(parts) for m, parts in values.items()} for name, values in found.items()}
+        variants = {name: partial(self.circuit_logits, mask=mask) for name, mask in masks.items()}
+        return evaluate(self.chunks(examples), variants, metrics, on_progress)
 
     def n_chunks(self, examples: Sequence[Example]) -> int:
         """How many chunks `evaluate` will go through."""
@@ -137,8 +130,7 @@ class Patching:
         if isinstance(self.model.cut, Components):
             run = CircuitRun(self.model.cut, self.graph, chunk, mask)
             self.cost.node_evaluations += run.node_evaluations
-            at = (chunk.batch.read_example, chunk.batch.read_position)
-            return self.model.cut.unembed(run.residual[at][None])[0]
+            return logits_at(self.model.cut, run.residual, chunk.batch.reads)
         self.cost.node_evaluations += self.graph.n_senders
         return hooked_run(self.model.cut, self.graph, chunk, mask)
 
@@ -201,17 +193,15 @@ class Removal:
             for chunk in chunks
         ]
         patching.cost.circuit_runs += 1
-        self.value = self._metric(
+        self.value = self._means(
             [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
         )[0]
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
         senders, receivers = live_nodes(graph, mask)
         tokens = max(chunk.batch.clean.numel() for chunk in chunks)
-        width = chunks[0].labels.columns.shape[1] if metric.columns == "answers" else model.d_vocab_out
-        n_logits = max(len(chunk.batch.read_example) for chunk in chunks) * width
         live = int(receivers[first:].sum()), int(senders.sum())
-        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits)
+        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits(model, chunks, metric))
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.
@@ -220,7 +210,7 @@ class Removal:
             spared: False for edges that are cut in the entries behind their own, too; None: all of them are.
         """
         spares = np.zeros(len(senders), dtype=bool) if spared is None else np.array(spared)
-        self._tried = self._metric([part.try_cuts(receiver, senders, spares) for part in self.parts])
+        self._tried = self._means([part.try_cuts(receiver, senders, spares) for part in self.parts])
         self._cuts = (receiver, senders)
         self.patching.cost.candidates += len(senders)
         return self._tried
@@ -249,19 +239,22 @@ class Removal:
         self.patching.cost.node_evaluations += sum(part.node_evaluations for part in self.parts)
 
     @torch.no_grad()
-    def _metric(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
-        """Mean metric over all examples, for every row, from final residuals (or, hook-based, from logits)."""
-        sums = []
-        for output, chunk in zip(outputs, self.chunks, strict=True):
-            logits = self._logits(output, chunk)
-            readings = self.metric(logits, chunk.metric_labels(self.metric))
-            sums.append(chunk.batch.per_example(readings).double().sum(-1))
-        n = sum(chunk.batch.n_examples for chunk in self.chunks)
-        return (torch.stack(sums).sum(0) / n).tolist()
+    def each_without(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
+        """Metric values, example by example, with one edge into `receiver` cut, for each of these senders."""
+        spared = np.ones(len(senders), dtype=bool)
+        self.patching.cost.candidates += len(senders)
+        values = self._values([part.try_cuts(receiver, senders, spared) for part in self.parts])
+        return torch.cat(values, dim=1).cpu().numpy()
 
-    def _logits(self, output: Float[Tensor, "C N X"], chunk: Chunk) -> Float[Tensor, "C N W"]:
-        columns = chunk.labels.columns if self.metric.columns == "answers" else None
-        cut = self.patching.model.cut
-        if isinstance(cut, Components):
-            return cut.unembed(output, columns)
-        return output if columns is None else output.gather(-1, columns.expand(output.shape[0], -1, -1))
+    def _means(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
+        """Mean metric over all examples, for every row."""
+        sums = [values.sum(-1) for values in self._values(outputs)]
+        return (torch.stack(sums).sum(0) / sum(chunk.batch.n_examples for chunk in self.chunks)).tolist()
+
+    @torch.no_grad()
+    def _values(self, outputs: list[Float[Tensor, "C N X"]]) -> list[Float[Tensor, "C B"]]:
+        """The metric of every row on each chunk, from final residuals (or, hook-based, from logits)."""
+        model = self.patching.model
+        return [
+            of_residual(model, chunk, output, self.metric).double() for output, chunk in zip(outputs, self.chunks, strict=True)
+        ]

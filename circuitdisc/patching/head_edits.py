@@ -19,11 +19,12 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
@@ -33,7 +34,9 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
-from circuitdisc.patching.changed_heads import HeadChange, Held, changed_logits, hold
+from circuitdisc.patching.changed_heads import Held, changed_logits, hold
+from circuitdisc.patching.evaluate import of_logits
+from circuitdisc.patching.forward import Hooks
 from circuitdisc.patching.interventions import head_places
 from circuitdisc.patching.path_effects import ALL, Positions, positions_mask
 from circuitdisc.tasks.base import Example
@@ -43,7 +46,7 @@ FORMAT = "circuitdisc.head_edit"
 
 
 @dataclass(frozen=True, eq=False)
-class HeadEdit(HeadChange):
+class HeadEdit:
     """What is done to some heads.
 
     Args:
@@ -114,26 +117,37 @@ class HeadEdit(HeadChange):
         found = [(row, int(name.partition(".h")[2])) for row, name in enumerate(self.heads) if name.startswith(f"a{layer}.")]
         return [row for row, _ in found], [head for _, head in found]
 
-    def z(self, layer: int, z: Float[Tensor, "H 1 B T K"], held: Held) -> Float[Tensor, "H 1 B T K"]:
+    def hooks(self, held: Held) -> Hooks:
+        """The edit as hooks on z, or on the patterns."""
+        if self.kind == "first_token":
+            return {"pattern": partial(self._weigh_first, is_first=positions_mask(held.chunk.batch, "first")[:, None, :])}
+        return {"z": partial(self._change_z, at_end=held.places("end") if self.kind == "inject" else None)}
+
+    def _change_z(
+        self, layer: int, z: Float[Tensor, "H B T K"], at_end: Bool[Tensor, "B T"] | None
+    ) -> Float[Tensor, "H B T K"]:
         rows, heads = self._here(layer)
-        if not rows or self.kind == "first_token":
+        if not rows:
             return z
         assert self.vectors is not None, "checked when it was made"
-        live, vector = z[heads], self.vectors[rows][:, None, None, None, :]
+        live, vector = z[heads], self.vectors[rows][:, None, None, :]
         if self.kind == "offset":
-            return z.index_copy(0, torch.tensor(heads, device=z.device), live + vector)
-        if self.kind == "scale":
-            return z.index_copy(0, torch.tensor(heads, device=z.device), live * (1 + vector))
-        assert self.shares is not None, "checked when it was made"
-        share = self.shares[rows][:, None, None, None, None] * held.places("end")[..., None]
-        return z.index_copy(0, torch.tensor(heads, device=z.device), live + share * (vector - live))
+            changed = live + vector
+        elif self.kind == "scale":
+            changed = live * (1 + vector)
+        else:
+            assert self.shares is not None, "checked when it was made"
+            assert at_end is not None, "where the vector is mixed in"
+            changed = live + self.shares[rows][:, None, None, None] * at_end[..., None] * (vector - live)
+        return z.index_copy(0, torch.tensor(heads, device=z.device), changed)
 
-    def pattern(self, layer: int, pattern: Float[Tensor, "H 1 B T T2"], held: Held) -> Float[Tensor, "H 1 B T T2"]:
+    def _weigh_first(
+        self, layer: int, pattern: Float[Tensor, "H B T T2"], is_first: Bool[Tensor, "B 1 T2"]
+    ) -> Float[Tensor, "H B T T2"]:
         _, heads = self._here(layer)
-        if not heads or self.kind != "first_token":
+        if not heads:
             return pattern
         assert self.factor is not None, "checked when it was made"
-        is_first = positions_mask(held.chunk.batch, "first")[:, None, :]
         weighed = torch.where(is_first, pattern[heads] * self.factor, pattern[heads])
         total = weighed.sum(-1, keepdim=True)  # 0 where a query sees the first token alone and the factor is 0: left as it is
         scaled = torch.where(total > 0, weighed / total.where(total > 0, 1.0), pattern[heads])
@@ -228,10 +242,10 @@ def edit_values(
     model: Model, helds: Sequence[Held], edit: HeadEdit | None, metrics: Sequence[str | Metric]
 ) -> dict[str, Float[Tensor, "B"]]:
     """As `evaluate_edit`, on examples made ready."""
-    change = HeadChange() if edit is None else edit.to(model)
-    found: dict[str, list[Tensor]] = {get_metric(metric).name: [] for metric in metrics}
+    change = None if edit is None else edit.to(model)
+    measures = [get_metric(metric) for metric in metrics]
+    found: dict[str, list[Tensor]] = {metric.name: [] for metric in measures}
     for held in helds:
-        logits = changed_logits(model, held, change)
-        for metric in map(get_metric, metrics):
-            found[metric.name].append(held.chunk.batch.per_example(metric(logits, held.chunk.labels)))
+        for name, values in of_logits(held.chunk, changed_logits(model, held, change), measures).items():
+            found[name].append(values)
     return {name: torch.cat(parts) for name, parts in found.items()}

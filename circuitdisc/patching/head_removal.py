@@ -15,6 +15,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.patching.prepared import Chunk
 
@@ -63,7 +64,6 @@ class HeadRemoval:
                 self.patching.cost.node_evaluations += nodes
             else:
                 logits = self.patching.circuit_logits(chunk, head_circuit(self.graph, kept).mask)
-            readings = self.metric(logits, chunk.labels)
-            total += float(chunk.batch.per_example(readings).double().sum())
+            total += float(of_logits(chunk, logits, [self.metric])[self.metric.name].double().sum())
             n += chunk.batch.n_examples
         return total / n

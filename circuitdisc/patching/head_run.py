@@ -15,6 +15,8 @@ from circuitdisc.ablation import Target
 from circuitdisc.circuit import Circuit
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
+from circuitdisc.patching.edits import kept_heads_hooks
+from circuitdisc.patching.forward import forward, joined, logits_at
 from circuitdisc.patching.prepared import Chunk
 
 
@@ -34,43 +36,16 @@ def head_logits(
         target: what is cut of a dropped head: its `output`, or its attention `pattern`.
         before: the residual before `layer` under the same heads; None starts at the embedding.
     """
-    batch, frame, seen = chunk.batch, chunk.frame, []
-    assert frame is not None, "components need a frame"
-    x = cut.embed(batch.clean, batch.position_ids, split=False)[0] if before is None else before
-    for index in range(layer if before is not None else 0, cut.spec.n_layers):
+    batch, seen = chunk.batch, []
+    assert chunk.frame is not None, "components need a frame"
+
+    def see(index: int, x: Float[Tensor, "B T D"]) -> Tensor:
         seen.append(x)
-        outputs = written_by_heads(cut, graph, chunk, index, x, kept[index], target)
-        b_O = cut.weights.layers[index].b_O
-        after = x + outputs.sum(0) + (0.0 if b_O is None else b_O)
-        if graph.has_mlp:
-            after = after + cut.mlp(index, x if graph.parallel else after)
-        x = after
-    return cut.unembed(x[batch.read_example, batch.read_position][None])[0], seen
+        return x
 
-
-def written_by_heads(
-    cut: Components,
-    graph: ComputationGraph,
-    chunk: Chunk,
-    layer: int,
-    x: Float[Tensor, "B T D"],
-    kept: Bool[np.ndarray, "H"],
-    target: Target,
-) -> Float[Tensor, "H B T D"]:
-    """What all heads of a layer write, the ablated ones replaced."""
-    frame, heads = chunk.frame, range(cut.spec.n_heads)
-    assert frame is not None, "components need a frame"
-    rows, live = x[None, None], torch.from_numpy(kept).to(x.device)[:, None, None, None]
-    q, k, v = (cut.read(layer, qkv, heads, rows, frame) for qkv in ("q", "k", "v"))
-    pattern = cut.pattern(layer, q, k, frame)[:, 0]
-    if target == "pattern":
-        other = chunk.ablated_patterns.get(layer)
-        pattern = torch.where(live, pattern, torch.zeros_like(pattern) if other is None else other)
-    outputs = cut.head_output(layer, heads, pattern[:, None] @ v, frame)[:, 0]
-    if target == "pattern":
-        return outputs
-    first = graph.sender_index[f"a{layer}.h0"]
-    return torch.where(live, outputs, chunk.ablated[first : first + len(kept)])
+    start, x = (0, cut.embed(batch.clean, batch.position_ids, split=False)[0]) if before is None else (layer, before)
+    hooks = joined(kept_heads_hooks(graph, chunk, kept, target), {"resid_pre": see})
+    return logits_at(cut, forward(cut, graph, chunk.frame, x, hooks, first=start), batch.reads), seen
 
 
 def head_circuit(graph: ComputationGraph, kept: Bool[np.ndarray, "L H"]) -> Circuit:

@@ -6,6 +6,7 @@ Shape letters: L layers, H heads, B examples, T positions, N readings.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.evaluate import evaluate
 from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.patching.prepared import Chunk
 from circuitdisc.tasks.base import Example
@@ -39,19 +41,18 @@ def head_values(
     Returns:
         metric name -> values. [X, B]
     """
-    found: dict[str, list[Float[np.ndarray, "X b"]]] = {metric.name: [] for metric in metrics}
-    for chunk in patching.chunks(examples):
-        before = _residuals(patching, chunk)
-        rows: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
-        for one in kept:
-            logits = _logits(patching, chunk, one, before)
-            for metric in metrics:
-                rows[metric.name].append(chunk.batch.per_example(metric(logits, chunk.labels)).double())
-            if on_progress is not None:
-                on_progress(1)
-        for name, values in rows.items():
-            found[name].append(torch.stack(values).cpu().numpy())
-    return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+    latest: list[tuple[Chunk, list[Tensor]]] = []  # the chunk that runs now, and its residual before each layer
+
+    def run(chunk: Chunk, heads: Bool[np.ndarray, "L H"]) -> Float[Tensor, "N V"]:
+        if not latest or latest[0][0] is not chunk:
+            latest[:] = [(chunk, _residuals(patching, chunk))]
+        return _logits(patching, chunk, heads, latest[0][1])
+
+    variants = {str(index): partial(run, heads=heads) for index, heads in enumerate(kept)}
+    values = evaluate(patching.chunks(examples), variants, metrics, on_progress)
+    return {
+        metric.name: torch.stack([values[name][metric.name].double() for name in variants]).cpu().numpy() for metric in metrics
+    }
 
 
 def _residuals(patching: Patching, chunk: Chunk) -> list[Float[Tensor, "B T D"]]:

@@ -18,7 +18,9 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import UnknownName
 from circuitdisc.models.model import Model
+from circuitdisc.patching.edits import interchange_hooks
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.forward import forward, logits_at
 from circuitdisc.patching.prepared import Chunk
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example
@@ -52,28 +54,15 @@ def interchanged_logits(
         nodes: heads, MLPs or embeddings.
         where: at which positions; None: at all of them.
     """
-    cut, graph, frame = components_of(model, "an interchange intervention"), model.graph, chunk.frame
-    assert frame is not None, "components need a frame"
-    heads, replaced = range(graph.n_heads), {graph.sender_index[node] for node in nodes}
-    here = (chunk.batch.is_token if where is None else where & chunk.batch.is_token)[..., None]
-
-    def total(first: int, live: Float[Tensor, "s B T D"]) -> Float[Tensor, "B T D"]:
-        """What the senders from `first` on write together."""
-        senders = range(first, first + len(live))
-        rows = [
-            torch.where(here, chunk.ablated[sender], row) if sender in replaced else row
-            for sender, row in zip(senders, live, strict=True)
-        ]
-        return torch.stack(rows).sum(0)
-
-    x = total(0, chunk.clean[: int(graph.n_upstream[0])])
-    for layer in range(graph.n_layers):
-        q, k, v = (cut.read(layer, qkv, heads, x[None, None], frame) for qkv in ("q", "k", "v"))
-        outputs = cut.head_output(layer, heads, cut.pattern(layer, q, k, frame) @ v, frame)[:, 0]
-        b_O = cut.weights.layers[layer].b_O
-        after = x + total(graph.sender_index[f"a{layer}.h0"], outputs) + (0.0 if b_O is None else b_O)
-        if graph.has_mlp:
-            mlp = cut.mlp(layer, x if graph.parallel else after)[None]
-            after = after + total(graph.sender_index[f"m{layer}"], mlp)
-        x = after
-    return cut.unembed(x[chunk.batch.reads][None])[0]
+    cut, graph = components_of(model, "an interchange intervention"), model.graph
+    here = chunk.batch.is_token if where is None else where & chunk.batch.is_token
+    n_embed = int(graph.n_upstream[0])
+    embedding = [
+        torch.where(here[..., None], chunk.ablated[sender], chunk.clean[sender])
+        if graph.senders[sender].name in nodes
+        else chunk.clean[sender]
+        for sender in range(n_embed)
+    ]
+    assert chunk.frame is not None, "components need a frame"
+    hooks = interchange_hooks(graph, chunk, nodes, here)
+    return logits_at(cut, forward(cut, graph, chunk.frame, torch.stack(embedding).sum(0), hooks), chunk.batch.reads)

@@ -13,6 +13,7 @@ one task what they do in another, and the model answers what it failed before).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching, Values
+from circuitdisc.patching.edits import edited_logits
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.evaluate import Values, evaluate
+from circuitdisc.patching.forward import Hooks
 from circuitdisc.patching.prepared import Chunk
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example
@@ -122,57 +126,49 @@ def evaluate_interventions(
     """
     for interventions in sets.values():
         check_interventions(model, interventions)
-    patching = Patching(model, Ablation("zero"), (), memory=memory)
-    found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in sets}
-    for chunk in patching.chunks(examples):
-        for name, interventions in sets.items():
-            logits = intervened_logits(model, chunk, interventions)
-            for metric in metrics:
-                found[name][metric.name].append(chunk.batch.per_example(metric(logits, chunk.labels)))
-            if on_progress is not None:
-                on_progress(chunk.batch.n_examples)
-    return {name: {m: torch.cat(parts) for m, parts in values.items()} for name, values in found.items()}
+
+    def run(chunk: Chunk, made: Sequence[Intervention]) -> Float[Tensor, "N V"]:
+        logits = intervened_logits(model, chunk, made)
+        if on_progress is not None:
+            on_progress(chunk.batch.n_examples)
+        return logits
+
+    chunks = Patching(model, Ablation("zero"), (), memory=memory).chunks(examples)
+    return evaluate(chunks, {name: partial(run, made=made) for name, made in sets.items()}, metrics)
 
 
 @torch.no_grad()
 def intervened_logits(model: Model, chunk: Chunk, interventions: Sequence[Intervention]) -> Float[Tensor, "N V"]:
     """Logits at the readings when these heads are changed. Layers before the first changed head are not run again."""
-    cut, graph = model.cut, model.graph
-    assert isinstance(cut, Components), "interventions need components"
+    cut, graph = components_of(model, "changing a head"), model.graph
     places = head_places(graph)
-    first = min((places[one.head][0] for one in interventions), default=graph.n_layers)
-    x = _residual_before(cut, graph, chunk, first)
-    for layer in range(first, graph.n_layers):
-        here = [(places[one.head][1], one) for one in interventions if places[one.head][0] == layer]
-        b_O = cut.weights.layers[layer].b_O
-        after = x + _heads(cut, chunk, layer, x, here).sum(0) + (0.0 if b_O is None else b_O)
-        x = after + cut.mlp(layer, x if graph.parallel else after) if graph.has_mlp else after
-    return cut.unembed(x[chunk.batch.reads][None])[0]
+    layers = [places[change.head][0] for change in interventions]
+    return edited_logits(
+        cut, graph, chunk, intervention_hooks(cut, graph, chunk, interventions), min(layers, default=graph.n_layers)
+    )
 
 
-def _residual_before(cut: Components, graph: ComputationGraph, chunk: Chunk, layer: int) -> Float[Tensor, "B T D"]:
-    """The clean residual that a layer reads, from what the senders before it write."""
-    first_head = f"a{layer}.h0"
-    n_senders = graph.sender_index[first_head] if layer < graph.n_layers else graph.n_senders
-    return chunk.clean[:n_senders].sum(0) + cut.constant_before(layer)
+def intervention_hooks(cut: Components, graph: ComputationGraph, chunk: Chunk, interventions: Sequence[Intervention]) -> Hooks:
+    """Attention is moved in the patterns, outputs are scaled where heads write."""
+    places = head_places(graph)
 
+    def move(layer: int, pattern: Float[Tensor, "H B T T2"]) -> Float[Tensor, "H B T T2"]:
+        moved = pattern.clone()
+        for change in interventions:
+            at, head = places[change.head]
+            if at == layer and change.attend is not None:
+                _move_attention(cut, chunk, layer, moved[head], change)
+        return moved
 
-def _heads(
-    cut: Components, chunk: Chunk, layer: int, x: Float[Tensor, "B T D"], changes: Sequence[tuple[int, Intervention]]
-) -> Float[Tensor, "H B T D"]:
-    """What all heads of a layer write, some of them changed."""
-    frame, heads, rows = chunk.frame, range(cut.spec.n_heads), x[None, None]
-    assert frame is not None, "components need a frame"
-    q, k, v = (cut.read(layer, qkv, heads, rows, frame) for qkv in ("q", "k", "v"))
-    pattern = cut.pattern(layer, q, k, frame)
-    for head, change in changes:
-        if change.attend is not None:
-            _move_attention(cut, chunk, layer, pattern[head, 0], change)
-    outputs = cut.head_output(layer, heads, pattern @ v, frame)[:, 0]
-    for head, change in changes:
-        if change.scale is not None:
-            outputs[head] *= change.scale
-    return outputs
+    def scale(layer: int, result: Float[Tensor, "H B T D"]) -> Float[Tensor, "H B T D"]:
+        scaled = result.clone()
+        for change in interventions:
+            at, head = places[change.head]
+            if at == layer and change.scale is not None:
+                scaled[head] *= change.scale
+        return scaled
+
+    return {"pattern": move, "result": scale}
 
 
 def _move_attention(cut: Components, chunk: Chunk, layer: int, pattern: Float[Tensor, "B T T2"], change: Intervention) -> None:

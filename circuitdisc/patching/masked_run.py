@@ -28,6 +28,7 @@ from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import HEAP_HOLES, Shapes, segment_bytes
 from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.evaluate import of_columns
 from circuitdisc.patching.layers import wide
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.prepared import Chunk, prepare
@@ -119,9 +120,7 @@ def masked_values(
 ) -> Float[Tensor, "B"]:
     """The metric of a soft mask's run, example by example, with gradients to the mask."""
     residual = MaskedRun(components, graph, chunk, mask).residual[chunk.batch.reads]
-    columns = chunk.labels.columns if metric.columns == "answers" else None
-    logits = wide(components.unembed(residual[None], columns)[0])
-    return chunk.batch.per_example(metric(logits, chunk.metric_labels(metric)))
+    return of_columns(chunk, lambda columns: wide(components.unembed(residual[None], columns)[0]), metric)
 
 
 @dataclass

@@ -8,6 +8,7 @@ Shape letters: L layers, H heads, M neurons of a layer, B examples, T positions,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from circuitdisc.ablation import Means
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching, Values
-from circuitdisc.patching.head_run import written_by_heads
+from circuitdisc.patching.edits import kept_heads_hooks, neuron_hooks
+from circuitdisc.patching.engine import Patching
+from circuitdisc.patching.evaluate import Values, evaluate
+from circuitdisc.patching.forward import Hooks, forward, joined, logits_at
 from circuitdisc.patching.prepared import Chunk
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, PromptBatch
@@ -91,7 +94,7 @@ class NeuronRuns:
                 self.means[layer].add(hidden[None], batch.position_ids, batch.is_token, batch.groups)
                 return hidden
 
-            self._run(chunk, None, add)
+            self._run(chunk, None, {"mlp_post": add})
 
     @torch.no_grad()
     def logits(
@@ -103,14 +106,8 @@ class NeuronRuns:
             masked: True at the neurons to ablate.
             kept: the heads to keep; None keeps all.
         """
-        where = torch.from_numpy(masked).to(chunk.batch.clean.device)
-
-        def mask(layer: int, hidden: Tensor) -> Tensor:
-            if not masked[layer].any():
-                return hidden
-            return torch.where(where[layer], self._ablated(layer, chunk, hidden), hidden)
-
-        return self.cut.unembed(self._run(chunk, kept, mask)[chunk.batch.reads][None])[0]
+        hooks = neuron_hooks(masked, lambda layer, hidden: self._ablated(layer, chunk, hidden))
+        return logits_at(self.cut, self._run(chunk, kept, hooks), chunk.batch.reads)
 
     @torch.no_grad()
     def trace(
@@ -139,7 +136,18 @@ class NeuronRuns:
                 found.after_scale[layer] = scale.to(hidden.dtype)
             return hidden
 
-        found.final = self._run(chunk, kept, look, found.before)[at]
+        def before_mlp(layer: int, written: Tensor) -> Tensor:
+            found.before[layer] = written[at]
+            return written
+
+        def residual(layer: int, x: Tensor) -> Tensor:
+            before[layer] = x[at]
+            return x
+
+        before: dict[int, Tensor] = {}
+        hooks: Hooks = {"resid_pre": residual, "attn_out": before_mlp, "mlp_post": look}
+        found.final = self._run(chunk, kept, hooks)[at]
+        found.before = {layer: before[layer] + written for layer, written in found.before.items()}
         return found
 
     def _ablated(self, layer: int, chunk: Chunk, like: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
@@ -148,34 +156,15 @@ class NeuronRuns:
             return torch.zeros_like(like)
         return self.means[layer].values(chunk.batch.position_ids, chunk.batch.groups, like.dtype)[0]
 
-    def _run(
-        self,
-        chunk: Chunk,
-        kept: Bool[np.ndarray, "L H"] | None,
-        replace: Callable[[int, Float[Tensor, "B T M"]], Float[Tensor, "B T M"]],
-        before: dict[int, Float[Tensor, "N D"]] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The final residual of one run.
-
-        Args:
-            replace: layer and activations -> the activations that the MLP goes on with.
-            before: filled, by layer, with the residual at the readings that the MLP's output is added to.
-        """
+    def _run(self, chunk: Chunk, kept: Bool[np.ndarray, "L H"] | None, hooks: Hooks) -> Float[Tensor, "B T D"]:
+        """The final residual of one run under hooks, with only these heads kept."""
         cut, graph, batch = self.cut, self.graph, chunk.batch
-        everything = np.ones(graph.n_heads, dtype=bool)
-        x = cut.embed(batch.clean, batch.position_ids, split=False)[0]
-        for layer in range(graph.n_layers):
-            live = everything if kept is None else kept[layer]
-            b_O = cut.weights.layers[layer].b_O
-            heads = written_by_heads(cut, graph, chunk, layer, x, live, self.patching.ablation.target)
-            after = x + heads.sum(0) + (0.0 if b_O is None else b_O)
-            if before is not None:
-                before[layer] = after[batch.reads]
-            hidden = replace(layer, cut.hidden(layer, x if graph.parallel else after))
-            x = after + cut.mlp_output(layer, hidden)
+        assert chunk.frame is not None, "components need a frame"
+        heads = {} if kept is None else kept_heads_hooks(graph, chunk, kept, self.patching.ablation.target)
         self.patching.cost.circuit_runs += 1
         self.patching.cost.node_evaluations += graph.n_layers * (graph.n_heads + 1)
-        return x
+        x = cut.embed(batch.clean, batch.position_ids, split=False)[0]
+        return forward(cut, graph, chunk.frame, x, joined(heads, hooks))
 
     @torch.no_grad()
     def evaluate(
@@ -194,15 +183,8 @@ class NeuronRuns:
         Returns:
             name -> metric name -> values. [B]
         """
-        found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in masked}
-        for chunk in self.patching.chunks(examples):
-            for name, one in masked.items():
-                logits = self.logits(chunk, one)
-                for metric in metrics:
-                    found[name][metric.name].append(chunk.batch.per_example(metric(logits, chunk.labels)))
-                if on_progress is not None:
-                    on_progress(1)
-        return {name: {m: torch.cat(parts) for m, parts in values.items()} for name, values in found.items()}
+        variants = {name: partial(self.logits, masked=neurons) for name, neurons in masked.items()}
+        return evaluate(self.patching.chunks(examples), variants, metrics, on_progress)
 
 
 def _joined(traces: Sequence[NeuronTrace]) -> NeuronTrace:

@@ -24,8 +24,8 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching, Removal
+from circuitdisc.patching.evaluate import n_logits, of_logits, of_residual
 from circuitdisc.patching.head_run import head_circuit, head_logits
-from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, rows_that_fit
 from circuitdisc.patching.node_removal import IncrementalNodeRemoval, bytes_of_run
 from circuitdisc.patching.parts import PartKind, without
@@ -167,23 +167,24 @@ class PartRemoval:
         self._bases.move_to_end(key)
         return self._bases[key]
 
+    @property
+    def _n_logits(self) -> int:
+        return n_logits(self.patching.model, self.chunks, self.metric)
+
     @cached_property
     def _most_rows(self) -> int:
         model, graph = self.patching.model, self.graph
         tokens = max(chunk.batch.clean.numel() for chunk in self.chunks)
-        width = self.chunks[0].labels.columns.shape[1] if self.metric.columns == "answers" else model.d_vocab_out
-        n_logits = max(len(chunk.batch.read_example) for chunk in self.chunks) * width
-        return rows_that_fit(model, self.patching.budget // 4, tokens, graph.n_receivers, graph.n_senders, n_logits)
+        return rows_that_fit(model, self.patching.budget // 4, tokens, graph.n_receivers, graph.n_senders, self._n_logits)
 
     @torch.no_grad()
     def _measured(self, residuals: Sequence[Float[Tensor, "P N D"]]) -> Float[np.ndarray, "P B"]:
         """Metric values from the final residuals of every chunk."""
-        found, cut = [], self.patching.model.cut
-        assert isinstance(cut, Components), "only components run again in part"
-        for residual, chunk in zip(residuals, self.chunks, strict=True):
-            columns = chunk.labels.columns if self.metric.columns == "answers" else None
-            readings = self.metric(cut.unembed(residual, columns), chunk.metric_labels(self.metric))
-            found.append(chunk.batch.per_example(readings).double().cpu().numpy())
+        model = self.patching.model
+        found = [
+            of_residual(model, chunk, residual, self.metric).double().cpu().numpy()
+            for residual, chunk in zip(residuals, self.chunks, strict=True)
+        ]
         return check_finite(np.concatenate(found, axis=1), self.metric)
 
     # --- heads whose patterns are cut: from the layer of the removed head on -------------------------------------------
@@ -236,7 +237,7 @@ class PartRemoval:
                 idle.append(place)
         if by_receiver:
             first = min(group[0] for group in self.graph.groups if group[-1] >= min(by_receiver))  # with its q, k and v
-            removal = _Once(lambda: ExampleRemoval(self.patching, self.chunks, mask, self.metric, first))
+            removal = _Once(lambda: self.patching.removal(self.chunks, mask, self.metric, first))
             for receiver, edges in by_receiver.items():
                 places, senders = [place for place, _ in edges], [sender for _, sender in edges]
                 yield places, partial(self._cut, removal, mask, receiver, senders)
@@ -246,54 +247,26 @@ class PartRemoval:
 
     def _cut(self, removal: "_Once", mask: Mask, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
         cut, found = removal.get(), []
-        self._known.setdefault(np.packbits(mask).tobytes(), cut.uncut())
         for start in range(0, len(senders), cut.most_rows):
-            found.append(cut.values(receiver, senders[start : start + cut.most_rows]))
-        return np.concatenate(found)
+            found.append(cut.each_without(receiver, senders[start : start + cut.most_rows]))
+        return check_finite(np.concatenate(found), self.metric)
 
     def know(self, mask: Mask, values: Values) -> None:
         """Take over the metric values of a circuit that was run before."""
         self._known[np.packbits(mask).tobytes()] = values
 
     def _per_example(self, logits: Float[Tensor, "N V"], chunk: Chunk) -> Values:
-        values = chunk.batch.per_example(self.metric(logits, chunk.labels)).double().cpu().numpy()
+        values = of_logits(chunk, logits, [self.metric])[self.metric.name].double().cpu().numpy()
         return check_finite(values, self.metric)
-
-
-class ExampleRemoval(Removal):
-    """A `Removal` that is asked for single edges and answers example by example. It accepts no cut."""
-
-    @torch.no_grad()
-    def values(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
-        """Metric values with one edge into `receiver` cut, for each of these senders."""
-        spared = np.ones(len(senders), dtype=bool)
-        self.patching.cost.candidates += len(senders)
-        return self._values([part.try_cuts(receiver, senders, spared) for part in self._incremental])
-
-    @torch.no_grad()
-    def uncut(self) -> Values:
-        """Metric values of the circuit itself."""
-        return self._values([part.residual() for part in self._incremental])[0]
-
-    @property
-    def _incremental(self) -> list[IncrementalRemoval]:
-        return [part for part in self.parts if isinstance(part, IncrementalRemoval)]
-
-    def _values(self, residuals: list[Float[Tensor, "P N D"]]) -> Float[np.ndarray, "P B"]:
-        found = []
-        for residual, chunk in zip(residuals, self.chunks, strict=True):
-            readings = self.metric(self._logits(residual, chunk), chunk.metric_labels(self.metric))
-            found.append(chunk.batch.per_example(readings).double().cpu().numpy())
-        return check_finite(np.concatenate(found, axis=1), self.metric)
 
 
 class _Once:
     """A removal that is started when it is first asked for: where all is known already, nothing runs."""
 
-    def __init__(self, start: Callable[[], ExampleRemoval]) -> None:
+    def __init__(self, start: Callable[[], Removal]) -> None:
         self._start, self._removal = start, None
 
-    def get(self) -> ExampleRemoval:
+    def get(self) -> Removal:
         self._removal = self._removal or self._start()
         return self._removal
 

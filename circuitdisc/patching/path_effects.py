@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost, Patching
+from circuitdisc.patching.evaluate import n_logits, of_columns
 from circuitdisc.patching.memory import rows_that_fit
 from circuitdisc.patching.path_run import PathRun, PathTarget, Rerun
 from circuitdisc.patching.prepared import Chunk
@@ -180,10 +182,9 @@ class PathPatching:
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk
-        width = chunk.labels.columns.shape[1] if self.metric.columns == "answers" else model.d_vocab_out
         live = self.graph.n_receivers - min(run.target.receivers), self.graph.n_senders
-        n_logits = len(chunk.batch.read_example) * width
-        most = rows_that_fit(model, self.patching.budget // 2, chunk.batch.clean.numel(), *live, n_logits)
+        logits = n_logits(model, [chunk], self.metric)
+        most = rows_that_fit(model, self.patching.budget // 2, chunk.batch.clean.numel(), *live, logits)
         found = [torch.zeros(0, chunk.batch.n_examples, device=model.device, dtype=model.dtype)]
         for start in range(0, len(senders), most):
             batch = senders[start : start + most]
@@ -193,9 +194,7 @@ class PathPatching:
 
     def _values(self, run: PathRun, final: Float[Tensor, "C Nr D"]) -> Float[Tensor, "C B"]:
         """The metric of every row, example by example."""
-        columns = run.chunk.labels.columns if self.metric.columns == "answers" else None
-        readings = self.metric(run.logits(final, columns), run.chunk.metric_labels(self.metric))
-        return run.chunk.batch.per_example(readings)
+        return of_columns(run.chunk, partial(run.logits, final), self.metric)
 
 
 def positions_mask(batch: PromptBatch, positions: Positions) -> Bool[Tensor, "B T"]:

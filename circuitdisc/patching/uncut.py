@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.models.model import Model
+from circuitdisc.patching.forward import Hook, forward
 
 
 @dataclass
@@ -39,29 +40,28 @@ def uncut_run(
     keep_patterns: bool = False,
 ) -> UncutRun:
     """Run the whole model and keep what every sender writes."""
-    cut = model.cut
+    cut, graph = model.cut, model.graph
     if not isinstance(cut, Components):
         senders, residual, _ = cut.run(tokens, is_token.long(), position_ids)
         return UncutRun(senders, residual)
-    graph, heads = model.graph, range(cut.spec.n_heads)
     frame = cut.frame(is_token, position_ids)
     written = list(cut.embed(tokens, position_ids, graph.split_embeddings))
-    x = torch.stack(written).sum(0)
-    run = UncutRun(x[None], x, frame)
-    for layer in range(cut.spec.n_layers):
-        rows = x[None, None]
-        q, k, v = (cut.read(layer, qkv, heads, rows, frame) for qkv in ("q", "k", "v"))
-        pattern = cut.pattern(layer, q, k, frame)
-        if keep_patterns:
-            run.patterns[layer] = pattern[:, 0]
-        z = pattern @ v
-        cut.fix_head_scale(layer, z, frame)
-        outputs = cut.head_output(layer, heads, z, frame)[:, 0]
-        written += list(outputs)
-        before, b_O = x, cut.weights.layers[layer].b_O
-        x = x + outputs.sum(0) + (0.0 if b_O is None else b_O)
-        if graph.has_mlp:
-            written.append(cut.mlp(layer, before if graph.parallel else x))
-            x = x + written[-1]
-    run.senders, run.residual = torch.stack(written), x
-    return run
+    patterns: dict[int, Tensor] = {}
+
+    def keep_heads(layer: int, result: Float[Tensor, "H B T D"]) -> Tensor:
+        written.extend(result)
+        return result
+
+    def keep_mlp(layer: int, out: Float[Tensor, "B T D"]) -> Tensor:
+        written.append(out)
+        return out
+
+    def keep_pattern(layer: int, pattern: Float[Tensor, "H B T T2"]) -> Tensor:
+        patterns[layer] = pattern
+        return pattern
+
+    hooks: dict[str, Hook] = {"result": keep_heads, "mlp_out": keep_mlp}
+    if keep_patterns:
+        hooks["pattern"] = keep_pattern
+    residual = forward(cut, graph, frame, torch.stack(written).sum(0), hooks, fix_scale=True)
+    return UncutRun(torch.stack(written), residual, frame, patterns)

@@ -1,0 +1,227 @@
+"""The one forward pass: a model's layers on one residual stream, with hooks at named points.
+
+    resid_pre   the residual before the layer                                  [B, T, D]
+    q           queries as the pattern takes them (after rotation and norm)     [H, B, T, K]
+    k, v        keys (as the pattern takes them) and values, once a group       [G, B, T2, K]
+    pattern     attention patterns                                              [H, B, T, T2]
+    z           the values weighted by the patterns, before W_O                 [H, B, T, K]
+    result      what each head writes                                           [H, B, T, D]
+    attn_out    what all heads write together, with the attention output bias   [B, T, D]
+    mlp_post    neurons after the activation (and the gate)                     [B, T, M]
+    mlp_out     what the MLP writes                                             [B, T, D]
+    resid_post  the residual after the layer                                    [B, T, D]
+
+A hook is called with the layer's number and the value, and gives the value to go on with. Everything that runs a whole model
+with something changed (head circuits, interventions, interchange, neurons, mixed heads) is a set of hooks; everything that only
+looks is a hook that hands on what it saw. What each head writes is computed apart only where `result` is hooked; otherwise all
+heads are one product with W_O.
+
+In models with a norm after attention its scale is frozen at the full run's (`Frame.head_scale`), so that heads stay separate.
+
+Shape letters: B examples, T positions, T2 positions attended to, D residual width, H heads, G groups of heads that share keys
+and values, K head width, M MLP width, V vocabulary, N readings.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.components import Components, Frame
+from circuitdisc.tasks.base import PromptBatch
+
+POINTS = ("resid_pre", "q", "k", "v", "pattern", "z", "result", "attn_out", "mlp_post", "mlp_out", "resid_post")
+
+Hook = Callable[[int, Tensor], Tensor]
+Hooks = Mapping[str, Hook]
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the tokens before those that run, by layer.
+
+    Args:
+        keys_values: layer -> keys and values. [G, B, start, K] each
+        start: how many tokens they are of; the tokens that run begin there.
+    """
+
+    keys_values: Mapping[int, tuple[Float[Tensor, "G B start K"], Float[Tensor, "G B start K"]]]
+    start: int
+
+
+@dataclass
+class LayerState:
+    """What one layer computes from the residual before it, hooks applied.
+
+    Args:
+        x: the residual before the layer. [B, T, D]
+        q, k, v: queries and keys as the pattern takes them, and values. [H or G, B, T, K]
+        pattern: attention patterns. [H, B, T, T2]
+        z: the values weighted by the patterns, before W_O. [H, B, T, K]
+        written: what all heads write together, with the attention output bias. [B, T, D]
+        after: the residual after the layer. [B, T, D]
+        mlp: what the MLP writes; None for models without. [B, T, D]
+    """
+
+    layer: int
+    x: Float[Tensor, "B T D"]
+    q: Float[Tensor, "H B T K"]
+    k: Float[Tensor, "G B T2 K"]
+    v: Float[Tensor, "G B T2 K"]
+    pattern: Float[Tensor, "H B T T2"]
+    z: Float[Tensor, "H B T K"]
+    written: Float[Tensor, "B T D"]
+    after: Float[Tensor, "B T D"]
+    mlp: Float[Tensor, "B T D"] | None = None
+
+
+def forward(
+    cut: Components,
+    graph: ComputationGraph,
+    frame: Frame,
+    x: Float[Tensor, "B T D"],
+    hooks: Hooks | None = None,
+    *,
+    first: int = 0,
+    past: Past | None = None,
+    fix_scale: bool = False,
+) -> Float[Tensor, "B T D"]:
+    """The final residual of a run; see `layer_states` for the arguments."""
+    for state in layer_states(cut, graph, frame, x, hooks, first=first, past=past, fix_scale=fix_scale):
+        x = state.after
+    return x
+
+
+def layer_states(
+    cut: Components,
+    graph: ComputationGraph,
+    frame: Frame,
+    x: Float[Tensor, "B T D"],
+    hooks: Hooks | None = None,
+    *,
+    first: int = 0,
+    past: Past | None = None,
+    fix_scale: bool = False,
+) -> Iterator[LayerState]:
+    """Run the layers one by one. Nothing of a layer is kept here once the next is asked for, so that large models fit.
+
+    Args:
+        x: the residual before the first layer.
+        hooks: point -> hook.
+        first: the layer to begin with.
+        past: keys and values of tokens before those in x.
+        fix_scale: record the scales of norms after attention in `frame`, as a run with nothing changed does.
+    """
+    hooks = {} if hooks is None else hooks
+    for layer in range(first, graph.n_layers):
+        x = apply(hooks, "resid_pre", layer, x)
+        state = attend(cut, layer, x, frame, hooks, past)
+        if fix_scale:
+            cut.fix_head_scale(layer, state.z[:, None], frame)
+        state.written = write(cut, layer, state.z, frame, hooks)
+        x = x + state.written
+        if graph.has_mlp:
+            hidden = apply(hooks, "mlp_post", layer, cut.hidden(layer, state.x if graph.parallel else x))
+            state.mlp = apply(hooks, "mlp_out", layer, cut.mlp_output(layer, hidden))
+            x = x + state.mlp
+        x = state.after = apply(hooks, "resid_post", layer, x)
+        yield state
+        del state
+
+
+@torch.no_grad()
+def clean_states(cut: Components, graph: ComputationGraph, batch: PromptBatch, frame: Frame) -> Iterator[LayerState]:
+    """The layers of a run of the clean prompts, with nothing changed; records the scales of norms after attention."""
+    x = cut.embed(batch.clean, batch.position_ids, split=False)[0]
+    yield from layer_states(cut, graph, frame, x, fix_scale=True)
+
+
+def apply(hooks: Hooks, point: str, layer: int, value: Tensor) -> Tensor:
+    """The value that a hook gives, or the value itself where there is none."""
+    return hooks[point](layer, value) if point in hooks else value
+
+
+def attend(
+    cut: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame, hooks: Hooks | None = None, past: Past | None = None
+) -> LayerState:
+    """All heads of a layer up to their weighted values; nothing is written yet."""
+    hooks = {} if hooks is None else hooks
+    block = cut.weights.layers[layer]
+    normed = cut.norm(x, block.norm_attention)
+    q = apply(hooks, "q", layer, cut.rotate(_project(normed, block.W_Q, block.b_Q), frame))
+    k, v = (
+        apply(hooks, point, layer, value) for point, value in zip("kv", _keys_values(cut, layer, normed, frame), strict=True)
+    )
+    queries = None
+    if past is not None and past.start:
+        k, v = (torch.cat([before, here], dim=2) for before, here in zip(past.keys_values[layer], (k, v), strict=True))
+        queries = torch.arange(past.start, past.start + x.shape[1], device=x.device)
+    pattern = apply(hooks, "pattern", layer, cut.pattern(layer, q, for_heads(cut, k), frame, queries))
+    z = apply(hooks, "z", layer, pattern @ for_heads(cut, v))
+    return LayerState(layer, x, q, k, v, pattern, z, x[:0], x[:0])
+
+
+def keys_values(
+    cut: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame
+) -> tuple[Float[Tensor, "G B T K"], Float[Tensor, "G B T K"]]:
+    """Keys, as the pattern takes them, and values of a layer that reads this residual."""
+    return _keys_values(cut, layer, cut.norm(x, cut.weights.layers[layer].norm_attention), frame)
+
+
+def _keys_values(cut: Components, layer: int, normed: Float[Tensor, "B T D"], frame: Frame) -> tuple[Tensor, Tensor]:
+    block = cut.weights.layers[layer]
+    return cut.rotate(_project(normed, block.W_K, block.b_K), frame), _project(normed, block.W_V, block.b_V)
+
+
+def write(
+    cut: Components, layer: int, z: Float[Tensor, "H B T K"], frame: Frame, hooks: Hooks | None = None
+) -> Float[Tensor, "B T D"]:
+    """What all heads write, with the attention output bias."""
+    hooks = {} if hooks is None else hooks
+    if "result" in hooks:
+        written = hooks["result"](layer, cut.head_output(layer, range(z.shape[0]), z, frame)).sum(0)
+    else:
+        written = cut.after_attention(layer, cut.heads_sum(layer, z[:, None])[0], frame)
+    b_O = cut.weights.layers[layer].b_O
+    return apply(hooks, "attn_out", layer, written if b_O is None else written + b_O)
+
+
+def for_heads(cut: Components, x: Float[Tensor, "G ..."]) -> Float[Tensor, "H ..."]:
+    """Keys or values of groups, once for every query head."""
+    shared = cut.spec.n_heads // cut.spec.n_kv_heads
+    return x if shared == 1 else x.repeat_interleave(shared, 0)
+
+
+def joined(*parts: Hooks) -> Hooks:
+    """Several sets of hooks as one; at a point where two have one, the later sees what the earlier gives."""
+    found: dict[str, Hook] = {}
+    for part in parts:
+        for point, hook in part.items():
+            found[point] = _then(found[point], hook) if point in found else hook
+    return found
+
+
+def _then(first: Hook, second: Hook) -> Hook:
+    return lambda layer, value: second(layer, first(layer, value))
+
+
+def _project(
+    normed: Float[Tensor, "B T D"], weight: Float[Tensor, "n D K"], bias: Float[Tensor, "n K"] | None
+) -> Float[Tensor, "n B T K"]:
+    """One product of matrices for all heads."""
+    n, D, K = weight.shape
+    flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
+    flat = flat if bias is None else flat + bias.reshape(-1)
+    return flat.view(*normed.shape[:-1], n, K).permute(2, 0, 1, 3)
+
+
+def logits_at(cut: Components, x: Float[Tensor, "B T D"], reads: tuple[Tensor, Tensor]) -> Float[Tensor, "N V"]:
+    """Logits of the whole vocabulary at some tokens, from a final residual.
+
+    Args:
+        reads: example and position of each.
+    """
+    return cut.unembed(x[reads][None])[0]
