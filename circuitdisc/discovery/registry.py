@@ -13,6 +13,7 @@ from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
+from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
 from circuitdisc.metrics import METRICS, get_metric
 from circuitdisc.models.model import Model
@@ -115,6 +116,7 @@ def discover(
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
     if not allow_chance:
         refuse_chance(model, task)
+    notes = (*task.notes, *corruption_notes(model, task, ablation, METRICS[metric], memory))
     context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
@@ -128,7 +130,7 @@ def discover(
         settings={**known, **settings},
         seed=seed,
         versions=versions() | chosen.versions,
-        notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
+        notes=tuple(dict.fromkeys((*notes, *found.notes))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 

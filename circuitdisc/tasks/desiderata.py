@@ -20,8 +20,10 @@ from circuitdisc.checks import check_whole
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.check import check_names, raise_problems
+from circuitdisc.tasks.examine import examine
 from circuitdisc.tasks.file import encode_rows
 from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.registry import load_task
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates
@@ -186,6 +188,8 @@ def _of_file(
     raise_problems(problems, BadFile)
     first_token, prepend_bos = bool(settings.get("first_token", False)), settings.get("prepend_bos")
     examples = encode_rows(rows, model, first_token, None if prepend_bos is None else bool(prepend_bos))
+    for sentence in examine(examples, model.tokenizer):
+        note(sentence)
     known = list(dict.fromkeys(row.extra[FIELD] for row in rows))
     chosen = known if names is None else check_names(f"desideratum of {path}", names, known)
     return tuple(

@@ -7,8 +7,10 @@ from pathlib import Path
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Example, Task, TextExample
 from circuitdisc.tasks.check import check_examples, raise_problems, resolve_position
-from circuitdisc.tasks.encode import encode_examples
+from circuitdisc.tasks.encode import encode_examples, special_prefix
+from circuitdisc.tasks.examine import examine_ids
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates, split_examples
 
@@ -48,8 +50,16 @@ def build(
         train, heldout = split.train, split.heldout
     else:
         train, heldout = _named_splits(rows, examples, n, n_heldout)
-    has_wrong = all(all(example.wrong) for example in (*train, *heldout))
-    return Task(str(path), train, heldout, metric="logit_diff" if has_wrong else "log_prob")
+    lacking = {example.clean for example in (*train, *heldout) if not all(example.wrong)}
+    if lacking and len(lacking) < len(train) + len(heldout):
+        lines = [row.where for row, example in zip(rows, examples, strict=True) if example.clean in lacking]
+        note(
+            f"{lines[0]} has no wrong answer"
+            + (f", and {len(lines) - 1} more lines have none" if len(lines) > 1 else "")
+            + ", although others do: the metric of the whole file is log_prob, not logit_diff. Give every line 'wrong' for "
+            "logit_diff, or leave it out of the whole file"
+        )
+    return Task(str(path), train, heldout, metric="log_prob" if lacking else "logit_diff")
 
 
 def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
@@ -58,8 +68,15 @@ def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepen
     Raises:
         BadTask: some cannot be used with this model; the first few are named.
     """
-    examples = _encode_rows(rows, model, first_token, prepend_bos) if rows[0].is_text else _id_examples(rows, model)
+    is_text = rows[0].is_text
+    examples = _encode_rows(rows, model, first_token, prepend_bos) if is_text else _id_examples(rows, model)
     check_examples(examples, [row.where for row in rows], model)
+    if not is_text:
+        if prepend_bos is not None:
+            note(f"prepend_bos={str(prepend_bos).lower()} does nothing to {rows[0].where}: token ids are used as they stand")
+        prefix = () if prepend_bos is False else special_prefix(model.tokenizer)
+        for sentence in examine_ids(examples, model.tokenizer, prefix):
+            note(sentence)
     return examples
 
 

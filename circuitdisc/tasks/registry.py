@@ -2,14 +2,17 @@
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
+from circuitdisc.tasks.examine import examine, examine_variety
 from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.notes import collect_notes
 
 COMMON = ("n", "n_heldout", "seed")
 UNSET = "???"  # what a YAML file writes for a value that has to be given
@@ -92,7 +95,8 @@ def load_task(
         **settings: the task's own settings.
 
     Returns:
-        The task; its examples fit the model.
+        The task; its examples fit the model. What is odd about their tokens stands in its `notes`, and each note is a
+        `CircuitdiscWarning`.
 
     Raises:
         UnknownName: no task, or no setting of it, has this name.
@@ -110,11 +114,16 @@ def load_task(
     _check_count("seed", seed, 0)
     n = kind.n if n is None else _check_count("n", n, 1)
     n_heldout = n if n_heldout is None else _check_count("n_heldout", n_heldout, 1)
-    task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
+    with collect_notes() as notes:
+        task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
     examples = (*task.train, *task.heldout)
     check_examples(examples, [f"task '{task.name}', example {index}" for index in range(len(examples))], model)
     made = {"n": len(task.train), "n_heldout": len(task.heldout), "seed": seed, **own}
-    return replace(task, settings={**made, **task.settings})
+    notes += [*examine(examples, model.tokenizer), *examine_variety(examples, model.tokenizer)]
+    notes = tuple(dict.fromkeys((*task.notes, *notes)))
+    for sentence in notes:
+        warnings.warn(sentence, CircuitdiscWarning, stacklevel=2)
+    return replace(task, settings={**made, **task.settings}, notes=notes)
 
 
 def _check_count(name: str, value: object, least: int) -> int:
