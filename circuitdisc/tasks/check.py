@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from circuitdisc.errors import BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.tasks.base import Example
 from circuitdisc.tasks.model import TaskModel
-from circuitdisc.tasks.show import show_difference, show_token, show_tokens
+from circuitdisc.tasks.show import show_difference, show_token, show_tokens, special_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,11 +99,9 @@ def check_example(example: Example, model: TaskModel | None = None, tokenizer: "
 
 def _refuse_padding(example: Example, tokenizer: "PreTrainedTokenizerBase | None") -> None:
     """Padding that came with the ids would be attended to as if it were text; prompts are padded and masked here."""
-    if tokenizer is None or tokenizer.pad_token_id is None:
-        return
-    pad = tokenizer.pad_token_id
-    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        return  # it may have been meant as one of those
+    pad = None if tokenizer is None else special_id("pad", tokenizer)
+    if tokenizer is None or pad is None or pad in (special_id(kind, tokenizer) for kind in ("bos", "eos", "unk")):
+        return  # the token may have been meant as one of the others
     last = max(example.positions)
     for ids, kind in ((example.clean, "clean"), (example.corrupted or (), "corrupted")):
         if ids and pad in (ids[0], ids[last]):

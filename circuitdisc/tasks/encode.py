@@ -192,14 +192,14 @@ def _unknown_word(text: str, encoded: _Encoded, tokenizer: "PreTrainedTokenizerB
     return next((word for word in words if word != tokenizer.unk_token), None)
 
 
-def _left_out(text: str, encoded: _Encoded) -> str | None:
-    """The first characters, spaces aside, that no token stands for; None if there are none or it is not known."""
+def _leaves_out(text: str, encoded: _Encoded) -> bool:
+    """True if no token stands for some characters of a text, spaces aside; False where it is not known."""
     end = 0
     for start, stop in [*(encoded.spans or [(0, len(text))]), (len(text), len(text))]:
-        if skipped := text[end:start].strip():
-            return skipped
+        if text[end:start].strip():
+            return True
         end = max(end, stop)
-    return None
+    return False
 
 
 def _encode_each(
@@ -240,7 +240,7 @@ class _TextEncoder:
         self.run_together: dict[tuple[str, str], str] = {}  # where an answer makes one word with the end of its prompt
         self.has_special: dict[str, None] = {}  # prompts that begin with the special tokens by themselves
         self.bos_inside: dict[str, None] = {}  # prompts that hold BOS elsewhere, while it is put before them
-        self.left_out: dict[str, str] = {}  # prompts with characters that the tokenizer drops
+        self.left_out: dict[str, None] = {}  # prompts with characters that the tokenizer drops
         answers = {answer for text in texts for answer in (*text.answers, *text.wrong)}
         prompts = [prompt for text in texts for prompt in (text.clean, text.corrupted) if prompt is not None]
         self.encoded = _encode_all([*prompts, *answers, *(f" {answer}" for answer in answers)], tokenizer)
@@ -303,8 +303,8 @@ class _TextEncoder:
             raise BadTask(
                 f"the tokenizer does not know {shorten(word)!r} in the {kind} prompt: use words of this model's vocabulary"
             )
-        if (skipped := _left_out(prompt, encoded)) is not None:
-            self.left_out[prompt] = skipped
+        if _leaves_out(prompt, encoded):
+            self.left_out[prompt] = None
         prefix = self.prefix_of(prompt)
         if self.special and not prefix:
             if tuple(encoded.ids[: 2 * len(self.special)]) != 2 * self.special:  # else it is said that it stands there twice
@@ -357,10 +357,10 @@ class _TextEncoder:
                 "or set prepend_bos=false if the text is complete"
             )
         if self.left_out:
-            prompt, skipped = next(iter(self.left_out.items()))
+            prompt = next(iter(self.left_out))
             note(
-                f"the tokenizer drops characters of {len(self.left_out)} prompts, the first {shorten(skipped)!r} in "
-                f"{shorten(prompt)!r}: the model does not see them"
+                f"the tokenizer drops characters of {len(self.left_out)} prompts, which the model then does not see; the "
+                f"first, {shorten(prompt)!r}, is read as {show_tokens(self.look_up(prompt).ids, self.tokenizer)}"
             )
         if self.run_together:
             note(

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from circuitdisc.tasks.base import Example
-from circuitdisc.tasks.show import is_space, keeps_spaces, lacks_space, shorten, show_token, show_tokens, token_text
+from circuitdisc.tasks.show import (
+    is_space,
+    keeps_spaces,
+    lacks_space,
+    shorten,
+    show_token,
+    show_tokens,
+    special_id,
+    token_text,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,7 +113,7 @@ def _begins_twice(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iterat
     """BOS, or another special token, twice at the beginning."""
     if tokenizer is None:
         return
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id} | {tokenizer.bos_token_id}
+    special = set(tokenizer.all_special_ids) - {special_id("unk", tokenizer)} | {special_id("bos", tokenizer)}
     twice = [ids for ids in _prompts(examples) if len(ids) > 1 and ids[0] == ids[1] and ids[0] in special]
     if twice:
         yield (
@@ -141,9 +150,9 @@ def _special_tokens(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iter
     """Answers read after the end of a text, unknown tokens, special tokens as answers."""
     if tokenizer is None:
         return
-    bos, unknown = tokenizer.bos_token_id, tokenizer.unk_token_id
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    begun = [ids for ids in _prompts(examples) if ids[0] in ends - {bos, tokenizer.cls_token_id}]
+    bos, eos, sep, cls, pad, unknown = (special_id(kind, tokenizer) for kind in ("bos", "eos", "sep", "cls", "pad", "unk"))
+    ends = {eos, sep} - {None}
+    begun = [ids for ids in _prompts(examples) if ids[0] in ends - {bos, cls}]
     if begun:
         yield (
             f"{len(begun)} prompts begin with a token that ends a text, the first with {show_tokens(begun[0][:3], tokenizer)}: "
@@ -160,15 +169,14 @@ def _special_tokens(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iter
             f"{len(after_end)} answers are read after a token that ends a text, the first after "
             f"{show_tokens(example.clean[max(0, position - 2) : position + 1], tokenizer)}: end the prompt before it"
         )
-    own = {bos, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    if unknown is not None and unknown not in own:
+    if unknown is not None and unknown not in (bos, eos, pad):
         holding = sum(unknown in (*example.clean, *(example.corrupted or ())) for example in examples)
         if holding:
             yield (
                 f"{holding} of {len(examples)} examples hold {show_token(unknown, tokenizer)}, which stands for words that the "
                 "tokenizer does not know: use words of its vocabulary"
             )
-    never = {bos, tokenizer.pad_token_id, unknown} - ends - {None}
+    never = {bos, pad, unknown} - ends - {None}
     said = [token for _, _, tokens in _readings(examples) for token in tokens if token in never]
     if said:
         yield (
@@ -220,19 +228,17 @@ def _ends_in_lone_space(ids: Sequence[int], position: int, text) -> bool:
 
 
 def _pieces(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iterator[str]:
-    """Answers scored by a token that is a part of a character."""
+    """Answers of several tokens that are scored by a part of a character."""
     if tokenizer is None:
         return
-    scored = {token for _, _, tokens in _readings(examples) for token in tokens}
-    parts = {token for token in scored if _is_part(token, tokenizer)}
-    hit = [(example, token) for example, _, tokens in _readings(examples) for token in tokens if token in parts]
+    parts = {first for first in {example.whole[0] for example in examples if example.whole} if _is_part(first, tokenizer)}
+    hit = [example.whole for example in examples if example.whole and example.whole[0] in parts]
     if hit:
-        example, token = hit[0]
-        piece = tokenizer.convert_ids_to_tokens(token)
-        whole = f" of {shorten(str(tokenizer.decode(list(example.whole))))!r}" if example.whole else ""
+        whole = shorten(str(tokenizer.decode(list(hit[0]))))
         yield (
-            f"{len(hit)} answers are scored by a part of a character, the first{whole} by the byte {piece!r} [{token}]: choose "
-            "answers whose first token is a whole character, or read the scores as those of the byte"
+            f"{len(hit)} answers are scored by a part of a character, the first of {whole!r} by "
+            f"{tokenizer.convert_ids_to_tokens(hit[0][0])!r} [{hit[0][0]}]: choose answers whose first token is a whole "
+            "character, or read the scores as those of the part"
         )
 
 

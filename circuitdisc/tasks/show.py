@@ -1,4 +1,4 @@
-"""How tokens are shown in messages, and what a tokenizer makes of spaces."""
+"""How tokens are shown in messages, and what a tokenizer makes of spaces and of special tokens."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,6 +53,12 @@ def keeps_spaces(tokenizer: "PreTrainedTokenizerBase") -> bool:
     ids = tokenizer("a a a", add_special_tokens=False, verbose=False)["input_ids"]
     pieces = [piece for piece in tokenizer.convert_ids_to_tokens(ids[1:]) if isinstance(piece, str)]
     return any(mark in piece for mark in SPACE_MARKS for piece in pieces)
+
+
+def special_id(kind: str, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The id of a tokenizer's `bos`, `eos`, `sep`, `cls`, `pad` or `unk` token; None if it has none."""
+    token = getattr(tokenizer, f"{kind}_token_id", None)
+    return token if isinstance(token, int) else None
 
 
 def is_space(text: str | None) -> bool:
