@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitdisc.metrics import wide
 from circuitdisc.patching.attribution import Attribution, AttributionChunk
 from circuitdisc.patching.attribution_memory import CPU_PATTERN_ROWS
 from circuitdisc.patching.edge_scores import Gradients, add_scores, at_tokens
