@@ -18,7 +18,7 @@ usage:
   circuitdisc score RUN --all              also completeness, minimality, hypothesis tests, and a verdict in words
   circuitdisc score --scores FILE [...]    scores of edges that another tool has written; needs model= and task=
   circuitdisc stability RUN [n_samples=..] the run's search again on bootstrap samples of its examples
-  circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them
+  circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them [prune=true]
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
   circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
@@ -213,11 +213,17 @@ def _resume(args: list[str]) -> int:
 
 def _export(args: list[str]) -> int:
     folder = _one_run("export", args)
-    if len(args) != 2 or not args[1].endswith(".json"):
-        raise BadSetting("which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there")
+    switches = {"prune=true": True, "prune=false": False}
+    prune = [switches[arg] for arg in args[1:] if arg in switches]
+    files = [arg for arg in args[1:] if arg not in switches]
+    if len(files) != 1 or not files[0].endswith(".json") or len(prune) > 1:
+        raise BadSetting(
+            "which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there; prune=true leaves out "
+            "the edges that EAP-IG drops before it evaluates a circuit"
+        )
     from circuitdisc.pipeline import export
 
-    print(export(folder, Path(args[1])))
+    print(export(folder, Path(files[0]), prune=bool(prune and prune[0])))
     return 0
 
 

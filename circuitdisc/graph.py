@@ -8,7 +8,7 @@ Names are those of EAP-IG and of the MIB benchmark: nodes `input`, `a9.h6`, `m2`
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -77,6 +77,7 @@ class ComputationGraph:
         has_mlp: False for attention-only models.
         parallel: attention and MLP of a block read the same residual (GPT-NeoX), so that no head feeds its own block's MLP.
         split_embeddings: `tok_embed` and `pos_embed` as two senders in place of `input`.
+        d_model: width of the residual stream, where it is known. Edges do not depend on it: graphs of two widths are equal.
     """
 
     n_layers: int
@@ -84,6 +85,7 @@ class ComputationGraph:
     has_mlp: bool = True
     parallel: bool = False
     split_embeddings: bool = False
+    d_model: int | None = field(default=None, compare=False)
 
     @cached_property
     def senders(self) -> tuple[Node, ...]:
@@ -194,10 +196,12 @@ class ComputationGraph:
         return f"{words}, {', '.join(extras)}" if extras else words
 
     def to_dict(self) -> dict[str, int | bool]:
+        width = {} if self.d_model is None else {"d_model": self.d_model}
         return {
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
             "has_mlp": self.has_mlp,
             "parallel": self.parallel,
             "split_embeddings": self.split_embeddings,
+            **width,
         }

@@ -170,8 +170,11 @@ def _found(run: Run, name: str) -> Mapping[str, Any] | None:
     return data
 
 
-def export(folder: str | Path, path: Path) -> Path:
+def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
     """Write a run's circuit, and its edge scores if it has any, as EAP-IG and the MIB benchmark read them.
+
+    Args:
+        prune: leave out the edges that EAP-IG drops before it evaluates a circuit.
 
     Raises:
         BadRun: the folder is not a run, or has no circuit yet.
@@ -181,7 +184,10 @@ def export(folder: str | Path, path: Path) -> Path:
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
     arrays = read_arrays(run.path(EDGE_SCORES)) if run.path(EDGE_SCORES).exists() else {}
-    write_graph_json(path, Circuit.load(run.path(CIRCUIT)), arrays.get("edge_scores"))
+    circuit = Circuit.load(run.path(CIRCUIT))
+    width = circuit.graph.d_model  # a circuit of an older version does not name it
+    width = load_model(**_section(run, "model")).graph.d_model if width is None else width
+    write_graph_json(path, circuit, arrays.get("edge_scores"), d_model=width, prune=prune)
     return path
 
 

@@ -197,7 +197,7 @@ def values_of(
         budget: bytes for logits; examples are taken as many at a time as fit.
     """
     longest = max(len(one) for one in examples)
-    at_once = max(1, min(500, budget // (COPIES_OF_LOGITS * longest * model.d_vocab_out * model.dtype.itemsize)))
+    at_once = max(1, min(500, budget // (COPIES_OF_LOGITS * longest * model.d_vocab_out * max(4, model.dtype.itemsize))))
     found: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
     for start in range(0, len(examples), at_once):
         batch = collate(examples[start : start + at_once], device=model.device)

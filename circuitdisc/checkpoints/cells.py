@@ -22,6 +22,7 @@ from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.intervals import bootstrap_interval
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, is_numeric
 
 SPLITS = ("train", "heldout")
 UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken once for every metric
@@ -29,10 +30,15 @@ UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken 
 PerMetric = dict[str, Float[np.ndarray, "B"]]
 
 
-def judged_metrics(task: Task, searched: str) -> list[Metric]:
-    """The metrics that faithfulness is computed from: the one searched with, then the logit difference (log-probability)."""
-    plain = "logit_diff" if all(all(one.wrong) for one in (*task.train, *task.heldout)) else "log_prob"
-    return [get_metric(name) for name in dict.fromkeys((searched, plain))]
+def judged_metrics(task: Task, searched: str | Metric) -> list[Metric]:
+    """The metrics that faithfulness is computed from: the one searched with, then the plain one.
+
+    That is the logit difference, the log-probability where there are no wrong answers, the squared error of numbers.
+    """
+    examples = (*task.train, *task.heldout)
+    plain = "logit_diff" if all(all(one.wrong) for one in examples) else "log_prob"
+    plain = "squared_error" if is_numeric(examples) else plain
+    return list({one.name: one for one in (get_metric(searched), METRICS[plain])}.values())
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Judge:
     model: Model
     task: Task
     ablation: Ablation
-    searched: str
+    searched: str | Metric
     n_random: int = 20
     confidence: float = 0.95
     seed: int = 0
@@ -57,7 +63,8 @@ class Judge:
     def __post_init__(self) -> None:
         self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
         self.metrics = judged_metrics(self.task, self.searched)
-        self.measured = list({one.name: one for one in (*self.metrics, METRICS["accuracy"], METRICS["kl"])}.values())
+        others = beside(self.model, self.metrics[0], "accuracy", "kl")
+        self.measured = list({one.name: one for one in (*self.metrics, *others)}.values())
 
     def score(self, circuit: Circuit) -> tuple[Score, ...]:
         """Every score of a circuit here, on both splits.

@@ -25,6 +25,7 @@ from circuitdisc.checkpoints.listing import check_same
 from circuitdisc.checks import check_choice, check_confidence, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.heads.base import as_list, head_names
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import check_kinds
 from circuitdisc.patching.cross_plan import DISK, MEMORY
@@ -50,7 +51,7 @@ def cmap(
     grow: bool = True,
     steps: int | Sequence[int] | None = None,
     n_random: int = 20,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     split: str = "heldout",
     attention: bool = True,
     query: str | int = "end",

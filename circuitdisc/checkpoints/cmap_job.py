@@ -18,8 +18,8 @@ from circuitdisc.checkpoints.cmap_scores import scored
 from circuitdisc.checkpoints.cmap_sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import load
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import check_wrong, examples_of
-from circuitdisc.metrics import get_metric
+from circuitdisc.heads.base import examples_of
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_cache import Given, keep_activations
 from circuitdisc.patching.cross_patch import Patch, units_of
@@ -28,6 +28,7 @@ from circuitdisc.patching.cross_run import CrossRun
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Call:
     steps: int | Sequence[int] | None
     grow: bool
     n_random: int
-    metric: str | None
+    metric: str | Metric | None
     split: str
     query: str | int
     keys: tuple[str | int, ...] | None
@@ -80,12 +81,10 @@ class Job:
 
     def __init__(self, call: Call, model: Model, task: Task) -> None:
         self.call, self.task = call, task
-        self.measure, self.wanted = get_metric(call.metric or task.metric), call.wanted(model)
+        self.measure, self.wanted = metric_for(model, task, call.metric), call.wanted(model)
         self.judged = examples_of(task, call.split)
         search = examples_of(task, "train") if self.wanted.needs_order else ()
         self.n_search, self.examples = len(search), (*search, *self.judged)
-        if self.measure.needs_wrong:
-            check_wrong(self.examples, self.measure.name)
         self.keys = default_keys(self.judged, call.query) if call.keys is None else call.keys
         self.plan = self._plan(model)
         self.forwards = 0.0

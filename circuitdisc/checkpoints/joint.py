@@ -26,6 +26,7 @@ from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import bytes_per_token, parse_memory
 from circuitdisc.runs import versions
@@ -92,7 +93,7 @@ def joint_discover(
         model=" + ".join(names),
         task=task.name,
         ablation=ablation.to_dict(),
-        metric=context.metric,
+        metric=get_metric(context.metric).name,
         algorithm=algorithm,
         settings={
             **get_algorithm(algorithm).settings,

@@ -35,13 +35,14 @@ from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import discover, refuse_chance
 from circuitdisc.errors import BadRun, CircuitdiscError, GraphMismatch, MetricAtChance
 from circuitdisc.files import write_arrays, write_json
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 RESULT, ARRAYS = "transfer.json", "arrays.npz"
 
@@ -56,7 +57,7 @@ def transfer(
     joint: bool | Sequence[str] = False,
     donor: str | Sequence[str | tuple[str, str]] = (),
     ablation: str | Ablation | Mapping[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     allow_chance: bool | Sequence[str] = True,
     n_random: int = 20,
     confidence: float = 0.95,
@@ -101,8 +102,7 @@ def transfer(
     check_confidence(confidence)
     parse_memory(memory)
     cut = get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation)
-    if metric is not None:
-        get_metric(metric)
+    measure = None if metric is None else get_metric(metric)
     names = read_checkpoints([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, least=2, what="transfer")
     given = read_given(circuits)
     plan = make_plan(names, given, algorithm, settings, joint, donor, allow_chance)
@@ -111,12 +111,12 @@ def transfer(
         "checkpoints": names, "task": wanted, "algorithm": algorithm, "algorithm_settings": settings,
         "circuits": {label: one.to_dict() for label, one in given.items()} or None, "joint": list(plan.joint),
         "joint_of_those_that_do_it": plan.joint_if_able, "donor": [list(pair) for pair in plan.donors],
-        "donors_that_do_it": plan.donors_if_able, "ablation": cut.to_dict(), "metric": metric,
+        "donors_that_do_it": plan.donors_if_able, "ablation": cut.to_dict(), "metric": measure and measure.name,
         "allow_chance": plan.allow_chance, "n_random": n_random, "confidence": confidence,
         "model": dict(model_settings or {}), "seed": seed, "memory": memory,
     }  # fmt: skip
     store = Store(None if out is None else Path(out), asked)
-    work = _Work(names, plan, given, wanted, algorithm, settings, cut, metric, asked, store, progress)
+    work = _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, store, progress)
     try:
         found = work.run()
     except CircuitdiscError:
@@ -164,7 +164,7 @@ class _Work:
         algorithm: str,
         settings: Mapping[str, Any],
         ablation: Ablation,
-        metric: str | None,
+        metric: Metric | None,
         asked: Mapping[str, Any],
         store: Store,
         progress: bool,
@@ -248,7 +248,7 @@ class _Work:
             if not self.plan.may_fail(name):
                 raise
             note = f"does not do the task: {str(error).partition(': ')[2].partition(', so there')[0]}"
-        metric = get_metric(self.metric or task.metric).name
+        metric = metric_for(model, task, self.metric).name
         self.store.write(
             self.files[name], {"name": name, "weights": weights_mark(model), "note": note, "metric": metric, "task": task.name}
         )
@@ -311,7 +311,7 @@ class _Work:
     def _search(self, file: str, models: Sequence[Model], donor: Circuit | None) -> None:
         assert self.task is not None, "a model was loaded"
         with closing(self.store.journal(f"{file}.journal.jsonl")) as journal:
-            metric = get_metric(self.metric or self.task.metric).name
+            metric = metric_for(models[0], self.task, self.metric)
             context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
             found = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=donor, **self.settings)
         self.store.write(f"{file}.json", found.circuit.to_dict())
@@ -344,7 +344,8 @@ class _Work:
         """The missing cells of one checkpoint."""
         model, task = self._load(name)
         names = ("n_random", "confidence", "seed", "memory")
-        judge = Judge(model, task, self.ablation, self._known(name)["metric"], **{one: self.asked[one] for one in names})
+        measure = metric_for(model, task, self.metric)
+        judge = Judge(model, task, self.ablation, measure, **{one: self.asked[one] for one in names})
         for one in rows:
             scores = [asdict(score) for score in judge.score(one.circuit)]
             self.store.write(files[one.label], {"circuit": one.label, "checkpoint": name, "scores": scores})

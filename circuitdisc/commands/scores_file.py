@@ -14,7 +14,8 @@ OPTION, SIZES = "--scores", "sizes"
 GROUPS = ("model", "task", "ablation", "metric", "scoring")
 COMMON = ("seed", "memory", "threads", "progress", "allow_chance")
 WHAT = """How good are scores of edges that another tool has written? FILE is an object of edge name -> score (.json), a graph
-of EAP-IG or of the MIB benchmark (.json), or a run's edge_scores.npz. Prints the scores of the circuit of the best edges,
+of EAP-IG or of the MIB benchmark (.json, .pt), or a run's edge_scores.npz. Graphs are read as higher_helps and others as
+lower_helps unless the file names its sign; sign= says otherwise. Prints the scores of the circuit of the best edges,
 beside random circuits, and the faithfulness of circuits of ten sizes with the areas under that curve (CPR, CMD), on held-out
 examples. Needs model= and task=. Writes nothing. `edges=sizes` leaves the single circuit out."""
 
@@ -61,8 +62,9 @@ def measure(path: Path, settings: Mapping[str, Any]) -> str:
     parts = []
     if not curve_alone:
         parts.append(scores_table(score_circuit(model, task, found.circuit, settings, settings["progress"])))
-    parts.append(_curve_text(curve(model, task, found, grow=own["grow"], by=own["by"], **asked)))
-    return "\n\n".join(parts)
+    if curve_alone or found.edge_scores is not None:
+        parts.append(_curve_text(curve(model, task, found, grow=own["grow"], by=own["by"], **asked)))
+    return "\n\n".join([*parts, *(f"note: {note}" for note in found.notes)])
 
 
 def _file_and_rest(args: Sequence[str]) -> tuple[Path, list[str]]:

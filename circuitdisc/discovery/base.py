@@ -68,14 +68,14 @@ class SearchContext:
     """What every algorithm gets beside model, task and ablation.
 
     Args:
-        metric: name of the metric.
+        metric: what is measured: a metric, or its name (`get_metric` takes either).
         memory: budget for activations, as `4GiB`.
         seed: of everything random.
         journal: where decisions are written; lines already in it are taken over.
         progress: show a progress bar.
     """
 
-    metric: str = "logit_diff"
+    metric: str | Metric = "logit_diff"
     memory: str | int = "4GiB"
     seed: int = 0
     journal: Journal = field(default_factory=Journal)

@@ -15,11 +15,12 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
-from circuitdisc.metrics import METRICS, get_metric
+from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import constant_errors, is_numeric, metric_for
 
 ALGORITHMS = {
     algorithm.name: algorithm
@@ -75,7 +76,7 @@ def discover(
     algorithm: str = "acdc",
     *,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     seed: int = 0,
     memory: str | int = "4GiB",
     allow_chance: bool = False,
@@ -88,7 +89,7 @@ def discover(
     Args:
         algorithm: a name from `ALGORITHMS`, or of an algorithm of another package.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
-        metric: name of the metric; None takes the task's own.
+        metric: a name, or a metric of your own; None takes the task's.
         seed: of everything random in the algorithm.
         memory: budget for activations, as `4GiB`.
         allow_chance: search even though the model does not do the task.
@@ -106,18 +107,16 @@ def discover(
     """
     chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
     known = chosen.settings
-    metric = get_metric(metric or task.metric).name
+    measure = metric_for(model, task, metric)
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
         if isinstance(known[name], bool) and not isinstance(settings[name], bool):
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
-    if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
-        raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
     if not allow_chance:
         refuse_chance(model, task)
-    notes = (*task.notes, *corruption_notes(model, task, ablation, METRICS[metric], memory))
-    context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
+    notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
+    context = SearchContext(measure, memory, seed, journal if journal is not None else Journal(), progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
@@ -125,7 +124,7 @@ def discover(
         model=model.name,
         task=task.name,
         ablation=ablation.to_dict(),
-        metric=metric,
+        metric=measure.name,
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
@@ -139,20 +138,27 @@ def refuse_chance(model: Model, task: Task) -> None:
     """Make sure that the model does the task on the train split, so that there is something to find.
 
     With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
-    standard errors above one in the size of the vocabulary.
+    standard errors above one in the size of the vocabulary. With numbers as targets: the squared error must lie two standard
+    errors below that of the best constant. A model with one output and no targets is not judged: nothing says what is right.
 
     Raises:
         MetricAtChance: it does not.
     """
-    metric = METRICS["logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"]
+    numeric = is_numeric(task.train)
+    if model.d_vocab_out < 2 and not numeric:
+        return
+    plain = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
+    metric = METRICS["squared_error" if numeric else plain]
     patching = Patching(model, Ablation("zero"), task.train)
-    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double()
-    chance = 0.0 if metric.name == "logit_diff" else 1.0 / model.d_vocab_out
-    error = float(full.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
+    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double().cpu()
+    chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]
+    above = full - torch.from_numpy(constant_errors(task.train)) if numeric else full - chance
+    error = float(above.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
     mean = float(full.mean())
-    if not (torch.isfinite(full).all() and mean - 2 * error > chance):
+    if not (torch.isfinite(full).all() and float(above.mean()) - 2 * error > 0):
+        at_chance = f"chance ({chance:.2g})" if not numeric else f"the best constant ({mean - float(above.mean()):.3g})"
         raise MetricAtChance(
             f"{model.name} does not do task '{task.name}': {metric.name} on {len(full)} train examples is {mean:.3g} "
-            f"± {2 * error:.2g}, which is not above chance ({chance:.2g}), so there is no circuit to find. "
+            f"± {2 * error:.2g}, which is not above {at_chance}, so there is no circuit to find. "
             "To search all the same (the base of a ladder, say) set allow_chance=true"
         )

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import check_confidence
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import Row, check_wrong, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
-from circuitdisc.metrics import get_metric
+from circuitdisc.heads.base import Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 By = Literal["signed", "absolute"]
 
@@ -86,7 +87,7 @@ def head_effects(
     task: Task,
     *,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     split: str = "train",
     confidence: float = 0.95,
     seed: int = 0,
@@ -108,10 +109,8 @@ def head_effects(
         UnknownName: metric, ablation or split is not known.
         BadSetting: the metric needs wrong answers that the task lacks, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     confidence = check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
     graph = model.graph
     names = head_names(graph)
     kept = [head_mask(graph, ()) | True, *(~head_mask(graph, [name]) for name in names)]

@@ -24,7 +24,6 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import (
     Row,
     as_list,
-    check_wrong,
     examples_of,
     head_mask,
     head_names,
@@ -33,12 +32,13 @@ from circuitdisc.heads.base import (
     plain_rows,
 )
 from circuitdisc.heads.effects import By, HeadEffects, effect_order, head_effects
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import metric_for
 
 POINTS = 17
 """Points of a curve where none are asked for; fewer in a model with fewer heads."""
@@ -151,7 +151,7 @@ def knockout_curve(
     order: Sequence[str] | None = None,
     by: By = "signed",
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     steps: int | Sequence[int] | None = None,
     n_random: int = 20,
     split: str = "heldout",
@@ -182,11 +182,9 @@ def knockout_curve(
         GraphMismatch: the order names a head that the model lacks, or `effects` are of another model.
         BadSetting: both `effects` and `order` are given, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
-    shared: Any = {"ablation": cut, "metric": measure.name, "seed": seed, "memory": memory, "progress": progress}
+    shared: Any = {"ablation": cut, "metric": measure, "seed": seed, "memory": memory, "progress": progress}
     graph, names = model.graph, head_names(model.graph)
     if order is not None:
         if effects is not None:

@@ -23,17 +23,18 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.heads.base import as_list, check_wrong, head_mask, head_names, mean_intervals
+from circuitdisc.heads.base import as_list, head_mask, head_names, mean_intervals
 from circuitdisc.heads.dcm_parts import check_circuit, draws
 from circuitdisc.heads.localised_fit import Fit, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised_result import EditEffect, Localised
 from circuitdisc.heads.units import Units, fingerprint
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import beside, metric_for
 
 KINDS = ("offset", "inject", "first_token")
 RATES = {"offset": 0.01, "inject": 0.1, "first_token": 0.0}
@@ -56,7 +57,7 @@ def localised(
     epochs: int = 10,
     learning_rate: float | None = None,
     batch: int = 16,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 5,
     confidence: float = 0.95,
     seed: int = 0,
@@ -96,7 +97,7 @@ def localised(
     Source: Yin, Ye and Durrett 2024 (LoFiT); Park and Rhee 2025 (soft injection); Han et al. 2025 (ZeroTuning).
     """
     check_choice("kind", kind, KINDS)
-    measure = get_metric(metric or "log_prob")
+    measure = metric_for(model, task, metric or "log_prob")
     gradients_of(model, Ablation("zero"), get_metric("log_prob"), "localised")
     rate = RATES[kind] or 0.01 if learning_rate is None else check_number("learning_rate", learning_rate, low=1e-12)
     fit = Fit(
@@ -112,8 +113,6 @@ def localised(
     check_whole("n_random", n_random, 0)
     check_confidence(confidence)
     examples = _three_splits(task, n_choose)
-    if measure.needs_wrong:
-        check_wrong([*task.train, *task.heldout], measure.name)
     if demonstrations is not None and not demonstrations:
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
@@ -147,7 +146,7 @@ def _report(
     splits: Splits, kind: str, learned: Sequence[Learned], norms: Mapping[str, float], fit: Fit, confidence: float
 ) -> Localised:
     """The effect of every edit on the held-out examples."""
-    metrics = list({one.name: one for one in (fit.metric, get_metric("accuracy"))}.values())
+    metrics = beside(splits.model, fit.metric, "accuracy")
     before = splits.values("report", None, metrics)
     after = [splits.values("report", one.edit, metrics) for one in learned]
     effects = []

@@ -18,6 +18,7 @@ from circuitdisc.heads.base import as_list
 from circuitdisc.heads.neuron_table import NeuronTable, neuron_table
 from circuitdisc.heads.neurons import NeuronImportance, neurons
 from circuitdisc.heads.words import NeuronTokens, neuron_tokens
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.neuron_importance import Method
 from circuitdisc.tasks.base import Task
@@ -59,7 +60,7 @@ def neuron_analysis(
     top: int = 20,
     n_tokens: int = 10,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",

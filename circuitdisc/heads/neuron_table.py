@@ -20,15 +20,16 @@ from jaxtyping import Bool, Float
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, check_wrong, examples_of, mean_intervals, neuron_index, plain_rows
+from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
 from circuitdisc.heads.neurons import checked_layers
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.neuron_run import NeuronRuns, n_neurons
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.intervals import wilson_interval
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, metric_for
 
 DOINGS = ("mask", "keep")
 
@@ -110,7 +111,7 @@ def neuron_table(
     sizes: Sequence[int] = (10, 50, 100, 200),
     layers: Sequence[int] | None = None,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 5,
     split: str = "heldout",
     confidence: float = 0.95,
@@ -139,10 +140,8 @@ def neuron_table(
             bounds.
         UnknownName: metric, ablation or split is not known.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
@@ -154,7 +153,7 @@ def neuron_table(
     masks = _masks(places, sizes, inside, n_random, np.random.default_rng(seed))
     patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
     runs = NeuronRuns(patching, examples_of(task, "train"))
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"))}.values())
+    metrics = beside(model, measure, "accuracy")
     with progress_bar(len(masks) * patching.n_chunks(examples), "neuron table", "run", progress) as bar:
         found = runs.evaluate(examples, masks, metrics, bar.update)
     values = {name: {m: one.double().cpu().numpy() for m, one in by_metric.items()} for name, by_metric in found.items()}

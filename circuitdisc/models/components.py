@@ -83,7 +83,8 @@ class ModelSpec:
     def graph(self, split_embeddings: bool = False) -> ComputationGraph:
         """The computation graph of this architecture."""
         has_mlp = self.activation is not None
-        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, self.parallel and has_mlp, split_embeddings)
+        parallel = self.parallel and has_mlp
+        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, parallel, split_embeddings, self.d_model)
 
 
 @dataclass(frozen=True)

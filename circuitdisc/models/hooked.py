@@ -98,7 +98,9 @@ class HookedModel:
             ) from error
         config = self.bridge.cfg
         parallel = bool(getattr(config, "parallel_attn_mlp", False))
-        self.graph = ComputationGraph(int(config.n_layers), int(config.n_heads), has_mlp=True, parallel=parallel)
+        self.graph = ComputationGraph(
+            int(config.n_layers), int(config.n_heads), has_mlp=True, parallel=parallel, d_model=int(config.d_model)
+        )
         parameter = next(hf_model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self.d_vocab, self.n_ctx = int(config.d_vocab), int(config.n_ctx)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.errors import BadRun
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Metric, log_probabilities
 from circuitdisc.models.components import Components, NormWeights
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import patched_tokens
@@ -156,9 +156,9 @@ def keep_activations(
             final = state.x
         assert final is not None, "a model has layers"
         logits = cut.unembed(final[batch.reads][None])[0]
-        labels = replace(batch.labels, full_logprobs=logits.log_softmax(-1))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(logits))
         if any(metric.zero_at_full for metric in metrics):
-            given.log_probs[chunk] = logits.log_softmax(-1).cpu()
+            given.log_probs[chunk] = log_probabilities(logits).cpu()
         for metric in metrics:
             values[metric.name].append(batch.per_example(metric(logits, labels)).double().cpu())
         if on_progress is not None:

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost
-from circuitdisc.patching.layers import heads_apart, wide
+from circuitdisc.patching.layers import heads_apart
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
 from circuitdisc.patching.uncut import UncutRun, uncut_run
 from circuitdisc.tasks.base import Example, PromptBatch, collate

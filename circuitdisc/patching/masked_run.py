@@ -23,12 +23,11 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import HEAP_HOLES, Shapes, segment_bytes
 from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.layers import wide
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.prepared import Chunk, prepare
 from circuitdisc.patching.requirements import gradients_of
@@ -224,7 +223,7 @@ def examples_in_piece(
     values = 0 if ablation.kind == "zero" else graph.n_senders
     sums = 2 * spec.n_layers + 2  # of the ablated values before each place, and the embedding
     held = len(examples) * length * spec.d_model * shapes.itemsize * (values + sums)
-    held += len(examples) * n_readings * spec.d_vocab_out * shapes.itemsize  # the full model's log-probabilities
+    held += len(examples) * n_readings * spec.d_vocab_out * shapes.wide  # the full model's log-probabilities
     holes = HEAP_HOLES if shapes.on_cpu else 1.0
 
     def needed(n: int) -> int:

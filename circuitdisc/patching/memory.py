@@ -9,7 +9,7 @@ from circuitdisc.models.model import Model
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 # clean, ablated, live and live-minus-ablated values of every sender, and as much again in passing
 COPIES_OF_SENDERS = 5
-COPIES_OF_LOGITS = 4  # logits, their log-softmax, and what a metric makes of them in passing
+COPIES_OF_LOGITS = 4  # in float32 at least: logits, their log-softmax, and what a metric makes of them in passing
 MOST_ROWS = 64
 # On a CPU work is quickest when what one sender writes, for all examples of a chunk, stays in the cache.
 CPU_BYTES_PER_SENDER = 2**21
@@ -51,8 +51,8 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
         return 1
     spec = model.cut.spec
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
-    per_row = per_token * n_tokens + COPIES_OF_LOGITS * n_logits
-    return max(1, min(MOST_ROWS, budget // max(1, per_row * _itemsize(model))))
+    per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
+    return max(1, min(MOST_ROWS, budget // max(1, per_row)))
 
 
 def _itemsize(model: Model) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.metrics import Labels, Metric
+from circuitdisc.metrics import Labels, Metric, log_probabilities
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.models.model import Model
 from circuitdisc.patching.uncut import UncutRun, uncut_run
@@ -103,7 +103,7 @@ def prepare(
             other = uncut_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
         ablated = _ablated_senders(clean, other, ablation, means, batch)
         full_logits = logits_at_readings(model, batch, clean.residual)
-        labels = replace(batch.labels, full_logprobs=full_logits.log_softmax(-1))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(full_logits))
         patterns = _ablated_patterns(other, ablation, means, batch, clean)
         may_change = _may_change(model, ablation, batch)
         yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.circuit import Circuit
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.parts import PartKind, parts_of, without
 from circuitdisc.progress import progress_bar
@@ -136,7 +137,7 @@ def completeness(
     n_controls: int = 5,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",

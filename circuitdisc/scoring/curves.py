@@ -32,7 +32,7 @@ from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import check_finite
@@ -42,6 +42,7 @@ from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.removals import check_graph, check_split
 from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -125,7 +126,7 @@ def curve(
     mix: bool = False,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
@@ -170,7 +171,7 @@ def curve(
     whole_heads = _whole_heads(circuits)
     provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
     cut = judging_ablation(ablation, provenance)
-    measure = get_metric(metric or provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, provenance.metric)
     generator = np.random.default_rng(seed)
     empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
     curves = [circuits] + [_control(model.graph, circuits, shares, grow, by, whole_heads, generator) for _ in range(n_random)]

@@ -9,6 +9,8 @@ head circuit: every head cut):
     kl            KL(M || C) in nats, mean over examples
     accuracy      share of examples whose top token is right when C runs
     full_accuracy, accuracy_ratio   the same of M, and C's over M's
+    correlation, full_correlation   of C's (M's) number with the right one, over examples: for models whose output is a number.
+                  A figure of the whole data set and no mean over its examples
 
 Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratios as in Prakash et al. 2024;
 difference as in Wang et al. 2022; KL as in Conmy et al. 2023.
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from circuitdisc.metrics import OUTPUT
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 
@@ -40,11 +43,13 @@ class Statistic:
         name: of the score.
         metric: whose values it takes; None for the task's metric.
         function: (full, circuit, empty), each [..., B], to the score along the last axis.
+        of_targets: the function takes the right numbers, too, behind the others.
     """
 
     name: str
     metric: str | None
     function: Callable[..., Float[np.ndarray, "..."]]
+    of_targets: bool = False
 
 
 def _faithfulness(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -72,6 +77,17 @@ def _full_accuracy(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, axi
     return full.mean(axis)
 
 
+def _correlation(full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, target: np.ndarray, axis: int = -1) -> np.ndarray:
+    a, b = (x - x.mean(axis, keepdims=True) for x in (circuit, target))
+    return _divide((a * b).sum(axis), np.sqrt((a * a).sum(axis) * (b * b).sum(axis)))
+
+
+def _full_correlation(
+    full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, target: np.ndarray, axis: int = -1
+) -> np.ndarray:
+    return _correlation(empty, full, empty, target, axis)
+
+
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(top) / np.asarray(bottom)
@@ -85,7 +101,10 @@ STATISTICS = (
     Statistic("accuracy", "accuracy", _accuracy),
     Statistic("full_accuracy", "accuracy", _full_accuracy),
     Statistic("accuracy_ratio", "accuracy", _ratio),
+    Statistic("correlation", OUTPUT.name, _correlation, of_targets=True),
+    Statistic("full_correlation", OUTPUT.name, _full_correlation, of_targets=True),
 )
+TARGET = "target"  # beside the metrics in `values`: the right numbers
 
 
 def faithfulness_scores(
@@ -101,11 +120,13 @@ def faithfulness_scores(
     """All scores of this file on one split.
 
     Args:
-        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example.
+        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example. A score whose metric is not
+            there is left out.
         controls: names of the random circuits in `values`.
         ablation: label of the ablation.
     """
-    return [_score(one, values, controls, split, metric, ablation, confidence, seed) for one in STATISTICS]
+    known = [one for one in STATISTICS if one.metric is None or one.metric in values["circuit"]]
+    return [_score(one, values, controls, split, metric, ablation, confidence, seed) for one in known]
 
 
 def _score(
@@ -120,10 +141,11 @@ def _score(
 ) -> Score:
     name = statistic.metric or metric
     full, circuit, empty = (np.asarray(values[which][name], dtype=np.float64) for which in ("full", "circuit", "empty"))
+    right = (np.asarray(values["circuit"][TARGET], np.float64),) if statistic.of_targets else ()
     n, why = len(full), _why_undefined(statistic.name, full, empty)
     if why:
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
-    low, high = bootstrap_interval((full, circuit, empty), statistic.function, confidence, seed)
+    low, high = bootstrap_interval((full, circuit, empty, *right), statistic.function, confidence, seed)
     note = ""
     counted = _counted(statistic.name, full, circuit)
     if statistic.name == "accuracy":
@@ -133,13 +155,15 @@ def _score(
     if counted is not None and counted.min() == counted.max() and counted[0] in (0.0, 1.0):
         low, high = wilson_interval(int(counted.sum()), n, confidence)
         note += f"{'; ' if note else ''}all examples agree, so Wilson's interval"
-    value = float(statistic.function(full, circuit, empty))
+    value = float(statistic.function(full, circuit, empty, *right))
     if not np.isfinite(value):
         why = "not finite: on some example a right answer has probability 0"
+        why = "the model's number, or the right one, is the same on all examples" if statistic.of_targets else why
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
-    drawn_from = () if statistic.name == "full_accuracy" else controls  # which is the same whatever the circuit
+    of_full = statistic.name in ("full_accuracy", "full_correlation")  # which are the same whatever the circuit
+    drawn_from = () if of_full else controls
     others = (np.asarray(values[one][name], np.float64) for one in drawn_from)
-    drawn = tuple(_finite(float(statistic.function(full, other, empty))) for other in others)
+    drawn = tuple(_finite(float(statistic.function(full, other, empty, *right))) for other in others)
     return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
 
 

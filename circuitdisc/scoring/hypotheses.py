@@ -28,7 +28,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import PartRemoval
@@ -40,6 +40,7 @@ from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, 
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
 from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import metric_for
 
 SPLITS = ("train", "heldout")
 RANDOM = ("matched", "paths")
@@ -116,7 +117,7 @@ def hypothesis_tests(
         check_whole("most_members", most_members)
     if not members(circuit):
         raise BadSetting("the circuit is empty, so that there is nothing to test")
-    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, circuit.provenance.metric)
     cut = judging_ablation(ablation, circuit.provenance)
     examples = _examples(task, split, measure)
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))

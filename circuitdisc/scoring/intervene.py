@@ -10,12 +10,13 @@ import numpy as np
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, evaluate_interventions, head_places
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.intervals import bootstrap_interval
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 SPLITS = ("train", "heldout")
 _TRIES = 50  # draws for each control that is wanted, before it is taken that there are no more
@@ -105,7 +106,7 @@ def effects(
         seed: of the draws and the bootstrap.
         memory: budget for activations.
     """
-    measures = list({one.name: one for one in map(get_metric, metrics)}.values())
+    measures = list({one.name: one for one in (metric_for(model, task, each) for each in metrics)}.values())
     if not interventions:
         raise BadSetting('no head is to be changed: give at least one, for example Intervention("a3.h1", scale=0)')
     if split not in SPLITS or not task.split(split):

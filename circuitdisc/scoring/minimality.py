@@ -25,6 +25,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_confidence, check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import PartKind
@@ -127,7 +128,7 @@ def minimality(
     greedy_width: int = 5,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",

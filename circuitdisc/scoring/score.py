@@ -9,14 +9,15 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import GraphMismatch
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import OUTPUT, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, Scores, judging_ablation
 from circuitdisc.scoring.controls import random_circuit
-from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.scoring.faithfulness import TARGET, faithfulness_scores
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_for
 
 SPLITS = ("train", "heldout")
 
@@ -27,7 +28,7 @@ def score(
     circuit: Circuit,
     *,
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 20,
     confidence: float = 0.95,
     seed: int = 0,
@@ -54,9 +55,11 @@ def score(
     check_whole("n_random", n_random, 0)
     check_confidence(confidence)
     cut = judging_ablation(ablation, circuit.provenance)
-    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, circuit.provenance.metric)
     masks = _masks(model, circuit, n_random, seed)
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
+    metrics = beside(model, measure, "accuracy", "kl")
+    numeric = is_numeric((*task.train, *task.heldout))
+    metrics += [OUTPUT] if numeric else []
     patching = Patching(model, cut, task.train, memory=memory)
     scores: list[Score] = []
     means: dict[str, dict[str, float]] = {}
@@ -67,6 +70,9 @@ def score(
                 continue
             values = patching.evaluate(task.split(split), masks, metrics, bar.update)
             arrays = {name: {m: v.double().cpu().numpy() for m, v in found.items()} for name, found in values.items()}
+            if numeric:
+                right = mean_targets(task.split(split))
+                arrays = {name: {**by_metric, TARGET: right} for name, by_metric in arrays.items()}
             means[split] = {which: float(arrays[which][measure.name].mean()) for which in ("full", "circuit", "empty")}
             scores += faithfulness_scores(
                 arrays,

@@ -25,6 +25,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery import discover
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.controls import random_circuit
@@ -161,7 +162,8 @@ def stability(
         )
     generator = np.random.default_rng(seed)
     found: list[Circuit] = []
-    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(sorted(settings.items()))}
+    named = sorted((name, value.name if isinstance(value, Metric) else value) for name, value in settings.items())
+    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(named)}
     units = Units(journal, {**asked, **identity(model, task)})
 
     def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:

@@ -1,5 +1,6 @@
 """What must hold of every example before a model sees it."""
 
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,10 @@ def check_example(example: Example, model: TaskModel | None = None, tokenizer: "
         )
     if not len(example.positions) == len(example.answers) == len(example.wrong) > 0:
         raise BadTask("positions, answers and wrong answers must have one entry for each position")
+    if example.targets and len(example.targets) != len(example.positions):
+        raise BadTask("targets must have one number for each position")
+    if not all(math.isfinite(target) for target in example.targets):
+        raise BadTask("a target is not a finite number")
     for position, answers, wrong in zip(example.positions, example.answers, example.wrong, strict=True):
         if not 0 <= position < length:
             raise BadTask(f"position {position} is outside the prompt, which has {length} tokens")

@@ -273,6 +273,10 @@ class _TextEncoder:
         position = resolve_position(position, len(clean))
         context = self.text_up_to(text.clean, position - len(self.prefix_of(text.clean)))
         self.check_seam(text.clean, context, position)
+        if text.target is not None:
+            roles = {role: self.token_at(text.clean, end - 1) for role, (_, end) in text.roles.items()}
+            answers, targets = ((0,),), (text.target,)
+            return Example(clean, corrupted, (position,), answers, ((),), text.group, text.clean, roles, targets=targets)
         if not text.answers:
             raise BadTask("there is no answer: give one")
         right = {answer: self.answer_ids(context, answer) for answer in text.answers}

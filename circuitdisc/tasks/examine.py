@@ -42,8 +42,8 @@ def examine(examples: Sequence[Example], tokenizer: "Tokenizer") -> list[str]:
 
 def examine_variety(examples: Sequence[Example], tokenizer: "Tokenizer") -> list[str]:
     """Right or wrong answers that are the same all over the task, although its prompts differ."""
-    if len({example.clean for example in examples}) < LEAST_TO_VARY:
-        return []
+    if len({example.clean for example in examples}) < LEAST_TO_VARY or any(example.targets for example in examples):
+        return []  # too few to tell, or answers that are numbers
     notes: list[str] = []
     for what, tokens_of in (("right", lambda example: example.answers), ("wrong", lambda example: example.wrong)):
         counts = Counter(tuple(tuple(sorted(tokens)) for tokens in tokens_of(example)) for example in examples)

@@ -8,6 +8,7 @@ Both hold the same fields. A prompt is text or a list of token ids; in CSV the i
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from circuitdisc.errors import BadFile, UnknownName
 from circuitdisc.files import read_text
 from circuitdisc.tasks.check import raise_problems
 
-FIELDS = ("clean", "corrupted", "answers", "wrong", "positions", "group", "split", "roles")
+FIELDS = ("clean", "corrupted", "answers", "wrong", "target", "positions", "group", "split", "roles")
 ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
 CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
 SPLITS = ("train", "heldout")
@@ -44,6 +45,9 @@ class Row:
         roles: named positions: a token's index, which may count from the end, or the characters (first, one past the
             last) of the clean prompt.
         extra: text fields that the reader asked for beside these.
+        targets: for each position the number that the model should put out; `answers` then names the output that is read.
+            Empty where the answers are tokens.
+        names_output: whether the line itself has `answers`; without, a target is read from the first output.
     """
 
     where: str
@@ -56,6 +60,8 @@ class Row:
     split: str | None = None
     roles: Mapping[str, Place] = field(default_factory=dict, hash=False)
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    targets: tuple[float, ...] = ()
+    names_output: bool = True
 
     @property
     def is_text(self) -> bool:
@@ -99,6 +105,7 @@ def _check_alike(rows: Sequence[Row]) -> None:
         ("holds text and {0} token ids: use one of the two in the whole file", lambda row: row.is_text),
         ("and {0} differ in having a 'corrupted' prompt: give one in all lines or in none", lambda row: row.corrupted),
         ("and {0} differ in having a 'split': give one in all lines or in none", lambda row: row.split),
+        ("and {0} differ in having a 'target': give one in all lines or in none", lambda row: row.targets),
     )
     for sentence, trait in traits:
         for row in rows[1:]:
@@ -170,6 +177,8 @@ def _csv_record(cells: dict[str, str]) -> dict[str, object] | BadFile:
                 record[name] = [_ids(column, " ".join(one)) for one in positions] if is_ids else positions
             elif name == "roles":
                 record[name] = _json_cell(column, cell)
+            elif name == "target":
+                record[name] = _numbers(column, cell)
             else:
                 record[name] = _ids(column, cell) if is_ids or name == "positions" else cell
     except BadFile as problem:
@@ -183,6 +192,13 @@ def _ids(column: str, cell: str) -> list[int]:
         if not re.fullmatch(r"-?\d{1,18}", word):
             raise BadFile(f"{word!r} in column '{column}' is not a whole number: write numbers separated by spaces")
     return [int(word) for word in words]
+
+
+def _numbers(column: str, cell: str) -> list[float]:
+    try:
+        return [float(word) for word in cell.split()]
+    except ValueError:
+        raise BadFile(f"{cell!r} in column '{column}' is not a number: write numbers separated by spaces") from None
 
 
 def _json_cell(column: str, cell: str) -> object:
@@ -200,15 +216,19 @@ def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Ro
             raise BadFile(str(UnknownName("field", name, (*FIELDS, *extra))))
         if name in extra and not (_is_text(value) and value.strip()):
             raise BadFile(f"'{name}' is {_shown(value)}: give a text that is not empty")
+    names_output = "answers" in record
+    if "target" in record:
+        record = {"answers": 0 if "positions" not in record else [0] * len(_positions(record["positions"])), **record}
     for name in ("clean", "answers"):
         if name not in record:
-            raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers'")
+            raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers' (or a number as 'target')")
     clean = _prompt("clean", record["clean"])
     corrupted = _prompt("corrupted", record["corrupted"]) if "corrupted" in record else None
     if corrupted is not None and isinstance(corrupted, str) != isinstance(clean, str):
         raise BadFile("'clean' and 'corrupted' mix text and token ids: use one of the two in the whole file")
     positions = _positions(record.get("positions", -1))
-    kind = str if isinstance(clean, str) else int
+    targets = _targets(record["target"], len(positions)) if "target" in record else ()
+    kind = str if isinstance(clean, str) and not targets else int
     answers = _per_position("answers", record["answers"], len(positions), kind)
     wrong = _per_position("wrong", record.get("wrong", [[] for _ in positions]), len(positions), kind)
     if not all(answers):
@@ -217,8 +237,23 @@ def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Ro
     if split is not None and split not in SPLITS:
         raise BadFile(str(UnknownName("split", str(split), SPLITS)))
     group, roles = str(record.get("group", "")), _roles(record.get("roles", {}), clean)
+    if targets and any(wrong):
+        raise BadFile("'wrong' beside 'target': a number has no wrong answers; leave one of the two out")
     more = {name: str(record[name]) for name in extra if name in record}
-    return Row(where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles, more)
+    return Row(
+        where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles, more, targets, names_output
+    )
+
+
+def _targets(value: object, n_positions: int) -> tuple[float, ...]:
+    """The right number at each position."""
+    values: list[object] = value if isinstance(value, list) else [value]
+    numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) < len(values) or not all(math.isfinite(one) for one in numbers):
+        raise BadFile(f"'target' is {_shown(value)}: give the number that the model should put out")
+    if len(numbers) != n_positions:
+        raise BadFile(f"'target' has {len(numbers)} numbers for {n_positions} positions: give one for each position")
+    return tuple(map(float, numbers))
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -261,6 +296,7 @@ def _answers(name: str, value: object, kind: type[Item]) -> tuple[Item, ...]:
     for one in values:
         if not (_is_int(one) if kind is int else _is_text(one)):
             wanted = "token ids, as the prompt is" if kind is int else "text, as the prompt is"
+            wanted += "; a number that the model should put out goes into 'target'" if isinstance(one, float) else ""
             raise BadFile(f"'{name}' holds {_shown(one)}: give {wanted}")
     return tuple(one for one in values if isinstance(one, str | int))
 
