@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import SEED, bounded, check_values
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
 from circuitdisc.metrics import METRICS, get_metric
@@ -68,6 +70,7 @@ def get_algorithm(name: str) -> Algorithm:
     return known[name]
 
 
+@bounded(seed=SEED)
 def discover(
     model: Model,
     task: Task,
@@ -113,9 +116,12 @@ def discover(
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
+    check_values(chosen.function, settings)  # before anything is computed
+    journal = journal if journal is not None else Journal()
+    check_lines(algorithm, model.graph, journal.decisions, journal.path)
     if not allow_chance:
         refuse_chance(model, task)
-    context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
+    context = SearchContext(metric, memory, seed, journal, progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
