@@ -10,7 +10,7 @@ type says so, None is let through.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral
@@ -44,7 +44,7 @@ class Real:
         Raises:
             BadSetting: it is not a number, or lies outside.
         """
-        if self.many and isinstance(value, Sequence) and not isinstance(value, str):
+        if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
             return [self._check_number(name, one) for one in value]
         return self._check_number(name, value)
 
@@ -91,7 +91,7 @@ class Whole:
         Raises:
             BadSetting: it is not a whole number, or lies outside.
         """
-        if self.many and isinstance(value, Sequence) and not isinstance(value, str):
+        if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
             return [self._check_number(name, one) for one in value]
         return self._check_number(name, value)
 
@@ -172,7 +172,7 @@ def check_values(function: Callable[..., Any], given: Mapping[str, Any]) -> dict
     return checked
 
 
-def check_number(name: str, value: object, *, low: float, high: float = 1e9) -> float:
+def check_number(name: str, value: object, *, low: float = -1e9, high: float = 1e9) -> float:
     """A finite number within bounds.
 
     Raises:

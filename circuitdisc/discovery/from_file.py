@@ -9,8 +9,9 @@ Source: the layout of EAP-IG's graphs, see `exchange.py`.
 import time
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.exchange import read_edge_scores
 from circuitdisc.models.model import Model
@@ -19,6 +20,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def from_file(
     model: Model,
     task: Task,
