@@ -50,7 +50,8 @@ class Real:
 
     def _check_number(self, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, AnyReal) or not _is_finite(value):
-            raise BadSetting(f"{name}={shown(value)} is not a number: it must be {self.describe()}")
+            a_number = "finite" if isinstance(value, float) else "a number"
+            raise BadSetting(f"{name}={shown(value)} is not {a_number}: it must be {self.describe()}")
         if not self.holds(float(value) if abs(value) < 2**1000 else value):
             raise BadSetting(f"{name}={shown(value)} must be {self.describe()}")
         return value if isinstance(value, int | float) else float(value)
@@ -62,8 +63,10 @@ class Real:
 
     def describe(self) -> str:
         """The bounds in words."""
-        low = f"above {self.low:g}" if self.open_low else f"from {self.low:g}"
-        return f"a number {low} {'to below' if self.open_high else 'to'} {self.high:g}"
+        low, high = (f"{end:,.0f}" if float(end).is_integer() else f"{end:g}" for end in (self.low, self.high))
+        if self.open_low:
+            return f"a number above {low} and {'below' if self.open_high else 'at most'} {high}"
+        return f"a number from {low} to {'below ' if self.open_high else ''}{high}"
 
     def bad_values(self) -> list[Any]:
         """Values just outside, far outside, and of other kinds."""

@@ -55,6 +55,8 @@ class Journal:
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
                 raise BadRun(f"cannot write {path}: {error.strerror}") from error
+            except BadFile as error:  # no file, or one of more than any search writes
+                raise BadRun(str(error)) from error
 
     @property
     def decisions(self) -> list[dict[str, Any]]:

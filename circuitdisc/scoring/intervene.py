@@ -64,7 +64,6 @@ class Effect:
         return {"interventions": done, **plain, "difference": self.difference, "p_value": self.p_value}
 
 
-@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def intervene(
     model: Model, task: Task, interventions: Sequence[Intervention], *, metric: str | Metric | None = None, **settings: Any
 ) -> Effect:
@@ -83,6 +82,7 @@ def intervene(
     return effects(model, task, interventions, metrics=[metric or task.metric], **settings)[0]
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def effects(
     model: Model,
     task: Task,
