@@ -15,10 +15,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from circuitdisc.errors import GraphMismatch
+from circuitdisc.errors import GraphMismatch, shown
 
 NodeKind = Literal["input", "tok_embed", "pos_embed", "head", "mlp", "logits"]
 QKV = Literal["q", "k", "v"]
+
+MOST_PLACES = 2**27
+"""Receivers x senders of the largest graph: some masks of it, of a byte a place, stay below 1 GiB."""
 
 _RECEIVER_NAME = re.compile(r"(?P<node>[^<>]+?)(<(?P<qkv>[qkv])>)?")
 
@@ -86,6 +89,19 @@ class ComputationGraph:
     parallel: bool = False
     split_embeddings: bool = False
     d_model: int | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise GraphMismatch(f"{name}={shown(size)} of a graph must be a whole number from 0")
+        n_senders = 1 + self.split_embeddings + self.n_layers * (self.n_heads + self.has_mlp)
+        n_receivers = self.n_layers * (3 * self.n_heads + self.has_mlp) + 1
+        if n_senders * n_receivers > MOST_PLACES:
+            raise GraphMismatch(
+                f"a graph of {shown(self.n_layers)} layers x {shown(self.n_heads)} heads has {n_senders:,} senders and "
+                f"{n_receivers:,} receivers, more than are handled here (80 layers x 64 heads are)"
+            )
 
     @cached_property
     def senders(self) -> tuple[Node, ...]:

@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadRun, CircuitdiscError
-from circuitdisc.files import read_arrays
-from circuitdisc.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit
+from circuitdisc.pipeline import JUDGEMENT, changed_run, read_scores_of_edges, score_circuit
 from circuitdisc.report.judgement import judgement_parts
 from circuitdisc.report.tables import scores_table, text_table
 from circuitdisc.report.wording import number
 from circuitdisc.runs import Run, versions
+from circuitdisc.schemas import validate
 from circuitdisc.scoring import Scores
 from circuitdisc.scoring.completeness import Completeness, completeness
 from circuitdisc.scoring.curves import Curve, curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.hypotheses_result import HypothesisTests
 from circuitdisc.scoring.minimality import Minimality, minimality
-from circuitdisc.scoring.plain import from_plain
 from circuitdisc.scoring.units import Units, identity
 
 UNFINISHED = ".partial.jsonl"
@@ -143,7 +142,7 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
 
     def attempt(name: str, kind: type[T], compute: Callable[[], Any]) -> T | None:
         try:
-            return from_plain(kind, units.get(name, lambda: compute().to_dict()))
+            return validate(kind, units.get(name, lambda: compute().to_dict()), f"{unfinished}, {name}")
         except BadRun:  # nothing more can be written
             raise
         except CircuitdiscError as error:  # one score that cannot be had here does not take the others with it
@@ -227,8 +226,7 @@ def _completeness_sentence(found: Completeness) -> str:
 
 def _scored(run: Run, circuit: Circuit) -> Discovery | None:
     """The run's edge scores as a discovery, if it has any."""
-    path = run.path(EDGE_SCORES)
-    scores = read_arrays(path).get("edge_scores") if path.exists() else None
+    scores = read_scores_of_edges(run, circuit)
     return None if scores is None else Discovery(circuit, scores)
 
 

@@ -7,18 +7,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
+from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import discover
-from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
+from circuitdisc.errors import BadFile, BadRun, CircuitdiscError, shown
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.report import scores_table
 from circuitdisc.report.page import write_report
-from circuitdisc.runs import Run, check_free
+from circuitdisc.runs import Run, check_free, versions
+from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, read_record, validate
 from circuitdisc.scoring import Scores, score
+from circuitdisc.scoring.judged import JudgementFile
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
 
@@ -75,15 +81,28 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
         raise
 
 
+def open_run(folder: str | Path) -> Run:
+    """An existing run, with a configuration that this version knows.
+
+    Raises:
+        BadRun: the folder is not a run, or its configuration lacks a section, has one more, or one with another content.
+    """
+    run = Run.open(folder)
+    where, by = str(run.path("config.json")), run.config.get("versions")
+    written = f"it was written by circuitdisc {shown(by.get('circuitdisc'))}" if isinstance(by, dict) else "was it changed"
+    validate(RunConfig, run.config, where, error=BadRun, closed=True, remedy=f"this is {versions()['circuitdisc']}, {written}")
+    return run
+
+
 def resume(folder: str | Path, progress: bool = True) -> Outcome:
     """Go on with a run that was killed; a finished part is not done again.
 
     Raises:
         BadRun: the folder is not a run.
     """
-    run = Run.open(folder)
+    run = open_run(folder)
     run.config["progress"] = progress
-    model = load_model(**_section(run, "model"))
+    model = load_model(**run.config["model"])
     return _finish(run, model, build_task(model, run.config))
 
 
@@ -112,7 +131,7 @@ def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Ci
     Raises:
         BadRun: the folder is not a run, or has no circuit yet.
     """
-    run = Run.open(folder)
+    run = open_run(folder)
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
     config = {**run.config}
@@ -130,11 +149,11 @@ def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 def write_page(folder: str | Path) -> Path:
     """Write a run's report page from its files."""
-    run = Run.open(folder)
+    run = open_run(folder)
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
-    scores = Scores.from_dict(read_json(run.path(SCORES))) if run.path(SCORES).exists() else None
-    cost = read_json(run.path(COST)) if run.path(COST).exists() else {}
+    circuit = Circuit.load(run.path(CIRCUIT))
+    cost = _record(run, COST, CostFile, "remove it") or {}
     details = {
         "command": run.config.get("command", ""),
         "started": run.config.get("started", ""),
@@ -146,28 +165,46 @@ def write_page(folder: str | Path) -> Path:
     }
     journal = run.journal()
     journal.close()
-    circuit = Circuit.load(run.path(CIRCUIT))
-    arrays = read_arrays(run.path(EDGE_SCORES)) if run.path(EDGE_SCORES).exists() else {}
+    check_lines(run.config["algorithm"]["name"], circuit.graph, journal.decisions, journal.path)
     return write_report(
         run.path(PAGE),
         circuit=circuit,
-        scores=scores,
+        scores=_scores(run),
         run=details,
         trace=journal.decisions,
-        edge_scores=arrays.get("edge_scores"),
-        judgement=_found(run, JUDGEMENT),
-        stability=_found(run, STABILITY),
+        edge_scores=read_scores_of_edges(run, circuit),
+        judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again"),
+        stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again"),
     )
 
 
-def _found(run: Run, name: str) -> Mapping[str, Any] | None:
-    """One of a run's JSON files that need not be there."""
+def _record(run: Run, name: str, kind: Any, remedy: str) -> Any:
+    """One of a run's JSON files that need not be there, as it is; seen to be what its schema says."""
     if not run.path(name).exists():
         return None
     data = read_json(run.path(name))
-    if not isinstance(data, Mapping):
-        raise BadFile(f"{run.path(name)} holds no table of names: remove it, and compute it again")
+    validate(kind, data, str(run.path(name)), remedy=remedy)
     return data
+
+
+def _scores(run: Run) -> Scores | None:
+    path = run.path(SCORES)
+    return read_record(Scores, path, remedy="`circuitdisc score RUN` writes it again") if path.exists() else None
+
+
+def read_scores_of_edges(run: Run, circuit: Circuit) -> Float[np.ndarray, "R S"] | None:
+    """The scores of all edges that a run's algorithm gave; None if it gave none.
+
+    Raises:
+        BadFile: the file is not one of numbers, or those of another graph.
+    """
+    path, shape = run.path(EDGE_SCORES), circuit.mask.shape
+    if not path.exists():
+        return None
+    scores = read_arrays(path, most=4 * 8 * circuit.mask.size + 2**16).get("edge_scores")
+    if scores is not None and (scores.shape != shape or scores.dtype.kind != "f"):
+        raise BadFile(f"{path}: it has scores of shape {scores.shape}, and the circuit's graph needs {shape}: remove it")
+    return scores
 
 
 def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
@@ -180,14 +217,13 @@ def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
         BadRun: the folder is not a run, or has no circuit yet.
         GraphMismatch: its graph has no place in that layout.
     """
-    run = Run.open(folder)
+    run = open_run(folder)
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
-    arrays = read_arrays(run.path(EDGE_SCORES)) if run.path(EDGE_SCORES).exists() else {}
     circuit = Circuit.load(run.path(CIRCUIT))
     width = circuit.graph.d_model  # a circuit of an older version does not name it
     width = load_model(**_section(run, "model")).graph.d_model if width is None else width
-    write_graph_json(path, circuit, arrays.get("edge_scores"), d_model=width, prune=prune)
+    write_graph_json(path, circuit, read_scores_of_edges(run, circuit), d_model=width, prune=prune)
     return path
 
 
@@ -203,9 +239,8 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
             write_arrays(run.path(EDGE_SCORES), scored)
         circuit.save(run.path(CIRCUIT))
         run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
-    if run.path(SCORES).exists():
-        scores = Scores.from_dict(read_json(run.path(SCORES)))
-    else:
+    scores = _scores(run)
+    if scores is None:
         scores = score_circuit(model, task, circuit, config, config.get("progress", True))
         run.write(SCORES, scores.to_dict())
     write_page(run.folder)
@@ -216,14 +251,14 @@ def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
     """The discovery, and whether it took over decisions of an earlier start."""
     config, journal = run.config, run.journal()
     resumed = bool(journal.lines)
-    settings = dict(_section(run, "algorithm"))
+    settings = dict(config["algorithm"])
     try:
         found = discover(
             model,
             task,
             settings.pop("name"),
-            ablation=_section(run, "ablation"),
-            metric=_section(run, "metric").get("name"),
+            ablation=config["ablation"],
+            metric=config["metric"].get("name"),
             seed=config["seed"],
             memory=config["memory"],
             allow_chance=config["allow_chance"],
@@ -249,10 +284,3 @@ def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[st
         progress=progress,
         **config["scoring"],
     )
-
-
-def _section(run: Run, name: str) -> dict[str, Any]:
-    try:
-        return dict(run.config[name])
-    except (KeyError, TypeError) as error:
-        raise BadRun(f"{run.folder / 'config.json'} has no section '{name}': it is not the configuration of a run") from error

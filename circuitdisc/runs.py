@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadRun
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import read_bytes, read_json, write_json
 
 PACKAGES = ("circuitdisc", "torch", "transformer-lens", "transformers", "numpy")
 MARK = "mark"
+JOURNAL_BYTES = 2**30
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +55,8 @@ class Journal:
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
                 raise BadRun(f"cannot write {path}: {error.strerror}") from error
+            except BadFile as error:  # no file, or one of more than any search writes
+                raise BadRun(str(error)) from error
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
@@ -97,12 +100,12 @@ def _read_up_to_last_mark(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in read_bytes(path, JOURNAL_BYTES).decode("utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break  # the line that was being written when the run was killed
-        if not isinstance(line, dict):
+        if not isinstance(line, dict) or not isinstance(line.get(MARK, ""), str):
             break
         lines.append(line)
     last = max((index for index, line in enumerate(lines) if MARK in line), default=-1)

@@ -231,7 +231,7 @@ def test_what_cannot_be_attributed_is_refused_with_a_sentence():
         scores_of("eap", model_of("gpt2", components="hooks"), task)
     with pytest.raises(BadSetting, match=r"needs about .* over the budget"):
         scores_of("eap", model, task, memory="1KiB")
-    with pytest.raises(BadSetting, match="steps=0 is not a number of points"):
+    with pytest.raises(BadSetting, match="steps=0 must be a whole number from 1 to 10,000"):
         scores_of("eap_ig", model, task, steps=0)
     bare = tuple(replace(example, corrupted=None) for example in task.train)
     with pytest.raises(BadTask, match="needs a corrupted prompt"):

@@ -214,7 +214,7 @@ SLIPS = {
     "unknown setting": (["short", "long", "head=[a1.h0]"], r"unknown setting of compare 'head'\. Did you mean heads"),
     "no pair": (["short", "long", "attend=end"], "attend='end' cannot be read: give query:key"),
     "no number": (["short", "long", "scale=twice"], "scale='twice' cannot be read: give a number"),
-    "no finite number": (["short", "long", "scale=inf"], "give a finite number"),
+    "no finite number": (["short", "long", "scale=inf"], "scale=inf is not finite"),
     "contradiction": (["short", "long", "scale=2", "interventions=none"], "scale= changes heads, but interventions=none"),
     "unknown choice": (["short", "long", "interventions=head"], r"unknown interventions 'head'\. Did you mean heads"),
 }

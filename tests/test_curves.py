@@ -167,8 +167,8 @@ def test_results_are_plain_json():
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": (0.5,)}, BadSetting, "at least two shares"),
     ({"shares": (0.5, 0.2)}, BadSetting, "must grow"),
-    ({"shares": (0.0, 0.2)}, BadSetting, "must grow"),
-    ({"shares": (0.5, 2)}, BadSetting, "between 0 and 1"),
+    ({"shares": (0.0, 0.2)}, BadSetting, "above 0"),
+    ({"shares": (0.5, 2)}, BadSetting, "above 0 and at most 1"),
     ({"grow": "down"}, UnknownName, "value of grow"),
     ({"by": "size"}, UnknownName, "value of by"),
     ({"split": "test"}, UnknownName, "value of split"),

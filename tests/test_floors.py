@@ -9,7 +9,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas"),
     ("graph", "metrics"),
     ("circuit", "models", "tasks", "ablation", "causal"),
     ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit"),
@@ -22,7 +22,7 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("checks", "errors"),
+    ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("compare", "pipeline"), ("judge", "pipeline"), ("report", "checkpoints"),
 }  # fmt: skip

@@ -27,13 +27,13 @@ from circuitdisc.patching.memory import bytes_per_token
 from circuitdisc.patching.node_removal import bytes_of_run
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import parts_of, without
+from circuitdisc.schemas import validate
 from circuitdisc.scoring import stability as stability_module
 from circuitdisc.scoring.completeness import Completeness, completeness
 from circuitdisc.scoring.curves import curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.minimality import Minimality, minimality
 from circuitdisc.scoring.overlap import overlap
-from circuitdisc.scoring.plain import from_plain
 from circuitdisc.scoring.stability import stability
 
 torch.set_num_threads(1)
@@ -256,9 +256,9 @@ def test_scores_come_back_from_json(run):
     judged = judge(run, {}, progress=False)
     assert judged.completeness is not None
     data = json.loads(json.dumps(judged.completeness.to_dict()))
-    assert from_plain(Completeness, data) == judged.completeness
+    assert validate(Completeness, data, "a file") == judged.completeness
     with pytest.raises(BadFile, match="not a Minimality"):
-        from_plain(Minimality, data)
+        validate(Minimality, data, "a file")
 
 
 def test_complete_or_not_is_said_against_a_share_that_is_named(run):

@@ -320,7 +320,7 @@ def test_edits_that_make_no_sense(make, sentence):
         (["a0.h0"], {"k": 2}, BadSetting, "k=2 is for heads=lofit"),
         ("lofit", {"k": 99}, BadSetting, "k=99 is more than the 12 heads"),
         (["a0.h0"], {"n_choose": 4}, BadTask, "cannot be dealt into some to train on"),
-        (["a0.h0"], {"l1": -1}, BadSetting, "l1=-1 must be at least 0"),
+        (["a0.h0"], {"l1": -1}, BadSetting, "l1=-1 must be a number from 0"),
         (["a0.h0"], {"factors": []}, BadSetting, "factors= is empty"),
         (["a0.h0"], {"learning_rate": 0}, BadSetting, "learning_rate=0"),
         (["a0.h0"], {"metric": "logitdiff"}, UnknownName, "logit_diff"),

@@ -184,7 +184,7 @@ def test_induction_says_what_does_not_fit() -> None:
         (bare_model(n_ctx=20), {}, BadTask, r"prompts of 32 tokens, but model 'bare' reads at most 20: give length=10 or less"),
         (bare_model(d_vocab=10), {}, BadTask, r"needs 16 different tokens, but model 'bare' offers 10"),
         (bare_model(d_vocab=5), {"length": 5}, BadTask, r"different prompts with these settings, but 400 are asked for"),
-        (bare_model(), {"length": 3}, BadSetting, r"length=3 is too short for task 'induction': give at least 5"),
+        (bare_model(), {"length": 3}, BadSetting, r"length=3 must be a whole number from 5"),
         (
             bare_model(),
             {"length": "long"},
@@ -251,7 +251,7 @@ def test_unknown_names_get_the_nearest() -> None:
         load_task("file", bare_model(), path="???")
     wrong: list[dict[str, Any]] = [{"n": 0}, {"n": 2.5}, {"n_heldout": -1}, {"seed": -1}, {"n": True}]
     for bad in wrong:
-        with pytest.raises(BadSetting, match=r"cannot be used: give a whole number"):
+        with pytest.raises(BadSetting, match=r"must be a whole number"):
             load_task("induction", bare_model(), **bad)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT, N_OTHERS, TEXT, check_others, evaluation_sets
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
 from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
@@ -111,6 +111,7 @@ class Baselines:
         }
 
 
+@bounded(n_others=EXAMPLES, confidence=CONFIDENCE, seed=SEED)
 def baselines(
     checkpoints: str | Path | Sequence[str],
     task: Mapping[str, Any] | Task,
@@ -141,8 +142,6 @@ def baselines(
         UnknownName, BadFile, BadSetting, BadModel: as `read_checkpoints`.
         BadTask: the examples cannot be used with these models.
     """
-    confidence = check_confidence(confidence)
-    check_whole("n_others", n_others)
     check_others(others)
     budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))

@@ -7,7 +7,6 @@ from typing import Any
 
 from circuitdisc.checkpoints.cmap_sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import Checkpoint, check_same, find_checkpoint
-from circuitdisc.checks import check_whole
 from circuitdisc.errors import BadModel
 from circuitdisc.files import read_json
 from circuitdisc.graph import ComputationGraph
@@ -169,9 +168,9 @@ def plan_from_settings(
         what,
         with_all({name: places_of(graph, heads) for name, heads in (groups or {}).items()}),
         settings["parts"],
-        min(check_whole("top", settings["top"], 0), n_units),
+        min(settings["top"], n_units),
         points(settings["steps"], n_units) if settings["grow"] else (),
-        check_whole("n_random", settings["n_random"], 0),
+        settings["n_random"],
         config["seed"],
     )
     judged = examples_of(task, settings["split"])

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.listing import check_same, load, read_checkpoints
 from circuitdisc.checkpoints.weight_change import PRODUCTS, HeadWeights, head_weights, weight_change
-from circuitdisc.checks import check_choice, check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, SHARE, bounded, check_choice
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
 from circuitdisc.heads.base import Row, check_wrong, examples_of, head_names, mean_intervals, plain, plain_rows
@@ -178,6 +178,7 @@ class Drift:
         }
 
 
+@bounded(threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
 def drift(
     checkpoints: str | Sequence[str | Model],
     task: Task | Sequence[Example] | Mapping[str, Any],
@@ -221,7 +222,6 @@ def drift(
         UnknownName: a checkpoint, role or split is not known.
     """
     check_choice("against", against, ("first", "previous"))
-    confidence = check_confidence(confidence)
     ladder = _ladder(checkpoints)
     measured: list[dict[str, Any]] = []
     names: list[str] = []

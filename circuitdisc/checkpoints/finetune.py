@@ -28,12 +28,14 @@ from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
 from circuitdisc.checkpoints.loop import Recipe, Trained, train_checkpoint
 from circuitdisc.checkpoints.lora import merged, with_lora
 from circuitdisc.checkpoints.rungs import SCHEDULES, Method, Rung, check_settings, make_rungs
+from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole, bounded
 from circuitdisc.errors import BadFile, BadModel, BadRun
-from circuitdisc.files import make_folder, read_json, write_json
+from circuitdisc.files import make_folder, write_json
 from circuitdisc.heads.base import head_mask
 from circuitdisc.models.load import read_model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.runs import check_free, versions
+from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task
 
@@ -73,6 +75,20 @@ class Ladder:
         }
 
 
+@bounded(
+    fractions=Real(0, 1, open_low=True, many=True),
+    epochs=Real(0, 100_000, open_low=True, many=True),
+    lr=Real(0, 10, open_low=True),
+    batch_size=BATCH,
+    control=Whole(0, 1000),
+    rank=Whole(1, 100_000),
+    alpha=Whole(1, 1_000_000),
+    n_pool=Whole(1, 10_000_000),
+    weight_decay=SHARE,
+    warmup=Whole(0, 10_000_000),
+    save_steps=Whole(1, 10_000_000),
+    seed=SEED,
+)
 def finetune(
     base: str | Path,
     task: Mapping[str, Any] | Task,
@@ -193,12 +209,11 @@ def _resumes(ladder: Ladder) -> bool:
     if not path.is_file():
         return False
     try:
-        begun = read_json(path)
+        earlier = read_record(LadderFile, path).settings
     except BadFile as error:
         raise BadRun(
             f"{ladder.folder} holds a ladder that cannot be read ({error}): choose another folder with out="
         ) from error
-    earlier = begun.get("settings", {}) if isinstance(begun, dict) else {}
     different = [name for name, value in ladder.settings.items() if earlier.get(name) != value]
     if different:
         words = ", ".join(f"{name}={earlier.get(name)!r}" for name in different)

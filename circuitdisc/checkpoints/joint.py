@@ -22,8 +22,10 @@ from jaxtyping import Bool
 from circuitdisc.ablation import Ablation
 from circuitdisc.checkpoints.joint_edges import joint_acdc
 from circuitdisc.checkpoints.joint_heads import joint_head_ablation
+from circuitdisc.checks import check_values
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import get_metric
@@ -80,7 +82,9 @@ def joint_discover(
         GraphMismatch: the graphs differ.
     """
     check_joint(algorithm, settings)
+    check_values(get_algorithm(algorithm).function, settings)
     first = models[0]
+    check_lines(algorithm, first.graph, context.journal.decisions, context.journal.path)
     graphs = [model.graph for model in models] + ([donor.graph] if donor is not None else [])
     if odd := next((graph for graph in graphs if graph != first.graph), None):
         raise GraphMismatch(

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import kept_heads
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.discovery.head_ablation import ORDERS, layers_in_order, split_to_verify
@@ -74,7 +74,7 @@ def joint_head_ablation(
     metric = get_metric(context.metric)
     rule = Rule(check_threshold(threshold, relative, metric), relative)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, verify)
     started = time.perf_counter()
     graph, journal = models[0].graph, context.journal
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]

@@ -19,6 +19,7 @@ from circuitdisc.files import read_json
 from circuitdisc.models.load import known_to_hub
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
+from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Example
 
@@ -250,21 +251,15 @@ def read_ladder(folder: Path) -> list[str]:
     Raises:
         BadFile: ladder.json is malformed, or a rung's file is missing.
     """
-    path = folder / LADDER
-    ladder = read_json(path)
-    if not isinstance(ladder, dict) or ladder.get("format") != LADDER_FORMAT:
-        raise BadFile(f"{path} is not a ladder of `circuitdisc finetune`")
-    try:
-        base, rungs = str(ladder["base"]), [str(rung["name"]) for rung in ladder["rungs"]]
-    except (KeyError, TypeError) as error:
-        raise BadFile(f"{path} is not a ladder: missing or malformed key {error}") from error
+    ladder = read_record(LadderFile, folder / LADDER, remedy="it is not a ladder of `circuitdisc finetune`")
+    rungs = [rung.name for rung in ladder.rungs]
     for rung in rungs:
         if not (folder / rung / "config.json").is_file():
             raise BadFile(
                 f"the ladder {folder} has no {rung}/config.json: the same `circuitdisc finetune` command with out={folder} "
                 "makes what is missing, or name the finished checkpoints one by one"
             )
-    return [base, *(str(folder / rung) for rung in rungs)]
+    return [ladder.base, *(str(folder / rung) for rung in rungs)]
 
 
 def _check_weights(name: str, folder: Path) -> None:

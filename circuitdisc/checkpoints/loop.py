@@ -24,10 +24,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from circuitdisc.checkpoints.data import UNLEARNED, pad_rows
-from circuitdisc.errors import BadFile, BadRun, BadSetting
-from circuitdisc.files import read_json, write_json
+from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.files import write_json
 from circuitdisc.models.load import DTYPES
 from circuitdisc.progress import progress_bar
+from circuitdisc.schemas import read_record
 
 WHOLE, TRAINING = "whole", "training.json"
 CHECKPOINTS_KEPT = 2
@@ -88,11 +89,7 @@ class Trained:
         Raises:
             BadFile: its training.json is missing or malformed.
         """
-        data = read_json(folder / TRAINING)
-        try:
-            return cls(**{**data, "saved_steps": tuple(data["saved_steps"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{folder / TRAINING} does not say how the checkpoint was trained: {error}") from error
+        return read_record(cls, folder / TRAINING, remedy="it should say how the checkpoint was trained")
 
 
 class AnswerTrainer(Trainer):

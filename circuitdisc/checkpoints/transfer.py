@@ -15,7 +15,7 @@ import gc
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoint
 from circuitdisc.checkpoints.matrix import Found, Transfer
 from circuitdisc.checkpoints.plan import Plan, make_plan, read_given
 from circuitdisc.checkpoints.store import Store, read_settings, slug
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import discover, refuse_chance
@@ -39,6 +39,7 @@ from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
+from circuitdisc.schemas import TransferSettings, validate
 from circuitdisc.scoring.base import Score
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
@@ -47,6 +48,7 @@ from circuitdisc.tasks.measured import metric_for
 RESULT, ARRAYS = "transfer.json", "arrays.npz"
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def transfer(
     checkpoints: str | Sequence[str | Path],
     task: str | Mapping[str, Any],
@@ -98,8 +100,6 @@ def transfer(
         BadSetting: a setting is out of its bounds, or the folder holds a transfer with other settings.
         BadRun: the folder is taken or cannot be written, or a checkpoint in it has changed.
     """
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     parse_memory(memory)
     cut = get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation)
     measure = None if metric is None else get_metric(metric)
@@ -135,6 +135,7 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
         BadRun: the folder is not that of a transfer.
     """
     asked = read_settings(Path(folder))
+    validate(TransferSettings, asked, f"{folder}/config.json", error=BadRun)
     given = {label: Circuit.from_dict(one) for label, one in (asked["circuits"] or {}).items()}
     names = ("ablation", "metric", "allow_chance", "n_random", "confidence", "seed", "memory")
     return transfer(
@@ -150,6 +151,22 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
         **{name: asked[name] for name in names},
         **asked["algorithm_settings"],
     )
+
+
+@dataclass
+class _Known:
+    """What a transfer's folder keeps of a checkpoint."""
+
+    weights: str
+    note: str
+    metric: str
+
+
+@dataclass
+class _Cell:
+    """What it keeps of a cell."""
+
+    scores: tuple[Score, ...]
 
 
 class _Work:
@@ -234,7 +251,9 @@ class _Work:
         return model, self.task
 
     def _known(self, name: str) -> dict[str, Any]:
-        return self.store.read(self.files[name])
+        data = self.store.read(self.files[name])
+        validate(_Known, data, self.files[name])
+        return data
 
     def _survey(self, name: str, loaded: tuple[Model, Task] | None = None) -> None:
         """Write down a checkpoint: the mark of its weights, and whether it does the task."""
@@ -335,7 +354,7 @@ class _Work:
                 if rows:
                     self._column(name, rows, {one.label: files[one.label, name] for one in rows}, bar)
         return {
-            (one.label, name): tuple(_score(row) for row in self.store.read(files[one.label, name])["scores"])
+            (one.label, name): validate(_Cell, self.store.read(files[one.label, name]), files[one.label, name]).scores
             for one in found
             for name in self.names
         }
@@ -358,10 +377,6 @@ def _given(label: str, circuit: Circuit, ablation: Ablation) -> Found:
     if came_from.ablation and get_ablation(dict(came_from.ablation)) != ablation:
         note = f"found under another ablation: {get_ablation(dict(came_from.ablation)).label}"
     return Found(label, "given", (came_from.model,) if came_from.model else (), circuit, note)
-
-
-def _score(row: Mapping[str, Any]) -> Score:
-    return Score(**{**row, "controls": tuple(row["controls"])})
 
 
 def weights_mark(model: Model) -> str:

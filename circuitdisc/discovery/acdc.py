@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_whole
+from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
@@ -36,6 +36,7 @@ from circuitdisc.tasks.base import Task
 ORDERS = ("descending", "ascending", "random")
 
 
+@bounded(threshold=THRESHOLD, speculation=Whole(1, 1_000_000))
 def acdc(
     model: Model,
     task: Task,
@@ -95,8 +96,6 @@ def check_settings(
     """
     threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
-    if speculation is not None:
-        check_whole("speculation", speculation)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     return threshold, relative, two_sided

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.checks import check_number
+from circuitdisc.checks import THRESHOLD
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
 from circuitdisc.errors import BadSetting
@@ -93,7 +93,7 @@ def check_threshold(threshold: object, relative: bool, metric: Metric) -> float:
             f"relative=true with metric '{metric.name}': the full model's value is 0, and no fraction of 0 can be lost; "
             "use relative=false, or another metric"
         )
-    return check_number("threshold", threshold, low=0.0)
+    return THRESHOLD.check("threshold", threshold)
 
 
 def passes(baseline: float, value: float, threshold: float, relative: bool, two_sided: bool) -> bool:

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice
+from circuitdisc.checks import THRESHOLD, bounded, check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
@@ -47,6 +47,7 @@ RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "ex
 TESTS_PER_MARK = 50
 
 
+@bounded(threshold=THRESHOLD)
 def bisect(
     model: Model,
     task: Task,
@@ -122,7 +123,7 @@ def _test_groups(
 ) -> Bool[np.ndarray, "R S"]:
     """Step 2. Tests that the journal already holds are taken from there."""
     mask = graph.edge_mask.copy()
-    baseline = recorded.popleft()["metric"] if recorded else _first(measure(mask), journal)
+    baseline = _next(recorded, "start")["metric"] if recorded else _first(measure(mask), journal)
     groups = [order]
     while groups:
         group = groups.pop()
@@ -133,7 +134,7 @@ def _test_groups(
         tried.flat[group] = False
         tried &= live_receivers(graph, tried)[:, None]
         if recorded:
-            value = recorded.popleft()["metric"]
+            value = _next(recorded, "group")["metric"]
         else:
             value = measure(tried)
             kept = not passes(baseline, value, *rule)
@@ -152,6 +153,17 @@ def _test_groups(
     return mask
 
 
+def _next(recorded: deque[dict], *keys: str) -> dict:
+    """The next line of an earlier start.
+
+    Raises:
+        BadRun: there is none, or it is of another step of the search.
+    """
+    if not recorded or not set(keys) & set(recorded[0]):
+        raise BadRun("the journal's lines are not those of a search by groups in their order: start again in a new folder")
+    return recorded.popleft()
+
+
 def _first(value: float, journal: Journal) -> float:
     journal.write(start="full model", metric=value)
     return value
@@ -161,7 +173,7 @@ def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorde
     """A walk that the journal already holds."""
     mask, n_decisions = mask.copy(), int(mask.sum())
     while n_decisions > 0:
-        line = recorded.popleft()
+        line = _next(recorded, "dead", "edge")
         if "dead" in line:
             receiver = graph.receiver_index[line["dead"]]
             n_decisions -= int(mask[receiver].sum())

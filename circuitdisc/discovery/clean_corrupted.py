@@ -11,9 +11,10 @@ Source: the two-point variant of Hanna, Pezzelle and Belinkov 2024 (https://arxi
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.tasks.base import Task
@@ -21,6 +22,7 @@ from circuitdisc.tasks.base import Task
 BOTH_ENDS = (1.0, 0.0)
 
 
+@bounded(**SIZE)
 def clean_corrupted(
     model: Model,
     task: Task,

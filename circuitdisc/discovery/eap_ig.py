@@ -14,14 +14,16 @@ Mechanisms", section 3 (https://arxiv.org/abs/2403.17806).
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute, check_steps, shares_from_ablated
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.scored import attribute, shares_from_ablated
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.tasks.base import Task
 
 
+@bounded(steps=Whole(1, 10_000), **SIZE)
 def eap_ig(
     model: Model,
     task: Task,
@@ -51,7 +53,6 @@ def eap_ig(
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
-    check_steps(steps)
     shares = shares_from_ablated(steps)
     selection = Selection(edges, fraction, grow, by)
     gradient = Gradient(rows=steps)

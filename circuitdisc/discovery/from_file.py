@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.exchange import EdgeFile, Sign, read_edge_scores
 from circuitdisc.graph import ComputationGraph
@@ -25,6 +26,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def from_file(
     model: Model,
     task: Task,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number
+from circuitdisc.checks import THRESHOLD, Real, bounded, check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
@@ -32,6 +32,7 @@ from circuitdisc.tasks.base import Example, Task
 ORDERS = ("ascending", "descending", "random")
 
 
+@bounded(threshold=THRESHOLD, verify=Real(0, 0.9))
 def head_ablation(
     model: Model,
     task: Task,
@@ -60,7 +61,7 @@ def head_ablation(
     metric = get_metric(context.metric)
     threshold = check_threshold(threshold, relative, metric)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, verify)
     started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import read_arrays, write_arrays
@@ -76,7 +76,6 @@ def prepare_runs(
         BadSetting: `batch` is no whole number, or masks are not possible here.
     """
     check_choice("loss", loss, LOSSES)
-    check_whole("batch", batch)
     metric = get_metric("kl" if loss == "kl" else context.metric)
     return MaskedRuns(model, ablation, task.train, metric, batch=batch, memory=context.memory, name=name)
 
@@ -171,18 +170,6 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
 
 
 # --- settings and the graph ----------------------------------------------------------------------------------------------
-
-
-def check_rate(name: str, value: object, or_zero: bool = False) -> float:
-    """A number above 0 (or from 0), such as a learning rate.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    number = check_number(name, value, low=0.0)
-    if number == 0 and not or_zero:
-        raise BadSetting(f"{name}={value!r} must be above 0")
-    return number
 
 
 def is_fixed(graph: ComputationGraph) -> list[bool]:

@@ -20,7 +20,7 @@ from typing import Any, get_args
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.path_plan import Plan, Round, read_plan
@@ -37,6 +37,7 @@ from circuitdisc.tasks.base import Task
 Groups = dict[str, tuple[str, ...]]
 
 
+@bounded(threshold=THRESHOLD, top=Whole(1, 1_000_000), max_depth=Whole(1, 1000))
 def path_patching(
     model: Model,
     task: Task,
@@ -73,9 +74,6 @@ def path_patching(
     """
     metric = get_metric(context.metric)
     check_choice("by", by, get_args(By))
-    if threshold is not None:
-        check_number("threshold", threshold, low=0.0)
-    check_whole("max_depth", max_depth)
     chosen = read_plan(plan, top, threshold, by)
     _check_metric(metric, chosen)
     started = time.perf_counter()

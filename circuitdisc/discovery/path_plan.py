@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.discovery.selection import By
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
+from circuitdisc.files import read_yaml
 from circuitdisc.graph import QKV
 from circuitdisc.patching.path_effects import ALL, Positions
 
@@ -101,12 +100,7 @@ def _read_yaml(plan: str) -> Any:
     path = Path(plan)
     if path.suffix not in (".yaml", ".yml"):
         raise UnknownName("plan", plan, BUILT_IN, "Your own plan goes into a .yaml file.")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadFile(f"{plan}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadFile(f"{plan}: not YAML: {error}") from error
+    return read_yaml(path)
 
 
 def _from_mapping(data: Any, top: int | None, threshold: float | None, by: By, where: str) -> Plan:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import SEED, bounded, check_values
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
@@ -70,6 +72,7 @@ def get_algorithm(name: str) -> Algorithm:
     return known[name]
 
 
+@bounded(seed=SEED)
 def discover(
     model: Model,
     task: Task,
@@ -113,10 +116,13 @@ def discover(
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
         if isinstance(known[name], bool) and not isinstance(settings[name], bool):
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
+    check_values(chosen.function, settings)  # before anything is computed
+    journal = journal if journal is not None else Journal()
+    check_lines(algorithm, model.graph, journal.decisions, journal.path)
     if not allow_chance:
         refuse_chance(model, task)
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
-    context = SearchContext(measure, memory, seed, journal if journal is not None else Journal(), progress)
+    context = SearchContext(measure, memory, seed, journal, progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import Selection
-from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution import Attribution
@@ -55,13 +54,3 @@ def attribute(
 def shares_from_ablated(steps: int) -> list[float]:
     """The points 0/m, 1/m, ... (m-1)/m between ablated (0) and clean (1)."""
     return [step / steps for step in range(steps)]
-
-
-def check_steps(steps: object) -> None:
-    """A whole number from 1.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise BadSetting(f"steps={steps!r} is not a number of points: give a whole number from 1 (5 is usual)")

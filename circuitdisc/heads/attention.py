@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
@@ -77,6 +77,7 @@ class AttentionTo:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def attention_to(
     model: Model,
     task: Task | Sequence[Example],
@@ -108,7 +109,7 @@ def attention_to(
         BadSetting: the model is causal and the key lies behind the query in every example, or it has no fast components.
         BadTask: there are no examples, or none corrupted where those are asked for.
     """
-    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    examples = examples_of(task, split)
     if prompts not in ("clean", "corrupted"):
         raise UnknownName("kind of prompts", str(prompts), ("clean", "corrupted"))
     cut = components_of(model, "looking at attention")

@@ -26,7 +26,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    BATCH,
+    CONFIDENCE,
+    EPOCHS,
+    N_RANDOM,
+    RATE,
+    SEED,
+    SHARE,
+    Real,
+    Whole,
+    bounded,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import as_list
@@ -46,6 +57,17 @@ AT_ONCE = 100
 """Examples that are measured at once; fewer where the budget is small."""
 
 
+@bounded(
+    penalties=Real(0, 1e6, many=True),
+    seeds=Whole(0, 2**32 - 1, many=True),
+    epochs=EPOCHS,
+    learning_rate=RATE,
+    start=SHARE,
+    batch=BATCH,
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def dcm(
     model: Model,
     desiderata: Task | Desideratum | Sequence[Desideratum],
@@ -103,15 +125,13 @@ def dcm(
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})
     fit = Fit(
-        penalties=tuple(check_number("penalties", one, low=0.0) for one in as_list_of_numbers("penalties", penalties)),
-        seeds=tuple(check_whole("seeds", one, 0) for one in as_list("seeds", seeds)),
-        epochs=check_whole("epochs", epochs),
-        learning_rate=check_number("learning_rate", learning_rate, low=1e-12),
-        start=check_number("start", start, low=0.0, high=1.0),
-        batch=check_whole("batch", batch),
+        penalties=tuple(map(float, as_list_of_numbers("penalties", penalties))),
+        seeds=tuple(as_list("seeds", seeds)),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        start=start,
+        batch=batch,
     )
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     if not fit.penalties or not fit.seeds:
         raise BadSetting("penalties= and seeds= need at least one value each")
     places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]

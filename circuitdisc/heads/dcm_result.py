@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.schemas import validate
 from circuitdisc.scoring.intervals import wilson_interval
 
 
@@ -72,7 +73,12 @@ class Trial:
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> "Trial":
-        return cls(line["penalty"], line["seed"], tuple(line["mask"]), line["chosen_by"])
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        return validate(cls, line, "a trained mask in the journal")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.metrics import Metric
@@ -82,6 +82,7 @@ class HeadEffects:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def head_effects(
     model: Model,
     task: Task,
@@ -110,7 +111,6 @@ def head_effects(
         BadSetting: the metric needs wrong answers that the task lacks, or a number is out of its bounds.
     """
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
-    confidence = check_confidence(confidence)
     graph = model.graph
     names = head_names(graph)
     kept = [head_mask(graph, ()) | True, *(~head_mask(graph, [name]) for name in names)]

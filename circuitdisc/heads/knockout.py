@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_whole
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import (
@@ -143,6 +143,7 @@ class KnockoutCurve:
         }
 
 
+@bounded(steps=Whole(0, 100_000, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def knockout_curve(
     model: Model,
     task: Task,
@@ -183,7 +184,6 @@ def knockout_curve(
         BadSetting: both `effects` and `order` are given, or a number is out of its bounds.
     """
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
-    n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
     shared: Any = {"ablation": cut, "metric": measure, "seed": seed, "memory": memory, "progress": progress}
     graph, names = model.graph, head_names(model.graph)
     if order is not None:
@@ -247,11 +247,11 @@ def sizes_of_points(steps: int | Sequence[int] | None, n: int) -> tuple[int, ...
         BadSetting: not a number of points or a list of sizes from 0 to n.
     """
     if steps is None or isinstance(steps, int | np.integer):
-        points = min(POINTS, n + 1) if steps is None else check_whole("steps", steps, 2)
+        points = min(POINTS, n + 1) if steps is None else check_whole("steps", steps, 2, 100_000)
         return tuple(dict.fromkeys(np.linspace(0, n, points).round().astype(int).tolist()))
     if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray) or not len(steps):
         raise BadSetting(f"steps={steps!r}: give a number of points, or how many heads to ablate at each, as in [0, 1, 2, 5]")
-    sizes = sorted({check_whole("steps", size, 0) for size in steps})
+    sizes = sorted(set(steps))
     if sizes[-1] > n:
         raise BadSetting(f"steps asks for {sizes[-1]} ablated heads; the order holds {n}")
     return tuple(sizes)

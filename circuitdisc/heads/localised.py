@@ -20,7 +20,19 @@ from typing import Any
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    BATCH,
+    CONFIDENCE,
+    EPOCHS,
+    EXAMPLES,
+    N_RANDOM,
+    RATE,
+    SEED,
+    Real,
+    Whole,
+    bounded,
+    check_choice,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.heads.base import as_list, head_mask, head_names, mean_intervals
@@ -42,6 +54,19 @@ FACTORS = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0, 8.0)
 LOFIT = "lofit"
 
 
+@bounded(
+    k=Whole(1, 1_000_000),
+    n_choose=EXAMPLES,
+    l1=Real(0, 1e6, many=True),
+    selection_l1=Real(0, 1e6),
+    factors=Real(0, 1e6, many=True),
+    epochs=EPOCHS,
+    learning_rate=RATE,
+    batch=BATCH,
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def localised(
     model: Model,
     task: Task,
@@ -99,19 +124,16 @@ def localised(
     check_choice("kind", kind, KINDS)
     measure = metric_for(model, task, metric or "log_prob")
     gradients_of(model, Ablation("zero"), get_metric("log_prob"), "localised")
-    rate = RATES[kind] or 0.01 if learning_rate is None else check_number("learning_rate", learning_rate, low=1e-12)
+    rate = RATES[kind] or 0.01 if learning_rate is None else learning_rate
     fit = Fit(
-        l1=tuple(check_number("l1", one, low=0.0) for one in _numbers("l1", l1)),
-        factors=tuple(check_number("factors", one, low=0.0) for one in _numbers("factors", factors)),
-        epochs=check_whole("epochs", epochs),
+        l1=tuple(map(float, _numbers("l1", l1))),
+        factors=tuple(map(float, _numbers("factors", factors))),
+        epochs=epochs,
         learning_rate=rate,
-        batch=check_whole("batch", batch),
-        seed=check_whole("seed", seed, 0),
+        batch=batch,
+        seed=seed,
         metric=measure,
     )
-    check_number("selection_l1", selection_l1, low=0.0)
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     examples = _three_splits(task, n_choose)
     if demonstrations is not None and not demonstrations:
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
@@ -179,7 +201,7 @@ def _report(
 
 
 def _three_splits(task: Task, n_choose: int | None) -> dict[str, Sequence[Example]]:
-    n_choose = max(1, len(task.train) // 3) if n_choose is None else check_whole("n_choose", n_choose)
+    n_choose = max(1, len(task.train) // 3) if n_choose is None else n_choose
     n_train = len(task.train) - n_choose
     if n_train < 1:
         raise BadTask(
@@ -214,7 +236,7 @@ def _size(model: Model, k: int | None) -> int:
     n = model.graph.n_layers * model.graph.n_heads
     if k is None:
         return max(1, round(n / 10))
-    if check_whole("k", k) > n:
+    if k > n:
         raise BadSetting(f"k={k} is more than the {n} heads of {model.name}: lower it")
     return k
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
@@ -120,6 +120,7 @@ class LogitAttribution:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def logit_attribution(
     model: Model,
     task: Task | Sequence[Example],
@@ -144,7 +145,7 @@ def logit_attribution(
         BadSetting: an example has no wrong answer, the model has no fast components, or a number is out of its bounds.
         UnknownName: there is no such split.
     """
-    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    examples = examples_of(task, split)
     check_wrong(examples, "logit_diff")
     cut = components_of(model, "logit attribution")
     size = examples_that_fit(model, parse_memory(memory) // 2, max(len(example) for example in examples))

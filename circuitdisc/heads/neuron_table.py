@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
 from circuitdisc.heads.neurons import checked_layers
@@ -103,6 +103,13 @@ class NeuronTable:
         }
 
 
+@bounded(
+    sizes=Whole(1, 10_000_000, many=True),
+    layers=Whole(0, 100_000, many=True),
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def neuron_table(
     model: Model,
     task: Task,
@@ -141,11 +148,10 @@ def neuron_table(
         UnknownName: metric, ablation or split is not known.
     """
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
-    n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
-    sizes = tuple(sorted({check_whole("sizes", size, 1) for size in as_list("sizes", sizes)}))
+    sizes = tuple(sorted(set(as_list("sizes", sizes))))
     if not sizes or sizes[-1] > len(places):
         raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
     inside = np.zeros((n_layers, width), dtype=bool)

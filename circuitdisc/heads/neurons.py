@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, Whole, bounded
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
 from circuitdisc.models.model import Model
@@ -120,6 +120,7 @@ class NeuronImportance:
         }
 
 
+@bounded(layers=Whole(0, 100_000, many=True), confidence=CONFIDENCE)
 def neurons(
     model: Model,
     task: Task,
@@ -154,7 +155,7 @@ def neurons(
     """
     if method not in ("added", "removed"):
         raise UnknownName("method", str(method), ("added", "removed"))
-    examples, confidence, cut = examples_of(task, split), check_confidence(confidence), get_ablation(ablation)
+    examples, cut = examples_of(task, split), get_ablation(ablation)
     heads = tuple(as_list("knock_out", knock_out))
     dropped = head_mask(model.graph, heads)
     chosen = checked_layers(layers, model.graph.n_layers)
@@ -193,7 +194,7 @@ def checked_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ..
     """
     if layers is None:
         return tuple(range(n_layers))
-    found = sorted({check_whole("layers", layer, 0) for layer in as_list("layers", layers)})
+    found = sorted(set(as_list("layers", layers)))
     if not found or found[-1] >= n_layers:
         raise BadSetting(f"layers={layers!r}: give layers from 0 to {n_layers - 1}, as in [0, 1]")
     return tuple(found)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, SHARE, Whole, bounded
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
@@ -123,6 +123,7 @@ class HeadRoles:
         }
 
 
+@bounded(n=EXAMPLES, length=Whole(1, 100_000), threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
 def head_roles(
     model: Model,
     task: Task | Sequence[Example] | None = None,
@@ -166,12 +167,8 @@ def head_roles(
             raise UnknownName("role", str(role), ROLES)
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
-    threshold = check_number("threshold", threshold, low=0, high=1)
-    min_share = check_number("min_share", min_share, low=0, high=1)
-    confidence = check_confidence(confidence)
     if prompts == "repeated":
-        n = check_whole("n", n, 1)
-        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=check_whole("length", length, 1)).train
+        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=length).train
     else:
         examples = examples_of(() if task is None else task, split)
     parts = []

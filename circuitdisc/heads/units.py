@@ -3,11 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from circuitdisc.errors import BadRun
 from circuitdisc.runs import Journal
+from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
+
+
+@dataclass
+class _Finished:
+    """A line of the journal after the first one."""
+
+    unit: str
+    found: Any
 
 
 class Units:
@@ -29,7 +39,9 @@ class Units:
             self.journal.mark("settings")
         elif lines[0].get("settings") != plain:
             raise BadRun("this was begun with other settings, examples or heads: choose another folder with out=")
-        self.found: dict[str, Any] = {line["unit"]: line["found"] for line in lines[1:]}
+        where = f"{self.journal.path}, unit"
+        finished = [validate(_Finished, line, f"{where} {number}") for number, line in enumerate(lines[1:], start=1)]
+        self.found: dict[str, Any] = {one.unit: one.found for one in finished}
 
     def get(self, unit: str) -> Any:
         """What a unit found; None if it was not done yet."""

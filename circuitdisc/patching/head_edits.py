@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +37,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.changed_heads import HeadChange, Held, changed_logits, hold
 from circuitdisc.patching.interventions import head_places
 from circuitdisc.patching.path_effects import ALL, Positions, positions_mask
+from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
 
 KINDS = ("offset", "scale", "inject", "first_token")
@@ -148,11 +150,16 @@ class HeadEdit(HeadChange):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], dtype: torch.dtype = torch.float32) -> "HeadEdit":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        given = validate(_EditLine, data, "an edit of heads")
         vectors, shares = (
-            None if data[name] is None else torch.tensor(data[name], dtype=dtype) for name in ("vectors", "shares")
+            None if values is None else torch.tensor(values, dtype=dtype) for values in (given.vectors, given.shares)
         )
-        return cls(data["kind"], tuple(data["heads"]), vectors, shares, data["factor"])
+        return cls(given.kind, given.heads, vectors, shares, given.factor)
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, beside the target first, then renamed.
@@ -198,6 +205,17 @@ class HeadEdit(HeadChange):
             return cls(about["kind"], tuple(json.loads(about["heads"])), tensors.get("vectors"), tensors.get("shares"), factor)
         except (KeyError, ValueError, BadSetting) as error:
             raise BadFile(f"{path} holds no whole edit of heads: {error}") from error
+
+
+@dataclass
+class _EditLine:
+    """An edit as JSON has it."""
+
+    kind: str
+    heads: tuple[str, ...]
+    vectors: Float[np.ndarray, "n K"] | None
+    shares: Float[np.ndarray, "n"] | None
+    factor: float | None
 
 
 def evaluate_edit(

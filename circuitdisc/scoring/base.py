@@ -6,7 +6,8 @@ from typing import Any
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Provenance
-from circuitdisc.errors import BadFile, BadSetting
+from circuitdisc.errors import BadSetting
+from circuitdisc.schemas import validate
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,7 @@ class Scores:
         Raises:
             BadFile: it is not a table of scores.
         """
-        try:
-            rows = tuple(Score(**{**row, "controls": tuple(row["controls"])}) for row in data["scores"])
-            fields = ("circuit_edges", "graph_edges", "circuit_heads", "graph_heads", "means")
-            return cls(**{name: data[name] for name in fields}, scores=rows)
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"not a table of scores: missing or malformed key {error}") from error
+        return validate(cls, data, "not a table of scores")
 
 
 def judging_ablation(ablation: str | Ablation | Mapping[str, Any] | None, found_with: Provenance) -> Ablation:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
@@ -123,6 +123,15 @@ class Completeness:
         return {**asdict(self), "worst": asdict(self.worst)}
 
 
+@bounded(
+    n_random=N_RANDOM,
+    greedy_size=Whole(0, 100_000),
+    greedy_width=Whole(1, 100_000),
+    greedy_starts=Whole(1, 10_000),
+    n_controls=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def completeness(
     model: Model,
     task: Task,
@@ -167,12 +176,6 @@ def completeness(
 
     Source: Wang et al. 2022, section 4.
     """
-    counts = {"n_random": n_random, "greedy_size": greedy_size, "n_controls": n_controls}
-    for name, value in counts.items():
-        check_whole(name, value, 0)
-    check_whole("greedy_width", greedy_width)
-    check_whole("greedy_starts", greedy_starts)
-    check_confidence(confidence)
     started = time.perf_counter()
     one = subject(model, task, circuit, by, split, ablation, metric, memory)
     named = class_sets(one, classes)

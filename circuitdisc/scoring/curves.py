@@ -26,7 +26,14 @@ from jaxtyping import Float
 from scipy import integrate
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    CONFIDENCE,
+    N_RANDOM,
+    SEED,
+    Real,
+    bounded,
+    check_choice,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
@@ -114,6 +121,7 @@ class Curve:
         return asdict(self)
 
 
+@bounded(shares=Real(0, 1, open_low=True, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def curve(
     model: Model,
     task: Task,
@@ -162,8 +170,6 @@ def curve(
     shares = _check_shares(shares)
     check_choice("grow", grow, get_args(Grow))
     check_choice("by", by, get_args(By))
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     circuits = _circuits(model.graph, source, shares, grow, by)
     for circuit in circuits:
         check_graph(model, circuit)
@@ -199,7 +205,7 @@ def area(shares: Sequence[float], heights: Float[np.ndarray, "X *W"]) -> Float[n
 def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     if isinstance(shares, str) or not isinstance(shares, Sequence) or len(shares) < 2:
         raise BadSetting(f"shares={shares!r} cannot be used: give at least two shares of the edges, such as (.01, .1, 1)")
-    found = tuple(check_number("shares", share, low=0.0, high=1.0) for share in shares)
+    found = tuple(map(float, shares))
     if found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
         raise BadSetting(f"shares={tuple(shares)} must grow from above 0 to at most 1")
     return found

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.metrics import Metric
@@ -49,6 +49,15 @@ Values = Mapping[str, Float[np.ndarray, "B"]]
 """Name of a circuit -> its metric, example by example."""
 
 
+@bounded(
+    alpha=SHARE,
+    epsilon=Real(0, 0.5, open_high=True),
+    quantile=SHARE,
+    n_permutations=Whole(1, 10_000_000),
+    n_random=Whole(1, 100_000),
+    most_members=Whole(1, 2**31 - 1),
+    seed=SEED,
+)
 def hypothesis_tests(
     model: Model,
     task: Task,
@@ -107,14 +116,8 @@ def hypothesis_tests(
         )
     check_choice("split", split, SPLITS)
     check_choice("random", random, RANDOM)
-    check_number("alpha", alpha, low=0.0, high=1.0)
-    check_number("quantile", quantile, low=0.0, high=1.0)
-    if not 0 <= check_number("epsilon", epsilon) < 0.5:
+    if not 0 <= epsilon < 0.5:
         raise BadSetting(f"epsilon={epsilon!r} must lie from 0 to below 1/2: shares further from 1/2 than that do not exist")
-    check_whole("n_permutations", n_permutations)
-    check_whole("n_random", n_random)
-    if most_members is not None:
-        check_whole("most_members", most_members)
     if not members(circuit):
         raise BadSetting("the circuit is empty, so that there is nothing to test")
     measure = metric_for(model, task, metric, circuit.provenance.metric)

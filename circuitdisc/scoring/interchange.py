@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.causal import UNDEFINED, CausalModel, Setting
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interchange import check_nodes, interchange_chunks, interchanged_logits
@@ -37,6 +37,7 @@ from circuitdisc.tasks.base import Example
 Alignment = Mapping[str, str | Sequence[str]]
 
 
+@bounded(n_sources=Whole(1, 100_000), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def interchange_accuracy(
     model: Model,
     causal: CausalModel,
@@ -74,9 +75,6 @@ def interchange_accuracy(
     Source: Geiger et al. 2021.
     """
     homes = _checked(model, causal, alignment, variables)
-    check_whole("n_sources", n_sources)
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     where = _checked_positions(positions, examples)
     rng = np.random.default_rng(seed)
     pairs, bases = source_pairs(examples, n_sources, rng)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
@@ -83,6 +83,7 @@ def intervene(
     return effects(model, task, interventions, metrics=[metric or task.metric], **settings)[0]
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def effects(
     model: Model,
     task: Task,
@@ -111,8 +112,6 @@ def effects(
         raise BadSetting('no head is to be changed: give at least one, for example Intervention("a3.h1", scale=0)')
     if split not in SPLITS or not task.split(split):
         raise BadSetting(f"split={split!r} has no examples: take one of {', '.join(s for s in SPLITS if task.split(s))}")
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     check_interventions(model, interventions)
     examples = task.split(split)
     drawn = random_heads(model.graph, interventions, n_random, np.random.default_rng(seed))

@@ -22,7 +22,14 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    CONFIDENCE,
+    N_RANDOM,
+    SEED,
+    THRESHOLD,
+    Whole,
+    bounded,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
@@ -115,6 +122,14 @@ class Minimality:
         return {**asdict(self), "n_passed": self.n_passed, "share_passed": self.share_passed}
 
 
+@bounded(
+    threshold=THRESHOLD,
+    n_random=N_RANDOM,
+    greedy_size=Whole(0, 100_000),
+    greedy_width=Whole(1, 100_000),
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def minimality(
     model: Model,
     task: Task,
@@ -158,11 +173,7 @@ def minimality(
 
     Source: Wang et al. 2022, section 4.
     """
-    check_number("threshold", threshold, low=0.0)
-    check_whole("n_random", n_random, 0)
-    size = (0 if by == "edge" else 5) if greedy_size is None else check_whole("greedy_size", greedy_size, 0)
-    check_whole("greedy_width", greedy_width)
-    check_confidence(confidence)
+    size = (0 if by == "edge" else 5) if greedy_size is None else greedy_size
     started = time.perf_counter()
     one = subject(model, task, circuit, by, split, ablation, metric, memory)
     full = float(one.judge.values(one.full).mean())

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import GraphMismatch
 from circuitdisc.metrics import OUTPUT, Metric
@@ -22,6 +22,7 @@ from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_
 SPLITS = ("train", "heldout")
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def score(
     model: Model,
     task: Task,
@@ -52,8 +53,6 @@ def score(
         raise GraphMismatch(
             f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
         )
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     cut = judging_ablation(ablation, circuit.provenance)
     measure = metric_for(model, task, metric, circuit.provenance.metric)
     masks = _masks(model, circuit, n_random, seed)

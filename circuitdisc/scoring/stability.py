@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery import discover
 from circuitdisc.errors import BadTask
@@ -122,6 +122,7 @@ class Stability:
         }
 
 
+@bounded(n_bootstrap=Whole(2, 100_000), confidence=CONFIDENCE, seed=SEED)
 def stability(
     model: Model,
     task: Task,
@@ -153,8 +154,6 @@ def stability(
         BadRun: the journal was begun with other settings, or cannot be written.
         CircuitdiscError: as `discover`; whether the model does the task is asked once, on the whole split.
     """
-    check_whole("n_bootstrap", n_bootstrap, 2)
-    check_confidence(confidence)
     n = len(task.train)
     if n < 2:
         raise BadTask(

@@ -7,6 +7,7 @@ digits, so that a score that went on is that of one that was never stopped, bit 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,18 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun
 from circuitdisc.models.model import Model
 from circuitdisc.runs import Journal
+from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Task
 
 UNIT, VALUE, OF = "unit", "value", "of"
+
+
+@dataclass
+class _Finished:
+    """A line of the journal after the first one."""
+
+    unit: str
+    value: Any
 
 
 class Units:
@@ -41,7 +51,8 @@ class Units:
         if not lines:
             self._journal.write(**{OF: asked})
             self._journal.mark("begun")
-        self._done = {line[UNIT]: line[VALUE] for line in lines if UNIT in line}
+        finished = [validate(_Finished, line, f"{path}, unit {number}") for number, line in enumerate(lines[1:], start=1)]
+        self._done = {one.unit: one.value for one in finished}
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """A unit's value, plain JSON: that of the journal, or computed and written down."""

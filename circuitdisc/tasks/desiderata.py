@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.check import check_names, raise_problems
@@ -90,6 +90,7 @@ class Desideratum:
                     )
 
 
+@bounded(n_train=EXAMPLES, n_choose=EXAMPLES, n_report=EXAMPLES, seed=SEED)
 def load_desiderata(
     name_or_path: str | Path,
     model: TaskModel,
@@ -117,8 +118,7 @@ def load_desiderata(
         BadTask: there are too few examples, or they cannot be used with this model.
         BadSetting: a size is no whole number from 1, or a setting cannot be used.
     """
-    given = {"n_train": n_train, "n_choose": n_choose, "n_report": n_report}
-    sizes = {name: None if size is None else check_whole(name, size) for name, size in given.items()}
+    sizes = {"n_train": n_train, "n_choose": n_choose, "n_report": n_report}
     if Path(str(name_or_path)).suffix.lower() in (".jsonl", ".csv"):
         return _of_file(Path(name_or_path), model, names, sizes, seed, settings)
     task = str(name_or_path)
@@ -153,7 +153,7 @@ def of_task(task: Task, n_choose: int | None = None, name: str | None = None) ->
     Raises:
         BadTask: an example has no wrong answer, or a split would be empty.
     """
-    n_choose = len(task.train) // 2 if n_choose is None else check_whole("n_choose", n_choose)
+    n_choose = len(task.train) // 2 if n_choose is None else n_choose
     train, heldout = (tuple(_aimed(one, task.name) for one in task.split(split)) for split in ("train", "heldout"))
     cut = max(0, len(train) - n_choose)
     return Desideratum(name or task.name, train[:cut], train[cut:], heldout)

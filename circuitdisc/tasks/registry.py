@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
@@ -75,6 +76,7 @@ TASKS: dict[str, TaskKind] = {
 }
 
 
+@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
 def load_task(
     name_or_path: str | Path,
     model: TaskModel,
@@ -111,9 +113,8 @@ def load_task(
         name, settings = "file", {"path": name, **settings}
     kind = TASKS[name]
     own = _with_defaults(name, settings, kind.settings)
-    _check_count("seed", seed, 0)
-    n = kind.n if n is None else _check_count("n", n, 1)
-    n_heldout = n if n_heldout is None else _check_count("n_heldout", n_heldout, 1)
+    n = kind.n if n is None else n
+    n_heldout = n if n_heldout is None else n_heldout
     with collect_notes() as notes:
         task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
     examples = (*task.train, *task.heldout)
@@ -124,12 +125,6 @@ def load_task(
     for sentence in notes:
         warnings.warn(sentence, CircuitdiscWarning, stacklevel=2)
     return replace(task, settings={**made, **task.settings}, notes=notes)
-
-
-def _check_count(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadSetting(f"{name}={value!r} cannot be used: give a whole number of at least {least}")
-    return value
 
 
 def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> dict[str, object]:
