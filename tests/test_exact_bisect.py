@@ -10,7 +10,7 @@ from reference import masked_metric
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import SearchContext, passes
+from circuitdisc.discovery.base import Rule, SearchContext
 from circuitdisc.discovery.bisect import bisect
 from circuitdisc.discovery.exact import exact
 from circuitdisc.errors import BadRun, BadSetting
@@ -75,7 +75,7 @@ def test_bisect_keeps_its_promises(family, seed, kind, metric, threshold, two_si
     for receiver, sender in np.argwhere(found.circuit.mask):
         mask = found.circuit.mask.copy()
         mask[receiver, sender] = False
-        assert not passes(value, measure(mask), threshold + 1e-12, False, two_sided)
+        assert not Rule(threshold - 1e-12, False, two_sided).passes(value, measure(mask))
     accepted = sum(line.get("kept") is False for line in found.trace)
     fall = measure(model.graph.edge_mask) - value
     assert (abs(fall) if two_sided else fall) <= threshold * accepted + 1e-9

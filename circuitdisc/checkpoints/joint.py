@@ -101,6 +101,7 @@ def joint_discover(
         },
         seed=context.seed,
         versions=versions(),
+        notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 
