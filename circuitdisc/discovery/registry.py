@@ -3,18 +3,22 @@
 Other packages enter theirs as entry points (`outside.py`).
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
-from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
-from circuitdisc.metrics import METRICS, get_metric
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
+from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
@@ -27,17 +31,19 @@ ALGORITHMS = {
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
-        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)"),
-        Algorithm("eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)"),
-        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations"),
-        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs"),
-        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)"),
+        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),
+        Algorithm(
+            "eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)", by_mean=True
+        ),
+        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
+        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
+        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
         Algorithm("subnetwork_probing", "learned masks on edges or nodes at a price for each (Cao et al. 2021)"),
         Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
-        Algorithm("exact", "cut every edge alone: what the attributions estimate"),
+        Algorithm("exact", "cut every edge alone: what the attributions estimate", by_mean=True),
         Algorithm("from_file", "scores of edges from a file: an algorithm that lives elsewhere"),
         Algorithm("random", "random scores: the control"),
     )
@@ -113,12 +119,14 @@ def discover(
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
-    if not allow_chance:
-        refuse_chance(model, task)
+    full = None if allow_chance else refuse_chance(model, task, get_metric(metric))
     context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
+    cancels = cancelling_note(model, task, ablation, get_metric(metric), found, algorithm, chosen.by_mean, full, memory)
+    if cancels is not None:
+        warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
         model=model.name,
         task=task.name,
@@ -128,23 +136,31 @@ def discover(
         settings={**known, **settings},
         seed=seed,
         versions=versions() | chosen.versions,
-        notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
+        notes=tuple(dict.fromkeys((*task.notes, *found.notes, *((cancels,) if cancels else ())))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 
 
-def refuse_chance(model: Model, task: Task) -> None:
+def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"]:
     """Make sure that the model does the task on the train split, so that there is something to find.
 
     With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
     standard errors above one in the size of the vocabulary.
+
+    Args:
+        measured: another metric, which the same run measures.
+
+    Returns:
+        The full model's values of `measured`, or of the metric that was tested, on the train examples.
 
     Raises:
         MetricAtChance: it does not.
     """
     metric = METRICS["logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"]
     patching = Patching(model, Ablation("zero"), task.train)
-    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double()
+    measured = measured or metric
+    values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric, measured])["full"]
+    full = values[metric.name].double()
     chance = 0.0 if metric.name == "logit_diff" else 1.0 / model.d_vocab_out
     error = float(full.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
     mean = float(full.mean())
@@ -154,3 +170,4 @@ def refuse_chance(model: Model, task: Task) -> None:
             f"± {2 * error:.2g}, which is not above chance ({chance:.2g}), so there is no circuit to find. "
             "To search all the same (the base of a ladder, say) set allow_chance=true"
         )
+    return values[measured.name]

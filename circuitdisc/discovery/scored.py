@@ -73,7 +73,7 @@ def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:
         f"they are {100 * path.off:.3g} % of an example's change apart."
     )
     if not path.off <= FAR_OFF:
-        words = f"{words} Over {100 * FAR_OFF:g} % the scores are a rough guide: try algorithm=exact, or other points."
+        words = f"{words} Over {100 * FAR_OFF:g} % scores are a rough guide: take more points (eap_ig with steps=20), or algorithm=exact."
         warnings.warn(words, CircuitdiscWarning, stacklevel=2)
     return (words,)
 
