@@ -8,8 +8,10 @@ everything.
 Shape letters: S senders, B examples, T positions, G groups, D width of what is averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, get_args
 
 import torch
@@ -77,6 +79,13 @@ class Ablation:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def every_ablation() -> Iterator[Ablation]:
+    """All combinations of settings that go together."""
+    for settings in product(get_args(Kind), get_args(Scope), get_args(Prompts), get_args(Target)):
+        with suppress(BadSetting):
+            yield Ablation(*settings)
 
 
 def get_ablation(ablation: "str | Ablation | dict[str, Any]") -> Ablation:

@@ -40,7 +40,7 @@ def linear():
 
 
 def same_answer_everywhere(permuted=False):
-    """Random prompts, answer 3 and wrong answer 7 in all of them; corrupted: other prompts, or the clean ones moved on by one."""
+    """Random prompts, answer 3 and wrong answer 7 in all; corrupted: other prompts, or the clean ones moved on by one."""
     generator = np.random.default_rng(0)
     clean, other = (generator.integers(0, 20, (20, 6)).tolist() for _ in range(2))
     corrupted = [*clean[1:], clean[0]] if permuted else other

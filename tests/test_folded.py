@@ -118,7 +118,7 @@ def test_the_constants_are_what_heads_write_from_biases_alone():
 
 
 def test_transformer_lens_zeroes_the_same_after_its_own_processing():
-    """Its compatibility mode folds norms and value biases and centres weights: heads zeroed at `hook_z` are our head circuit."""
+    """Its compatibility mode folds norms and value biases and centres weights; `hook_z` is where heads are zeroed."""
     bridge_builder = pytest.importorskip("transformer_lens.model_bridge.sources._bridge_builder")
     module = hugging_face("gpt2")
     model = cut_hugging_face(hugging_face("gpt2").double(), name="raw")

@@ -114,7 +114,7 @@ def _can_use(metric: Metric, task: Task) -> bool:
 
 
 def _mean_and_size(values: Values, metric: Metric) -> tuple[float, float, float]:
-    """Of the changes when cut: size of the mean over examples, mean of the size. Last, the mean size of the full model's values."""
+    """Of the changes when cut, size of the mean over examples and mean of the size; mean size of the full model's values."""
     rows = {name: of[metric.name].double() for name, of in values.items()}
     full = rows.pop("full")
     changes_XB = torch.stack(list(rows.values())) - full

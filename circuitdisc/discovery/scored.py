@@ -73,7 +73,8 @@ def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:
         f"they are {100 * path.off:.3g} % of an example's change apart."
     )
     if not path.off <= FAR_OFF:
-        words = f"{words} Over {100 * FAR_OFF:g} % scores are a rough guide: take more points (eap_ig with steps=20), or algorithm=exact."
+        guide = f"Over {100 * FAR_OFF:g} % scores are a rough guide"
+        words = f"{words} {guide}: take more points (eap_ig with steps=20), or algorithm=exact."
         warnings.warn(words, CircuitdiscWarning, stacklevel=2)
     return (words,)
 
