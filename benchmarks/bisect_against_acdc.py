@@ -23,7 +23,7 @@ HEADERS = [
     "faithfulness, held out", "accuracy, held out", "faithfulness of random circuits",
 ]  # fmt: skip
 SETTINGS = {
-    "acdc": {},
+    "acdc": {"two_sided": False},
     "acdc, two-sided": {"two_sided": True},
     "bisect": {"two_sided": False},
     "bisect, two-sided": {},

@@ -19,7 +19,8 @@ from typing import Any, ParamSpec, TypeVar, get_args
 
 from circuitdisc.errors import BadSetting, UnknownName, shown
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)

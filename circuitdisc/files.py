@@ -83,9 +83,7 @@ def parse_json(text: str, where: str) -> Any:
         if "\\u" in text:  # half a surrogate pair, which JSON can spell and nothing can write again
             json.dumps(data, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        raise BadFile(
-            f"{where} is not JSON (line {error.lineno}: {error.msg}); was it cut short?"
-        ) from error
+        raise BadFile(f"{where} is not JSON (line {error.lineno}: {error.msg}); was it cut short?") from error
     except RecursionError as error:
         raise BadFile(f"{where} is JSON that is nested too deeply to be read") from error
     except UnicodeEncodeError as error:

@@ -234,7 +234,7 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     else:
         found, resumed = _discover(run, model, task)
         circuit = found.circuit
-        arrays = {"edge_scores": found.edge_scores, "node_scores": found.node_scores}
+        arrays = {"edge_scores": found.edge_scores, "node_scores": found.node_scores, "ranking": found.ranking}
         if scored := {name: values for name, values in arrays.items() if values is not None}:
             write_arrays(run.path(EDGE_SCORES), scored)
         circuit.save(run.path(CIRCUIT))

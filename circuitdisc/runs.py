@@ -3,7 +3,7 @@
 config.json     what was asked for: every setting, the command, versions, seed
 journal.jsonl   the search as it went: a decision a line, flushed; `mark` lines are the points to resume from
 circuit.json, scores.json, report.html   written beside and renamed
-edge_scores.npz  scores of all edges [receivers, senders] or of all nodes, for algorithms that have them
+edge_scores.npz  scores of all edges [receivers, senders] (`ranking` if they only ordered a search) or of all nodes
 """
 
 import json

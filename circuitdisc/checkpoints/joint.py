@@ -12,6 +12,7 @@ Source: the CS224N study of the Transitive Property Problem found that the circu
 than the one found on it.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,9 +26,10 @@ from circuitdisc.checkpoints.joint_heads import joint_head_ablation
 from circuitdisc.checks import check_values
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import get_algorithm
-from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import bytes_per_token, parse_memory
@@ -93,6 +95,13 @@ def joint_discover(
     share = share_of_memory(models, task.train, context.memory)
     found = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
     names = [model.name for model in models]
+    cancels = [
+        cancelling_note(model, task, ablation, get_metric(context.metric), found, algorithm, False, memory=share)
+        for model in models
+    ]
+    blind = cancels[0] if all(cancels) else None  # the changes of one checkpoint suffice to decide
+    if blind is not None:
+        warnings.warn(blind, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
         model=" + ".join(names),
         task=task.name,
@@ -106,6 +115,7 @@ def joint_discover(
         },
         seed=context.seed,
         versions=versions(),
+        notes=tuple(dict.fromkeys((*task.notes, *found.notes, *((blind,) if blind else ())))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 

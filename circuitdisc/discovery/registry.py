@@ -3,20 +3,24 @@
 Other packages enter theirs as entry points (`outside.py`).
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import SEED, bounded, check_values
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
-from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
@@ -31,17 +35,19 @@ ALGORITHMS = {
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
-        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)"),
-        Algorithm("eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)"),
-        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations"),
-        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs"),
-        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)"),
+        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),
+        Algorithm(
+            "eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)", by_mean=True
+        ),
+        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
+        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
+        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
         Algorithm("subnetwork_probing", "learned masks on edges or nodes at a price for each (Cao et al. 2021)"),
         Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
-        Algorithm("exact", "cut every edge alone: what the attributions estimate"),
+        Algorithm("exact", "cut every edge alone: what the attributions estimate", by_mean=True),
         Algorithm("from_file", "scores of edges from a file: an algorithm that lives elsewhere"),
         Algorithm("random", "random scores: the control"),
     )
@@ -119,13 +125,15 @@ def discover(
     check_values(chosen.function, settings)  # before anything is computed
     journal = journal if journal is not None else Journal()
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
-    if not allow_chance:
-        refuse_chance(model, task)
+    full = None if allow_chance else refuse_chance(model, task, measure)
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
     context = SearchContext(measure, memory, seed, journal, progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
+    cancels = cancelling_note(model, task, ablation, measure, found, algorithm, chosen.by_mean, full, memory)
+    if cancels is not None:
+        warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
         model=model.name,
         task=task.name,
@@ -135,28 +143,37 @@ def discover(
         settings={**known, **settings},
         seed=seed,
         versions=versions() | chosen.versions,
-        notes=tuple(dict.fromkeys((*notes, *found.notes))),
+        notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 
 
-def refuse_chance(model: Model, task: Task) -> None:
+def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:
     """Make sure that the model does the task on the train split, so that there is something to find.
 
     With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
     standard errors above one in the size of the vocabulary. With numbers as targets: the squared error must lie two standard
     errors below that of the best constant. A model with one output and no targets is not judged: nothing says what is right.
 
+    Args:
+        measured: another metric, which the same run measures.
+
+    Returns:
+        The full model's values of `measured`, or of the metric that was tested, on the train examples; None if it is not
+        judged.
+
     Raises:
         MetricAtChance: it does not.
     """
     numeric = is_numeric(task.train)
     if model.d_vocab_out < 2 and not numeric:
-        return
+        return None
     plain = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
     metric = METRICS["squared_error" if numeric else plain]
     patching = Patching(model, Ablation("zero"), task.train)
-    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double().cpu()
+    measured = measured or metric
+    values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric, measured])["full"]
+    full = values[metric.name].double().cpu()
     chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]
     above = full - torch.from_numpy(constant_errors(task.train)) if numeric else full - chance
     error = float(above.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
@@ -168,3 +185,4 @@ def refuse_chance(model: Model, task: Task) -> None:
             f"± {2 * error:.2g}, which is not above {at_chance}, so there is no circuit to find. "
             "To search all the same (the base of a ladder, say) set allow_chance=true"
         )
+    return values[measured.name]

@@ -220,7 +220,7 @@ def examples_in_piece(
     """
     spec, length = shapes.spec, max(len(example) for example in examples)
     n_readings = max(len(example.positions) for example in examples)
-    values = 0 if ablation.kind == "zero" else graph.n_senders
+    values = 0 if ablation.cuts_embedding_to_nothing else graph.n_senders
     sums = 2 * spec.n_layers + 2  # of the ablated values before each place, and the embedding
     held = len(examples) * length * spec.d_model * shapes.itemsize * (values + sums)
     held += len(examples) * n_readings * spec.d_vocab_out * shapes.wide  # the full model's log-probabilities

@@ -9,11 +9,10 @@ Source: Conmy et al. 2023, whose appendix gives the true edges of two compiled m
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from circuitdisc.ablation import Ablation, Kind, Prompts, Scope, Target, get_ablation
+from circuitdisc.ablation import Ablation, Kind, every_ablation, get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.files import read_json, write_json
@@ -21,8 +20,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.schemas import check_format, validate
 
 FORMAT = "circuitdisc.truth"
-_KINDS = tuple(product(get_args(Kind), get_args(Scope), get_args(Prompts), get_args(Target)))
-_LABELS = {Ablation(*settings).label for settings in _KINDS}
+_LABELS = {ablation.label for ablation in every_ablation()}
 
 
 @dataclass(frozen=True)
