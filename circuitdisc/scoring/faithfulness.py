@@ -9,6 +9,8 @@ head circuit: every head cut):
     kl            KL(M || C) in nats, mean over examples
     accuracy      share of examples whose top token is right when C runs
     full_accuracy, accuracy_ratio   the same of M, and C's over M's
+    pair_accuracy   share of examples where C puts a right answer's logit above that of every wrong one
+    full_pair_accuracy   the same of M
 
 Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratios as in Prakash et al. 2024;
 difference as in Wang et al. 2022; KL as in Conmy et al. 2023.
@@ -85,6 +87,8 @@ STATISTICS = (
     Statistic("accuracy", "accuracy", _accuracy),
     Statistic("full_accuracy", "accuracy", _full_accuracy),
     Statistic("accuracy_ratio", "accuracy", _ratio),
+    Statistic("pair_accuracy", "pair_accuracy", _accuracy),
+    Statistic("full_pair_accuracy", "pair_accuracy", _full_accuracy),
 )
 
 
@@ -101,11 +105,13 @@ def faithfulness_scores(
     """All scores of this file on one split.
 
     Args:
-        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example.
+        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example. A score whose metric is
+            missing there is left out: `pair_accuracy` of examples without wrong answers.
         controls: names of the random circuits in `values`.
         ablation: label of the ablation.
     """
-    return [_score(one, values, controls, split, metric, ablation, confidence, seed) for one in STATISTICS]
+    measured = [one for one in STATISTICS if one.metric is None or one.metric in values["full"]]
+    return [_score(one, values, controls, split, metric, ablation, confidence, seed) for one in measured]
 
 
 def _score(
@@ -137,7 +143,7 @@ def _score(
     if not np.isfinite(value):
         why = "not finite: on some example a right answer has probability 0"
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
-    drawn_from = () if statistic.name == "full_accuracy" else controls  # which is the same whatever the circuit
+    drawn_from = () if statistic.function is _full_accuracy else controls  # which is the same whatever the circuit
     others = (np.asarray(values[one][name], np.float64) for one in drawn_from)
     drawn = tuple(_finite(float(statistic.function(full, other, empty))) for other in others)
     return Score(statistic.name, split, ablation, name, n, value, _finite(low), _finite(high), confidence, drawn, note)
@@ -156,7 +162,8 @@ def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | N
     """What a score is the plain share of, so that it has Wilson's interval; None if it is no such share."""
     if name == "accuracy_ratio" and full.min() < 1.0:
         return None
-    return {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
+    of_full = {"full_accuracy", "full_pair_accuracy"}
+    return full if name in of_full else circuit if name in ("accuracy", "accuracy_ratio", "pair_accuracy") else None
 
 
 def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:

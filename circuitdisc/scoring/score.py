@@ -56,7 +56,8 @@ def score(
     cut = judging_ablation(ablation, circuit.provenance)
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
     masks = _masks(model, circuit, n_random, seed)
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
+    beside = ("accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
+    metrics = list({one.name: one for one in (measure, *map(get_metric, beside))}.values())
     patching = Patching(model, cut, task.train, memory=memory)
     scores: list[Score] = []
     means: dict[str, dict[str, float]] = {}
