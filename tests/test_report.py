@@ -401,13 +401,13 @@ def test_verdict_of_a_good_circuit():
         ([("heldout", 0.5, {"controls": (None,)})], "all 1 random circuits of the same size and kind is undefined"),
         (
             [("heldout", 0.6, {}), ("train", 0.98, {})],
-            "On the 1,000 examples that it was searched on the circuit lies nearer to 100 %",
+            "On the 1,000 search examples the circuit lies nearer to 100 %",
         ),
         (
             [("heldout", 0.98, {}), ("train", 0.6, {})],
-            "On the 1,000 examples that it was searched on the circuit lies farther from 100 %",
+            "On the 1,000 search examples the circuit lies farther from 100 %",
         ),
-        ([("train", 0.98, {})], "no held-out examples"),
+        ([("train", 0.98, {})], "There are no held-out examples"),
         ([("heldout", 0.9, {"low": None})], "No interval"),
     ],
 )

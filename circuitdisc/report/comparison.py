@@ -198,7 +198,7 @@ def _crossing_caveats(comparison: Comparison) -> Iterator[str]:
             continue
         if within_noise(score):
             yield f"{where}: {score.name} says nothing: {score.note}."
-        for text in score_caveats(crossing.scores, score):
+        for text in score_caveats(crossing.scores, score, searched=crossing.circuit == crossing.task):
             yield f"{where}: {text}"
 
 

@@ -69,7 +69,7 @@ def _minimal(found: Found) -> Verdict:
     change = "changes" if len(idle) == 1 else "change"
     line = (
         f"{len(idle) or 'None'} of its {len(needs):,} {by}s {change} the metric by less than {limit} of the full model's, "
-        f"without the set K where each mattered most on the search examples{_listed(idle)}."
+        f"in the absence of the set K where it mattered most on the search examples{_listed(idle)}."
     )
     caveats = ()
     if unsure:

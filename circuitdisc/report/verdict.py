@@ -115,13 +115,18 @@ def headline_score(scores: Scores) -> Score | None:
     return None
 
 
-def score_caveats(scores: Scores, score: Score) -> Iterator[str]:
-    """Every reason to trust the headline less that lies in the scores."""
+def score_caveats(scores: Scores, score: Score, searched: bool = True) -> Iterator[str]:
+    """Every reason to trust the headline less that lies in the scores.
+
+    Args:
+        searched: whether the circuit was searched on these search examples; those of another task say nothing of its fit.
+    """
     if is_number(score.value) and not within_noise(score):
         yield from _value_caveats(scores, score, float(score.value or 0.0))
         yield from as_sentences([score.note])
     yield from few_caveats(score.n)
-    yield from _split_caveats(scores, score)
+    if searched:
+        yield from _split_caveats(scores, score)
 
 
 def _size(scores: Scores, heads: bool) -> str:
@@ -292,9 +297,9 @@ def _of(score: Score) -> str:
 
 
 def _split_caveats(scores: Scores, score: Score) -> Iterator[str]:
-    """Is the circuit another on the examples that it was searched on?"""
+    """Does the circuit do otherwise on the examples of the search?"""
     if score.split != "heldout":
-        yield "There are no held-out examples: these are the ones that the circuit was searched on."
+        yield "There are no held-out examples: these are search examples, which a circuit may fit by chance."
         return
     try:
         train = scores.get(score.name, "train")
@@ -309,6 +314,6 @@ def _split_caveats(scores: Scores, score: Score) -> Iterator[str]:
     far, here = (abs(1 - float(one.value or 0.0)) for one in (train, score))
     which = "nearer to" if far < here else "farther from" if far > here else "as far from"
     yield (
-        f"On the {train.n:,} examples that it was searched on the circuit lies {which} 100 %: {score.name} "
-        f"{percent(train.value)} ({span(score.name, train_low, train_high)}), whose interval does not overlap with this one."
+        f"On the {train.n:,} search examples the circuit lies {which} 100 %: {score.name} {percent(train.value)} "
+        f"({span(score.name, train_low, train_high)}), whose interval does not overlap with this one."
     )
