@@ -234,7 +234,8 @@ PATH = ["input->m0", "m0->logits"]
 @pytest.mark.parametrize(
     ("circuit", "words", "told"),
     [
-        (searched(PATH, edges=60), "edges=60 asks for 60 edges, and the circuit has 2", True),
+        (searched(PATH, edges=60, grow="top_k"), "edges=60 asks for 60 edges, and the circuit has 2: chosen edges that", True),
+        (searched(PATH, edges=60), "edges=60 asks for 60 edges, and the circuit has 2.", True),
         (searched(PATH, edges=None, fraction=0.5), f"fraction=0.5 asks for {-(-GRAPH.n_edges // 2)} edges", True),
         (searched(PATH, edges=2, fraction=0.5), "asks for", False),
         (searched(PATH, threshold=0.1), "asks for", False),

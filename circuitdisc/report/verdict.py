@@ -230,10 +230,8 @@ def _asked(circuit: Circuit) -> Iterator[str]:
     else:
         return
     if circuit.granularity == "edge" and circuit.n_edges < asked:
-        yield (
-            f"{words} asks for {asked:,} edges, and the circuit has {circuit.n_edges:,}: chosen edges that have no path to the "
-            "logits were left out."
-        )
+        pruned = ": chosen edges that have no path to the logits were left out" if "grow" in settings else ""  # see Selection
+        yield f"{words} asks for {asked:,} edges, and the circuit has {circuit.n_edges:,}{pruned}."
 
 
 def _value_caveats(scores: Scores, score: Score, value: float) -> Iterator[str]:
