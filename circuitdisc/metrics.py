@@ -142,6 +142,13 @@ def accuracy(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, 
     return hit.any(-1).to(logits.dtype)
 
 
+def pair_accuracy(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
+    """1 where the highest logit of a right answer lies above that of every wrong one, else 0; all other tokens are ignored."""
+    right = torch.where(labels.answers_mask, _pick(logits, labels.answers), -torch.inf).amax(-1)
+    wrong = torch.where(labels.wrong_mask, _pick(logits, labels.wrong), -torch.inf).amax(-1)
+    return (right > wrong).to(logits.dtype)
+
+
 def negative_kl(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
     """-KL(full model || circuit), in nats, over the whole vocabulary (Conmy et al. 2023)."""
     if labels.full_logprobs is None:
@@ -170,6 +177,10 @@ METRICS = {
         Metric("log_prob", log_prob, "all", False, "log-probability of the right answers, in nats", least_outputs=2),
         Metric(
             "accuracy", accuracy, "all", False, "share of examples whose top token is right",
+            differentiable=False, least_outputs=2,
+        ),
+        Metric(
+            "pair_accuracy", pair_accuracy, "answers", True, "share with a right answer above every wrong",
             differentiable=False, least_outputs=2,
         ),
         Metric("kl", negative_kl, "all", False, "minus KL(full model || circuit), in nats", True, least_outputs=2),

@@ -55,6 +55,8 @@ def literal(name, row, right, wrong, full, target):
         return 1.0 if max(range(len(row)), key=lambda t: row[t]) in right else 0.0
     if name == "squared_error":
         return -((sum(row[t] for t in right) / len(right) - target) ** 2)
+    if name == "pair_accuracy":
+        return float(all(any(row[t] > row[w] for t in right) for w in wrong))
     assert name == "kl"
     return -sum(math.exp(f) * (f - math.log(q)) for f, q in zip(full, p, strict=True))
 

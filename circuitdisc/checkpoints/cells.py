@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.base import Score
@@ -36,7 +36,7 @@ def judged_metrics(task: Task, searched: str | Metric) -> list[Metric]:
     That is the logit difference, the log-probability where there are no wrong answers, the squared error of numbers.
     """
     examples = (*task.train, *task.heldout)
-    plain = "logit_diff" if all(all(one.wrong) for one in examples) else "log_prob"
+    plain = "logit_diff" if task.has_wrong else "log_prob"
     plain = "squared_error" if is_numeric(examples) else plain
     return list({one.name: one for one in (get_metric(searched), METRICS[plain])}.values())
 
@@ -63,14 +63,14 @@ class Judge:
     def __post_init__(self) -> None:
         self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
         self.metrics = judged_metrics(self.task, self.searched)
-        others = beside(self.model, self.metrics[0], "accuracy", "kl")
+        others = beside(self.model, self.metrics[0], "accuracy", *(("pair_accuracy",) if self.task.has_wrong else ()), "kl")
         self.measured = list({one.name: one for one in (*self.metrics, *others)}.values())
 
     def score(self, circuit: Circuit) -> tuple[Score, ...]:
         """Every score of a circuit here, on both splits.
 
         Returns:
-            accuracy, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
+            accuracies, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
         """
         masks = self._masks(circuit)
         scores: list[Score] = []
@@ -88,7 +88,7 @@ class Judge:
                 )
                 first = metric is self.metrics[0]
                 scores += [one for one in found if first or one.name in UNSIGNED]
-                if metric.name not in ("accuracy", "kl"):
+                if metric.name not in ("accuracy", "pair_accuracy", "kl"):
                     scores.append(self._mean(metric.name, split, values))
         return tuple(scores)
 

@@ -9,6 +9,8 @@ head circuit: every head cut):
     kl            KL(M || C) in nats, mean over examples
     accuracy      share of examples whose top token is right when C runs
     full_accuracy, accuracy_ratio   the same of M, and C's over M's
+    pair_accuracy   share of examples where C puts a right answer's logit above that of every wrong one
+    full_pair_accuracy   the same of M
     correlation, full_correlation   of C's (M's) number with the right one, over examples: for models whose output is a number.
                   A figure of the whole data set and no mean over its examples
 
@@ -103,6 +105,8 @@ STATISTICS = (
     Statistic("accuracy_ratio", "accuracy", _ratio),
     Statistic("correlation", OUTPUT.name, _correlation, of_targets=True),
     Statistic("full_correlation", OUTPUT.name, _full_correlation, of_targets=True),
+    Statistic("pair_accuracy", "pair_accuracy", _accuracy),
+    Statistic("full_pair_accuracy", "pair_accuracy", _full_accuracy),
 )
 TARGET = "target"  # beside the metrics in `values`: the right numbers
 
@@ -160,7 +164,7 @@ def _score(
         why = "not finite: on some example a right answer has probability 0"
         why = "the model's number, or the right one, is the same on all examples" if statistic.of_targets else why
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
-    of_full = statistic.name in ("full_accuracy", "full_correlation")  # which are the same whatever the circuit
+    of_full = statistic.function in (_full_accuracy, _full_correlation)  # which are the same whatever the circuit
     drawn_from = () if of_full else controls
     others = (np.asarray(values[one][name], np.float64) for one in drawn_from)
     drawn = tuple(_finite(float(statistic.function(full, other, empty, *right))) for other in others)
@@ -180,7 +184,8 @@ def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | N
     """What a score is the plain share of, so that it has Wilson's interval; None if it is no such share."""
     if name == "accuracy_ratio" and full.min() < 1.0:
         return None
-    return {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
+    of_full = {"full_accuracy", "full_pair_accuracy"}
+    return full if name in of_full else circuit if name in ("accuracy", "accuracy_ratio", "pair_accuracy") else None
 
 
 def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:

@@ -56,7 +56,7 @@ def score(
     cut = judging_ablation(ablation, circuit.provenance)
     measure = metric_for(model, task, metric, circuit.provenance.metric)
     masks = _masks(model, circuit, n_random, seed)
-    metrics = beside(model, measure, "accuracy", "kl")
+    metrics = beside(model, measure, "accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
     numeric = is_numeric((*task.train, *task.heldout))
     metrics += [OUTPUT] if numeric else []
     patching = Patching(model, cut, task.train, memory=memory)
