@@ -91,9 +91,9 @@ def test_a_search_under_resample_ablation_says_so(lightweight) -> None:
     clean, corrupted = clean_and_corrupted(lightweight, same, METRICS["logit_diff"])
     assert abs(float((clean - corrupted).mean())) < 0.05 * float(clean.mean())
     flat = Task("flat", tuple(replace(one, answers=one.wrong, wrong=one.answers) for one in same.train), same.heldout)
-    with pytest.warns(CircuitdiscWarning, match="the corrupted prompts of task 'flat' take nothing away"):
+    with pytest.warns(CircuitdiscWarning, match="the corrupted prompts of task 'flat' take nothing measurable away"):
         found = discover(lightweight, flat, "random", ablation="resample", allow_chance=True)
-    assert found.circuit.provenance.notes[0].startswith("the corrupted prompts of task 'flat' take nothing away")
+    assert found.circuit.provenance.notes[0].startswith("the corrupted prompts of task 'flat' take nothing measurable away")
     assert Circuit.from_dict(found.circuit.to_dict()).provenance.notes == found.circuit.provenance.notes
     for ablation in ("mean", "zero"):
         with warnings.catch_warnings():

@@ -105,14 +105,15 @@ def check_example(example: Example, model: TaskModel | None = None, tokenizer: "
 def _refuse_padding(example: Example, tokenizer: "PreTrainedTokenizerBase | None") -> None:
     """Padding that came with the ids would be attended to as if it were text; prompts are padded and masked here."""
     pad = None if tokenizer is None else special_id("pad", tokenizer)
-    if tokenizer is None or pad is None or pad in (special_id(kind, tokenizer) for kind in ("bos", "eos", "unk")):
-        return  # the token may have been meant as one of the others
     last = max(example.positions)
     for ids, kind in ((example.clean, "clean"), (example.corrupted or (), "corrupted")):
-        if ids and pad in (ids[0], ids[last]):
-            where = "begins with" if ids[0] == pad else "is read at"
-            shown = show_tokens(ids[:4] if ids[0] == pad else ids[max(0, last - 3) : last + 1], tokenizer)
-            raise BadTask(f"the {kind} prompt {where} the padding token ({shown}): give it without padding")
+        if tokenizer is None or not ids or pad not in (ids[0], ids[last]):
+            continue
+        if pad in (special_id(other, tokenizer) for other in ("bos", "eos", "unk")):
+            return  # the token may have been meant as one of the others
+        where = "begins with" if ids[0] == pad else "is read at"
+        shown = show_tokens(ids[:4] if ids[0] == pad else ids[max(0, last - 3) : last + 1], tokenizer)
+        raise BadTask(f"the {kind} prompt {where} the padding token ({shown}): give it without padding")
 
 
 def _check_fits(example: Example, model: TaskModel) -> None:

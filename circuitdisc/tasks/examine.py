@@ -80,13 +80,9 @@ def examine_ids(examples: Sequence[Example], tokenizer: "Tokenizer", prefix: Seq
         )
     if tokenizer is None or not keeps_spaces(tokenizer):
         return notes
-    glued = [
-        (example.clean[position], token)
-        for example in examples
-        for position, right, wrong in zip(example.positions, example.answers, example.wrong, strict=True)
-        for token in (*right, *wrong)
-        if lacks_space(token_text(example.clean[position], tokenizer) or "", token_text(token, tokenizer) or "")
-    ]
+    seams = [(example.clean[position], token) for example, position, tokens in _readings(examples) for token in tokens]
+    texts = {token: token_text(token, tokenizer) or "" for token in {token for seam in seams for token in seam}}
+    glued = [(before, token) for before, token in seams if lacks_space(texts[before], texts[token])]
     if glued:
         notes.append(
             f"{len(glued)} answers given as ids follow their prompt without a space, the first one as "
