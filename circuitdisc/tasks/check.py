@@ -7,6 +7,7 @@ from circuitdisc.tasks.base import Example
 from circuitdisc.tasks.model import TaskModel
 
 SHOWN = 3  # problems named in one message
+MOST_TOLD = 430  # characters that they may take
 
 
 def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> None:
@@ -14,8 +15,13 @@ def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> No
     distinct = list(dict.fromkeys(problems))
     if not distinct:
         return
-    more = len(distinct) - SHOWN
-    raise error("\n".join(distinct[:SHOWN]) + (f"\n... and {more} more" if more > 0 else ""))
+    told = distinct[:1]
+    for problem in distinct[1:SHOWN]:
+        if sum(map(len, told)) + len(problem) > MOST_TOLD:
+            break
+        told.append(problem)
+    more = len(distinct) - len(told)
+    raise error("\n".join(told) + (f"\n... and {more:,} more" if more > 0 else ""))
 
 
 def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[str]) -> list[str]:
@@ -29,7 +35,7 @@ def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[
     if not isinstance(names, Sequence) or not names:
         raise BadSetting(f"{given!r} is not a list of names ({kind}): leave it out, or give some of {', '.join(known)}")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UnknownName(kind, str(name), known)
     return list(dict.fromkeys(names))
 
