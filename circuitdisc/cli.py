@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, UnknownName
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, UnknownName, tidy
 
 HELP = """circuitdisc: find the part of a transformer that does a task, and prove how good it is.
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"circuitdisc: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -135,23 +135,18 @@ def run_job(config: Any, command: list[str], number: int | None = None) -> int:
         command: what the user typed, for the record.
         number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
-    from omegaconf import OmegaConf
+    from circuitdisc.commands.settings import check_call, set_threads
+    from circuitdisc.config import plain
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    out, threads = plain.pop("out"), plain.pop("threads")
-    plain.pop("launcher", None)
-    if threads is not None:
-        import torch
-
-        if not isinstance(threads, int) or threads < 1:
-            raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
-        torch.set_num_threads(threads)
-    plain["command"] = shlex.join(command)
-    plain["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    composed = plain(config)
+    sections = check_call(composed)
+    set_threads(composed["threads"])
+    sections["command"] = shlex.join(command)
+    sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
     from circuitdisc.pipeline import default_folder, start
 
-    folder = Path(out) if out else default_folder(plain)
-    print(start(plain, folder if number is None else folder / str(number)).summary)
+    folder = Path(composed["out"]) if composed["out"] else default_folder(sections)
+    print(start(sections, folder if number is None else folder / str(number)).summary)
     return 0
 
 

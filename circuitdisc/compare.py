@@ -17,7 +17,7 @@ from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, head_places
 from circuitdisc.patching.selfcheck import load_model
-from circuitdisc.pipeline import CIRCUIT, SCORES, build_task, open_run
+from circuitdisc.pipeline import CIRCUIT, SCORES, build_task
 from circuitdisc.report.comparison import write_comparison
 from circuitdisc.runs import Run, check_free, versions
 from circuitdisc.schemas import read_record
@@ -25,6 +25,7 @@ from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.comparison import Comparison, Crossing, Side
 from circuitdisc.scoring.intervene import Effect, effects
 from circuitdisc.scoring.overlap import Overlap, overlap
+from circuitdisc.sections import open_run
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.roles import position_of
 

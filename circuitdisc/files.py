@@ -123,7 +123,7 @@ def size_words(n_bytes: float) -> str:
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if n_bytes >= unit:
             return f"{n_bytes / unit:,.3g} {name}" if n_bytes < 1000 * unit else f"{n_bytes / unit:,.0f} {name}"
-    return f"{n_bytes:,.0f} bytes"
+    return "1 byte" if n_bytes == 1 else f"{n_bytes:,.0f} bytes"
 
 
 def _kind(mode: int) -> str:

@@ -14,17 +14,18 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import discover
-from circuitdisc.errors import BadFile, BadRun, CircuitdiscError, shown
+from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
 from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.report import scores_table
 from circuitdisc.report.page import write_report
-from circuitdisc.runs import Run, check_free, versions
-from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, read_record, validate
+from circuitdisc.runs import Run, check_free
+from circuitdisc.schemas import CostFile, StabilityFile, read_record, validate
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.judged import JudgementFile
+from circuitdisc.sections import check_sections, open_run
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
 
@@ -67,6 +68,7 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
     Raises:
         CircuitdiscError: bad input. Nothing is left behind unless the search had begun; then it can be resumed.
     """
+    check_sections(config)
     folder = folder or default_folder(config)
     check_free(folder)
     model = load_model(**config["model"])  # before the folder is made: bad input leaves nothing behind
@@ -81,19 +83,6 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
         raise
 
 
-def open_run(folder: str | Path) -> Run:
-    """An existing run, with a configuration that this version knows.
-
-    Raises:
-        BadRun: the folder is not a run, or its configuration lacks a section, has one more, or one with another content.
-    """
-    run = Run.open(folder)
-    where, by = str(run.path("config.json")), run.config.get("versions")
-    written = f"it was written by circuitdisc {shown(by.get('circuitdisc'))}" if isinstance(by, dict) else "was it changed"
-    validate(RunConfig, run.config, where, error=BadRun, closed=True, remedy=f"this is {versions()['circuitdisc']}, {written}")
-    return run
-
-
 def resume(folder: str | Path, progress: bool = True) -> Outcome:
     """Go on with a run that was killed; a finished part is not done again.
 
@@ -102,6 +91,7 @@ def resume(folder: str | Path, progress: bool = True) -> Outcome:
     """
     run = open_run(folder)
     run.config["progress"] = progress
+    check_sections(run.config)
     model = load_model(**run.config["model"])
     return _finish(run, model, build_task(model, run.config))
 
@@ -137,6 +127,7 @@ def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Ci
     config = {**run.config}
     for name, value in changes.items():
         config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
+    check_sections(config)
     model = load_model(**config["model"])
     return run, Circuit.load(run.path(CIRCUIT)), config, model, build_task(model, config)
 

@@ -5,6 +5,7 @@ files that are read as they are (a run's configuration, a ladder, a journal's li
 their own kind: no text is taken for a number, no number for a truth value.
 """
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -77,10 +78,14 @@ def check_format(data: Any, format: str, where: str, version: int = 1) -> None:
         )
 
 
+_UNION_LABEL = re.compile(r"str|int|float|bool|.*[\[-].*[\]]")
+"""What pydantic puts into a place beside the keys: which kind of several it tried."""
+
+
 def _sentence(problem: ValidationError) -> str:
     """The first of the errors: which key, what it holds, and what was expected."""
     first = problem.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    key = ".".join(str(part) for part in first["loc"] if not _UNION_LABEL.fullmatch(str(part)))
     more = f" (and {problem.error_count() - 1:,} more)" if problem.error_count() > 1 else ""
     if first["type"] == "missing":
         return f"the key '{key}' is missing{more}"
@@ -152,7 +157,7 @@ def _array(kind: Any, data: Any) -> np.ndarray:
 
 def _named(section: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(section.get("name"), str):
-        raise ValueError("it should have a 'name'")
+        raise ValueError("it should have a 'name' that is a word")
     return section
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("circuit", "models", "tasks", "ablation", "causal"),
     ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "report"),
+    ("checkpoints", "report", "sections"),
     ("pipeline", "config", "compare", "judge"),
     ("commands",),
     ("cli", "__init__", "__main__"),

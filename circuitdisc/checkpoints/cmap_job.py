@@ -18,6 +18,7 @@ from circuitdisc.checkpoints.cmap_scores import scored
 from circuitdisc.checkpoints.cmap_sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import load
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.heads.base import examples_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
@@ -115,8 +116,8 @@ class Job:
             free = shutil.disk_usage(folder).free
             if free < self.plan.cache_bytes:
                 raise BadSetting(
-                    f"the activations of one model take {self.plan.cache_bytes / 2**30:.1f} GiB on disk, and {folder} has "
-                    f"{free / 2**30:.1f} GiB free: name another folder (cache_folder=), take fewer examples, or raise memory="
+                    f"the activations of one model take {size_words(self.plan.cache_bytes)} on disk, and {folder} has "
+                    f"{size_words(free)} free: name another folder (cache_folder=), take fewer examples, or raise memory="
                 )
             yield Path(folder)
 

@@ -30,6 +30,7 @@ from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
+from circuitdisc.files import size_words
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import bytes_per_token, parse_memory
@@ -141,8 +142,8 @@ def share_of_memory(models: Sequence[Model], examples: Sequence[Example], memory
     held = sum(n_tokens * bytes_per_token(model) for model in models)
     if weights + held > budget:
         raise BadSetting(
-            f"a joint search holds all {len(models)} checkpoints at once: about {(weights + held) / 2**30:.2g} GiB "
-            f"({weights / 2**30:.2g} of weights, {held / 2**30:.2g} of activations on {len(examples)} examples), over the "
-            f"budget of {budget / 2**30:.2g} GiB: raise memory=, take fewer examples (task.n=), or name fewer (joint=[...])"
+            f"a joint search holds all {len(models)} checkpoints at once: about {size_words(weights + held)} "
+            f"({size_words(weights)} of weights, {size_words(held)} of activations on {len(examples)} examples), over the "
+            f"budget of {size_words(budget)}: raise memory=, take fewer examples (task.n=), or name fewer (joint=[...])"
         )
     return (budget - weights) // len(models)

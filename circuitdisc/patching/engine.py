@@ -18,6 +18,7 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads, live_nodes
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
@@ -162,8 +163,8 @@ class Patching:
         needed = n_tokens * bytes_per_token(self.model)
         if needed > self.budget:
             raise BadSetting(
-                f"a search on {len(examples)} examples needs about {needed / 2**30:.1f} GiB for activations, over the budget "
-                f"of {self.budget / 2**30:.1f} GiB: raise memory=, or take fewer examples (task.n=)"
+                f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
+                f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
             )
         return list(self.chunks(examples))
 

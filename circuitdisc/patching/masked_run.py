@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components
@@ -231,7 +232,7 @@ def examples_in_piece(
 
     if needed(1) > budget:
         raise BadSetting(
-            f"masks on {len(examples)} examples of up to {length} tokens need about {needed(1) / 2**20:.0f} MiB for "
-            f"activations, over the budget of {budget / 2**20:.0f} MiB: raise memory=, or take fewer examples (task.n=)"
+            f"masks on {len(examples)} examples of up to {length} tokens need about {size_words(needed(1))} for "
+            f"activations, over the budget of {size_words(budget)}: raise memory=, or take fewer examples (task.n=)"
         )
     return max(n for n in range(1, batch + 1) if n == 1 or needed(n) <= budget)

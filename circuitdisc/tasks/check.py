@@ -25,7 +25,7 @@ def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> No
     while len(shown) > 1 and len("\n".join(shown)) > MOST_LETTERS:
         shown.pop()
     more = len(distinct) - len(shown)
-    raise error("\n".join(shown) + (f"\n... and {more} more" if more > 0 else ""))
+    raise error("\n".join(shown) + (f"\n... and {more:,} more" if more > 0 else ""))
 
 
 def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[str]) -> list[str]:
@@ -39,7 +39,7 @@ def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[
     if not isinstance(names, Sequence) or not names:
         raise BadSetting(f"{given!r} is not a list of names ({kind}): leave it out, or give some of {', '.join(known)}")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UnknownName(kind, str(name), known)
     return list(dict.fromkeys(names))
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from circuitdisc.errors import BadFile, UnknownName
+from circuitdisc.errors import BadFile, UnknownName, shown
 from circuitdisc.files import read_text
 from circuitdisc.tasks.check import raise_problems
 
 FIELDS = ("clean", "corrupted", "answers", "wrong", "target", "positions", "group", "split", "roles")
 ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
 CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
+MOST_LINES, MOST_CHARACTERS = 1_000_000, 1_000_000  # of a file, and in a line of it
 SPLITS = ("train", "heldout")
 ROLE = re.compile(r"[A-Za-z_]\w*")
 
@@ -81,6 +82,8 @@ def read_rows(path: Path, extra: Sequence[str] = ()) -> list[Row]:
     if suffix not in (".jsonl", ".csv"):
         raise BadFile(f"{path} is not a task file: give one that ends in .jsonl or .csv")
     text = read_text(path).removeprefix("\ufeff")
+    if text.count("\n") > MOST_LINES:
+        raise BadFile(f"{path} has {text.count(chr(10)):,} lines, more than the {MOST_LINES:,} that a task may have")
     records = _csv_records(path, text) if suffix == ".csv" else _jsonl_records(path, text)
     rows: list[Row] = []
     problems: list[str] = []
@@ -120,6 +123,9 @@ def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, objec
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        if len(line) > MOST_CHARACTERS:
+            yield where, BadFile(f"the line has {len(line):,} characters, more than the {MOST_CHARACTERS:,} that one may have")
+            continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -334,5 +340,8 @@ def _words(role: str, words: str, clean: str) -> tuple[int, int]:
 
 
 def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, ValueError):
+        return shown(value)
+    return written if len(written) <= 40 else f"{written[:37]}..."
