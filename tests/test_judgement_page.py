@@ -20,7 +20,7 @@ from circuitdisc.report.judgement_figures import BARS_AT_MOST, completeness_figu
 from circuitdisc.report.tables import accuracy_table
 from circuitdisc.report.wording import number, percent
 from circuitdisc.scoring.base import Scores
-from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.stability import by_chance
 from circuitdisc.shipped import shipped_models

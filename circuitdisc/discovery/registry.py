@@ -18,6 +18,7 @@ from circuitdisc.metrics import METRICS, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
+from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
 
 ALGORITHMS = {
@@ -146,7 +147,7 @@ def refuse_chance(model: Model, task: Task) -> None:
     patching = Patching(model, Ablation("zero"), task.train)
     full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double()
     chance = 0.0 if metric.name == "logit_diff" else 1.0 / model.d_vocab_out
-    error = float(full.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
+    error = plain(float(standard_error(full.cpu().numpy()))) or 0.0
     mean = float(full.mean())
     if not (torch.isfinite(full).all() and mean - 2 * error > chance):
         raise MetricAtChance(

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -28,7 +28,8 @@ def _read(kind: Any, data: Any) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{one.name: _read(hints[one.name], data[one.name]) for one in fields(kind)})  # pyright: ignore[reportCallIssue]
+        written = [one for one in fields(kind) if one.name in data or one.default is MISSING]  # a later version has more fields
+        return kind(**{one.name: _read(hints[one.name], data[one.name]) for one in written})  # pyright: ignore[reportCallIssue]
     if origin is types.UnionType:
         (other,) = (one for one in inside if one is not type(None))
         return None if data is None else _read(other, data)
