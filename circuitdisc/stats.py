@@ -270,7 +270,8 @@ def _studentised(
     values: Float[np.ndarray, "V X B"], figure: Figure | None, over: Partition, confidence: float, seed: int
 ) -> tuple[Float[np.ndarray, "X"], Float[np.ndarray, "X"], Bool[np.ndarray, "X"]]:
     centre = values.mean(-1)
-    apart = over.totals(values - centre[..., None])
+    with np.errstate(invalid="ignore"):  # a value that is not finite has no interval
+        apart = over.totals(values - centre[..., None])
     sizes = np.bincount(over.of, minlength=over.n_drawn).astype(np.float64)
     n = over.n_drawn
     spread = np.sqrt(n / (n - 1) * (apart**2).sum(-1)) / over.n

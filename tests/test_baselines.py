@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny import bpe_model, word_model
 
 import circuitdisc as cd
@@ -115,7 +116,7 @@ def test_shipped_fine_tunes_do_seven_boxes_as_their_results_say() -> None:
     for name, one in zip(names, stated, strict=True):
         found = table.get(name)
         wilson = stats.binomtest(round(found.value * found.n), found.n).proportion_ci(0.999, method="wilson")
-        assert low <= one["tasks"]["entity_tracking, 7 boxes"] <= high
+        assert wilson.low <= one["tasks"]["entity_tracking, 7 boxes"] <= wilson.high
     assert min(table.get(name).value for name in names[1:]) > table.get(names[0]).value
 
 

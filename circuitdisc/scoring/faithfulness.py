@@ -187,7 +187,8 @@ def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | N
     """What a score is the plain share of, so that it has Wilson's interval; None if it is no such share."""
     if name == "accuracy_ratio" and full.min() < 1.0:
         return None
-    return {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
+    counted = {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
+    return counted if counted is not None and counted.min() >= 0 and counted.max() <= 1 else None
 
 
 def _why_undefined(name: str, full: np.ndarray, empty: np.ndarray) -> str:
