@@ -13,6 +13,7 @@ from circuitdisc.heads import logit_attribution
 from circuitdisc.heads.base import mean_intervals
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
+from circuitdisc.stats import interval, partition
 from circuitdisc.tasks.base import Example, Task
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
