@@ -9,10 +9,10 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
     ("graph", "metrics"),
     ("circuit", "models", "tasks", "ablation", "causal"),
-    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit"),
+    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit", "controls"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "report", "sections"),
     ("pipeline", "config", "compare", "judge"),

@@ -15,6 +15,7 @@ from scipy import stats
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
@@ -53,7 +54,9 @@ def literal_values(circuit, split="heldout", random="paths", metric="logit_diff"
     model, task = small()
     (chunk,) = Patching(model, Ablation("resample"), task.train).hold(task.split(split))
     generator = np.random.default_rng([SETTINGS["seed"], 1])
-    named = dict(_circuits(circuit, members(circuit), SETTINGS["n_random"], random, generator))
+    by_paths, n = random == "paths" and circuit.granularity == "edge", SETTINGS["n_random"]
+    drawn = None if by_paths else random_circuits(circuit, n, np.random.default_rng([SETTINGS["seed"], 3])).circuits
+    named = dict(_circuits(circuit, members(circuit), n, drawn, generator))
     measure = get_metric(metric)
     return {
         name: chunk.batch.per_example(measure(masked_run(model, chunk, one.mask.copy()), chunk.labels)).numpy()

@@ -21,7 +21,6 @@ from circuitdisc.report.judgement_figures import BARS_AT_MOST, completeness_figu
 from circuitdisc.report.tables import accuracy_table
 from circuitdisc.report.wording import number, percent
 from circuitdisc.scoring.base import Scores
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.stability import by_chance
 from circuitdisc.shipped import shipped_models
@@ -194,8 +193,8 @@ def test_stability_of_a_run_is_that_of_its_own_search(run):
 
 def test_likeness_by_chance_is_the_mean_over_pairs_of_random_circuits(run):
     circuit = cd.Circuit.load(run[0] / "circuit.json")
-    generator = np.random.default_rng(5)
-    drawn = [{edge.name for edge in random_circuit(circuit, generator).edges()} for _ in range(4)]
+    controls = random_circuits(circuit, 4, np.random.default_rng(5)).circuits
+    drawn = [{edge.name for edge in one.edges()} for one in controls]
     pairs = [len(a & b) / len(a | b) for i, a in enumerate(drawn) for b in drawn[i + 1 :]]
     assert by_chance(circuit, 4, seed=5)["edges"] == pytest.approx(np.mean(pairs))
 

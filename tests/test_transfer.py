@@ -36,7 +36,7 @@ CALL = {"algorithm": "head_ablation", "metric": "accuracy", "threshold": 0.1, "j
 def few_resamples():
     """Intervals as narrow as they need be here: the same few resamples for `transfer` and for `score`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitdisc.scoring.intervals.RESAMPLES", 40)
+        patch.setattr("circuitdisc.stats.RESAMPLES", 40)
         yield
 
 

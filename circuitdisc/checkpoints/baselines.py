@@ -30,7 +30,7 @@ from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
 
 FIGURES = {
@@ -49,7 +49,8 @@ class Figure:
     Args:
         name: `log_prob`, `accuracy`, `pair_accuracy` or `logit_diff`.
         n: examples; tokens for a text.
-        low, high: bootstrap interval; Wilson's where all examples agree.
+        low, high: its interval.
+        method: how that was made, and over what.
     """
 
     checkpoint: str
@@ -59,6 +60,7 @@ class Figure:
     low: float
     high: float
     n: int
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,22 @@ def _figures(
     values = values_of(model, examples, [get_metric(name) for name in names], budget)
     weights = np.array([len(one.positions) for one in examples], dtype=np.float64)
     n = int(weights.sum()) if on == TEXT else len(examples)
+    over = partition_of(examples)
     found = []
     for name in names:
-        value = _weighted(values[name], weights)
-        low, high = bootstrap_interval((values[name], weights), _weighted, confidence, seed)
-        if name in ("accuracy", "pair_accuracy") and value in (0.0, 1.0):
-            low, high = wilson_interval(round(n * value), n, confidence)
-        found.append(Figure(checkpoint, on, name, float(value), low, high, n))
+        sums = values[name] * weights
+        if name in ("accuracy", "pair_accuracy"):
+            ends = share_interval(sums, weights, groups=over, confidence=confidence)
+        else:
+            ends = interval((sums, weights), _per_reading, groups=over, confidence=confidence, seed=seed)
+        value = float(sums.sum() / weights.sum())
+        found.append(Figure(checkpoint, on, name, value, float(ends.low), float(ends.high), n, ends.method))
     return found
 
 
-def _weighted(values: Float[np.ndarray, "... B"], weights: Float[np.ndarray, "... B"], axis: int = -1) -> Any:
+def _per_reading(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
     """Mean over readings: of an example's mean, with as much weight as it has readings."""
-    return (values * weights).sum(axis) / weights.sum(axis)
+    return means[0] / means[1]
 
 
 @torch.no_grad()

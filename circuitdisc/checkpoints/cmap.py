@@ -140,7 +140,7 @@ def cmap(
         n=len(job.judged),
         positions=None if call.positions is None else tuple(map(str, call.positions)),
         maps=tuple(maps),
-        attention=_attention(call, names, looks, job.keys) if attention else None,
+        attention=_attention(call, names, looks, job) if attention else None,
         plan=job.plan.to_dict(),
         cost=cost,
     )
@@ -167,7 +167,6 @@ def _one_direction(
     return job, found, names
 
 
-def _attention(
-    call: Call, names: tuple[str, ...], looks: Mapping[str, np.ndarray], keys: Sequence[str | int]
-) -> AttentionDifference:
-    return compare_attention(names, looks["base"], looks["tuned"], call.query, keys, call.split, call.confidence, call.seed)
+def _attention(call: Call, names: tuple[str, ...], looks: Mapping[str, np.ndarray], job: Job) -> AttentionDifference:
+    labels = (call.query, job.keys, call.split, call.confidence, call.seed)
+    return compare_attention(names, looks["base"], looks["tuned"], *labels, job.over)

@@ -28,6 +28,7 @@ from circuitdisc.patching.cross_plan import MEMORY, CrossPlan, shapes_of
 from circuitdisc.patching.cross_run import CrossRun
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -84,6 +85,7 @@ class Job:
         self.call, self.task = call, task
         self.measure, self.wanted = metric_for(model, task, call.metric), call.wanted(model)
         self.judged = examples_of(task, call.split)
+        self.over = partition_of(self.judged)
         search = examples_of(task, "train") if self.wanted.needs_order else ()
         self.n_search, self.examples = len(search), (*search, *self.judged)
         self.keys = default_keys(self.judged, call.query) if call.keys is None else call.keys
@@ -155,7 +157,7 @@ class Job:
             scores = gap.scores(np.stack(list(values.values())))
             order = np.argsort(-np.nan_to_num(scores), kind="stable").tolist()
         values = self._values(run, self.wanted.patches(order) | {("taker",): Patch()}, judge_chunks)
-        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed)
+        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed, self.over)
         self.forwards = shapes_of(model).forwards(run.work.reads, run.work.writes, run.work.mlps)
         return scored(direction, given.name, model.name, self.wanted, gap, values, order)
 

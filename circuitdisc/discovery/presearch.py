@@ -44,8 +44,8 @@ def corruption_notes(
     if float(gap.mean()) - 2 * error > 0:
         return ()
     sentence = (
-        f"the corrupted prompts of task '{task.name}' take nothing measurable away: {metric.name} of the clean prompts' answers is "
-        f"{float(clean.mean()):.3g} on the clean and {float(corrupted.mean()):.3g} on the corrupted prompts "
+        f"the corrupted prompts of task '{task.name}' take nothing measurable away: {metric.name} of the clean prompts' "
+        f"answers is {float(clean.mean()):.3g} on the clean and {float(corrupted.mean()):.3g} on the corrupted prompts "
         f"({len(gap)} train examples; the gap is {float(gap.mean()):.2g} ± {2 * error:.2g}), so that a circuit is judged by "
         "noise. Use corrupted prompts after which the answer does not follow, or another ablation"
     )

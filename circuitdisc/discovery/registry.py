@@ -25,6 +25,7 @@ from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
+from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import constant_errors, is_numeric, metric_for
 
@@ -168,15 +169,15 @@ def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> F
     numeric = is_numeric(task.train)
     if model.d_vocab_out < 2 and not numeric:
         return None
-    plain = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
-    metric = METRICS["squared_error" if numeric else plain]
+    usual = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
+    metric = METRICS["squared_error" if numeric else usual]
     patching = Patching(model, Ablation("zero"), task.train)
     measured = measured or metric
     values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric, measured])["full"]
     full = values[metric.name].double().cpu()
     chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]
     above = full - torch.from_numpy(constant_errors(task.train)) if numeric else full - chance
-    error = float(above.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
+    error = plain(float(standard_error(above.numpy()))) or 0.0
     mean = float(full.mean())
     if not (torch.isfinite(full).all() and float(above.mean()) - 2 * error > 0):
         at_chance = f"chance ({chance:.2g})" if not numeric else f"the best constant ({mean - float(above.mean()):.3g})"

@@ -21,6 +21,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import attention_patterns
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task
 
 
@@ -31,7 +32,7 @@ class AttentionTo:
     Args:
         names: heads, layer by layer.
         values: attention, between 0 and 1. [L, H, B]
-        low, high: bootstrap intervals of the means. [L, H]
+        low, high: intervals of the means. [L, H]
         query, key: the positions, as they were named.
         prompts: `clean` or `corrupted`.
     """
@@ -45,6 +46,7 @@ class AttentionTo:
     prompts: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -127,6 +129,7 @@ def attention_to(
             f"use query={key} key={query}"
         )
     values = np.concatenate(parts, axis=-1)
-    low, high = mean_intervals(values, confidence, seed)
+    over = partition_of(examples)
+    low, high = mean_intervals(values, over, confidence, seed)
     names = tuple(head_names(model.graph))
-    return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence)
+    return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence, over)

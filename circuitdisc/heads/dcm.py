@@ -50,6 +50,7 @@ from circuitdisc.patching.changed_heads import Held, hold
 from circuitdisc.patching.path_effects import Positions
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, of_task
 
@@ -203,7 +204,7 @@ def _report(
     settings: tuple[int, float, int],
 ) -> Found:
     """The chosen mask of one desideratum on the third split."""
-    n_random, confidence, seed = settings
+    (n_random, confidence, seed), over = settings, partition_of(one.report)
     best = min(range(len(trials)), key=lambda i: (-trials[i].chosen_by, trials[i].size, i))
     mask = torch.tensor(trials[best].mask, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
     kept = (mask > 0.5).cpu().numpy()
@@ -212,7 +213,7 @@ def _report(
     sets = [(parts, _rounded(mask)), (parts, torch.ones_like(mask)), (parts, torch.zeros_like(mask))]
     values = _measure(model, batches, [*sets, *((each, one_mask) for each in drawn)])
     patched, everything, nothing, *random = (
-        Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence) for i in range(len(sets) + len(drawn))
+        Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(len(sets) + len(drawn))
     )
     return Found(
         one.name, parts.names, tuple(trials), best, patched, everything, nothing, tuple(each.share for each in random),
@@ -228,7 +229,7 @@ def _report_groups(
     settings: tuple[int, float, int],
 ) -> list[GroupMet]:
     """Every whole group patched alone, beside random sets of as many heads at the same positions."""
-    n_random, confidence, seed = settings
+    (n_random, confidence, seed), over = settings, partition_of(one.report)
     found = []
     n = len(groups.names)
     ones = torch.ones(1, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
@@ -238,7 +239,7 @@ def _report_groups(
         mask = torch.from_numpy(alone).to(ones)
         values = _measure(model, batches, [(groups, mask), *((each, ones) for each in drawn)])
         met, *random = (
-            Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence) for i in range(1 + len(drawn))
+            Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(1 + len(drawn))
         )
         heads = tuple(f"a{layer}.h{head}" for layer, head in np.argwhere(groups.members[index]))
         at = groups.positions[index if len(groups.positions) > 1 else 0]

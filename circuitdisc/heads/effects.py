@@ -20,6 +20,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -33,7 +34,7 @@ class HeadEffects:
     Args:
         names: heads, layer by layer.
         values: metric with the head ablated minus the full model's. [L, H, B]
-        low, high: bootstrap intervals of the means. [L, H]
+        low, high: intervals of the means. [L, H]
         full: the full model's metric. [B]
     """
 
@@ -46,6 +47,7 @@ class HeadEffects:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -118,8 +120,9 @@ def head_effects(
     with progress_bar(len(kept) * patching.n_chunks(examples), "head effects", "run", progress) as bar:
         values = head_values(patching, examples, kept, [measure], bar.update)[measure.name]
     effects = (values[1:] - values[0]).reshape(graph.n_layers, graph.n_heads, -1)
-    low, high = mean_intervals(effects, confidence, seed)
-    return HeadEffects(tuple(names), effects, low, high, values[0], measure.name, cut.label, split, confidence)
+    over = partition_of(examples)
+    low, high = mean_intervals(effects, over, confidence, seed)
+    return HeadEffects(tuple(names), effects, low, high, values[0], measure.name, cut.label, split, confidence, over)
 
 
 def effect_order(effects: Float[np.ndarray, "L H"], by: By = "signed") -> list[int]:

@@ -37,6 +37,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -55,7 +56,7 @@ class KnockoutCurve:
         order: all heads (or those given), first ablated first.
         sizes: how many of them are ablated at each point. Length K.
         values: metric of the order, example by example. [K, B]
-        low, high: bootstrap intervals of its mean. [K]
+        low, high: intervals of its mean. [K]
         random: mean metric of every random order. [R, K]
         effects: single-head effects that the order comes from; None if it was given. [L, H]
     """
@@ -72,6 +73,7 @@ class KnockoutCurve:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -200,7 +202,8 @@ def knockout_curve(
     orders = [chosen, *([names[h] for h in generator.permutation(len(names))] for _ in range(n_random))]
     kept = [_kept(graph, one, size) for one in orders for size in sizes]
     values = _values(model, task, cut, measure, examples, kept, memory, progress).reshape(len(orders), len(sizes), -1)
-    low, high = mean_intervals(values[0], confidence, seed)
+    over = partition_of(examples)
+    low, high = mean_intervals(values[0], over, confidence, seed)
     return KnockoutCurve(
         order=tuple(chosen),
         sizes=sizes,
@@ -214,6 +217,7 @@ def knockout_curve(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=over,
     )
 
 

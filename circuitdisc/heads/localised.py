@@ -45,6 +45,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import beside, metric_for
 
@@ -169,12 +170,13 @@ def _report(
 ) -> Localised:
     """The effect of every edit on the held-out examples."""
     metrics = beside(splits.model, fit.metric, "accuracy")
+    over = partition_of(splits.examples["report"])
     before = splits.values("report", None, metrics)
     after = [splits.values("report", one.edit, metrics) for one in learned]
     effects = []
     for name in (metric.name for metric in metrics):
         rows = np.stack([before[name], after[0][name], after[0][name] - before[name]])
-        low, high = mean_intervals(rows, confidence, fit.seed)
+        low, high = mean_intervals(rows, over, confidence, fit.seed)
         (b, a, d), controls = rows.mean(1).tolist(), (float((one[name] - before[name]).mean()) for one in after[1:])
         ends = [float(end) for pair in zip(low, high, strict=True) for end in pair]
         effects.append(

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
 from circuitdisc.heads.neurons import checked_layers
@@ -27,7 +28,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.neuron_run import NeuronRuns, n_neurons
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import wilson_interval
+from circuitdisc.stats import Partition, partition_of, share_interval
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import beside, metric_for
 
@@ -57,6 +58,7 @@ class NeuronTable:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -78,16 +80,17 @@ class NeuronTable:
     def _cells(self, values: Float[np.ndarray, "B"], random: Float[np.ndarray, "R"] | None, title: str) -> Row:
         low, high = self._interval(values, title)
         found: Row = {title: float(values.mean()), f"{title} low": low, f"{title} high": high}
-        drawn = [] if random is None else random.tolist()
+        drawn = [] if random is None else random[~np.isnan(random)].tolist()
         found[f"{title}, random"] = float(np.median(drawn)) if drawn else None
         found[f"{title}, random low"] = min(drawn) if drawn else None
         found[f"{title}, random high"] = max(drawn) if drawn else None
         return found
 
     def _interval(self, values: Float[np.ndarray, "B"], title: str) -> tuple[float, float]:
-        if title == "accuracy" and values.min() == values.max() and values[0] in (0.0, 1.0):
-            return wilson_interval(int(values.sum()), len(values), self.confidence)  # a bootstrap would claim certainty
-        low, high = mean_intervals(values, self.confidence)
+        if title == "accuracy":
+            found = share_interval(values, groups=self.over, confidence=self.confidence)
+            return float(found.low), float(found.high)
+        low, high = mean_intervals(values, self.over, self.confidence)
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,8 +171,9 @@ def neuron_table(
         return np.stack([values[f"{doing} {size}"][name] for size in sizes])
 
     def randoms(name: str, doing: str) -> np.ndarray:
-        drawn = [[values[f"{doing} {size} random {r}"][name].mean() for r in range(n_random)] for size in sizes]
-        return np.array(drawn).reshape(len(sizes), n_random)
+        drawn = [[f"{doing} {size} random {r}" for r in range(n_random)] for size in sizes]
+        rows = [[values[one][name].mean() if one in values else np.nan for one in of_size] for of_size in drawn]
+        return np.array(rows).reshape(len(sizes), n_random)
 
     names = [one.name for one in metrics]
     return NeuronTable(
@@ -183,6 +187,7 @@ def neuron_table(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=partition_of(examples),
     )
 
 
@@ -210,14 +215,20 @@ def _masks(
         top = np.zeros_like(inside)
         top[tuple(np.array(places[:size]).T)] = True
         masks[f"mask {size}"], masks[f"keep {size}"] = top, inside & ~top
-        for r in range(n_random):
-            drawn = _as_many_in_each_layer(top, generator)
+        for r, drawn in enumerate(_as_many_in_each_layer(top, n_random, generator)):
             masks[f"mask {size} random {r}"], masks[f"keep {size} random {r}"] = drawn, inside & ~drawn
     return masks
 
 
-def _as_many_in_each_layer(top: Bool[np.ndarray, "L M"], generator: np.random.Generator) -> Bool[np.ndarray, "L M"]:
-    drawn = np.zeros_like(top)
-    for layer, count in enumerate(top.sum(1).tolist()):
-        drawn[layer, generator.choice(top.shape[1], count, replace=False)] = True
-    return drawn
+def _as_many_in_each_layer(
+    top: Bool[np.ndarray, "L M"], n: int, generator: np.random.Generator
+) -> list[Bool[np.ndarray, "L M"]]:
+    """Other neurons, as many in each layer, no draw twice; fewer than n draws where there are no more."""
+    own = tuple(tuple(np.flatnonzero(layer).tolist()) for layer in top)
+    found = []
+    for choice in different_sets([top.shape[1]] * len(top), top.sum(1).tolist(), n, generator, {own}):
+        drawn = np.zeros_like(top)
+        for layer, neurons in enumerate(choice):
+            drawn[layer, list(neurons)] = True
+        found.append(drawn)
+    return found

@@ -29,6 +29,7 @@ from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.neuron_importance import Method, neuron_importance
 from circuitdisc.patching.neuron_run import NeuronRuns
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task, collate
 
 
@@ -54,6 +55,7 @@ class NeuronImportance:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -103,7 +105,7 @@ class NeuronImportance:
         if self.without is not None:
             row |= {"without heads": float(self.without[g, index].mean()), "change": self.change[g, index]}
             shown = shown - self.without[g, index]
-        low, high = mean_intervals(shown, self.confidence)
+        low, high = mean_intervals(shown, self.over, self.confidence)
         return row | {"low": float(low), "high": float(high), "activation": self.activations[g, index], "n": self.n}
 
     def to_dict(self, k: int = 100) -> dict[str, Any]:
@@ -183,6 +185,7 @@ def neurons(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=partition_of(examples),
     )
 
 

@@ -33,6 +33,7 @@ from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, pl
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import Attended, attention_patterns
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import partition
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 
@@ -48,7 +49,7 @@ class HeadRoles:
         roles: names of the roles. Length P.
         scores: mean attention to the role's key; NaN in examples where the role has no query token. [P, L, H, B]
         mean: mean score over the examples where it is defined. [P, L, H]
-        low, high: bootstrap intervals of the means. [P, L, H]
+        low, high: intervals of the means. [P, L, H]
         share: share of those examples whose score lies above the threshold. [P, L, H]
         n_defined: examples where the role is defined. [P]
         threshold, min_share: a role is held if the score lies above `threshold` in more than `min_share` of the examples.
@@ -177,7 +178,8 @@ def head_roles(
             parts.append(_scores(some, roles).cpu().numpy())
             bar.update(some.batch.n_examples)
     scores = np.concatenate(parts, axis=-1)
-    return _summary(roles, scores, threshold, min_share, prompts, confidence, seed)
+    groups = [one.group for one in examples]
+    return _summary(roles, scores, groups, threshold, min_share, prompts, confidence, seed)
 
 
 def _scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
@@ -211,6 +213,7 @@ def role_keys(some: Attended, role: str) -> Bool[Tensor, "B T T2"]:
 def _summary(
     roles: tuple[str, ...],
     scores: Float[np.ndarray, "P L H B"],
+    groups: Sequence[str],
     threshold: float,
     min_share: float,
     prompts: str,
@@ -223,6 +226,7 @@ def _summary(
         if at.any():
             some = scores[p][..., at]
             mean[p], share[p] = some.mean(-1), (some > threshold).mean(-1)
-            low[p], high[p] = mean_intervals(some, confidence, seed)
+            over = partition(some.shape[-1], [groups[example] for example in np.flatnonzero(at).tolist()])
+            low[p], high[p] = mean_intervals(some, over, confidence, seed)
     n_defined = tuple(int(count) for count in defined.sum(1))
     return HeadRoles(roles, scores, mean, low, high, share, n_defined, threshold, min_share, prompts, confidence)

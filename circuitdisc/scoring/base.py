@@ -21,10 +21,12 @@ class Score:
         metric: the metric that it is computed from.
         n: examples.
         value: the score; None where it is undefined, and then `note` says why.
-        low, high: bootstrap interval of `value`.
+        low, high: interval of `value`.
         confidence: coverage of that interval.
-        controls: the same score of random circuits of equal size and kind.
+        controls: the same score of random circuits (`circuitdisc/controls.py`).
         note: anything a reader must know.
+        method: how the interval was made, and over what.
+        matched: what the controls have in common with the circuit; or why there are none.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Score:
     confidence: float = 0.95
     controls: tuple[float | None, ...] = ()
     note: str = ""
+    method: str = ""
+    matched: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from circuitdisc.checks import (
     check_choice,
 )
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_places, relabelled
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
 from circuitdisc.errors import BadSetting
@@ -45,9 +46,9 @@ from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import check_finite
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
-from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.removals import check_graph, check_split
-from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
+from circuitdisc.stats import Partition, interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -63,7 +64,7 @@ class Point:
         edges: how many the circuit has.
         mean: m(C).
         faithfulness: f; None where it is undefined.
-        low, high: its bootstrap interval over examples.
+        low, high: its interval over examples.
         controls: f of the random circuits.
     """
 
@@ -147,8 +148,8 @@ def curve(
         shares: of the graph's edges, growing; the number of edges is rounded up.
         grow: `top_k` or `greedy`: how a circuit is chosen from scores, those of the random controls included.
         by: `absolute` or `signed`, as for `grow`.
-        n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, it has
-            random circuits of as many heads in each layer.
+        n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, the heads
+            of each layer change places at random. The circuit of all edges is the whole model on every curve.
         mix: also draw a curve through circuits that were found under different ablations.
         split: `train` or `heldout`.
         ablation: what cut edges carry; None takes what the source's circuit was found with.
@@ -191,7 +192,7 @@ def curve(
     values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
     patching.cost.seconds = time.perf_counter() - started
     labels = (split, cut.label, measure.name, len(full))
-    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, confidence, seed)
+    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, partition_of(examples), confidence, seed)
     ends = float(full.mean()), float(nothing.mean())
     cost = dict(vars(patching.cost))
     return Curve(points, *areas, *ends, model.graph.n_edges, len(full), split, cut.label, measure.name, confidence, cost)
@@ -253,7 +254,8 @@ def _control(
 ) -> list[Circuit]:
     """A random curve: the same choice from random scores; random heads for head circuits."""
     if whole_heads:
-        return [random_circuit(circuit, generator) for circuit in circuits]
+        places = random_places(graph, generator)
+        return [relabelled(circuit, places) for circuit in circuits]
     scores = np.where(graph.edge_mask, generator.standard_normal(graph.edge_mask.shape), np.nan)
     return [Selection(n_edges(graph, share), grow=grow, by=by).circuit(graph, scores) for share in shares]
 
@@ -265,23 +267,27 @@ def _figures(
     full: Float[np.ndarray, "B"],
     empty: Float[np.ndarray, "B"],
     labels: tuple[str, str, str, int],
+    over: Partition,
     confidence: float,
     seed: int,
 ) -> tuple[tuple[Point, ...], tuple[Score, Score, Score]]:
     """Points and areas, with intervals, from the values of the curve (row 0) and its controls."""
+    heads = circuits[0].granularity == "head"
+    matched = (
+        "the same circuits between other heads of each layer" if heads else "curves chosen in the same way from random scores"
+    )
     why = why_undefined(full.mean(), empty.mean())
-    f_CX = normalised(values.mean(-1), full.mean(), empty.mean())
-    sampled = resampled_means(np.stack([*values[0], full, empty]), seed)
-    f_XW = normalised(sampled[:-2], sampled[-2], sampled[-1])
-    low, high = interval(f_XW, confidence)
+    means_CX = values.mean(-1)
+    f_CX = normalised(np.stack([np.full_like(means_CX, full.mean()), means_CX, np.full_like(means_CX, empty.mean())]))
+    ends_X = interval((full, values[0], empty), normalised, groups=over, confidence=confidence, seed=seed)
     points = tuple(
         Point(
             share,
             circuits[at].n_edges,
             float(values[0, at].mean()),
             None if why else plain(f_CX[0, at]),
-            None if why else plain(low[at]),
-            None if why else plain(high[at]),
+            None if why else plain(ends_X.low[at]),
+            None if why else plain(ends_X.high[at]),
             () if why else tuple(plain(f) for f in f_CX[1:, at]),
         )
         for at, share in enumerate(shares)
@@ -290,9 +296,15 @@ def _figures(
     def score(name: str, of: Callable[[Float[np.ndarray, "X *W"]], Float[np.ndarray, "*W"]]) -> Score:
         if why:
             return Score(name, *labels, None, confidence=confidence, note=why)
-        ends = interval(of(f_XW), confidence)
+
+        def figure(means: Float[np.ndarray, "V *W"]) -> Float[np.ndarray, "*W"]:
+            full, empty = (np.broadcast_to(one, means[2:].shape) for one in means[:2])
+            return of(normalised(np.stack([full, means[2:], empty])))
+
+        ends = interval((full, empty, *values[0]), figure, groups=over, confidence=confidence, seed=seed)
         controls = tuple(plain(float(of(f_X))) for f_X in f_CX[1:])
-        return Score(name, *labels, plain(float(of(f_CX[0]))), plain(ends[0]), plain(ends[1]), confidence, controls)
+        value = plain(float(of(f_CX[0])))
+        return Score(name, *labels, value, *ends.ends, confidence, controls, method=ends.method, matched=matched)
 
     areas = (
         score("cpr", lambda f: area(shares, f)),

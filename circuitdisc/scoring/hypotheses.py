@@ -16,7 +16,7 @@ An ideal circuit keeps the first three hypotheses and rejects the last two. In a
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (https://arxiv.org/abs/2410.13032).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
@@ -35,7 +36,6 @@ from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
 from circuitdisc.scoring.units import Units, identity
@@ -89,9 +89,10 @@ def hypothesis_tests(
         quantile: q of the last three tests.
         n_permutations: of the independence test; its p value is no smaller than 1 / (n_permutations + 1).
         n_random: inflated circuits, and random circuits.
-        random: `paths`: random paths from an embedding to `logits` until there are at least as many edges; `matched`: random
-            edges of the same kinds and layers, exactly as many, as for `score`; in a small graph many of these are the circuit
-            itself. For head circuits always as many heads in each layer.
+        random: `paths`, the published test: random paths from an embedding to `logits` until there are at least as many edges,
+            each drawn without regard to the others and to the circuit. `matched`: the controls of `score`, all different and
+            none of them the circuit; fewer than n_random where there are no more. Head circuits always have these: as many
+            heads in each layer.
         most_members: test so many of the circuit's edges for minimality, drawn at random; None tests all.
         seed: of the permutations and everything drawn.
         memory: budget for activations.
@@ -104,7 +105,7 @@ def hypothesis_tests(
     Raises:
         GraphMismatch: the circuit belongs to another architecture.
         BadSetting: a number is out of its bounds, the metric compares with the full model, a value is not finite, or the
-            circuit is empty or the whole graph.
+            circuit is empty or the whole graph, or no other circuit is matched with it.
         UnknownName: the metric, the ablation or a word is not known.
         BadRun: the journal was begun with other settings, or cannot be written.
 
@@ -124,7 +125,10 @@ def hypothesis_tests(
     cut = judging_ablation(ablation, circuit.provenance)
     examples = _examples(task, split, measure)
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
-    circuits = dict(_circuits(circuit, tested, n_random, random, np.random.default_rng([seed, 1])))
+    by_paths = random == "paths" and circuit.granularity == "edge"
+    drawn = None if by_paths else _matched(circuit, n_random, np.random.default_rng([seed, 3]))
+    circuits = dict(_circuits(circuit, tested, n_random, drawn, np.random.default_rng([seed, 1])))
+    n_drawn = n_random if drawn is None else len(drawn)
     patching = Patching(model, cut, task.train, memory=memory)
     settings: dict[str, Any] = {
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
@@ -141,15 +145,15 @@ def hypothesis_tests(
         _equivalence(values, epsilon, alpha),
         _independence(values, n_permutations, alpha, np.random.default_rng([seed, 2])),
         _minimality(members_tested, quantile, alpha, n_random, len(members(circuit))),
-        _sufficiency(values, n_random, quantile, alpha),
-        _partial_necessity(values, n_random, quantile, alpha),
+        _sufficiency(values, n_drawn, quantile, alpha),
+        _partial_necessity(values, n_drawn, quantile, alpha),
     )
     return HypothesisTests(
         tests,
         members_tested,
         {name: values[name] for name in ("full", "circuit", "complement")},
-        np.array([distance(values["full"], values[f"random{index}"]) for index in range(n_random)]),
-        np.array([distance(values["full"], values[f"random_complement{index}"]) for index in range(n_random)]),
+        np.array([distance(values["full"], values[f"random{index}"]) for index in range(n_drawn)]),
+        np.array([distance(values["full"], values[f"random_complement{index}"]) for index in range(n_drawn)]),
         len(examples),
         settings,
     )
@@ -181,21 +185,38 @@ def _draw_members(circuit: Circuit, most: int | None, generator: np.random.Gener
     return [names[index] for index in np.sort(generator.choice(len(names), most, replace=False))]
 
 
+def _matched(circuit: Circuit, n: int, generator: np.random.Generator) -> tuple[Circuit, ...]:
+    controls = random_circuits(circuit, n, generator)
+    if not controls.circuits:
+        raise BadSetting(
+            f"the circuit {controls.note}, so that two of the tests cannot be made: take random=paths, or another circuit"
+        )
+    return controls.circuits
+
+
 def _circuits(
-    circuit: Circuit, tested: list[str], n_random: int, random: str, generator: np.random.Generator
+    circuit: Circuit, tested: list[str], n_random: int, matched: Sequence[Circuit] | None, generator: np.random.Generator
 ) -> Iterator[tuple[str, Circuit]]:
-    """Every circuit that is run, by name."""
+    """Every circuit that is run, by name.
+
+    Args:
+        matched: the random circuits; None draws random paths.
+    """
     yield "full", Circuit.full(circuit.graph)
     yield "circuit", circuit
     yield "complement", complement(circuit)
     for name in tested:
         yield f"without {name}", without(circuit, name)
-    draw = random_paths if random == "paths" and circuit.granularity == "edge" else random_circuit
     for index in range(n_random):
         inflated, reduced = inflate(circuit, generator)
-        drawn = draw(circuit, generator)
         yield f"inflated{index}", inflated
         yield f"reduced{index}", reduced
+        if matched is None:
+            drawn = random_paths(circuit, generator)
+        elif index < len(matched):
+            drawn = matched[index]
+        else:
+            continue
         yield f"random{index}", drawn
         yield f"random_complement{index}", complement(drawn)
 

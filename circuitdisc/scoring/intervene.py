@@ -14,7 +14,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, evaluate_interventions, head_places
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import bootstrap_interval
+from circuitdisc.stats import interval, partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -30,8 +30,9 @@ class Effect:
         interventions: what was done, to all heads at once.
         metric, split, n: measured on which examples, and how many.
         before, after: mean of the metric without and with the interventions.
-        low, high: bootstrap interval of `difference`, examples drawn in pairs; None for a single example.
+        low, high: interval of `difference`, examples drawn in pairs; None for a single example.
         confidence: coverage of that interval.
+        method: how it was made, and over what.
         controls: the difference when other heads of the same layers are changed in the same way, one for each draw.
     """
 
@@ -45,6 +46,7 @@ class Effect:
     high: float | None = None
     confidence: float = 0.95
     controls: tuple[float, ...] = ()
+    method: str = ""
 
     @property
     def difference(self) -> float:
@@ -122,7 +124,8 @@ def effects(
     found = []
     for measure in measures:
         arrays = {name: by_metric[measure.name].double().cpu().numpy() for name, by_metric in values.items()}
-        low, high = bootstrap_interval((arrays["before"], arrays["after"]), _difference, confidence, seed)
+        moved = arrays["after"] - arrays["before"]
+        ends = interval((moved,), groups=partition_of(examples), confidence=confidence, seed=seed)
         found.append(
             Effect(
                 tuple(interventions),
@@ -131,17 +134,13 @@ def effects(
                 len(examples),
                 float(arrays["before"].mean()),
                 float(arrays["after"].mean()),
-                low if np.isfinite(low) else None,
-                high if np.isfinite(high) else None,
+                *ends.ends,
                 confidence,
                 tuple(float(arrays[name].mean() - arrays["before"].mean()) for name in controls),
+                ends.method,
             )
         )
     return tuple(found)
-
-
-def _difference(before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
-    return after.mean(axis) - before.mean(axis)
 
 
 def random_heads(

@@ -38,7 +38,7 @@ from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import PartKind
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
-from circuitdisc.scoring.resampled import interval, plain, resampled_means
+from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 
 
@@ -52,7 +52,7 @@ class Need:
         removed: the set K.
         before, after: m(C \\ K) and m(C \\ (K + v)).
         change: how far they lie apart.
-        low, high: its bootstrap interval over examples; None for fewer than two examples.
+        low, high: its interval over examples; None for fewer than two examples.
         share: the change as a fraction of |m(M)|.
         passes: the share reaches the threshold.
     """
@@ -80,6 +80,7 @@ class Minimality:
         n: examples.
         by: what the parts are.
         cost: node evaluations, runs and seconds.
+        method: how the intervals were made, and over what.
     """
 
     needs: tuple[Need, ...]
@@ -92,6 +93,7 @@ class Minimality:
     metric: str
     confidence: float
     cost: Mapping[str, float]
+    method: str = ""
 
     @property
     def n_passed(self) -> int:
@@ -198,10 +200,11 @@ def minimality(
         for part in one.parts if size else ():
             grown, change = _greedy(one, part, size, greedy_width, generator, bar.update)
             chosen.offer("greedy", grown, (part,), (change,))
-        needs = _judged(one, chosen, full, threshold, confidence, seed)
+        needs, method = _judged(one, chosen, full, threshold, confidence, seed)
     one.patching.cost.seconds = time.perf_counter() - started
     label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    return Minimality(needs, full, float(threshold), one.by, one.n, one.split, label, one.metric.name, confidence, cost)
+    labels = (one.by, one.n, one.split, label, one.metric.name, confidence)
+    return Minimality(needs, full, float(threshold), *labels, cost, method)
 
 
 class _Chosen:
@@ -256,21 +259,24 @@ def _greedy(
     return grow(others, changes, size, width, generator, on_step)
 
 
-def _judged(one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int) -> tuple[Need, ...]:
-    """Each part's change under its chosen K, on the split that figures are given for."""
+def _judged(
+    one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
+) -> tuple[tuple[Need, ...], str]:
+    """Each part's change under its chosen K, on the split that figures are given for; and how their intervals were made."""
     pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
     for removed, parts in _by_set(chosen):
         pairs |= zip(parts, _changes(one.judge, one.circuit, removed, parts), strict=True)
     values = np.stack([pairs[part] for part in one.parts])
-    low, high = interval(np.abs(np.diff(resampled_means(values, seed), axis=1))[:, 0], confidence)
+    over = partition_of(one.task.split(one.split))
+    ends = interval((values[:, 1] - values[:, 0],), groups=over, confidence=confidence, seed=seed).size()
     needs = []
     for row, part in enumerate(one.parts):
         before, after = (float(mean) for mean in values[row].mean(-1))
         _, kind, removed = chosen.best[part]
         change, share = abs(after - before), abs(after - before) / abs(full)
-        ends = plain(low[row]), plain(high[row])
-        needs.append(Need(part, kind, removed, before, after, change, *ends, share, share >= threshold))
-    return tuple(needs)
+        low, high = plain(ends.low[row]), plain(ends.high[row])
+        needs.append(Need(part, kind, removed, before, after, change, low, high, share, share >= threshold))
+    return tuple(needs), ends.method
 
 
 def _by_set(chosen: _Chosen) -> Iterator[tuple[Names, Names]]:

@@ -22,13 +22,13 @@ from scipy import stats
 
 from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.discovery import discover
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Task
 
@@ -198,10 +198,15 @@ def stability(
 
 
 def by_chance(circuit: Circuit, n: int = 20, seed: int = 0) -> dict[str, float]:
-    """Mean Jaccard index of the edges, and of the heads, of n random circuits of this one's size and kind."""
+    """Mean Jaccard index of the edges, and of the heads, of n random circuits matched with this one.
+
+    These (`circuitdisc/controls.py`) are all different, so that it is a little lower than that of independent draws where there
+    are few. Empty if there are fewer than two.
+    """
     check_whole("n", n, 2)
-    generator = np.random.default_rng(seed)
-    drawn = [random_circuit(circuit, generator) for _ in range(n)]
+    drawn = random_circuits(circuit, n, np.random.default_rng(seed)).circuits
+    if len(drawn) < 2:
+        return {}
     kinds = {"edges": _edges(circuit.graph, drawn)[1], "heads": _heads(circuit.graph, drawn)[1]}
     return {kind: mean_of_pairs(jaccard(sets, sets)) for kind, sets in kinds.items()}
 
