@@ -67,6 +67,8 @@ class OwnRun:
         """What the module does beside its weights, a phrase each: hooks, adapters, a forward of its own."""
         phrases = ["hooks on all modules"] if _global_hooks() else []
         for name, part in self.module.named_modules():
+            if type(part).__module__.startswith("transformer_lens"):  # of the bridge, which we have put there
+                continue
             where = name or "the model itself"
             if part._forward_hooks or part._forward_pre_hooks:
                 phrases.append(f"a forward hook on {where}")

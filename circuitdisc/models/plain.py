@@ -1,6 +1,7 @@
 """A user's module as a plain Hugging Face model: out of its wrappers, low-rank changes merged, its weights floating point."""
 
 import copy
+from inspect import ismethod
 from typing import Any
 
 import torch
@@ -75,10 +76,10 @@ def _plain_layer(layer: Any) -> nn.Module:
     off = bool(getattr(layer, "disable_adapters", False))
     if hasattr(layer, "unload_and_optionally_merge_module"):
         return layer.original_module if off else layer.unload_and_optionally_merge_module(True, False, None)
-    if off:
-        layer.unmerge()
-    else:
+    if not off:
         layer.merge(safe_merge=False, adapter_names=None)
+    elif layer.merged:
+        layer.unmerge()
     return layer.get_base_layer()
 
 
@@ -86,13 +87,10 @@ def _check_plain_weights(module: Any, name: str) -> None:
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
         raise BadModel(f"{name}: its weights are quantised; dequantise the model first, or load it without quantisation")
     whole = [where for where, weight in module.named_parameters() if not weight.is_floating_point()]
-    packed = [where for where, part in module.named_modules() if not isinstance(getattr(part, "weight", None), _WEIGHT)]
+    packed = [where for where, part in module.named_modules() if ismethod(getattr(part, "weight", None))]
     if whole or packed:
         names = ", ".join([*whole, *packed][:3])
         raise BadModel(f"{name}: layers without plain floating-point weights ({names}): quantised models cannot be searched")
-
-
-_WEIGHT = torch.Tensor | None
 
 
 def check_finite(module: nn.Module, name: str) -> None:
