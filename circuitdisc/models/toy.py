@@ -292,7 +292,7 @@ def check_weights(tensors: Mapping[str, Tensor], config: ToyConfig) -> dict[str,
         raise BadModel(
             f"{len(missing)} weights are missing: {some_names(missing)}; {missing[0]} should have shape {shapes[missing[0]]}"
         )
-    for name in shapes.keys() & tensors.keys():
+    for name in sorted(shapes.keys() & tensors.keys()):
         if tuple(tensors[name].shape) != shapes[name]:
             raise BadModel(f"weight {name} has shape {tuple(tensors[name].shape)}, config.json asks for {shapes[name]}")
     whole = [name for name in shapes.keys() & tensors.keys() if not is_float(tensors[name])]
