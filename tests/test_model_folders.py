@@ -15,6 +15,7 @@ import pytest
 import torch
 from models import hugging_face, toy
 from safetensors.torch import save_file
+from tiny import word_tokenizer
 
 import circuitdisc as cd
 from circuitdisc.checkpoints.cmap_plan import plan_model
@@ -318,3 +319,25 @@ def test_other_formats_are_named(base: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BadFile, match=r"weights are read from safetensors alone\. Convert the other file"):
         read_model(str(folder))
+
+
+def test_a_cached_hub_name_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files come from the cache, as a folder's would, with the same refusals."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    revision, place = "a" * 40, tmp_path / "models--some--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    folder = place / "snapshots" / revision
+    hugging_face("gpt2").save_pretrained(folder, max_shard_size="20KB")
+    word_tokenizer().save_pretrained(folder)
+    loaded, weights = read_model("some/tiny"), hugging_face("gpt2").state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.module.state_dict().items())
+    assert loaded.tokenizer is not None
+    with pytest.raises(UnknownName, match="unknown model 'some/other'"):
+        read_model("some/other")
+    next(folder.glob("*-00002-*.safetensors")).unlink()
+    with pytest.raises(BadFile, match=r"lacks model-00002-of-.*\.safetensors"):
+        read_model("some/tiny")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadFile, match="PEFT adapter"):
+        read_model("some/tiny")
