@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,11 +49,8 @@ class OwnRun:
 
     def __init__(self, module: nn.Module, run: Run | None = None) -> None:
         self.module = module
-        self._run = run or self._hugging_face
+        self._run = run or partial(_hugging_face, module)  # no method of its own: a cycle would keep the module in memory
         self._checked: tuple[Any, tuple[Any, ...]] | None = None
-
-    def _hugging_face(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return self.module(input_ids=tokens, attention_mask=mask.long(), position_ids=positions).logits
 
     @torch.no_grad()
     def __call__(
@@ -105,6 +103,10 @@ class OwnRun:
             for tensor in group
         ]
         return tuple(_global_hooks()), tuple(parts), tuple(tensors)
+
+
+def _hugging_face(module: nn.Module, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    return module(input_ids=tokens, attention_mask=mask.long(), position_ids=positions).logits
 
 
 def is_adapter_layer(part: nn.Module) -> bool:
