@@ -548,7 +548,7 @@ def test_the_command_leaves_a_page_and_the_numbers(tmp_path):
 def test_the_command_s_plan_reads_no_weights_and_foresees_the_run(tmp_path, monkeypatch):
     cmap_command(settings_of(tmp_path, "groups={A: [a3.h1]}"))
     ran = json.loads((tmp_path / "out" / "cmap.json").read_text())["result"]
-    monkeypatch.setattr("circuitdisc.models.load._from_folder", None)
+    monkeypatch.setattr("circuitdisc.models.load.load_pretrained", None)
     text = cmap_command(settings_of(tmp_path, "groups={A: [a3.h1]}", "plan=true"))
     plan = json.loads(text.splitlines()[-1])
     assert plan == ran["plan"]

@@ -12,6 +12,7 @@ from circuitdisc.files import read_json
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import as_list, examples_of
 from circuitdisc.models.load import DTYPES
+from circuitdisc.models.pretrained import pretrained_config
 from circuitdisc.patching.cross_patch import Patch, check_kinds, units_of
 from circuitdisc.patching.cross_plan import CrossPlan, Shapes, forwards_of, plan_cross, shapes_from_config
 from circuitdisc.patching.memory import parse_memory
@@ -132,9 +133,7 @@ def plan_model(name: str | Path) -> PlanModel:
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.folder is not None:
         return read_json(checkpoint.folder / "config.json")
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(checkpoint.name).to_dict()
+    return pretrained_config(checkpoint.name).to_dict()
 
 
 def plan_from_settings(

@@ -28,6 +28,7 @@ from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
 from circuitdisc.patching.prepared import Chunk, fit_means, prepare
+from circuitdisc.patching.selfcheck import verify
 from circuitdisc.tasks.base import Example
 
 Values = dict[str, dict[str, Float[Tensor, "B"]]]
@@ -67,6 +68,9 @@ class Patching:
         reference: the examples that `mean` ablation averages over: the train split, also when held-out examples are scored.
         memory: budget for activations, as `8GiB`; examples and candidates are batched to fit.
         padding_side: `right` or `left`; the results do not depend on it.
+
+    Raises:
+        BadModel: the cut model is not (or no longer) the module that it was made of.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Patching:
         memory: str | int = "4GiB",
         padding_side: str = "right",
     ) -> None:
+        verify(model, reference)
         self.model, self.ablation, self.padding_side = model, ablation, padding_side
         self.graph = model.graph
         self.budget = parse_memory(memory)

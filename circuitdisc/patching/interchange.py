@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import UnknownName
+from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.prepared import Chunk
@@ -52,7 +53,8 @@ def interchanged_logits(
         nodes: heads, MLPs or embeddings.
         where: at which positions; None: at all of them.
     """
-    cut, graph, frame = components_of(model, "an interchange intervention"), model.graph, chunk.frame
+    cut, graph, frame = model.cut, model.graph, chunk.frame
+    assert isinstance(cut, Components), "an interchange intervention needs components"
     assert frame is not None, "components need a frame"
     heads, replaced = range(graph.n_heads), {graph.sender_index[node] for node in nodes}
     here = (chunk.batch.is_token if where is None else where & chunk.batch.is_token)[..., None]

@@ -5,6 +5,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
+from circuitdisc.patching.selfcheck import verify
 
 
 def components_of(model: Model, what: str) -> Components:
@@ -12,6 +13,7 @@ def components_of(model: Model, what: str) -> Components:
 
     Raises:
         BadSetting: it has none.
+        BadModel: they are not (or no longer) the module that they were made of.
     """
     if not isinstance(model.cut, Components):
         raise BadSetting(
@@ -19,6 +21,7 @@ def components_of(model: Model, what: str) -> Components:
             "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
             "components=hooks"
         )
+    verify(model)
     return model.cut
 
 
@@ -27,6 +30,7 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
 
     Raises:
         BadSetting: the model runs by hooks, the ablation replaces patterns, or the metric has no gradient.
+        BadModel: the components are not (or no longer) the module that they were made of.
     """
     if not isinstance(model.cut, Components):
         raise BadSetting(
@@ -41,4 +45,5 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
             f"algorithm '{name}' follows the metric's gradient, and '{metric.name}' is constant almost everywhere: "
             "use metric=logit_diff or metric=log_prob"
         )
+    verify(model)
     return model.cut
