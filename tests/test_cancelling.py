@@ -1,6 +1,7 @@
 """Where every effect cancels in the mean, a search says so, and names a metric that sees it; elsewhere it says nothing."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,17 @@ from circuitdisc.tasks.base import Example, Task
 
 DECIDE = ["acdc", "bisect", "head_ablation", "path_patching"]
 SCORE = ["exact", "eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp"]
-COARSE = {"acdc": {"threshold": 0.01}, "bisect": {"threshold": 0.01}, "head_ablation": {"relative": False, "threshold": 0.01}}
+COARSE: dict[str, dict[str, Any]] = {
+    "acdc": {"threshold": 0.01},
+    "bisect": {"threshold": 0.01},
+    "head_ablation": {"relative": False, "threshold": 0.01},
+}
 
 
 @pytest.fixture(scope="module")
 def linear():
     """Attention that is even over all tokens, no norm, no MLP: every logit is linear in what each sender writes."""
-    sizes = {"n_layers": 1, "n_heads": 3, "d_model": 12, "d_head": 4, "d_vocab": 20, "n_ctx": 16}
+    sizes: dict[str, Any] = {"n_layers": 1, "n_heads": 3, "d_model": 12, "d_head": 4, "d_vocab": 20, "n_ctx": 16}
     module = ToyTransformer(ToyConfig(**sizes, attn_only=True, normalization_type=None), 0)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import cut_hugging_face, cut_toy
+from circuitdisc.models.components import Components
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.folded import folded_senders, folded_values
 
@@ -80,7 +81,8 @@ def test_searches_equal_those_of_the_model_with_folded_weights(algorithm):
         for model, ablation in ((raw, FOLDED), (folded, RAW))
     )
     assert found.circuit == wanted.circuit
-    if found.edge_scores is not None:
+    assert (found.edge_scores is None) == (wanted.edge_scores is None)
+    if found.edge_scores is not None and wanted.edge_scores is not None:
         np.testing.assert_allclose(found.edge_scores, wanted.edge_scores, atol=1e-8)
 
 
@@ -96,6 +98,7 @@ def test_fast_runs_and_gradients_carry_the_constants(family):
         np.testing.assert_allclose(found[name], slow.numpy(), atol=1e-9, err_msg=name)
     scores = ALGORITHMS["eap"].function(model, task, FOLDED, SearchContext(metric="log_prob")).edge_scores
     wanted = direct_eap(model, FOLDED, task.train, METRIC)
+    assert scores is not None
     np.testing.assert_allclose(scores, wanted, atol=1e-9 * np.nanmax(np.abs(wanted)))
 
 
@@ -108,9 +111,12 @@ def test_the_constants_are_what_heads_write_from_biases_alone():
     """Shift times W_V plus b_V, times W_O, head by head; every other sender carries 0."""
     module = toy("layer_norm_gated").double()
     model = cut_toy(module, name="toy")
+    assert isinstance(model.cut, Components)
     constants = folded_senders(model)[:, 0, 0]
     for layer, block in enumerate(model.cut.weights.layers):
         for head in range(model.graph.n_heads):
+            assert block.norm_attention.shift is not None
+            assert block.b_V is not None
             values = block.norm_attention.shift @ block.W_V[head] + block.b_V[head]
             np.testing.assert_allclose(constants[model.graph.sender_index[f"a{layer}.h{head}"]], values @ block.W_O[head])
     others = [index for index, node in enumerate(model.graph.senders) if node.kind != "head"]
@@ -164,6 +170,7 @@ def test_what_has_no_such_zero_is_refused():
     with pytest.raises(BadSetting, match="zero_folded"):
         cd.discover(slow, random_task(slow), "acdc", ablation="zero_folded", allow_chance=True)
     coupled = model_of("gemma2").cut  # whose norm behind attention couples the heads; value biases are given to it here
+    assert isinstance(coupled, Components)
     layers = [replace(block, b_V=torch.ones_like(block.W_V[:, 0])) for block in coupled.weights.layers]
     coupled.weights = replace(coupled.weights, layers=tuple(layers))
     with pytest.raises(BadSetting, match="norm behind attention"):

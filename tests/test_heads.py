@@ -365,9 +365,8 @@ def check_against_the_literal_loop(model, task, ablation, metric="logit_diff", s
         "random": np.random.default_rng(seed).permutation(n_layers).tolist(),
     }[rule.get("order", "ascending")]
     found = head_ablation(model, task, ablation, SearchContext(metric=metric, seed=seed), **rule)
-    settings = [rule[name] for name in ("threshold", "relative")]
-    two_sided = rule.get("two_sided", True)
-    kept, decisions = literal_head_ablation(model, task, ablation, metric, *settings, layers, n_verify, two_sided)
+    threshold, relative, sides = rule["threshold"], rule["relative"], rule.get("two_sided", True)
+    kept, decisions = literal_head_ablation(model, task, ablation, metric, threshold, relative, layers, n_verify, sides)
     assert [(line["head"], line["kept"]) for line in found.trace] == [one[:2] for one in decisions]
     assert [line["metric"] for line in found.trace] == pytest.approx([one[2] for one in decisions], abs=1e-9)
     assert found.circuit == head_circuit(model.graph, kept)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
-from circuitdisc.files import read_json
 from circuitdisc.models.load import known_to_hub, model_folder
 from circuitdisc.models.model import Model
 from circuitdisc.models.pretrained import load_tokenizer, pretrained_config

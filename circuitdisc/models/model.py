@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
 from circuitdisc.models.hooked import HookedModel
@@ -46,3 +47,21 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.cut.device
+
+
+def fast_components(model: Model, what: str) -> Components:
+    """The model's fast components.
+
+    Args:
+        what: needs them, for the message.
+
+    Raises:
+        BadSetting: it has none.
+    """
+    if not isinstance(model.cut, Components):
+        raise BadSetting(
+            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
+            "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
+            "components=hooks"
+        )
+    return model.cut

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.components import Components
-from circuitdisc.models.model import Model
+from circuitdisc.models.model import Model, fast_components
 from circuitdisc.patching.layers import heads_apart
-from circuitdisc.patching.requirements import components_of
 
 
 def folded_values(cut: Components) -> list[Float[Tensor, "H K"]]:
@@ -56,7 +55,7 @@ def folded_senders(model: Model) -> Float[Tensor, "S 1 1 D"]:
     Raises:
         BadSetting: the model runs by hooks, or a norm behind attention couples its heads.
     """
-    cut, graph = components_of(model, "ablation=zero_folded"), model.graph
+    cut, graph = fast_components(model, "ablation=zero_folded"), model.graph
     carried = cut.weights.W_E.new_zeros(graph.n_senders, 1, 1, cut.spec.d_model)
     with torch.no_grad():
         for layer, constant in enumerate(folded_values(cut)):

@@ -4,7 +4,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
-from circuitdisc.models.model import Model
+from circuitdisc.models.model import Model, fast_components
 from circuitdisc.patching.selfcheck import verify
 
 
@@ -15,14 +15,9 @@ def components_of(model: Model, what: str) -> Components:
         BadSetting: it has none.
         BadModel: they are not (or no longer) the module that they were made of.
     """
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
-            "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
-            "components=hooks"
-        )
+    components = fast_components(model, what)
     verify(model)
-    return model.cut
+    return components
 
 
 def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) -> Components:
