@@ -184,10 +184,12 @@ def _score(args: list[str]) -> int:
 
             print(f"\nreport  {write_page(folder)}")
         return 0
-    from circuitdisc.pipeline import rescore
+    from circuitdisc.circuit import Circuit
+    from circuitdisc.pipeline import CIRCUIT, rescore
     from circuitdisc.report import scores_table
 
-    print(scores_table(rescore(folder, parse_changes(overrides))))
+    scores = rescore(folder, parse_changes(overrides))
+    print(scores_table(scores, circuit=Circuit.load(folder / CIRCUIT)))
     return 0
 
 

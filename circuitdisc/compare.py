@@ -239,7 +239,8 @@ def _effects(
             refused[label] = error
             continue
         metric = runs[label].config["metric"].get("name") or task.metric
-        found[label] = effects(models[label], task, changes, metrics=[metric, "accuracy"], **common)
+        beside = ["accuracy", *(["pair_accuracy"] if task.has_wrong else [])]
+        found[label] = effects(models[label], task, changes, metrics=[metric, *beside], **common)
     if not found:
         raise refused["A"]
     return found, [f"no head was changed on task {label}: {error}" for label, error in refused.items()]

@@ -13,8 +13,10 @@ from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadRun, CircuitdiscError
 from circuitdisc.files import read_arrays
 from circuitdisc.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit
+from circuitdisc.report.judged import judged
 from circuitdisc.report.judgement import judgement_parts
-from circuitdisc.report.tables import scores_table, text_table
+from circuitdisc.report.tables import scores_alone, text_table
+from circuitdisc.report.verdict import Verdict, verdict
 from circuitdisc.report.wording import number
 from circuitdisc.runs import Run, versions
 from circuitdisc.scoring import Scores
@@ -27,7 +29,6 @@ from circuitdisc.scoring.plain import from_plain
 from circuitdisc.scoring.units import Units, identity
 
 UNFINISHED = ".partial.jsonl"
-COMPLETE = 0.1  # of the full model's metric: a circuit with no larger gap is called complete
 T = TypeVar("T")
 _LINES = 10  # of a table with a line for each part or set
 
@@ -41,6 +42,7 @@ class Judgement:
         completeness, minimality, tests, curve: None where the score cannot be had here; `missing` says why.
         missing: score -> sentence.
         edges: minimality of the edges of an edge circuit; the other one is of its nodes.
+        circuit: the circuit, whose notes belong to the verdict; None if it is not at hand.
     """
 
     scores: Scores
@@ -50,34 +52,20 @@ class Judgement:
     curve: Curve | None
     missing: Mapping[str, str]
     edges: Minimality | None = None
+    circuit: Circuit | None = None
+
+    @property
+    def said(self) -> Verdict:
+        """What the scores say, and what speaks against believing it; nothing of what was not computed."""
+        return verdict(self.scores, self.circuit) + judged(self._numbers())
 
     def verdict(self) -> list[str]:
-        """What the scores say, a sentence each; nothing that was not computed."""
-        faithful = self.scores.get("faithfulness")
-        lines = []
-        if faithful.value is None:
-            lines.append(f"Faithfulness is undefined: {faithful.note}.")
-        else:
-            off = 100 * abs(1 - faithful.value)
-            lines.append(
-                f"Faithful within {off:.3g} % on {faithful.n:,} held-out examples "
-                f"({faithful.metric}, {faithful.ablation} ablation)."
-            )
-        lines += [_idle_sentence(one) for one in (self.edges, self.minimality) if one is not None]
-        if self.completeness is not None:
-            lines.append(_completeness_sentence(self.completeness))
-            if self.completeness.complement.value is not None:
-                without = self.completeness.complement.value
-                lines.append(f"The model without the circuit keeps {100 * without:.3g} % of the metric.")
-        if self.tests is not None:
-            good = [test.name for test in self.tests.tests if test.for_circuit]
-            bad = [test.name for test in self.tests.tests if not test.for_circuit]
-            lines.append(f"Tests in its favour: {', '.join(good) or 'none'}; against it: {', '.join(bad) or 'none'}.")
-        return lines
+        """The same, a sentence each."""
+        return [*self.said.lines, *self.said.caveats]
 
     def text(self) -> str:
         """All tables, then the verdict."""
-        parts, told = [scores_table(self.scores)], {part.title: part for part in judgement_parts(self.to_dict())}
+        parts, told = [scores_alone(self.scores)], {part.title: part for part in judgement_parts(self._numbers())}
 
         def add(title: str, rows: Sequence[Mapping[str, Any]], part: str) -> None:
             lines = "\n".join([f"{told[part].of}.", *told[part].lines]).replace("−", "-")
@@ -98,14 +86,14 @@ class Judgement:
             areas = [{"area": one.name, **_value(one)} for one in (self.curve.cpr, self.curve.cmd, self.curve.overshoot)]
             parts.append(_table("areas", areas))
         parts += [f"{name}: {why}" for name, why in self.missing.items()]
-        return "\n\n".join([*parts, "verdict\n" + "\n".join(f"  {line}" for line in self.verdict())])
+        return "\n\n".join([*parts, self.said.text])
 
     def to_dict(self) -> dict[str, Any]:
+        return {"format": "circuitdisc.judgement", "version": 1, "verdict": self.verdict(), **self._numbers()}
+
+    def _numbers(self) -> dict[str, Any]:
         found = {"completeness": self.completeness, "minimality": self.minimality, "curve": self.curve, "tests": self.tests}
         return {
-            "format": "circuitdisc.judgement",
-            "version": 1,
-            "verdict": self.verdict(),
             "scores": self.scores.to_dict(),
             **{name: None if one is None else one.to_dict() for name, one in found.items()},
             "minimality_of_edges": None if self.edges is None else self.edges.to_dict(),
@@ -168,6 +156,7 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
             attempt("minimality of edges", Minimality, lambda: minimality(model, task, circuit, by="edge", **shared))
             if circuit.granularity == "edge"
             else None,
+            circuit,
         )
     finally:
         units.close()
@@ -196,33 +185,7 @@ def _digest(source: Discovery | None) -> str:
     return "" if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()[:16]
 
 
-# --- sentences -----------------------------------------------------------------------------------------------------------
-
-
-def _idle_sentence(found: Minimality) -> str:
-    idle, count = [need.part for need in found.needs if not need.passes], len(found.needs)
-    named = f": {', '.join(idle[:6])}{', ...' if len(idle) > 6 else ''}" if idle else ""
-    verb = "does" if len(idle) == 1 else "do"
-    words = f"{len(idle)} of its {count} {found.by}s {verb}" if idle else f"None of its {count} {found.by}s does"
-    return f"{words} nothing (less than {found.threshold:.0%} of the metric in every case tried){named}."
-
-
-def _completeness_sentence(found: Completeness) -> str:
-    """Complete or not, against a share of the full model's metric, which is said; what random circuits do stands beside it."""
-    worst, full = found.worst, abs(next(gap.full for gap in found.gaps if gap.kind == "empty"))
-    by, chance = number(worst.value), ""
-    if found.controls:
-        chance = f"; random circuits of its size come apart by {number(max(one.worst for one in found.controls))} at worst"
-    names = [*worst.removed[:4], *(["more"] if len(worst.removed) > 4 else [])]
-    removed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    told = f"removing {removed} separates it from the model by {by}" if names else f"it lies {by} from the model as it is"
-    if full == 0:
-        return f"{told[0].upper()}{told[1:]}, the most of {len(found.gaps)} sets tried{chance}."
-    share = (
-        f"{100 * worst.value / full:.3g} % of the model's {number(full)}, where up to {100 * COMPLETE:g} % counts as complete"
-    )
-    head = "Complete" if worst.value <= COMPLETE * full else "Not complete"
-    return f"{head}: {told}, the most of {len(found.gaps)} sets tried ({share}{chance})."
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _scored(run: Run, circuit: Circuit) -> Discovery | None:

@@ -110,6 +110,13 @@ def accuracy(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, 
     return hit.any(-1).to(logits.dtype)
 
 
+def pair_accuracy(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
+    """1 where the highest logit of a right answer lies above that of every wrong one, else 0; all other tokens are ignored."""
+    right = torch.where(labels.answers_mask, _pick(logits, labels.answers), -torch.inf).amax(-1)
+    wrong = torch.where(labels.wrong_mask, _pick(logits, labels.wrong), -torch.inf).amax(-1)
+    return (right > wrong).to(logits.dtype)
+
+
 def negative_kl(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
     """-KL(full model || circuit), in nats, over the whole vocabulary (Conmy et al. 2023)."""
     if labels.full_logprobs is None:
@@ -125,6 +132,9 @@ METRICS = {
         Metric("prob_diff", prob_diff, "all", True, "probability of right minus wrong answers"),
         Metric("log_prob", log_prob, "all", False, "log-probability of the right answers, in nats"),
         Metric("accuracy", accuracy, "all", False, "share of examples whose top token is right", differentiable=False),
+        Metric(
+            "pair_accuracy", pair_accuracy, "answers", True, "share with a right answer above every wrong", differentiable=False
+        ),
         Metric("kl", negative_kl, "all", False, "minus KL(full model || circuit), in nats", True),
     )
 }

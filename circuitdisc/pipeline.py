@@ -37,8 +37,8 @@ class Outcome:
 
     @property
     def summary(self) -> str:
-        """The table that ends a run."""
-        table = scores_table(self.scores, self.circuit.provenance.model)
+        """The table that ends a run, and the verdict."""
+        table = scores_table(self.scores, self.circuit.provenance.model, self.circuit)
         return f"{table}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
 
 

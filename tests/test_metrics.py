@@ -52,6 +52,8 @@ def literal(name, row, right, wrong, full):
         return math.log(sum(p[t] for t in right))
     if name == "accuracy":
         return 1.0 if max(range(len(row)), key=lambda t: row[t]) in right else 0.0
+    if name == "pair_accuracy":
+        return float(all(any(row[t] > row[w] for t in right) for w in wrong))
     assert name == "kl"
     return -sum(math.exp(f) * (f - math.log(q)) for f, q in zip(full, p, strict=True))
 

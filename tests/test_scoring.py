@@ -30,7 +30,17 @@ from circuitdisc.stats import partition
 from circuitdisc.tasks.base import Task, collate
 
 GRAPH = ComputationGraph(4, 6)
-NAMES = ("faithfulness", "ratio", "difference", "kl", "accuracy", "full_accuracy", "accuracy_ratio")
+NAMES = (
+    "faithfulness",
+    "ratio",
+    "difference",
+    "kl",
+    "accuracy",
+    "full_accuracy",
+    "accuracy_ratio",
+    "pair_accuracy",
+    "full_pair_accuracy",
+)
 
 
 @cache
@@ -67,6 +77,8 @@ def literal_mean(examples, logits, full_logits, metric):
                 readings.append(sum(row[t] for t in right) / len(right) - sum(row[t] for t in wrong) / len(wrong))
             elif metric == "accuracy":
                 readings.append(float(row.index(max(row)) in right))
+            elif metric == "pair_accuracy":
+                readings.append(float(all(any(row[t] > row[w] for t in right) for w in wrong)))
             else:
                 readings.append(-sum(math.exp(f) * (f - q) for f, q in zip(full, log_softmax(row), strict=True)))
             at += 1
@@ -103,9 +115,9 @@ def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
             "1": controls[1],
         }
         logits = {name: reference_logits(model, ablation, task.train, examples, mask) for name, mask in masks.items()}
-        m, kl, right = (
+        m, kl, right, pairs = (
             {name: literal_mean(examples, rows, logits["full"], metric) for name, rows in logits.items()}
-            for metric in ("logit_diff", "kl", "accuracy")
+            for metric in ("logit_diff", "kl", "accuracy", "pair_accuracy")
         )
         span = m["full"] - m["empty"]
         wanted = {
@@ -114,13 +126,14 @@ def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
             "difference": {name: abs(m["full"] - m[name]) for name in m},
             "kl": {name: -kl[name] for name in m},
             "accuracy": right,
+            "pair_accuracy": pairs,
         }
         assert dict(found.means[split]) == pytest.approx({name: m[name] for name in ("full", "circuit", "empty")}, abs=1e-9)
         for name, figures in wanted.items():
             one = found.get(name, split)
             assert one.value == pytest.approx(figures["circuit"], rel=1e-8, abs=1e-9), name
             assert one.controls == pytest.approx([figures["0"], figures["1"]], rel=1e-8, abs=1e-9), name
-            assert one.metric == {"kl": "kl", "accuracy": "accuracy"}.get(name, "logit_diff")
+            assert one.metric == (name if name in ("kl", "accuracy", "pair_accuracy") else "logit_diff")
             assert (one.n, one.ablation, one.confidence) == (4, ablation.label, 0.95)
     assert (found.circuit_edges, found.graph_edges) == (circuit.n_edges, model.graph.n_edges)
     assert (found.circuit_heads, found.graph_heads) == (len(circuit.heads()), model.graph.n_layers * 4)

@@ -1,12 +1,13 @@
-"""How well each checkpoint does a task, and what it has forgotten: three figures on several sets of examples.
+"""How well each checkpoint does a task, and what it has forgotten: four figures on several sets of examples.
 
     log-probability    of the right answers (log-loss is its negative), in nats
     correct            share of examples whose most likely token of the whole vocabulary is right
+    right above wrong  share of examples with a right answer's logit above that of every wrong one
     logit difference   mean logit of the right answers minus that of the wrong ones
 
 The sets of examples are those of `evaluation_sets.py`. One checkpoint is in memory at a time, and all see the same examples.
 
-Source: the CS224N study of the Transitive Property Problem (the three figures, two evaluation sets).
+Source: the CS224N study of the Transitive Property Problem (all but `right above wrong`, two evaluation sets).
 
 Shape letters: B examples, N readings, V vocabulary.
 """
@@ -32,7 +33,12 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
 
-FIGURES = {"log_prob": "log-probability", "accuracy": "correct", "logit_diff": "logit difference"}
+FIGURES = {
+    "log_prob": "log-probability",
+    "accuracy": "correct",
+    "pair_accuracy": "right above wrong",
+    "logit_diff": "logit difference",
+}
 COPIES_OF_LOGITS = 4  # logits, their log-softmax, and what a metric makes of them
 
 
@@ -41,7 +47,7 @@ class Figure:
     """One figure of one checkpoint on one set.
 
     Args:
-        name: `log_prob`, `accuracy` or `logit_diff`.
+        name: `log_prob`, `accuracy`, `pair_accuracy` or `logit_diff`.
         n: examples; tokens for a text.
         low, high: its interval.
         method: how that was made, and over what.
@@ -170,7 +176,8 @@ def baselines(
 def _figures(
     model: Model, checkpoint: str, on: str, examples: Sequence[Example], confidence: float, seed: int, budget: int
 ) -> list[Figure]:
-    names = [name for name in FIGURES if name != "logit_diff" or all(all(one.wrong) for one in examples)]
+    paired = all(all(one.wrong) for one in examples)
+    names = [name for name in FIGURES if paired or not get_metric(name).needs_wrong]
     values = values_of(model, examples, [get_metric(name) for name in names], budget)
     weights = np.array([len(one.positions) for one in examples], dtype=np.float64)
     n = int(weights.sum()) if on == TEXT else len(examples)
@@ -178,7 +185,7 @@ def _figures(
     found = []
     for name in names:
         sums = values[name] * weights
-        if name == "accuracy":
+        if name in ("accuracy", "pair_accuracy"):
             ends = share_interval(sums, weights, groups=over, confidence=confidence)
         else:
             ends = interval((sums, weights), _per_reading, groups=over, confidence=confidence, seed=seed)

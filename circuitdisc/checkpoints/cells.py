@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import Controls, random_circuits
-from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.base import Score
@@ -31,7 +31,7 @@ PerMetric = dict[str, Float[np.ndarray, "B"]]
 
 def judged_metrics(task: Task, searched: str) -> list[Metric]:
     """The metrics that faithfulness is computed from: the one searched with, then the logit difference (log-probability)."""
-    plain = "logit_diff" if all(all(one.wrong) for one in (*task.train, *task.heldout)) else "log_prob"
+    plain = "logit_diff" if task.has_wrong else "log_prob"
     return [get_metric(name) for name in dict.fromkeys((searched, plain))]
 
 
@@ -57,13 +57,14 @@ class Judge:
     def __post_init__(self) -> None:
         self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
         self.metrics = judged_metrics(self.task, self.searched)
-        self.measured = list({one.name: one for one in (*self.metrics, METRICS["accuracy"], METRICS["kl"])}.values())
+        beside = ("accuracy", *(("pair_accuracy",) if self.task.has_wrong else ()), "kl")
+        self.measured = list({one.name: one for one in (*self.metrics, *map(get_metric, beside))}.values())
 
     def score(self, circuit: Circuit) -> tuple[Score, ...]:
         """Every score of a circuit here, on both splits.
 
         Returns:
-            accuracy, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
+            accuracies, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
         """
         controls = random_circuits(circuit, self.n_random, np.random.default_rng(self.seed))
         masks = self._masks(circuit, controls)
@@ -84,7 +85,7 @@ class Judge:
                 )
                 first = metric is self.metrics[0]
                 scores += [one for one in found if first or one.name in UNSIGNED]
-                if metric.name not in ("accuracy", "kl"):
+                if metric.name not in ("accuracy", "pair_accuracy", "kl"):
                     scores.append(self._mean(metric.name, split, values, controls.words))
         return tuple(scores)
 

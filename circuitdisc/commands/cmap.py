@@ -67,17 +67,25 @@ def run_cmap(config: Mapping[str, Any], command: str) -> str:
     model_settings = {name: config["model"][name] for name in ("dtype", "device")}
     shared = {name: config[name] for name in ("seed", "memory", "progress")} | {"metric": config["metric"].get("name")}
     folder.parent.mkdir(parents=True, exist_ok=True)
+    notes: tuple[str, ...] = ()
+
+    def make_task(model: Any) -> Any:
+        nonlocal notes
+        task = build_task(model, config)
+        notes = task.notes
+        return task
+
     found = cmap(
         base,
         tuned,
-        lambda model: build_task(model, config),
+        make_task,
         groups=groups,
         cache_folder=folder.parent,
         **settings,
         **shared,
         **model_settings,
     )
-    description, subject = describe_cmap(found), f"{base} and {tuned}, task {found.task}"
+    description, subject = describe_cmap(found).noted(notes), f"{base} and {tuned}, task {found.task}"
     record = {**{key: value for key, value in config.items() if key != "out"}, "command": command}
     record |= {"started": started.isoformat(timespec="seconds"), "seconds": found.cost["seconds"], "versions": versions()}
     try:

@@ -132,8 +132,8 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     check_free(folder)
     set_threads(config["threads"])
     clock = time.perf_counter()
-    found, subject = _call(name, config)
-    description = describe(found)
+    found, subject, notes = _call(name, config)
+    description = describe(found).noted(notes)
     record = {
         "tool": name,
         **{key: value for key, value in config.items() if key != "out"},
@@ -148,8 +148,8 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     return f"{subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {folder / PAGE}"
 
 
-def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
-    """The tool's result, and what it is about."""
+def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str, tuple[str, ...]]:
+    """The tool's result, what it is about, and the notes of its task."""
     import circuitdisc.heads
     from circuitdisc.patching.selfcheck import load_model
     from circuitdisc.pipeline import build_task
@@ -162,7 +162,8 @@ def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
     without_task = name == "roles" and settings["prompts"] == "repeated"
     task = None if without_task else build_task(model, config)
     found = getattr(circuitdisc.heads, TOOLS[name].function)(model, task, **settings, **shared)
-    return found, f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
+    subject = f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
+    return found, subject, () if task is None else task.notes
 
 
 def default_folder(name: str, config: Mapping[str, Any]) -> Path:

@@ -46,7 +46,16 @@ def work_in(folder: Path) -> Iterator["Journal"]:
         journal.close()
 
 
-def finished(folder: Path, result: Any, config: Mapping[str, Any], *, heading: str, subject: str, format: str) -> str:
+def finished(
+    folder: Path,
+    result: Any,
+    config: Mapping[str, Any],
+    *,
+    heading: str,
+    subject: str,
+    format: str,
+    notes: tuple[str, ...] = (),
+) -> str:
     """Write the result's files, the page first and result.json last; returns what the command prints.
 
     Args:
@@ -54,6 +63,7 @@ def finished(folder: Path, result: Any, config: Mapping[str, Any], *, heading: s
         config: as `parse` gives it, with the `command`.
         heading, subject: of the page.
         format: of result.json.
+        notes: what a reader must know of the task, in sentences.
     """
     from circuitdisc.files import write_arrays, write_json
     from circuitdisc.report.dcm import describe
@@ -61,7 +71,7 @@ def finished(folder: Path, result: Any, config: Mapping[str, Any], *, heading: s
     from circuitdisc.runs import versions
 
     record = {**{key: value for key, value in config.items() if key != "out"}, "versions": versions()}
-    description = describe(result)
+    description = describe(result).noted(notes)
     write_description(folder / PAGE, description, heading=heading, subject=subject, settings=record)
     write_arrays(folder / ARRAYS, result.arrays())
     write_json(folder / RESULT, {"format": format, "version": 1, **record, "result": result.to_dict()})

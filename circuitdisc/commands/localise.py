@@ -48,4 +48,5 @@ def localise_command(args: Sequence[str]) -> str:
         found = localised(model, task, circuit or heads, metric=metric, journal=journal, **own, **shared)
     found.edit.save(folder / EDIT)
     subject = f"{model.name}, task {task_word(config)}"
-    return finished(folder, found, config, heading="Localised intervention", subject=subject, format="circuitdisc.localised")
+    named = {"heading": "Localised intervention", "subject": subject, "format": "circuitdisc.localised"}
+    return finished(folder, found, config, notes=task.notes, **named)

@@ -38,8 +38,10 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
         settings: as `parse` gives them.
     """
     from circuitdisc.pipeline import STABILITY, changed_run, write_page
+    from circuitdisc.report.judged import stability_verdict
     from circuitdisc.report.judgement import stability_part
     from circuitdisc.report.tables import text_table
+    from circuitdisc.report.verdict import Verdict, as_sentences, plain_text
     from circuitdisc.scoring.stability import by_chance, stability
 
     run, circuit, config, model, task = changed_run(folder, {})
@@ -66,6 +68,7 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     part = stability_part(record, circuit)
     run.write(STABILITY, record)
     unfinished.unlink(missing_ok=True)
-    lines = [*part.lines, *(caption for *_, caption in part.figures)]
-    table = text_table(part.headers, part.rows).replace("–", "-").replace("−", "-")
-    return "\n".join([table, "", *lines, "", f"report  {write_page(run.folder)}"])
+    table = plain_text(text_table(part.headers, part.rows).replace("–", "-"))
+    captions = "\n".join(caption for *_, caption in part.figures)
+    said = stability_verdict(record, circuit) + Verdict((), as_sentences(circuit.provenance.notes))
+    return "\n\n".join([table, *([captions] if captions else []), said.text, f"report  {write_page(run.folder)}"])

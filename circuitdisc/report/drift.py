@@ -7,6 +7,7 @@ from circuitdisc.heads.base import Row
 from circuitdisc.report.heads import Description, Section, cell, describe
 from circuitdisc.report.heads_figures import head_map
 from circuitdisc.report.page import picture
+from circuitdisc.report.verdict import Verdict, few_caveats, may_be_zero
 from circuitdisc.report.wording import SPLIT_WORDS, number
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
@@ -34,7 +35,7 @@ def _(found: Drift) -> Description:
     ]
     for place, name in enumerate(found.checkpoints):
         sections += _checkpoint(found, place, name)
-    return Description(tuple(lead), tuple(sections))
+    return Description(Verdict(tuple(lead), (*_change_caveats(found), *few_caveats(found.n))), tuple(sections))
 
 
 def _interval(row: Row, column: str) -> str:
@@ -46,6 +47,19 @@ def _most_changed(found: Drift) -> str:
     return (
         f"In {found.checkpoints[-1]} {row['head']} has changed most in what it adds to the logit difference: by "
         f"{cell(row['change'])} ({cell(row['change low'])} to {cell(row['change high'])}), to {cell(row['adds'])}."
+    )
+
+
+def _change_caveats(found: Drift) -> tuple[str, ...]:
+    """Whether the largest change is one."""
+    rows = found.table()
+    clear = [row["head"] for row in rows if not may_be_zero(row["change low"], row["change high"])]
+    if not clear:
+        return ("No head's change of what it adds is clear: the interval of each holds 0.",)
+    if clear[0] == rows[0]["head"]:
+        return ()
+    return (
+        f"The interval of {rows[0]['head']}'s change holds 0; of those whose interval does not, {clear[0]} has the largest.",
     )
 
 

@@ -9,6 +9,8 @@ head circuit: every head cut):
     kl            KL(M || C) in nats, mean over examples
     accuracy      share of examples whose top token is right when C runs
     full_accuracy, accuracy_ratio   the same of M, and C's over M's
+    pair_accuracy   share of examples where C puts a right answer's logit above that of every wrong one
+    full_pair_accuracy   the same of M
 
 Sources: normalised faithfulness as in MIB (Mueller et al. 2025) and Marks et al. 2024; ratios as in Prakash et al. 2024;
 difference as in Wang et al. 2022; KL as in Conmy et al. 2023.
@@ -84,7 +86,10 @@ STATISTICS = (
     Statistic("accuracy", "accuracy", lambda means: means[1]),
     Statistic("full_accuracy", "accuracy", lambda means: means[0]),
     Statistic("accuracy_ratio", "accuracy", _ratio),
+    Statistic("pair_accuracy", "pair_accuracy", lambda means: means[1]),
+    Statistic("full_pair_accuracy", "pair_accuracy", lambda means: means[0]),
 )
+OF_FULL = ("full_accuracy", "full_pair_accuracy")  # the same whatever the circuit
 
 
 def faithfulness_scores(
@@ -102,14 +107,15 @@ def faithfulness_scores(
     """All scores of this file on one split.
 
     Args:
-        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example.
+        values: `full`, `circuit`, `empty` and each control -> metric -> values, example by example. A score whose metric is
+            missing there is left out: `pair_accuracy` of examples without wrong answers.
         controls: names of the random circuits in `values`.
         ablation: label of the ablation.
         over: what is drawn again for intervals; None: single examples.
         matched: what the controls have in common with the circuit, or why there are none.
     """
     scores = []
-    for statistic in STATISTICS:
+    for statistic in (one for one in STATISTICS if one.metric is None or one.metric in values["full"]):
         labels = (split, ablation, statistic.metric or metric)
         scores.append(_score(statistic, values, controls, labels, over, matched, confidence, seed))
     return scores
@@ -134,9 +140,9 @@ def _score(
     if why:
         return Score(statistic.name, *labels, len(full), None, confidence=confidence, note=why)
     ends = _interval(statistic, full, circuit, empty, over, confidence, seed)
-    drawn_from = () if statistic.name == "full_accuracy" else controls  # which is the same whatever the circuit
+    drawn_from = () if statistic.name in OF_FULL else controls
     drawn = tuple(plain(statistic.value(full, np.asarray(values[one][name], np.float64), empty)) for one in drawn_from)
-    note, beside = _note(statistic.name, full, circuit, empty, over), "" if statistic.name == "full_accuracy" else matched
+    note, beside = _note(statistic.name, full, circuit, empty, over), "" if statistic.name in OF_FULL else matched
     return Score(statistic.name, *labels, len(full), value, *ends.ends, confidence, drawn, note, ends.method, beside)
 
 
@@ -187,7 +193,7 @@ def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | N
     """What a score is the plain share of, so that it has Wilson's interval; None if it is no such share."""
     if name == "accuracy_ratio" and full.min() < 1.0:
         return None
-    counted = {"accuracy": circuit, "full_accuracy": full, "accuracy_ratio": circuit}.get(name)
+    counted = full if name in OF_FULL else circuit if name in ("accuracy", "accuracy_ratio", "pair_accuracy") else None
     return counted if counted is not None and counted.min() >= 0 and counted.max() <= 1 else None
 
 

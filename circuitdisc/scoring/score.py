@@ -58,7 +58,8 @@ def score(
     measure = get_metric(metric or circuit.provenance.metric or task.metric)
     controls = random_circuits(circuit, n_random, np.random.default_rng(seed))
     masks = _masks(circuit, controls)
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
+    beside = ("accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
+    metrics = list({one.name: one for one in (measure, *map(get_metric, beside))}.values())
     patching = Patching(model, cut, task.train, memory=memory)
     scores: list[Score] = []
     means: dict[str, dict[str, float]] = {}

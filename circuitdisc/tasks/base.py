@@ -93,6 +93,11 @@ class Task:
         """`train` or `heldout`."""
         return {"train": self.train, "heldout": self.heldout}[name]
 
+    @property
+    def has_wrong(self) -> bool:
+        """Whether every answer position of both splits has wrong answers, too."""
+        return all(all(example.wrong) for example in (*self.train, *self.heldout))
+
 
 @dataclass(frozen=True)
 class PromptBatch:
