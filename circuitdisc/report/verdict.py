@@ -250,7 +250,7 @@ def _value_caveats(scores: Scores, score: Score, value: float) -> Iterator[str]:
     if not whole:
         values = defined(score.controls)
         doing = "come at least as near to 100 %"
-        yield from chance_caveats(RANDOM_CIRCUITS, doing, score.controls, as_near(value, values))
+        yield from chance_caveats(RANDOM_CIRCUITS, doing, score.controls, as_near(value, values), score.matched)
     yield from _accuracy_caveats(scores, score.split, value)
 
 
