@@ -20,9 +20,8 @@ def _(found: Baselines) -> Description:
         for kind, words in ACCURACIES.items()
         if kind in measured
     ]
-    lead.append(
-        f"Intervals: {found.confidence:.0%}, bootstrap over examples (Wilson's where all agree). Log-probabilities in nats."
-    )
+    methods = dict.fromkeys(one.method for one in found.figures if one.on == HELDOUT and one.method)
+    lead.append(f"Intervals: {found.confidence:.0%}, {'; '.join(methods) or 'none'}. Log-probabilities in nats.")
     title = {HELDOUT: f"Held-out examples of {found.task}"}
     sections = [
         Section(title.get(on, on.capitalize()), _rows(found, on), f"{words[0].upper()}{words[1:]}.")

@@ -8,6 +8,7 @@ ALPHA = 0.05
 """Above this p, chance is not ruled out."""
 
 RANDOM_CIRCUITS = "random circuits of the same size and kind"
+NONE = "cannot be controlled"  # how the controls of a circuit without any begin
 
 
 def defined(controls: Sequence[float | None]) -> list[float]:
@@ -30,7 +31,7 @@ def p_value(n_as_good: int, n: int) -> float:
     return (1 + n_as_good) / (1 + n)
 
 
-def chance_caveats(who: str, doing: str, controls: Sequence[float | None], n_as_good: int) -> Iterator[str]:
+def chance_caveats(who: str, doing: str, controls: Sequence[float | None], n_as_good: int, matched: str = "") -> Iterator[str]:
     """Every reason to think that chance would have done it, too.
 
     Args:
@@ -38,10 +39,12 @@ def chance_caveats(who: str, doing: str, controls: Sequence[float | None], n_as_
         doing: what makes one as good, as `come at least as near to 100 %`.
         controls: their values; None where one is undefined.
         n_as_good: how many of those that are defined do that.
+        matched: what they are matched in; or that there are none, and why.
     """
     values = defined(controls)
     if not controls:
-        yield f"It was not compared with {who}, so chance is not ruled out."
+        why = matched if matched.startswith(NONE) else f"was not compared with {who}"
+        yield f"It {why}, so chance is not ruled out."
         return
     if not values:
         yield f"The value of all {len(controls):,} {who} is undefined, so chance is not ruled out."
@@ -53,6 +56,6 @@ def chance_caveats(who: str, doing: str, controls: Sequence[float | None], n_as_
     elif end:
         yield f"The controls are few: with {len(values):,} {who}, of which none {doing}, p cannot fall below {number(p)}{end}."
     if len(values) > 1 and min(values) == max(values):
-        yield f"All {len(values):,} {who} have the same value, {number(values[0])}: they may be the same few, drawn often."
+        yield f"All {len(values):,} {who} have the same value, {number(values[0])}: it does not tell them apart."
     if len(values) < len(controls):
         yield f"The value of {len(controls) - len(values):,} {who} is undefined; they are left out."

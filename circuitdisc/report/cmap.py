@@ -44,8 +44,8 @@ def describe_cmap(found: "CrossModel") -> Description:
     how = f"Activations are taken over {where}."
     if any(_ranks(one) for one in found.maps):
         how += (
-            f" A score is the share of the gap between the two models' mean {found.metric} that a patch closes; the interval "
-            "is a bootstrap over examples."
+            f" A score is the share of the gap between the two models' mean {found.metric} that a patch closes; intervals: "
+            f"{found.maps[0].gap.method or 'none'}."
         )
     if found.attention is not None:
         sections.append(_attention(found.attention))

@@ -126,7 +126,7 @@ def _(found: Localised) -> Description:
     shown = picture("heads", head_map(found.head_map()), "How much each head is edited; the table has the numbers.")
     draws = len(found.controls)
     random = f"random: median and highest of {draws:,} draws of as many heads, each learned anew"
-    note = f"Held-out examples; bootstrap intervals. {random}"
+    note = f"Held-out examples, with intervals. {random}"
     norms: list[Row] = [{"head": head, "norm of its scaling": norm} for head, norm in found.norms.items()]
     parts = [
         Section("Effect", found.table(), note),

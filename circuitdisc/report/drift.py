@@ -8,7 +8,7 @@ from circuitdisc.report.heads import Description, Section, cell, describe
 from circuitdisc.report.heads_figures import head_map
 from circuitdisc.report.page import picture
 from circuitdisc.report.verdict import Verdict, few_caveats, may_be_zero
-from circuitdisc.report.wording import SPLIT_WORDS, number
+from circuitdisc.report.wording import SPLIT_WORDS, intervals_over, number
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 
@@ -29,7 +29,7 @@ def _(found: Drift) -> Description:
         Section(
             "Checkpoints",
             rows,
-            "Attention: mean over heads and examples, bootstrap interval over examples. Roles: how many heads hold them "
+            f"Attention: mean over heads and examples; {intervals_over(found.over)}. Roles: how many heads hold them "
             f"(attention above {found.roles[0].threshold:g} in more than {found.roles[0].min_share:.0%} of the examples)",
         )
     ]
@@ -91,7 +91,7 @@ def _checkpoint(found: Drift, place: int, name: str) -> list[Section]:
     rows: list[Row] = found.table(place)
     note = (
         "adds: to the logit difference; qk, ov moved: change of W_Q W_K^T and of W_V W_O relative to the reference's; cosine: "
-        "of what the head writes in both; bootstrap intervals"
+        f"of what the head writes in both; {intervals_over(found.over)}"
     )
     moved = np.nanmax(np.stack([found.weights["qk"][place], found.weights["ov"][place]]))
     sections.append(Section(f"{against}: heads", rows, f"{note}. Largest relative change of weights: {number(float(moved))}"))

@@ -20,7 +20,7 @@ from circuitdisc.report.heads_figures import bars_figure, curve_figure, head_map
 from circuitdisc.report.page import Picture, picture, render
 from circuitdisc.report.tables import text_table
 from circuitdisc.report.verdict import Verdict, as_sentences, few_caveats, may_be_zero, plain_text
-from circuitdisc.report.wording import SPLIT_WORDS, is_number, number, percent
+from circuitdisc.report.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""
@@ -106,7 +106,7 @@ def _(found: LogitAttribution) -> Description:
     parts = Section(
         "Components",
         found.table(),
-        "The largest part, of either sign, first; bootstrap intervals",
+        f"The largest part, of either sign, first; {intervals_over(found.over)}",
         heads,
         f"What every head adds. {_MAP}",
     )
@@ -157,7 +157,7 @@ def _(found: AttentionTo) -> Description:
     )
     shown = picture("attention", head_map(found.mean, largest=1.0), "Attention of every head; the table has the numbers.")
     said = Verdict(lead, tuple(few_caveats(found.n)))
-    return Description(said, (Section("Heads", rows, "Mean attention over examples; bootstrap intervals", shown, _MAP),))
+    return Description(said, (Section("Heads", rows, f"Mean attention; {intervals_over(found.over)}", shown, _MAP),))
 
 
 @describe.register
@@ -173,7 +173,7 @@ def _(found: HeadEffects) -> Description:
     )
     said = Verdict(lead, _first_caveats(first, f"the effect of {first['head']}", found.n))
     shown = picture("effects", head_map(found.mean, signed=True), "Effect of every head.")
-    note = "Metric with the head ablated minus the full model's; bootstrap intervals"
+    note = f"Metric with the head ablated minus the full model's; {intervals_over(found.over)}"
     return Description(said, (Section("Heads", rows, note, shown, f"Change of {found.metric}. {_MAP}"),))
 
 
@@ -195,7 +195,8 @@ def _(found: KnockoutCurve) -> Description:
     if found.area < 0:
         caveats.append("The area is below 0: ablated in this order the heads do less harm than in the random ones.")
     curve = picture("curve", curve_figure(found), "The metric over the number of ablated heads; the table has the numbers.")
-    note = f"last: the head that is ablated last at this point; low, high: {percent(found.confidence)} bootstrap interval"
+    ends = f"{percent(found.confidence)} {intervals_over(found.over)}"
+    note = f"last: the head that is ablated last at this point; low, high: {ends}"
     sections = [Section("Curve", found.table(), note, curve, "")]
     if found.effects is not None:
         shown = picture("effects", head_map(found.effects, signed=True), "Effect of every head.")

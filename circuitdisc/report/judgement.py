@@ -73,14 +73,15 @@ def _parts(judgement: Mapping[str, Any]) -> Iterator[Part]:
         yield Part(f"No {name}", lines=(f"It could not be computed: {why}",))
 
 
-def of_words(n: int, split: str, metric: str, ablation: str, confidence: float | None = None) -> str:
-    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals`."""
+def of_words(n: int, split: str, metric: str, ablation: str, confidence: float | None = None, method: str = "") -> str:
+    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals, studentised bootstrap over ...`."""
     words = f"On {n:,} {SPLIT_WORDS.get(split, split)}; metric {metric}; cut edges carry {ablation}"
-    return words + ("" if confidence is None else f"; {percent(confidence)} intervals")
+    return words + ("" if confidence is None else f"; {percent(confidence)} intervals{method and f', {method}'}")
 
 
 def _of(found: Mapping[str, Any]) -> str:
-    return of_words(found["n"], found["split"], found["metric"], found["ablation"], found["confidence"])
+    method = str(found.get("method") or found.get("cmd", {}).get("method") or "")
+    return of_words(found["n"], found["split"], found["metric"], found["ablation"], found["confidence"], method)
 
 
 def _valued(name: str, value: float | None, low: float | None, high: float | None) -> str:
@@ -103,7 +104,7 @@ def _completeness(found: Mapping[str, Any]) -> Part:
     label = f"The metric of circuit and model without each of {len(found['gaps'])} sets K; on the dotted line there is no gap."
     caption = (
         f"{_of(found)}. Each mark is one set K of {found['by']}s, taken out of both; the farther from the dotted line, the "
-        f"less complete. Right: the same for {len(controls)} random circuits of the same size and kind."
+        f"less complete. Right: the same for {len(controls)} {found.get('matched') or 'random circuits of the same size and kind'}."
     )
     return Part("Completeness", _of(found), tuple(lines), figures=(("completeness", figure, label, caption),))
 
@@ -159,7 +160,7 @@ def _tests(found: Mapping[str, Any]) -> Part:
     )  # fmt: skip
     headers = ("Test", "Null hypothesis", "Statistic", "p", "n", "Reads")
     of = of_words(found["n"], settings["split"], settings["metric"], settings["ablation"])
-    of += f"; {settings['n_random']} random circuits"
+    of += f"; {len(found['random'])} random circuits"
     caption = (
         f"{of}. n is what each test counts: examples, or random draws. A hypothesis that is not rejected has not been proved"
     )

@@ -23,7 +23,7 @@ from circuitdisc.report.figures import controls_figure, search_figure
 from circuitdisc.report.judged import judged, stability_verdict
 from circuitdisc.report.judgement import all_figures, judgement_parts, stability_part
 from circuitdisc.report.rounds import round_figures, round_rows
-from circuitdisc.report.tables import controls_words, score_notes
+from circuitdisc.report.tables import controls_words, how_lines, score_notes
 from circuitdisc.report.verdict import verdict
 from circuitdisc.report.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 from circuitdisc.scoring.base import Score, Scores
@@ -114,6 +114,7 @@ def write_report(
         stability=stable,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
+        how=" ".join(how_lines(scores)) if scores else "",
         pictures={one.name: one for one in pictures},
         rounds=rounds,
         circuit_caption=_CAPTIONS[circuit.granularity],

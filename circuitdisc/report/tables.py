@@ -66,7 +66,9 @@ def scores_alone(scores: Scores, model: str = "") -> str:
     ]
     table, notes = text_table(headers, rows, "llrrrlll"), score_notes(scores)
     accuracies = accuracy_table(scores, model)
+    how = how_lines(scores)
     parts = [size, "", table, *(["", *notes] if notes else []), *(["", accuracies] if accuracies else [])]
+    parts += ["", *how] if how else []
     return plain_text("\n".join(parts))
 
 
@@ -80,6 +82,17 @@ def score_notes(scores: Scores) -> list[str]:
         note = score.note if is_number(score.value) else undefined(score.note)
         told.setdefault(note, []).append(f"{score.name} ({SPLIT_WORDS.get(score.split, score.split)})")
     return [f"{', '.join(whose)}: {note}" for note, whose in told.items()]
+
+
+def how_lines(scores: Scores) -> list[str]:
+    """How the intervals were made, and over what; and what the random circuits have in common with the circuit."""
+    lines = []
+    for split in dict.fromkeys(score.split for score in scores.scores):
+        methods = dict.fromkeys(score.method for score in scores.scores if score.split == split and score.method)
+        if methods:
+            lines.append(f"Intervals, {SPLIT_WORDS.get(split, split)}: {'; '.join(methods)}.")
+    matched = dict.fromkeys(score.matched for score in scores.scores if score.matched)
+    return [*lines, *(f"Controls: {one}." for one in matched)]
 
 
 def accuracy_table(scores: Scores, model: str = "") -> str:

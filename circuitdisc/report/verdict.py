@@ -250,11 +250,7 @@ def _value_caveats(scores: Scores, score: Score, value: float) -> Iterator[str]:
     if not whole:
         values = defined(score.controls)
         doing = "come at least as near to 100 %"
-        if score.controls or not score.matched:
-            yield from chance_caveats(RANDOM_CIRCUITS, doing, score.controls, as_near(value, values))
-        if score.matched:
-            words = "What was matched" if score.controls else "The circuit"
-            yield f"{words}{':' if score.controls else ''} {score.matched}."
+        yield from chance_caveats(RANDOM_CIRCUITS, doing, score.controls, as_near(value, values), score.matched)
     yield from _accuracy_caveats(scores, score.split, value)
 
 
