@@ -31,6 +31,7 @@ from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 from circuitdisc.tasks.base import Example, Task, collate
+from circuitdisc.tasks.measured import need_choice
 
 FIGURES = {"log_prob": "log-probability", "accuracy": "correct", "logit_diff": "logit difference"}
 COPIES_OF_LOGITS = 4  # logits, their log-softmax, and what a metric makes of them
@@ -146,6 +147,7 @@ def baselines(
     check_others(others)
     budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))
+    need_choice(first, "a baseline table")
     sets, words = evaluation_sets(first, task, others, text, n_others, seed)
     check_prompts(names, [one for examples in sets.values() for one in examples])
     found: list[Figure] = []

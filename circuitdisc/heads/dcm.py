@@ -41,6 +41,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, of_task
+from circuitdisc.tasks.measured import need_choice
 
 AT_ONCE = 100
 """Examples that are measured at once; fewer where the budget is small."""
@@ -99,6 +100,7 @@ def dcm(
 
     Source: Davies et al. 2023; Prakash et al. 2024, section 5.
     """
+    need_choice(model, "dcm")
     chosen = _as_desiderata(desiderata)
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})

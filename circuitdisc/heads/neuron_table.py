@@ -29,7 +29,7 @@ from circuitdisc.patching.neuron_run import NeuronRuns, n_neurons
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.intervals import wilson_interval
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import beside, metric_for
+from circuitdisc.tasks.measured import beside, metric_for, need_choice
 
 DOINGS = ("mask", "keep")
 
@@ -140,6 +140,7 @@ def neuron_table(
             bounds.
         UnknownName: metric, ablation or split is not known.
     """
+    need_choice(model, "the neuron table")
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
     n_layers, width = model.graph.n_layers, n_neurons(model)

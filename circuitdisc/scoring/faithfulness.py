@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.metrics import OUTPUT
+from circuitdisc.metrics import METRICS, OUTPUT
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 
@@ -143,6 +143,8 @@ def _score(
     full, circuit, empty = (np.asarray(values[which][name], dtype=np.float64) for which in ("full", "circuit", "empty"))
     right = (np.asarray(values["circuit"][TARGET], np.float64),) if statistic.of_targets else ()
     n, why = len(full), _why_undefined(statistic.name, full, empty)
+    if statistic.name == "ratio" and name in METRICS and METRICS[name].needs_targets:
+        why = "the metric is an error, and no share of an error is kept: see faithfulness"
     if why:
         return Score(statistic.name, split, ablation, name, n, None, confidence=confidence, note=why)
     low, high = bootstrap_interval((full, circuit, empty, *right), statistic.function, confidence, seed)

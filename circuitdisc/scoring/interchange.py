@@ -33,6 +33,7 @@ from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
 from circuitdisc.scoring.interchange_result import Control, InterchangeScores, VariableScore
 from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
 from circuitdisc.tasks.base import Example
+from circuitdisc.tasks.measured import need_choice
 
 Alignment = Mapping[str, str | Sequence[str]]
 
@@ -73,6 +74,7 @@ def interchange_accuracy(
 
     Source: Geiger et al. 2021.
     """
+    need_choice(model, "interchange accuracy")
     homes = _checked(model, causal, alignment, variables)
     check_whole("n_sources", n_sources)
     check_whole("n_random", n_random, 0)
