@@ -32,6 +32,7 @@ from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
+from circuitdisc.tasks.measured import need_choice
 
 FIGURES = {
     "log_prob": "log-probability",
@@ -153,6 +154,7 @@ def baselines(
     check_others(others)
     budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))
+    need_choice(first, "a baseline table")
     sets, words = evaluation_sets(first, task, others, text, n_others, seed)
     check_prompts(names, [one for examples in sets.values() for one in examples])
     found: list[Figure] = []

@@ -85,7 +85,7 @@ def _marked(path: str, file: EdgeFile, edges: int | None) -> Circuit:
 
 
 def _of_nodes(graph: ComputationGraph, scores: Float[np.ndarray, "S"], n: int, by: By) -> Circuit:
-    """The edges among the best nodes, as many nodes as have at most n edges that lead to `logits` from the input."""
+    """The edges among the best nodes and from them into `logits`, for as many nodes as have at most n such edges."""
     order = np.argsort(-np.abs(scores) if by == "absolute" else scores, kind="stable")
     receiver_rank = np.array([np.inf] * graph.n_receivers)
     rank = np.empty(graph.n_senders)
@@ -95,7 +95,7 @@ def _of_nodes(graph: ComputationGraph, scores: Float[np.ndarray, "S"], n: int, b
 
     def among(n_nodes: int) -> Circuit:
         mask = graph.edge_mask & (receiver_rank < n_nodes)[:, None] & (rank < n_nodes)[None, :]
-        return Circuit(graph, mask).prune(unreached=True)
+        return Circuit(graph, mask)
 
     low, high = 0, graph.n_senders  # more nodes never have fewer edges
     while low < high:

@@ -53,6 +53,7 @@ from circuitdisc.runs import Journal
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, of_task
+from circuitdisc.tasks.measured import need_choice
 
 AT_ONCE = 100
 """Examples that are measured at once; fewer where the budget is small."""
@@ -122,6 +123,7 @@ def dcm(
 
     Source: Davies et al. 2023; Prakash et al. 2024, section 5.
     """
+    need_choice(model, "dcm")
     chosen = _as_desiderata(desiderata)
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})

@@ -30,7 +30,7 @@ from circuitdisc.patching.neuron_run import NeuronRuns, n_neurons
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of, share_interval
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import beside, metric_for
+from circuitdisc.tasks.measured import beside, metric_for, need_choice
 
 DOINGS = ("mask", "keep")
 
@@ -150,6 +150,7 @@ def neuron_table(
             bounds.
         UnknownName: metric, ablation or split is not known.
     """
+    need_choice(model, "the neuron table")
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)

@@ -31,6 +31,7 @@ from circuitdisc.patching.neuron_run import NeuronRuns
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task, collate
+from circuitdisc.tasks.measured import need_choice
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def neurons(
     """
     if method not in ("added", "removed"):
         raise UnknownName("method", str(method), ("added", "removed"))
+    need_choice(model, "neuron importance")
     examples, cut = examples_of(task, split), get_ablation(ablation)
     heads = tuple(as_list("knock_out", knock_out))
     dropped = head_mask(model.graph, heads)

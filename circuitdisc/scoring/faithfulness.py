@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.metrics import OUTPUT
+from circuitdisc.metrics import METRICS, OUTPUT
 from circuitdisc.scoring.base import Score
 from circuitdisc.stats import Interval, Partition, interval, partition, plain, share_interval, standard_error
 
@@ -166,6 +166,8 @@ def _score(
     right = np.asarray(values["circuit"].get(TARGET, np.zeros_like(full)), dtype=np.float64)
     over = over or partition(len(full))
     value, why = statistic.value(full, circuit, empty, right), _why_undefined(statistic.name, full, empty)
+    if statistic.name == "ratio" and name in METRICS and METRICS[name].needs_targets:
+        why = "the metric is an error, and no share of an error is kept: see faithfulness"
     if not why and not np.isfinite(value):
         why = "not finite: on some example a right answer has probability 0"
         why = "the model's number, or the right one, is the same on all examples" if statistic.averaged else why

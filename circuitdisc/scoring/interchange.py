@@ -33,6 +33,7 @@ from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
 from circuitdisc.scoring.interchange_result import Control, InterchangeScores, VariableScore
 from circuitdisc.stats import Interval, partition, share_interval
 from circuitdisc.tasks.base import Example
+from circuitdisc.tasks.measured import need_choice
 
 Alignment = Mapping[str, str | Sequence[str]]
 
@@ -74,6 +75,7 @@ def interchange_accuracy(
 
     Source: Geiger et al. 2021.
     """
+    need_choice(model, "interchange accuracy")
     homes = _checked(model, causal, alignment, variables)
     where = _checked_positions(positions, examples)
     rng = np.random.default_rng(seed)

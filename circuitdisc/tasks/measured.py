@@ -39,7 +39,8 @@ def check_metric(metric: Metric, examples: Sequence[Example], model: TaskModel, 
             "metric=squared_error"
         )
     if metric.needs_wrong and not all(all(example.wrong) for example in examples):
-        raise BadSetting(f"metric '{metric.name}' needs wrong answers, and task '{task}' has examples without: use log_prob")
+        other = "squared_error" if is_numeric(examples) else "log_prob"
+        raise BadSetting(f"metric '{metric.name}' needs wrong answers, and task '{task}' has examples without: use {other}")
     if metric.needs_targets and not is_numeric(examples):
         raise BadSetting(
             f"metric '{metric.name}' needs the number that the model should put out, and task '{task}' has examples without: "
@@ -67,3 +68,16 @@ def constant_errors(examples: Sequence[Example]) -> Float[np.ndarray, "B"]:
     """Minus the squared error of the best constant answer: what a model that reads nothing can reach."""
     best = np.mean([target for example in examples for target in example.targets])
     return np.array([-np.mean(np.square(np.array(example.targets) - best)) for example in examples])
+
+
+def need_choice(model: TaskModel, what: str) -> None:
+    """Refuse a model with one output, whose most likely answer is that output whatever it computes.
+
+    Args:
+        what: what asks for the most likely answer, or for its probability.
+
+    Raises:
+        BadSetting: the model has one output.
+    """
+    if model.d_vocab_out < 2:
+        raise BadSetting(f"{what} reads which answer a model finds most likely, and {model.name} puts out one number")
