@@ -14,6 +14,7 @@ from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
+from circuitdisc.identity import Identity, identity_of, package_version, with_contents
 from circuitdisc.metrics import METRICS, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
@@ -91,7 +92,8 @@ def discover(
         seed: of everything random in the algorithm.
         memory: budget for activations, as `4GiB`.
         allow_chance: search even though the model does not do the task.
-        journal: decisions are written there as they are made, and those already in it are taken over.
+        journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
+            same weights, train examples and settings.
         progress: show a progress bar on stderr.
         settings: the algorithm's own (see its docstring).
 
@@ -102,6 +104,7 @@ def discover(
         UnknownName: algorithm, metric, ablation or setting is not known.
         BadSetting: a setting is out of its bounds.
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
+        BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
     known = chosen.settings
@@ -115,7 +118,10 @@ def discover(
         raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
     if not allow_chance:
         refuse_chance(model, task)
-    context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
+    journal = journal if journal is not None else Journal()
+    identity = search_identity(model, task, algorithm, ablation, metric, seed, settings)
+    journal.bind(identity)
+    context = SearchContext(metric, memory, seed, journal, progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
@@ -129,8 +135,30 @@ def discover(
         seed=seed,
         versions=versions() | chosen.versions,
         notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
+        identity=identity.to_dict(),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
+
+
+def search_identity(
+    model: Model,
+    task: Task,
+    algorithm: str,
+    ablation: str | Ablation | dict[str, Any],
+    metric: str | None,
+    seed: int,
+    settings: dict[str, Any],
+) -> Identity:
+    """What a search belongs to; the arguments are those of `discover`."""
+    chosen = get_algorithm(algorithm)
+    asked = {
+        "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
+        "ablation": get_ablation(ablation).to_dict(),
+        "metric": get_metric(metric or task.metric).name,
+        "seed": seed,
+    }
+    found = identity_of(model, {"train examples": task.train}, asked)
+    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in chosen.versions.items())]))
 
 
 def refuse_chance(model: Model, task: Task) -> None:

@@ -23,15 +23,17 @@ from scipy import stats
 from circuitdisc.checks import check_confidence, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery import discover
+from circuitdisc.discovery.registry import search_identity
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Memo
 from circuitdisc.scoring.controls import random_circuit
-from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Task
 
 STABLE = 0.8
+_OF_DISCOVER = ("ablation", "metric", "memory", "allow_chance")
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ def stability(
         )
     generator = np.random.default_rng(seed)
     found: list[Circuit] = []
-    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(sorted(settings.items()))}
-    units = Units(journal, {**asked, **identity(model, task)})
+    own = {name: value for name, value in settings.items() if name not in _OF_DISCOVER}
+    ablation, metric = settings.get("ablation", "mean"), settings.get("metric")
+    search = search_identity(model, task, algorithm, ablation, metric, seed, own)
+    units = Memo(journal, replace(search, settings={**search.settings, "vary_seed": vary_seed}))
 
     def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:
         def run() -> dict[str, Any]:
