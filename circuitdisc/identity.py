@@ -160,8 +160,12 @@ def hash_weights(module: "nn.Module") -> str:
 
 
 def _tensors(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+    """All tensors with their names; a name for one that came before (tied weights) has none."""
+    first: dict[int, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            earlier = first.setdefault(id(tensor), name)
+            yield (name, tensor) if earlier == name else (f"{name} is {earlier}", tensor.reshape(-1)[:0])
 
 
 def _stamp(tensor: "Tensor") -> tuple[Any, ...]:
@@ -185,9 +189,19 @@ def _hash_tensors(tensors: "Iterable[tuple[str, Tensor]]") -> str:
             flat: Any = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
             data = memoryview(flat)
             pieces = [data[at : at + LEAF] for at in range(0, len(data), LEAF)]
-            for digest in pool.map(_hash_piece, pieces) if len(pieces) > 1 else map(_hash_piece, pieces):
+            for digest in _spread(pool, pieces):
                 total.update(digest)
     return total.hexdigest()
+
+
+def _spread(pool: ThreadPoolExecutor, pieces: Sequence[memoryview]) -> Iterable[bytes]:
+    """The pieces' hashes, in order."""
+    if len(pieces) > 1:
+        try:
+            return list(pool.map(_hash_piece, pieces))
+        except RuntimeError:  # the machine allows no more threads
+            pass
+    return map(_hash_piece, pieces)
 
 
 def _hash_piece(piece: memoryview) -> bytes:

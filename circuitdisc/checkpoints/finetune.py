@@ -213,7 +213,7 @@ def _check_begun(ladder: Ladder) -> None:
     earlier = begun.get("settings", {}) if isinstance(begun, dict) else {}
     different = [name for name, value in ladder.settings.items() if earlier.get(name) != value]
     if different:
-        words = ", ".join(f"{name}={earlier.get(name)!r}" for name in different)
+        words = ", ".join(f"{name}={str(earlier.get(name))[:60]}" for name in different[:4])
         raise BadRun(f"{ladder.folder} holds another ladder (made with {words}): choose another folder with out=, or remove it")
     begun_with = Identity.from_dict(begun.get("identity"))
     if begun_with is None:
