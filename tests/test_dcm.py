@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from changed import changed
 from examples import random_examples
 from models import hugging_face, model_of
 

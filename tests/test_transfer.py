@@ -24,7 +24,6 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.report.transfer import headlines, transfer_text
 from circuitdisc.report.transfer_figures import classes_of, ladder_figure, matrix_figure
 from circuitdisc.report.wording import percent
-from circuitdisc.shipped import shipped_models
 
 BASE, LIGHT, WELTER = LADDER = ["tpp/base", "tpp/lightweight", "tpp/welterweight"]
 TASK = {"name": "tpp", "n": 10, "n_heldout": 12}
@@ -219,38 +218,6 @@ def test_what_has_changed_is_not_mixed_with_finished_cells(finished, tmp_path, p
         (folder / "cells/00-tpp-base.01-tpp-lightweight.json").unlink()
     with pytest.raises(BadRun, match=rf"begun with {says}.*tpp/lightweight"):
         resume_transfer(folder)
-
-
-def test_weights_that_differ_in_one_number_are_other_weights(tmp_path):
-    """A number behind the first thousand of the largest tensor; the folder keeps its name."""
-    from safetensors.torch import load_file, save_file
-
-    for name in (LIGHT, WELTER):
-        shutil.copytree(shipped_models()[name], tmp_path / name.replace("/", "-"))
-    names, out = [str(tmp_path / "tpp-lightweight"), str(tmp_path / "tpp-welterweight")], tmp_path / "out"
-    task = {"name": "tpp", "n": 4, "n_heldout": 4}
-    transfer(names, task, "eap", ablation="resample", n_random=0, edges=30, out=out)
-    weights = tmp_path / "tpp-lightweight" / "model.safetensors"
-    tensors = load_file(weights)
-    largest = max(tensors.values(), key=lambda one: one.numel())
-    largest.reshape(-1)[5000] += 1
-    save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(BadRun, match=r"begun with other weights of the model \(.*tpp-lightweight\)"):
-        resume_transfer(out)
-
-
-def test_a_transfer_goes_on_from_another_folder(tmp_path, monkeypatch):
-    """Relative names mean what they meant where it was begun."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    for name in (LIGHT, WELTER):
-        shutil.copytree(shipped_models()[name], tmp_path / "a" / name.replace("/", "-"))
-    monkeypatch.chdir(tmp_path / "a")
-    task = {"name": "tpp", "n": 4, "n_heldout": 4}
-    call = {"ablation": "resample", "n_random": 0, "edges": 30}
-    found = transfer(["tpp-lightweight", "tpp-welterweight"], task, "eap", out="out", **call)
-    monkeypatch.chdir(tmp_path / "b")
-    assert resume_transfer("../a/out").to_dict() == found.to_dict()
 
 
 def test_a_folder_of_another_call_is_left_alone(finished, tmp_path):
