@@ -33,6 +33,8 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader of the circuit must know, in sentences: said wherever the circuit is shown."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """The weights, examples and settings that it was found with, by hash (`identity.py`); empty where they are not known."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class Provenance:
             "seed": self.seed,
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            "identity": dict(self.identity),
         }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, UnknownName, tidy
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped, UnknownName, tidy
 
 HELP = """circuitdisc: find the part of a transformer that does a task, and prove how good it is.
 
@@ -70,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CircuitdiscError as error:
         print(f"circuitdisc: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\ncircuitdisc: stopped; `circuitdisc resume RUN` goes on with a run whose search had begun", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        what = str(stop) if isinstance(stop, Stopped) else "nothing was kept"
+        print(f"\ncircuitdisc: stopped; {what}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         raise
@@ -110,8 +111,14 @@ def _multirun(overrides: list[str]) -> int:
     given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
     folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     overrides = [*(one for one in overrides if not one.startswith("out=")), f"out={folder}", f"hydra.sweep.dir={folder}"]
+    if (record := Path(folder, "multirun.yaml")).is_symlink():  # Hydra writes its settings there
+        raise BadRun(f"{record} is a link to another place, and nothing is written through links: remove it")
     sys.argv = ["circuitdisc", "--multirun", *overrides]
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_sweep_job)()
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_sweep_job)()
+    except KeyboardInterrupt as stop:
+        of_job = f"of the job at work: {stop}; " if isinstance(stop, Stopped) else ""
+        raise Stopped(f"{of_job}finished jobs are in {folder}, and those after it were not begun") from stop
     return BAD_INPUT if any(Path(folder).glob("*.error")) else 0
 
 
@@ -125,7 +132,10 @@ def _sweep_job(config: Any) -> None:
         run_job(config, command, number)
     except CircuitdiscError as error:
         print(f"circuitdisc: job {number}: {error}", file=sys.stderr)
-        Path(config.out, f"{number}.error").write_text(f"{error}\n", encoding="utf-8")
+        from circuitdisc.files import make_folder, write_text
+
+        make_folder(Path(config.out))  # a job that leaves nothing takes the folder with it
+        write_text(Path(config.out, f"{number}.error"), f"{error}\n")
 
 
 def run_job(config: Any, command: list[str], number: int | None = None) -> int:
@@ -173,7 +183,7 @@ def _score(args: list[str]) -> int:
     if "--all" in args:
         from circuitdisc.judge import judge
 
-        print(judge(folder, parse_changes(overrides)).text())
+        print(judge(folder, parse_changes(overrides), command=shlex.join(["circuitdisc", "score", *args])).text())
         if not overrides:
             from circuitdisc.pipeline import write_page
 

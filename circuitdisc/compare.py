@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from circuitdisc.ablation import get_ablation
+from circuitdisc.bound import check_circuit, check_written, identity_of_scores
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, SHARE, Real, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
@@ -70,7 +71,8 @@ def compare_runs(
         The comparison, and the folder that holds it.
 
     Raises:
-        BadRun: a folder is no run, or has no circuit yet, or `out` is taken.
+        BadRun: a folder is no run, or has no circuit yet, or its weights, examples or settings have changed since; or `out` is
+            taken.
         GraphMismatch: the runs' models differ in architecture.
         UnknownName: a head or a position is not known.
         BadSetting: a setting cannot be used, or the circuits were found under different ablations and `mix` is not set.
@@ -106,6 +108,10 @@ def compare_runs(
         if interventions != "none":
             models = _models(runs)
             tasks = {label: build_task(models[label], run.config) for label, run in runs.items()}
+            for label, run in runs.items():
+                where, own = run.path(CIRCUIT), (models[label], tasks[label])
+                check_circuit(where, sides[label].circuit, run.config, *own)
+                check_written(run.path(SCORES), identity_of_scores(run.config, *own, sides[label].circuit))
             tried = _effects(models, tasks, runs, changes, bool(given), common)  # first: a wrong head or role is seen at once
             crossings = tuple(_crossings(models, tasks, runs, sides, common))
             notes = (*_differences(runs), *tried[1])

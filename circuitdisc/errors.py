@@ -81,3 +81,7 @@ class GraphMismatch(CircuitdiscError):
 
 class BadRun(CircuitdiscError):
     """A run folder that already exists, is not a run, or cannot be written."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, with a sentence on what was kept and which command goes on with it."""

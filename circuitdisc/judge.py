@@ -1,23 +1,24 @@
 """All scores of a run's circuit at once, and a verdict in plain words: `circuitdisc score RUN --all`."""
 
-import hashlib
-import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from circuitdisc.bound import KEY, check_written, identity_of_scores, read_own_edge_scores
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadRun, CircuitdiscError
-from circuitdisc.pipeline import JUDGEMENT, changed_run, read_scores_of_edges, score_circuit
+from circuitdisc.identity import Identity, hash_bytes
+from circuitdisc.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
 from circuitdisc.report.judged import judged
 from circuitdisc.report.judgement import judgement_parts
 from circuitdisc.report.tables import scores_alone, text_table
 from circuitdisc.report.verdict import Verdict, verdict
 from circuitdisc.report.wording import number
-from circuitdisc.runs import Run, versions
+from circuitdisc.runs import Memo, Run, stoppable
 from circuitdisc.schemas import validate
 from circuitdisc.scoring import Scores
 from circuitdisc.scoring.completeness import Completeness, completeness
@@ -25,7 +26,6 @@ from circuitdisc.scoring.curves import Curve, curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.hypotheses_result import HypothesisTests
 from circuitdisc.scoring.minimality import Minimality, minimality
-from circuitdisc.scoring.units import Units, identity
 
 UNFINISHED = ".partial.jsonl"
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class Judgement:
         }
 
 
-def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Judgement:
+def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True, command: str = "") -> Judgement:
     """Compute every score of a run's circuit.
 
     What is finished is kept in the run's folder until all is: killed, the same call goes on where it was, to the same result.
@@ -109,10 +109,22 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
     Args:
         changes: sections as in the configuration; what is not given stays as the run had it. Without changes the result is also
             written into the run's folder, as judgement.json.
+        command: that the user typed, for what is said after Ctrl-C.
 
     Raises:
-        BadRun: the folder is not a run, has no circuit, or cannot be written.
+        BadRun: the folder is not a run, has no circuit, or cannot be written; another process writes in it; or the weights or
+            examples have changed since the circuit was found, though `changes` does not say so.
+        Stopped: Ctrl-C; it says what goes on.
     """
+
+    def kept() -> bool:
+        return any(Path(folder).glob(f"judgement.*{UNFINISHED}"))
+
+    with stoppable(command or f"circuitdisc score {shlex.quote(str(folder))} --all", kept), writing_run(folder):
+        return _judge(folder, changes, progress)
+
+
+def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Judgement:
     run, circuit, config, model, task = changed_run(folder, changes)
     shared: dict[str, Any] = {
         "ablation": dict(config["ablation"]),
@@ -122,10 +134,13 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
         "progress": progress,
     }
     source = _scored(run, circuit)
-    depends = {name: config.get(name) for name in ("ablation", "metric", "scoring", "seed", "memory", "task")}
-    depends |= {**identity(model, task, circuit), "edge_scores": _digest(source), "version": versions()["circuitdisc"]}
-    unfinished, of_tests = _unfinished(run, depends)
-    units = Units(unfinished, depends)
+    scores = identity_of_scores(config, model, task, circuit)
+    if not changes:
+        check_written(run.path(JUDGEMENT), scores, ("weights", "examples"))
+    # the budget decides on the chunks of examples in which the hypothesis tests are kept
+    identity = replace(scores, settings={**scores.settings, "edge_scores": _digest(source), "memory": str(config["memory"])})
+    unfinished, of_tests = _unfinished(run, identity)
+    units = Memo(unfinished, identity)
     missing: dict[str, str] = {}
 
     def attempt(name: str, kind: type[T], compute: Callable[[], Any]) -> T | None:
@@ -160,15 +175,15 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True)
     finally:
         units.close()
     if not changes:
-        run.write(JUDGEMENT, judgement.to_dict())
+        run.write(JUDGEMENT, {**judgement.to_dict(), KEY: scores.to_dict()})
     for path in (unfinished, of_tests):
         path.unlink(missing_ok=True)
     return judgement
 
 
-def _unfinished(run: Run, depends: Mapping[str, Any]) -> tuple[Path, Path]:
+def _unfinished(run: Run, identity: Identity) -> tuple[Path, Path]:
     """Where finished scores, and the finished circuits of the hypothesis tests, are kept until all is done."""
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    key = identity.digest[:8]
     names = (f"judgement.{key}{UNFINISHED}", f"judgement.{key}.tests{UNFINISHED}")
     others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name not in names)
     if others and not run.path(names[0]).exists():
@@ -181,7 +196,7 @@ def _unfinished(run: Run, depends: Mapping[str, Any]) -> tuple[Path, Path]:
 
 def _digest(source: Discovery | None) -> str:
     scores = None if source is None else source.edge_scores
-    return "" if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()[:16]
+    return "" if scores is None else hash_bytes(scores.tobytes())
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -189,7 +204,7 @@ def _digest(source: Discovery | None) -> str:
 
 def _scored(run: Run, circuit: Circuit) -> Discovery | None:
     """The run's edge scores as a discovery, if it has any."""
-    scores = read_scores_of_edges(run, circuit)
+    scores = read_own_edge_scores(run.path(EDGE_SCORES), circuit)
     return None if scores is None else Discovery(circuit, scores)
 
 

@@ -258,6 +258,7 @@ class LadderFile:
     base: str
     rungs: list[RungName]
     settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
 
 
 CostFile = dict[str, float | str]

@@ -10,11 +10,11 @@ import circuitdisc
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
     ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
-    ("graph", "metrics"),
+    ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks", "ablation", "causal"),
     ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "report", "sections"),
+    ("checkpoints", "report", "sections", "bound"),
     ("pipeline", "config", "compare", "judge"),
     ("commands",),
     ("cli", "__init__", "__main__"),

@@ -28,9 +28,10 @@ from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
-from circuitdisc.discovery.registry import get_algorithm
+from circuitdisc.discovery.registry import get_algorithm, search_identity
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
 from circuitdisc.files import size_words
+from circuitdisc.identity import Identity, hash_circuit, hash_model
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import bytes_per_token, parse_memory
@@ -83,6 +84,7 @@ def joint_discover(
     Raises:
         BadSetting: the algorithm has no joint form, or the checkpoints do not fit the budget.
         GraphMismatch: the graphs differ.
+        BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     check_joint(algorithm, settings)
     check_values(get_algorithm(algorithm).function, settings)
@@ -94,6 +96,8 @@ def joint_discover(
             f"{first.name} has {first.graph.describe()}, and another has {odd.describe()}: they must be the same"
         )
     share = share_of_memory(models, task.train, context.memory)
+    identity = _identity(models, task, algorithm, ablation, context, donor, settings)
+    context.journal.bind(identity)
     found = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
     names = [model.name for model in models]
     cancels = [
@@ -117,8 +121,25 @@ def joint_discover(
         seed=context.seed,
         versions=versions(),
         notes=tuple(dict.fromkeys((*task.notes, *found.notes, *((blind,) if blind else ())))),
+        identity=identity.to_dict(),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
+
+
+def _identity(
+    models: Sequence[Model],
+    task: Task,
+    algorithm: str,
+    ablation: Ablation,
+    context: SearchContext,
+    donor: Circuit | None,
+    settings: dict[str, Any],
+) -> Identity:
+    """What a joint search belongs to: that of a search on the first checkpoint, with the weights of all."""
+    own = search_identity(models[0], task, algorithm, ablation, context.metric, context.seed, settings)
+    weights = {f"weights of {model.name} (checkpoint {index})": hash_model(model) for index, model in enumerate(models)}
+    more = {"donor": None if donor is None else hash_circuit(donor)}
+    return replace(own, weights=weights, settings={**own.settings, **more})
 
 
 def _mask(donor: Circuit | None) -> Bool[np.ndarray, "R S"] | None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.commands.kept import new_folder
 from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
 from circuitdisc.errors import UnknownName
 
@@ -123,14 +124,18 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     Args:
         config: as `parse` gives it, with the `command`.
     """
-    from circuitdisc.files import make_folder, write_arrays, write_json
+    folder = Path(config["out"]) if config["out"] else default_folder(name, config)
+    set_threads(config["threads"])
+    with new_folder(folder, config.get("command", "")):
+        return _run_tool(name, config, folder)
+
+
+def _run_tool(name: str, config: Mapping[str, Any], folder: Path) -> str:
+    from circuitdisc.files import write_arrays, write_json
     from circuitdisc.report.heads import describe, description_text, write_description
-    from circuitdisc.runs import check_free, versions
+    from circuitdisc.runs import versions
 
     tool, started = TOOLS[name], datetime.now().astimezone()
-    folder = Path(config["out"]) if config["out"] else default_folder(name, config)
-    check_free(folder)
-    set_threads(config["threads"])
     clock = time.perf_counter()
     found, subject, notes = _call(name, config)
     description = describe(found).noted(notes)
@@ -141,7 +146,6 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
         "seconds": round(time.perf_counter() - clock, 3),
         "versions": versions(),
     }
-    make_folder(folder)
     write_json(folder / RESULT, {"format": "circuitdisc.heads", "version": 1, **record, "result": found.to_dict()})
     write_arrays(folder / ARRAYS, arrays_of(found))
     write_description(folder / PAGE, description, heading=tool.heading, subject=subject, settings=record)

@@ -27,8 +27,15 @@ def stability_command(args: Sequence[str]) -> str:
     given = {arg.partition("=")[0] for arg in args[1:]}
     settings = parse("stability", "stability", args[1:], groups=(), common=COMMON)
     set_threads(settings["threads"])
+    from circuitdisc.pipeline import writing_run
+    from circuitdisc.runs import stoppable
+
+    def kept() -> bool:
+        return (Path(args[0]) / UNFINISHED).exists()
+
     unchanged = {name for name in ("seed", "memory") if name not in given}  # as the run had them
-    return measure(args[0], {name: value for name, value in settings.items() if name not in unchanged})
+    with stoppable(["circuitdisc", "stability", *args], kept), writing_run(args[0]):
+        return measure(args[0], {name: value for name, value in settings.items() if name not in unchanged})
 
 
 def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
@@ -37,6 +44,7 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     Args:
         settings: as `parse` gives them.
     """
+    from circuitdisc.bound import KEY, check_written, identity_of_scores
     from circuitdisc.pipeline import STABILITY, changed_run, write_page
     from circuitdisc.report.judged import stability_verdict
     from circuitdisc.report.judgement import stability_part
@@ -45,6 +53,8 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     from circuitdisc.scoring.stability import by_chance, stability
 
     run, circuit, config, model, task = changed_run(folder, {})
+    identity = identity_of_scores(config, model, task, circuit)
+    check_written(run.path(STABILITY), identity, ("weights", "examples"))
     own, algorithm = settings["settings"], dict(config["algorithm"])
     seed = settings.get("seed", config["seed"])
     unfinished = run.path(UNFINISHED)
@@ -64,7 +74,7 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
         allow_chance=config["allow_chance"],
         **algorithm,
     )
-    record = {**found.to_dict(), "random": by_chance(circuit, seed=seed)}
+    record = {**found.to_dict(), "random": by_chance(circuit, seed=seed), KEY: identity.to_dict()}
     part = stability_part(record, circuit)
     run.write(STABILITY, record)
     unfinished.unlink(missing_ok=True)

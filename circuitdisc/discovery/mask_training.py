@@ -25,6 +25,7 @@ from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import read_arrays, write_arrays
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.identity import Identity
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.masked_run import MaskedRuns
@@ -33,6 +34,7 @@ from circuitdisc.tasks.base import Task
 
 SAVE_EVERY = 50
 LOSSES = ("kl", "metric")
+STEP, IDENTITY = "step of the search", "identity of the search"  # beside the parameters of a state
 ORDER, NOISE = 0, 1  # what is drawn: the order of mini-batches, or a mask
 
 
@@ -127,6 +129,12 @@ def _state_path(context: SearchContext, step: int) -> Path | None:
     return None if path is None else path.with_name(f"mask_state_{step}.npz")
 
 
+def _belongs_to(context: SearchContext) -> str:
+    """The journal's identity in a few characters."""
+    identity = Identity.from_dict(context.journal.identity)
+    return "" if identity is None else identity.digest
+
+
 def _save(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext, line: dict[str, Any]) -> None:
     """Write the state, then the journal's line and mark, then let go of the states before it: one is always whole."""
     path = _state_path(context, line["step"])
@@ -136,6 +144,7 @@ def _save(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext, lin
             moments = optimizer.state[parameter]
             for part, values in (("", parameter), (".mean", moments["exp_avg"]), (".square", moments["exp_avg_sq"])):
                 arrays[name + part] = values.detach().cpu().numpy()
+        arrays |= {STEP: np.array(line["step"]), IDENTITY: np.array(_belongs_to(context))}
         write_arrays(path, arrays)
     context.journal.write(**line)
     context.journal.mark(f"step {line['step']}")
@@ -156,6 +165,10 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
     if path is None:
         raise BadFile("a journal in memory holds no state of a mask: start with an empty one")
     arrays = read_arrays(path)
+    if STEP in arrays and arrays[STEP] != step:
+        raise BadFile(f"{path} is the state of step {arrays[STEP]}, and not that of step {step}: start the search again")
+    if IDENTITY in arrays and str(arrays[IDENTITY]) != _belongs_to(context):
+        raise BadFile(f"{path} is the state of another search than the journal beside it: start the search again")
     with torch.no_grad():
         for name, parameter in masks.parameters.items():
             try:

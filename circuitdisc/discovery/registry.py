@@ -21,6 +21,7 @@ from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
+from circuitdisc.identity import Identity, identity_of, package_version, with_contents
 from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
@@ -103,7 +104,8 @@ def discover(
         seed: of everything random in the algorithm.
         memory: budget for activations, as `4GiB`.
         allow_chance: search even though the model does not do the task.
-        journal: decisions are written there as they are made, and those already in it are taken over.
+        journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
+            same weights, train examples and settings.
         progress: show a progress bar on stderr.
         settings: the algorithm's own (see its docstring).
 
@@ -114,6 +116,7 @@ def discover(
         UnknownName: algorithm, metric, ablation or setting is not known.
         BadSetting: a setting is out of its bounds.
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
+        BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
     known = chosen.settings
@@ -125,6 +128,8 @@ def discover(
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     check_values(chosen.function, settings)  # before anything is computed
     journal = journal if journal is not None else Journal()
+    identity = search_identity(model, task, algorithm, ablation, measure, seed, settings)
+    journal.bind(identity)
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
     full = None if allow_chance else refuse_chance(model, task, measure)
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
@@ -145,8 +150,30 @@ def discover(
         seed=seed,
         versions=versions() | chosen.versions,
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
+        identity=identity.to_dict(),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
+
+
+def search_identity(
+    model: Model,
+    task: Task,
+    algorithm: str,
+    ablation: str | Ablation | dict[str, Any],
+    metric: str | Metric | None,
+    seed: int,
+    settings: dict[str, Any],
+) -> Identity:
+    """What a search belongs to; the arguments are those of `discover`."""
+    chosen = get_algorithm(algorithm)
+    asked = {
+        "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
+        "ablation": get_ablation(ablation).to_dict(),
+        "metric": get_metric(metric, task.metric).name,
+        "seed": seed,
+    }
+    found = identity_of(model, {"train examples": task.train}, asked)
+    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in chosen.versions.items())]))
 
 
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:

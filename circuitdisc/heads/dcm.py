@@ -44,12 +44,12 @@ from circuitdisc.heads.base import as_list
 from circuitdisc.heads.dcm_fit import PENALTIES, TARGET_LOGIT, Fit, train_mask
 from circuitdisc.heads.dcm_parts import Groups, HeadParts, Parts, check_circuit, parts_of, together
 from circuitdisc.heads.dcm_result import Dcm, Found, GroupMet, Met, Trial
-from circuitdisc.heads.units import Units, fingerprint
+from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.model import Model
 from circuitdisc.patching.changed_heads import Held, hold
 from circuitdisc.patching.path_effects import Positions
 from circuitdisc.progress import progress_bar
-from circuitdisc.runs import Journal
+from circuitdisc.runs import Journal, Memo
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, of_task
@@ -140,7 +140,7 @@ def dcm(
     places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]
     parts = [parts_of(model.graph, over, circuit, named, at) for at in places]
     table = [HeadParts(model.graph, named, at) if named else None for at in places]
-    units = Units(journal, {"model": model.name, "over": over, **fit.to_dict(), "desiderata": _signs(chosen, parts, places)})
+    memo = Memo(journal, _identity(model, over, fit, chosen, parts, places))
     found, by_group = [], []
     steps = len(chosen) * len(fit.penalties) * len(fit.seeds)
     with progress_bar(steps, f"dcm on {model.name}", "mask", progress) as bar:
@@ -153,12 +153,13 @@ def dcm(
             }
             trials = []
             for penalty, order in ((p, s) for p in fit.penalties for s in fit.seeds):
-                unit = f"{one.name}, penalty {penalty:g}, seed {order}"
-                if units.get(unit) is None:
+
+                def learn(penalty: float = penalty, order: int = order, own: Parts = own, helds: Any = helds) -> dict[str, Any]:
                     mask = train_mask(model, own, helds["train"], fit, penalty, order)
                     met = _measure(model, helds["choose"], [(own, _rounded(mask))])["met"][0]
-                    units.put(unit, Trial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict())
-                trials.append(Trial.from_dict(units.get(unit)))
+                    return Trial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict()
+
+                trials.append(Trial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
                 bar.update(1)
             settings = (n_random, confidence, seed)
             found.append(_report(model, one, own, trials, helds["report"], settings))
@@ -269,9 +270,12 @@ def as_list_of_numbers(name: str, value: float | Sequence[float]) -> list[float]
     return [value] if isinstance(value, int | float) else as_list(name, value)
 
 
-def _signs(chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]) -> list[Any]:
-    """What tells desiderata and components apart from others, for the journal."""
-    return [
-        [one.name, fingerprint(one.train), fingerprint(one.choose), list(own.names), str(place)]
-        for one, own, place in zip(chosen, parts, places, strict=True)
-    ]
+def _identity(
+    model: Model, over: str, fit: Fit, chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]
+) -> Identity:
+    """What the trained masks belong to. The examples of the report are no part of it: it is made each time."""
+    examples = {
+        f"{split} examples of desideratum '{one.name}'": getattr(one, split) for one in chosen for split in ("train", "choose")
+    }
+    components = {one.name: [list(own.names), str(place)] for one, own, place in zip(chosen, parts, places, strict=True)}
+    return identity_of(model, examples, {"over": over, **fit.to_dict(), "components": components})

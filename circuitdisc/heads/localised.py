@@ -15,7 +15,6 @@ Source: see `patching/head_edits.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -39,12 +38,12 @@ from circuitdisc.heads.base import as_list, head_mask, head_names, mean_interval
 from circuitdisc.heads.dcm_parts import check_circuit, draws
 from circuitdisc.heads.localised_fit import Fit, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised_result import EditEffect, Localised
-from circuitdisc.heads.units import Units, fingerprint
+from circuitdisc.identity import Identity, identity_of
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.progress import progress_bar
-from circuitdisc.runs import Journal
+from circuitdisc.runs import Journal, Memo
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import beside, metric_for
@@ -140,13 +139,11 @@ def localised(
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
     splits = Splits(model, examples, fit.batch, memory)
-    units = Units(journal, _settings(model, fit, kind, chosen, k, selection_l1, examples, demonstrations))
+    memo = Memo(journal, _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations))
 
     norms: dict[str, float] = {}
     if chosen is None:
-        if units.get("norms") is None:
-            units.put("norms", head_norms(splits, fit, selection_l1))
-        norms = dict(units.get("norms"))
+        norms = dict(memo.get("norms", lambda: head_norms(splits, fit, selection_l1)))
         chosen = list(norms)[: _size(model, k)]
     vectors = None
     if kind == "inject":
@@ -157,10 +154,8 @@ def localised(
     learned = []
     with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", progress) as bar:
         for number, some in enumerate([chosen, *drawn]):
-            unit = f"edit {number}"
-            if units.get(unit) is None:
-                units.put(unit, learn(splits, kind, some, fit, vectors).to_dict())
-            learned.append(Learned.from_dict(units.get(unit), model.dtype))
+            edit = memo.get(f"edit {number}", lambda some=some: learn(splits, kind, some, fit, vectors).to_dict())
+            learned.append(Learned.from_dict(edit, model.dtype))
             bar.update(1)
     return _report(splits, kind, learned, norms, fit, confidence)
 
@@ -250,7 +245,7 @@ def _numbers(name: str, value: float | Sequence[float]) -> list[float]:
     return found
 
 
-def _settings(
+def _identity(
     model: Model,
     fit: Fit,
     kind: str,
@@ -259,15 +254,15 @@ def _settings(
     selection_l1: float,
     examples: Mapping[str, Sequence[Example]],
     demonstrations: Sequence[Example] | None,
-) -> dict[str, Any]:
-    """What tells this call from others, for the journal."""
-    return {
-        "model": model.name,
+) -> Identity:
+    """What the learned edits belong to. The examples of the report are no part of it: it is made each time."""
+    some = {f"{split} examples": examples[split] for split in ("train", "choose")}
+    some |= {} if demonstrations is None else {"demonstrations": demonstrations}
+    settings = {
         "kind": kind,
         "heads": LOFIT if chosen is None else list(chosen),
         "lofit": [k, selection_l1] if chosen is None else None,
         **{name: value for name, value in vars(fit).items() if name != "metric"},
         "metric": fit.metric.name,
-        "examples": [fingerprint(examples[split]) for split in ("train", "choose")],
-        "demonstrations": None if demonstrations is None else fingerprint(demonstrations),
     }
+    return identity_of(model, some, settings)

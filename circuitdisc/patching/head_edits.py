@@ -17,7 +17,6 @@ Shape letters: n edited heads, K head width, H heads, B examples, T positions.
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
-from circuitdisc.errors import BadFile, BadRun, BadSetting, GraphMismatch
+from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
+from circuitdisc.files import write_bytes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.components import Components
@@ -167,21 +167,14 @@ class HeadEdit(HeadChange):
         Raises:
             BadRun: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         tensors = {"vectors": self.vectors, "shares": self.shares}
         whole = {name: part.detach().cpu().contiguous() for name, part in tensors.items() if part is not None}
         if self.factor is not None:
             whole["factor"] = torch.tensor([self.factor], dtype=torch.float64)
-        beside = path.with_name(path.name + ".part")
-        try:
-            save_file(whole, beside, {"format": FORMAT, "kind": self.kind, "heads": json.dumps(self.heads)})
-            beside.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise BadRun(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder") from error
+        write_bytes(path, save(whole, {"format": FORMAT, "kind": self.kind, "heads": json.dumps(self.heads)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadEdit":

@@ -29,16 +29,17 @@ from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.identity import identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
-from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -134,8 +135,9 @@ def hypothesis_tests(
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
         "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
     }  # fmt: skip
-    begun_with = {**settings, "memory": str(memory), **identity(model, task, circuit)}
-    units = Units(journal, begun_with)
+    of = {"train examples": task.train, "tested examples": examples}
+    # the budget decides on the chunks, and each chunk of examples is a unit
+    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(memory)}, circuit))
     try:
         values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
     finally:
@@ -228,7 +230,7 @@ def _evaluate(
     circuits: dict[str, Circuit],
     tested: list[str],
     measure: Metric,
-    units: Units,
+    units: Memo,
     progress: bool,
 ) -> Values:
     """The metric of every circuit, example by example. Those that lack one edge are run incrementally."""

@@ -24,15 +24,16 @@ from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.discovery import discover
+from circuitdisc.discovery.registry import search_identity
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.units import Units, identity
+from circuitdisc.runs import Memo
 from circuitdisc.tasks.base import Task
 
 STABLE = 0.8
+_OF_DISCOVER = ("ablation", "metric", "memory", "allow_chance")
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,10 @@ def stability(
         )
     generator = np.random.default_rng(seed)
     found: list[Circuit] = []
-    named = sorted((name, value.name if isinstance(value, Metric) else value) for name, value in settings.items())
-    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(named)}
-    units = Units(journal, {**asked, **identity(model, task)})
+    own = {name: value for name, value in settings.items() if name not in _OF_DISCOVER}
+    ablation, metric = settings.get("ablation", "mean"), settings.get("metric")
+    search = search_identity(model, task, algorithm, ablation, metric, seed, own)
+    units = Memo(journal, replace(search, settings={**search.settings, "vary_seed": vary_seed}))
 
     def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:
         def run() -> dict[str, Any]:
