@@ -353,7 +353,7 @@ def _with_sample(n: int, seed: int) -> Iterator[Float[np.ndarray, "G W"]]:
     """How often each of n is drawn: first the sample itself, once each; then resample by resample, in blocks."""
     yield np.ones((n, 1))
     if n * RESAMPLES <= _AT_ONCE:
-        yield _resamples(n, seed)
+        yield _resamples(n, seed, RESAMPLES)
         return
     at_once, generator = max(1, _AT_ONCE // n), np.random.default_rng(seed)
     for start in range(0, RESAMPLES, at_once):
@@ -361,8 +361,8 @@ def _with_sample(n: int, seed: int) -> Iterator[Float[np.ndarray, "G W"]]:
 
 
 @lru_cache(maxsize=4)
-def _resamples(n: int, seed: int) -> Float[np.ndarray, "G W"]:
-    return _draw(n, RESAMPLES, np.random.default_rng(seed))
+def _resamples(n: int, seed: int, n_resamples: int) -> Float[np.ndarray, "G W"]:
+    return _draw(n, n_resamples, np.random.default_rng(seed))
 
 
 def _draw(n: int, n_resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "G W"]:

@@ -19,6 +19,7 @@ from circuitdisc.checkpoints.ladder import ladder
 from circuitdisc.checkpoints.transfer import resume_transfer, transfer
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadFile, BadModel, BadRun, BadSetting, GraphMismatch, MetricAtChance, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.report.transfer import headlines, transfer_text
@@ -79,7 +80,7 @@ def test_each_cell_is_what_score_gives(finished):
                     mean = found.get(one.label, WELTER, "logit_diff", split)
                     assert mean.value == pytest.approx(scores.means[split]["circuit"])
                     assert mean.low <= mean.value <= mean.high
-                    assert len(mean.controls) == 2
+                    assert len(mean.controls) == len(random_circuits(one.circuit, 2, np.random.default_rng(0)))
 
 
 def test_rows_are_what_their_searches_give(finished):

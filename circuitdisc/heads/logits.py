@@ -61,8 +61,8 @@ class LogitAttribution:
     n_heads: int
     split: str
     confidence: float
-    over: Partition | None = None
     note: str = ""
+    over: Partition | None = None
 
     @property
     def n(self) -> int:

@@ -45,7 +45,7 @@ def describe_cmap(found: "CrossModel") -> Description:
     if any(_ranks(one) for one in found.maps):
         how += (
             f" A score is the share of the gap between the two models' mean {found.metric} that a patch closes; intervals: "
-            f"{found.maps[0].gap.method or 'none'}."
+            f"{next(one.gap.method for one in found.maps) or 'none'}."
         )
     if found.attention is not None:
         sections.append(_attention(found.attention))

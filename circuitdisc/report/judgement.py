@@ -74,7 +74,7 @@ def _parts(judgement: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def of_words(n: int, split: str, metric: str, ablation: str, confidence: float | None = None, method: str = "") -> str:
-    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals, studentised bootstrap ...`."""
+    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals, Wilson's over ...`."""
     words = f"On {n:,} {SPLIT_WORDS.get(split, split)}; metric {metric}; cut edges carry {ablation}"
     return words + ("" if confidence is None else f"; {percent(confidence)} intervals{method and f', {method}'}")
 
@@ -102,10 +102,10 @@ def _completeness(found: Mapping[str, Any]) -> Part:
     lines.append(f"Faithfulness of the model without the circuit: {without}{'; ' + left['note'] if left['note'] else ''}.")
     figure = completeness_figure(found)
     label = f"The metric of circuit and model without each of {len(found['gaps'])} sets K; on the dotted line there is no gap."
-    who = found.get("matched") or "random circuits of the same size and kind"
+    beside = found.get("matched") or f"random circuits: {len(controls)}"
     caption = (
         f"{_of(found)}. Each mark is one set K of {found['by']}s, taken out of both; the farther from the dotted line, the "
-        f"less complete. Right: the same for {len(controls)} {who}."
+        f"less complete. Right: the same for {beside}."
     )
     return Part("Completeness", _of(found), tuple(lines), figures=(("completeness", figure, label, caption),))
 
