@@ -12,6 +12,7 @@ from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.files import read_json, write_json
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, head_places
@@ -24,6 +25,7 @@ from circuitdisc.scoring.comparison import Comparison, Crossing, Side
 from circuitdisc.scoring.intervene import Effect, effects
 from circuitdisc.scoring.overlap import Overlap, overlap
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside
 from circuitdisc.tasks.roles import position_of
 
 Doing = Literal["heads", "none"]
@@ -239,7 +241,8 @@ def _effects(
             refused[label] = error
             continue
         metric = runs[label].config["metric"].get("name") or task.metric
-        found[label] = effects(models[label], task, changes, metrics=[metric, "accuracy"], **common)
+        measured = beside(models[label], get_metric(metric), "accuracy")
+        found[label] = effects(models[label], task, changes, metrics=measured, **common)
     if not found:
         raise refused["A"]
     return found, [f"no head was changed on task {label}: {error}" for label, error in refused.items()]

@@ -151,6 +151,7 @@ def test_no_code_of_a_tensor_file_runs(tmp_path, monkeypatch):
     [
         ({"edges_scores": torch.zeros(3, 3)}, BadFile, "where .* was expected"),
         ({"edges_scores": 3}, BadFile, "is int"),
+        ({"src_nodes": 3}, BadFile, "lists of names"),
         ({"edges_scores": torch.full((7, 15), float("nan"))}, BadFile, "not finite"),
         ({"src_nodes": [*SENDERS[:-1], "m7"]}, GraphMismatch, "'m1' stands 0 times"),
         ({"cfg": {**CFG, "n_heads": 3}}, GraphMismatch, "n_heads=3"),
@@ -260,7 +261,7 @@ def test_scores_of_neurons(tmp_path):
     some = torch.ones(7, 8, dtype=torch.bool)
     some[3, 2] = False
     for more in ({"neurons_scores": torch.tensor(numbers)}, {"neurons_in_graph": some}):
-        torch.save(tensors(nothing, **more), tmp_path / "graph.pt")
+        torch.save(tensors(nothing) | more, tmp_path / "graph.pt")
         with pytest.raises(BadFile, match="graph of neurons"):
             read_edge_scores(tmp_path / "graph.pt", GRAPH)
     np.testing.assert_array_equal(read_edge_scores(put(tmp_path, theirs(scores, nodes=unscored)), GRAPH).scores, -scores)
@@ -307,6 +308,8 @@ def test_a_marked_circuit_is_judged_as_it_is(tmp_path):
         ({"cfg": [], "nodes": {}, "edges": {"input->m0": 1}}, BadFile, "'cfg' is no object"),
         ({"cfg": {**CFG, "n_layers": 3}, "edges": {"input->m0": 1}}, GraphMismatch, "n_layers=3"),
         ({"cfg": {**CFG, "parallel_attn_mlp": True}, "edges": {"input->m0": 1}}, GraphMismatch, "parallel_attn_mlp=True"),
+        ({"nodes": {"m²": {}}, "edges": {"input->m0": 1}}, GraphMismatch, "is not a node"),
+        ({"nodes": {"m0": {"neurons_scores": [10**400]}}, "edges": {"input->m0": 0}}, BadFile, "graph of neurons"),
         ({"nodes": {"m9": {}}, "edges": {"input->m0": 1}}, GraphMismatch, "'m9' is not a node"),
         ({"edges": {"input->m0": {"score": 1, "in_graph": "false"}}}, BadFile, "neither true nor false"),
         ({"edges": {"input->m0": 10**400}}, BadFile, "not a finite number"),
