@@ -14,6 +14,7 @@ from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, SHARE, Real, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.files import write_json
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, head_places
@@ -28,6 +29,7 @@ from circuitdisc.scoring.intervene import Effect, effects
 from circuitdisc.scoring.overlap import Overlap, overlap
 from circuitdisc.sections import open_run
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside
 from circuitdisc.tasks.roles import position_of
 
 Doing = Literal["heads", "none"]
@@ -246,8 +248,8 @@ def _effects(
             refused[label] = error
             continue
         metric = runs[label].config["metric"].get("name") or task.metric
-        beside = ["accuracy", *(["pair_accuracy"] if task.has_wrong else [])]
-        found[label] = effects(models[label], task, changes, metrics=[metric, *beside], **common)
+        measured = beside(models[label], get_metric(metric), "accuracy", *(["pair_accuracy"] if task.has_wrong else []))
+        found[label] = effects(models[label], task, changes, metrics=measured, **common)
     if not found:
         raise refused["A"]
     return found, [f"no head was changed on task {label}: {error}" for label, error in refused.items()]

@@ -5,6 +5,7 @@ size was compared with what a graph of this model can need.
 """
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ EDGE, NODE = "edge", "node"
 HIGHER, LOWER = "higher_helps", "lower_helps"
 ABOUT = "circuitdisc"  # the key of what this package's graphs say beyond EAP-IG's layout
 ROOM = 2**24  # bytes that a .pt file may have beyond its tensors: names, configuration
+_MLP = re.compile(r"m[0-9]{1,6}")
 _PT_KEYS = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph")
 
 
@@ -156,7 +158,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _any_number(value: Any) -> bool:
-    return any(isinstance(one, int | float) and not np.isnan(one) for one in _flat(value))
+    return any(isinstance(one, int) or (isinstance(one, float) and not np.isnan(one)) for one in _flat(value))
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------------
@@ -169,7 +171,10 @@ def _from_pt(path: Path, graph: ComputationGraph) -> Contents:
         known = ", ".join(map(str, list(data)[:8])) if isinstance(data, Mapping) else type(data).__name__
         raise BadFile(f"{path}: it is no graph of EAP-IG, which holds {', '.join(_PT_KEYS)}: it has {known}")
     _check_cfg(path, data["cfg"] if isinstance(data["cfg"], Mapping) else {}, graph)
-    senders, receivers = list(data["src_nodes"]), list(data["dst_nodes"])
+    named = [data[key] for key in ("src_nodes", "dst_nodes")]
+    if not all(isinstance(names, list | tuple | dict) for names in named):
+        raise BadFile(f"{path}: 'src_nodes' and 'dst_nodes' must be lists of names")
+    senders, receivers = (list(names) for names in named)
     shape = (len(senders), len(receivers))
     scores = _array(path, data, "edges_scores", shape)
     marks = _array(path, data, "edges_in_graph", shape) != 0
@@ -281,7 +286,7 @@ def _check_cfg(path: Path, cfg: Mapping[str, Any], graph: ComputationGraph) -> N
 
 
 def _is_mlp(graph: ComputationGraph, name: str) -> bool:
-    return name[:1] == "m" and name[1:].isdigit() and int(name[1:]) < graph.n_layers
+    return _MLP.fullmatch(name) is not None and int(name[1:]) < graph.n_layers
 
 
 def _is_of_absent_mlp(graph: ComputationGraph, edge: str) -> bool:

@@ -67,6 +67,7 @@ def literal(name, row, right, wrong, full, target):
 def test_metrics_equal_their_definitions(name, seed):
     logits, answers, wrong, labels = made_up(seed)
     assert labels.full_logprobs is not None
+    assert labels.targets is not None
     full, targets = labels.full_logprobs.tolist(), labels.targets.tolist()
     wanted = [literal(name, *rows) for rows in zip(logits.tolist(), answers, wrong, full, targets, strict=True)]
     torch.testing.assert_close(METRICS[name](logits, labels).tolist(), wanted, atol=1e-12, rtol=0)

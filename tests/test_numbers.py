@@ -1,6 +1,7 @@
 """Models whose output is a number: targets, the squared error, the correlation, and what such a model cannot be asked."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_squared_error_is_that_of_the_numbers(model, task):
 
 @pytest.mark.parametrize("algorithm", ["acdc", "exact", "eap", "eap_ig"])
 def test_searches_and_scores(model, task, algorithm):
-    settings = {"threshold": 0.05} if algorithm == "acdc" else {"edges": 20}
+    settings: dict[str, Any] = {"threshold": 0.05} if algorithm == "acdc" else {"edges": 20}
     found = cd.discover(model, task, algorithm, ablation="resample", **settings)
     scores = cd.score(model, task, found.circuit, n_random=2)
     names = {score.name for score in scores.scores}

@@ -22,7 +22,7 @@ from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summ
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, package_version, with_contents
-from circuitdisc.metrics import METRICS, Metric
+from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
