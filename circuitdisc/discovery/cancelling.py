@@ -16,11 +16,13 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import Discovery
+from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching, Values
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import check_metric
 
 CANCELS = 0.1
 """Changes cancel if their mean is below this share of their mean size."""
@@ -30,7 +32,7 @@ NEAR_NOTHING = 0.02
 """The largest score is looked into if it is below this share of the metric's spread over examples."""
 ROUNDING = 1e-5
 """Changes below this share of the metric's size are rounding."""
-OTHERS = ("kl", "log_prob", "prob_diff", "logit_diff")
+OTHERS = ("kl", "log_prob", "prob_diff", "logit_diff", "squared_error")
 """Metrics that may see what another does not."""
 N_EDGES = 4
 """Edges, those with the largest scores, that are cut one by one to look."""
@@ -62,7 +64,7 @@ def cancelling_note(
     if not masks or (scored and full is not None and not _near_nothing(found, full)):
         return None
     patching = Patching(model, ablation, task.train, memory=memory)
-    usable = [METRICS[name] for name in OTHERS if name != metric.name and _can_use(METRICS[name], task)]
+    usable = [METRICS[name] for name in OTHERS if name != metric.name and _can_use(METRICS[name], model, task)]
     values = patching.evaluate(task.train, {"full": model.graph.edge_mask, **masks}, [metric, *usable])
     if scored and not _near_nothing(found, values["full"][metric.name]):
         return None
@@ -109,8 +111,12 @@ def _near_nothing(found: Discovery, full: Float[Tensor, "B"]) -> bool:
     return found.edge_scores is not None and float(np.nanmax(np.abs(found.edge_scores))) < NEAR_NOTHING * spread
 
 
-def _can_use(metric: Metric, task: Task) -> bool:
-    return not metric.needs_wrong or all(all(example.wrong) for example in task.train)
+def _can_use(metric: Metric, model: Model, task: Task) -> bool:
+    try:
+        check_metric(metric, task.train, model, task.name)
+    except BadSetting:
+        return False
+    return True
 
 
 def _mean_and_size(values: Values, metric: Metric) -> tuple[float, float, float]:
