@@ -248,6 +248,28 @@ def standard_error(
     return np.sqrt(over.n_drawn / (over.n_drawn - 1) * (apart**2).sum(-1)) / over.n
 
 
+def mean_of_pairs(pairs: Float[np.ndarray, "C C"]) -> float:
+    """Mean off the diagonal."""
+    n = len(pairs)
+    return float((pairs.sum() - np.trace(pairs)) / (n * (n - 1)))
+
+
+def jackknife_interval(pairs: Float[np.ndarray, "C C"], confidence: float) -> tuple[float | None, float | None]:
+    """Interval of the mean over pairs of a likeness from 0 to 1, by leaving out one at a time; None for fewer than three.
+
+    Source: Arvesen 1969, "Jackknifing U-Statistics".
+    """
+    n = len(pairs)
+    if n < 3:
+        return None, None
+    with_others = pairs.sum(1) - np.diag(pairs)
+    left_out = (with_others.sum() - 2 * with_others) / ((n - 1) * (n - 2))
+    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+    reach = error * float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    mean = mean_of_pairs(pairs)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
+
+
 class _Grouped(Protocol):
     @property
     def group(self) -> str: ...

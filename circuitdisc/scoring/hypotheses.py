@@ -130,7 +130,8 @@ def hypothesis_tests(
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
         "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
     }  # fmt: skip
-    begun_with = {**settings, "memory": str(memory), **identity(model, task, circuit)}
+    matched = {} if drawn is None else {"drawn": [one.n_edges for one in drawn]}
+    begun_with = {**settings, "memory": str(memory), **matched, **identity(model, task, circuit)}
     units = Units(journal, begun_with)
     try:
         values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
