@@ -186,7 +186,7 @@ def _rests_on_few(values: np.ndarray) -> str:
     n_half = int(np.searchsorted(np.cumsum(largest), largest.sum() / 2)) + 1
     if n_half > max(1, FEW * len(values)):
         return ""
-    return f"half of it comes from {n_half} of {len(values)} examples, so that the interval is likely too narrow"
+    return f"half of it comes from {n_half} of {len(values)} examples, so that the interval may be too narrow"
 
 
 def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | None:
