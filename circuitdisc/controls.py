@@ -74,6 +74,8 @@ class Controls:
         few = self.possible is not None and self.possible <= 5 * self.wanted
         if len(self) == self.wanted and not few:
             return ""
+        if self.possible == 1:
+            return "one control, the only other such circuit"
         there_are = "" if self.possible is None else f" of the {self.possible} that there are"
         return f"{len(self)} different control{'s' * (len(self) != 1)}{there_are}"
 

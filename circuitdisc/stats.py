@@ -19,7 +19,7 @@ Shape letters: V values of each example, X figures of one form, B examples, G wh
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -144,13 +144,15 @@ class Interval:
             return f"Student's t over {self.over.words}"
         return f"studentised bootstrap (Student's t where that has no answer) over {self.over.words}"
 
+    def within(self, least: float, most: float = math.inf) -> "Interval":
+        """Without what lies outside the values that a figure can have."""
+        return replace(self, low=np.clip(self.low, least, most), high=np.clip(self.high, least, most))
+
     def size(self) -> "Interval":
         """Intervals of the absolute values: from 0 where the sign is not known."""
         low, high = np.abs(self.low), np.abs(self.high)
         both = (self.low <= 0) & (self.high >= 0)
-        return Interval(
-            np.where(both, 0.0, np.minimum(low, high)), np.maximum(low, high), self.studentised, self.over, self.name
-        )
+        return replace(self, low=np.where(both, 0.0, np.minimum(low, high)), high=np.maximum(low, high))
 
 
 def interval(

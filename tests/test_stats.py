@@ -140,6 +140,14 @@ def test_absolute_values_begin_at_zero_where_the_sign_is_open():
     assert (size.low[2], size.high[2]) == (found.low[2], found.high[2])
 
 
+def test_an_interval_stays_within_what_a_figure_can_be():
+    found = interval((np.array([[0.0, 0.0, 0.0, 1.0, 0.1], [0.9, 1.0, 1.0, 0.2, 1.0]]),))
+    assert found.low[0] < 0
+    assert found.high[1] > 1
+    bounded = found.within(0.0, 1.0)
+    assert (bounded.low.tolist(), bounded.high.tolist()) == ([0.0, found.low[1]], [found.high[0], 1.0])
+
+
 def test_standard_errors_are_those_of_the_book():
     values = EXAMPLES[0]
     assert standard_error(values) == pytest.approx(values.std(ddof=1) / math.sqrt(40))

@@ -159,7 +159,7 @@ def _interval(
     if counted is not None:
         return share_interval(counted, groups=over, confidence=confidence)
     found = interval((full, circuit, empty), statistic.figure, groups=over, confidence=confidence, seed=seed)
-    return found.size() if statistic.size else found
+    return found.size() if statistic.size else found.within(0.0) if statistic.name == "kl" else found
 
 
 def _note(name: str, full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, over: Partition) -> str:
