@@ -80,7 +80,7 @@ class Population:
     @cached_property
     def members(self) -> list[np.ndarray]:
         """Examples of each group."""
-        return [np.flatnonzero(self.groups == group) for group in np.unique(self.groups)]
+        return [np.flatnonzero(self.groups == group) for group in np.unique(np.asarray(self.groups))]
 
 
 def mean(means: Float[np.ndarray, "V *W"]) -> Float[np.ndarray, "*W"]:
@@ -138,7 +138,8 @@ def record(path: Path, model_name: str, task_name: str, edges: int, ablation: st
     values = Patching(model, get_ablation(ablation), task.train).evaluate(task.heldout, masks, metrics)
     arrays = {f"{which}_{name}": one.double().numpy() for which, row in values.items() for name, one in row.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, groups=np.array([example.group for example in task.heldout]), **arrays)
+    arrays["groups"] = np.array([example.group for example in task.heldout])
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType] - names of arrays, none of them an option
 
 
 def ours(population: Population, values: Float[np.ndarray, "V n"], groups: list[int] | None, seed: int) -> Interval:
@@ -175,7 +176,7 @@ def row(population: Population, n: int, repetitions: int) -> list[str]:
     for repetition in range(repetitions):
         seed = repetition // SAMPLES_PER_SEED
         values, groups = population.sample(n, generator)
-        found = {"ours": ours(population, values, groups, seed).ends}
+        found: dict[str, Any] = {"ours": ours(population, values, groups, seed).ends}
         if groups is None:
             found["percentile"], found["BCa"] = percentile_and_bca(population, values, seed)
         else:
@@ -193,7 +194,7 @@ def row(population: Population, n: int, repetitions: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How often intervals hold the true value")
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--values", type=Path, default=Path("outputs/coverage"), help="folder of the recorded values")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "COVERAGE.md")

@@ -40,6 +40,7 @@ HEADS, EDGES = (
     "as many live edges, as many of them between each two layers and kinds, and as many heads in each layer",
 )
 
+NONE = "cannot be controlled"  # how the note begins where there are no controls
 Sets = tuple[tuple[int, ...], ...]
 """Of each stratum the chosen members."""
 
@@ -69,10 +70,12 @@ class Controls:
         if not self.wanted:
             return ""
         if not self.circuits:
-            return f"cannot be controlled: no other circuit has {self.matched}"
+            return f"{NONE}: no other circuit has {self.matched}"
         few = self.possible is not None and self.possible <= 5 * self.wanted
         if len(self) == self.wanted and not few:
             return ""
+        if self.possible == 1:
+            return "one control, the only other such circuit"
         there_are = "" if self.possible is None else f" of the {self.possible} that there are"
         return f"{len(self)} different control{'s' * (len(self) != 1)}{there_are}"
 

@@ -19,7 +19,7 @@ Shape letters: V values of each example, X figures of one form, B examples, G wh
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -144,13 +144,15 @@ class Interval:
             return f"Student's t over {self.over.words}"
         return f"studentised bootstrap (Student's t where that has no answer) over {self.over.words}"
 
+    def within(self, least: float, most: float = math.inf) -> "Interval":
+        """Without what lies outside the values that a figure can have."""
+        return replace(self, low=np.clip(self.low, least, most), high=np.clip(self.high, least, most))
+
     def size(self) -> "Interval":
         """Intervals of the absolute values: from 0 where the sign is not known."""
         low, high = np.abs(self.low), np.abs(self.high)
         both = (self.low <= 0) & (self.high >= 0)
-        return Interval(
-            np.where(both, 0.0, np.minimum(low, high)), np.maximum(low, high), self.studentised, self.over, self.name
-        )
+        return replace(self, low=np.where(both, 0.0, np.minimum(low, high)), high=np.maximum(low, high))
 
 
 def interval(
@@ -246,6 +248,28 @@ def standard_error(
         return np.full(values.shape[:-1], math.nan)
     apart = over.totals(values - values.mean(-1, keepdims=True))
     return np.sqrt(over.n_drawn / (over.n_drawn - 1) * (apart**2).sum(-1)) / over.n
+
+
+def mean_of_pairs(pairs: Float[np.ndarray, "C C"]) -> float:
+    """Mean off the diagonal."""
+    n = len(pairs)
+    return float((pairs.sum() - np.trace(pairs)) / (n * (n - 1)))
+
+
+def jackknife_interval(pairs: Float[np.ndarray, "C C"], confidence: float) -> tuple[float | None, float | None]:
+    """Interval of the mean over pairs of a likeness from 0 to 1, by leaving out one at a time; None for fewer than three.
+
+    Source: Arvesen 1969, "Jackknifing U-Statistics".
+    """
+    n = len(pairs)
+    if n < 3:
+        return None, None
+    with_others = pairs.sum(1) - np.diag(pairs)
+    left_out = (with_others.sum() - 2 * with_others) / ((n - 1) * (n - 2))
+    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+    reach = error * float(stats.t.ppf((1 + confidence) / 2, n - 1))
+    mean = mean_of_pairs(pairs)
+    return max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 class _Grouped(Protocol):

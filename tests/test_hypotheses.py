@@ -22,7 +22,7 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.changes import complement, inflate, members, random_path, random_paths, without
 from circuitdisc.scoring.exact_tests import holm, sign_test
-from circuitdisc.scoring.hypotheses import _circuits, distance, hypothesis_tests
+from circuitdisc.scoring.hypotheses import _circuits, _matched, distance, hypothesis_tests
 from circuitdisc.tasks.base import Task
 
 torch.set_num_threads(1)
@@ -181,6 +181,10 @@ def test_what_cannot_be_tested_is_refused():
         hypothesis_tests(model, task, circuit, random="walks")
     with pytest.raises(BadSetting, match="empty"):
         hypothesis_tests(model, task, Circuit.empty(model.graph), ablation="resample")
+    graph = ComputationGraph(2, 2)
+    only = Circuit.from_edges(graph, ["input->m0", "m0->m1", "m1->logits"])
+    with pytest.raises(BadSetting, match="cannot be controlled"):
+        _matched(only, 5, np.random.default_rng(0))
     with pytest.raises(BadSetting, match="whole graph"):
         hypothesis_tests(model, task, Circuit.full(model.graph), ablation="resample")
     with pytest.raises(BadSetting, match="0 examples"):

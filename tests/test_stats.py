@@ -140,6 +140,14 @@ def test_absolute_values_begin_at_zero_where_the_sign_is_open():
     assert (size.low[2], size.high[2]) == (found.low[2], found.high[2])
 
 
+def test_an_interval_stays_within_what_a_figure_can_be():
+    found = interval((np.array([[0.0, 0.0, 0.0, 1.0, 0.1], [0.9, 1.0, 1.0, 0.2, 1.0]]),))
+    assert found.low[0] < 0
+    assert found.high[1] > 1
+    bounded = found.within(0.0, 1.0)
+    assert (bounded.low.tolist(), bounded.high.tolist()) == ([0.0, found.low[1]], [found.high[0], 1.0])
+
+
 def test_standard_errors_are_those_of_the_book():
     values = EXAMPLES[0]
     assert standard_error(values) == pytest.approx(values.std(ddof=1) / math.sqrt(40))
@@ -183,9 +191,8 @@ def test_trials_of_one_example_belong_together():
     """Two trials an example that always agree are one."""
     once = np.r_[np.ones(30), np.zeros(10)]
     found = share_interval(2 * once, np.full(40, 2.0))
-    low, high = share_interval(once).ends
-    assert low - 0.02 < found.low <= low
-    assert high <= found.high < high + 0.02
+    apart = np.array(found.ends) - np.array(share_interval(once).ends)
+    assert -0.02 < apart[0] <= 0 <= apart[1] < 0.02
 
 
 # --- coverage ------------------------------------------------------------------------------------------------------------
@@ -199,8 +206,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(grouped):
     for seed in range(n_trials):
         values = generator.exponential(size=60)
         values += generator.normal(size=12)[np.arange(60) % 12] if grouped else 0.0
-        low, high = interval((values,), groups=groups, seed=seed).ends
-        hits += low <= 1.0 <= high
+        found = interval((values,), groups=groups, seed=seed)
+        hits += bool(found.low <= 1.0 <= found.high)
     few, many = (scipy_stats.binom.ppf(q, n_trials, share) for q, share in ((1e-4, 0.93), (1 - 1e-4, 0.97)))
     assert few <= hits <= many
 

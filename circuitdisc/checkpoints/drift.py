@@ -97,7 +97,7 @@ class Drift:
         """A line a checkpoint: mean attention over heads, the most attentive head, and how many heads hold each role."""
         rows: list[Row] = []
         over_heads = self.attention.mean(axis=(1, 2))
-        low, high = mean_intervals(over_heads, self.over, self.confidence, self.seed)
+        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(over_heads, self.over, self.confidence, self.seed))
         for place, name in enumerate(self.checkpoints):
             means = self.attention[place].mean(-1).ravel()
             rows.append(
@@ -156,7 +156,7 @@ class Drift:
         return found | {f"weights_{name}": values for name, values in self.weights.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        low, high = mean_intervals(self.attention, self.over, self.confidence, self.seed)
+        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(self.attention, self.over, self.confidence, self.seed))
         return {
             "format": "circuitdisc.drift",
             "version": 1,

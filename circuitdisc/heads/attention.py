@@ -130,6 +130,6 @@ def attention_to(
         )
     values = np.concatenate(parts, axis=-1)
     over = partition_of(examples)
-    low, high = mean_intervals(values, over, confidence, seed)
+    low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(values, over, confidence, seed))
     names = tuple(head_names(model.graph))
     return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence, over)

@@ -227,6 +227,6 @@ def _summary(
             some = scores[p][..., at]
             mean[p], share[p] = some.mean(-1), (some > threshold).mean(-1)
             over = partition(some.shape[-1], [groups[example] for example in np.flatnonzero(at).tolist()])
-            low[p], high[p] = mean_intervals(some, over, confidence, seed)
+            low[p], high[p] = (np.clip(end, 0.0, 1.0) for end in mean_intervals(some, over, confidence, seed))
     n_defined = tuple(int(count) for count in defined.sum(1))
     return HeadRoles(roles, scores, mean, low, high, share, n_defined, threshold, min_share, prompts, confidence)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from circuitdisc.controls import NONE
 from circuitdisc.report.wording import is_number, number
 
 ALPHA = 0.05
 """Above this p, chance is not ruled out."""
 
 RANDOM_CIRCUITS = "random circuits of the same size and kind"
-NONE = "cannot be controlled"  # how the controls of a circuit without any begin
 
 
 def defined(controls: Sequence[float | None]) -> list[float]:

@@ -302,6 +302,8 @@ def _figures(
             return of(normalised(np.stack([full, means[2:], empty])))
 
         ends = interval((full, empty, *values[0]), figure, groups=over, confidence=confidence, seed=seed)
+        if name == "cmd" or (name == "overshoot" and shares[-1] == 1):  # the whole graph is at f = 1
+            ends = ends.within(0.0)
         controls = tuple(plain(float(of(f_X))) for f_X in f_CX[1:])
         value = plain(float(of(f_CX[0])))
         return Score(name, *labels, value, *ends.ends, confidence, controls, method=ends.method, matched=matched)

@@ -187,7 +187,7 @@ def _interval(
     if counted is not None:
         return share_interval(counted, groups=over, confidence=confidence)
     found = interval(statistic.values(*values), statistic.figure, groups=over, confidence=confidence, seed=seed)
-    return found.size() if statistic.size else found
+    return found.size() if statistic.size else found.within(0.0) if statistic.name == "kl" else found
 
 
 def _note(name: str, full: np.ndarray, circuit: np.ndarray, empty: np.ndarray, over: Partition) -> str:
@@ -214,7 +214,7 @@ def _rests_on_few(values: np.ndarray) -> str:
     n_half = int(np.searchsorted(np.cumsum(largest), largest.sum() / 2)) + 1
     if n_half > max(1, FEW * len(values)):
         return ""
-    return f"half of it comes from {n_half} of {len(values)} examples, so that the interval is likely too narrow"
+    return f"half of it comes from {n_half} of {len(values)} examples, so that the interval may be too narrow"
 
 
 def _counted(name: str, full: np.ndarray, circuit: np.ndarray) -> np.ndarray | None:

@@ -136,8 +136,9 @@ def hypothesis_tests(
         "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
     }  # fmt: skip
     of = {"train examples": task.train, "tested examples": examples}
+    matched = {} if drawn is None else {"drawn": [one.n_edges for one in drawn]}
     # the budget decides on the chunks, and each chunk of examples is a unit
-    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(memory)}, circuit))
+    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(memory), **matched}, circuit))
     try:
         values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
     finally:

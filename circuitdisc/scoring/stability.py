@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
@@ -30,6 +29,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Memo
+from circuitdisc.stats import jackknife_interval, mean_of_pairs
 from circuitdisc.tasks.base import Task
 
 STABLE = 0.8
@@ -236,25 +236,6 @@ def jaccard(first: Bool[np.ndarray, "C N"], second: Bool[np.ndarray, "D N"]) -> 
     shared = first.astype(np.float64) @ second.astype(np.float64).T
     union = first.sum(1)[:, None] + second.sum(1)[None, :] - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
-
-
-def mean_of_pairs(pairs: Float[np.ndarray, "C C"]) -> float:
-    """Mean off the diagonal."""
-    n = len(pairs)
-    return float((pairs.sum() - np.trace(pairs)) / (n * (n - 1)))
-
-
-def jackknife_interval(pairs: Float[np.ndarray, "C C"], confidence: float) -> tuple[float | None, float | None]:
-    """Interval of the mean over pairs, by leaving out one circuit at a time; within 0 and 1. None for fewer than three."""
-    n = len(pairs)
-    if n < 3:
-        return None, None
-    with_others = pairs.sum(1) - np.diag(pairs)
-    left_out = (with_others.sum() - 2 * with_others) / ((n - 1) * (n - 2))
-    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
-    reach = error * float(stats.t.ppf((1 + confidence) / 2, n - 1))
-    mean = mean_of_pairs(pairs)
-    return max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 def _edges(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
