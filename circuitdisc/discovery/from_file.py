@@ -4,7 +4,7 @@
 2. Keep the edges with the best scores; of a file that scores nodes, the edges among the best nodes; of a file that marks a
    circuit and ranks nothing, that circuit.
 
-Source: the layout of EAP-IG's graphs, see `exchange.py`.
+Source: the layout of EAP-IG's graphs, see `exchange`.
 """
 
 import time

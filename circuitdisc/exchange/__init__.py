@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
-from circuitdisc.exchange_read import ABOUT, HIGHER, LOWER, NODE, Contents, read_contents
+from circuitdisc.exchange.contents import ABOUT, HIGHER, LOWER, NODE, Contents, read_contents
 from circuitdisc.files import write_json
 from circuitdisc.graph import ComputationGraph
 

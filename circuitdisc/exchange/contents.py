@@ -1,4 +1,4 @@
-"""What a file of edge scores holds, layout by layout, in its own sign: the reading half of `exchange.py`.
+"""What a file of edge scores holds, layout by layout, in its own sign: what the package reads with.
 
 `.pt` files are read with PyTorch's weights-only reader, which builds tensors and plain containers and runs nothing, after their
 size was compared with what a graph of this model can need.
