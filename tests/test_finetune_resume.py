@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,28 @@ def test_a_folder_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) ->
         fail()
     assert contents(tmp_path) == {"final/old": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_ctrl_c_names_the_command_that_goes_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is one that the command has chosen itself, so it is named."""
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "task.jsonl")
+    args = ["finetune", f"model={base}", "task=task.jsonl", "fractions=1", "epochs=1", "batch_size=8", "figures=false"]
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Watch, "on_step_end", stop)
+        assert main([*args, "progress=false"]) == 130
+    said = capsys.readouterr().err
+    (folder,) = (tmp_path / "runs").iterdir()
+    command = " ".join([*args, "progress=false", f"out=runs/{folder.name}"])
+    assert f"stopped; `circuitdisc {command}` goes on where it was" in said, said
+    assert main(shlex.split(command)) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
 
 
 # --- a full disk ----------------------------------------------------------------------------------------------------------
