@@ -9,6 +9,7 @@ so that an edge which the metric needs is negative; theirs has the sign that the
 Source: the layout that EAP-IG's `Graph.to_json` writes (github.com/hannamw/EAP-IG), which the MIB circuit track takes.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def _from_arrays(path: Path, graph: ComputationGraph) -> EdgeFile:
 def _number(value: Any, path: Path, name: str) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise BadFile(f"{path}: the score of '{name}' is {value!r}, which is not a finite number")
     return float(value)
 

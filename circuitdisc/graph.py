@@ -10,7 +10,7 @@ Names are those of EAP-IG and of the MIB benchmark: nodes `input`, `a9.h6`, `m2`
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -87,6 +87,8 @@ class ComputationGraph:
     has_mlp: bool = True
     parallel: bool = False
     split_embeddings: bool = False
+    WHOLE: ClassVar[bool] = True
+    """In a file every key is needed: a default would make another graph of it without a word."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads"):

@@ -14,7 +14,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import discover
-from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
+from circuitdisc.errors import BadFile, BadRun, BadSetting, CircuitdiscError
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.models.model import Model
@@ -125,6 +125,8 @@ def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Ci
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
     config = {**run.config}
+    if "algorithm" in changes:
+        raise BadSetting(f"the search of {run.folder} is over: leave algorithm= out, or start another run with it")
     for name, value in changes.items():
         config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
     check_sections(config)

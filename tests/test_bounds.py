@@ -23,7 +23,7 @@ from circuitdisc.schemas import ScoringSection
 from circuitdisc.scoring.intervene import effects
 from circuitdisc.tasks.registry import TASKS, load_task
 
-# numbers that are no setting with bounds of its own: sizes that parse_memory reads, and places in a prompt, whose bounds are its
+# no settings with bounds of their own: sizes that parse_memory reads, and places in a prompt, which bounds them
 PLACES = {
     "memory", "positions", "query", "key", "keys", "at", "attend", "sender_positions", "receiver_positions",
     "rotate", "sizes",

@@ -35,7 +35,9 @@ provenances = st.builds(
     Provenance,
     model=st.text(),
     task=st.text(),
-    ablation=settings_dicts,
+    ablation=st.sampled_from(
+        [{}, {"kind": "zero"}, {"kind": "mean", "scope": "position", "prompts": "clean", "target": "output"}]
+    ),
     metric=st.text(),
     algorithm=st.text(),
     settings=settings_dicts,
