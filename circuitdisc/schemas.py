@@ -116,7 +116,7 @@ def _schema(kind: Any, closed: bool) -> Any:
     if origin is tuple:
         return tuple[tuple(one if one is ... else _schema(one, closed) for one in inside)]
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict[tuple(_schema(one, closed) for one in inside)]
+        return dict[_schema(inside[0], closed), _schema(inside[1], closed)]
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return list[_schema(inside[0], closed)]
     if getattr(kind, "array_type", None) is np.ndarray:
