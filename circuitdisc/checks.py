@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral
 from numbers import Real as AnyReal
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from circuitdisc.errors import BadSetting, UnknownName, shown
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,10 @@ class Real:
         if isinstance(value, bool) or not isinstance(value, AnyReal) or not _is_finite(value):
             a_number = "finite" if isinstance(value, float) else "a number"
             raise BadSetting(f"{name}={shown(value)} is not {a_number}: it must be {self.describe()}")
-        if not self.holds(float(value) if abs(value) < 2**1000 else value):
+        number: Any = value if isinstance(value, int | float) else float(value)
+        if not self.holds(number):
             raise BadSetting(f"{name}={shown(value)} must be {self.describe()}")
-        return value if isinstance(value, int | float) else float(value)
+        return number
 
     def holds(self, value: float) -> bool:
         """Whether a number lies within the bounds."""
@@ -100,7 +100,7 @@ class Whole:
         return self._check_number(name, value)
 
     def _check_number(self, name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or not self.low <= value <= self.high:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not self.low <= int(value) <= self.high:
             raise BadSetting(f"{name}={shown(value)} must be {self.describe()}")
         return int(value)
 
@@ -131,22 +131,22 @@ RATE = Real(0, 100, open_low=True)
 EDGES = Whole(1, 2**31 - 1)
 
 
-def bounded(**bounds: Bounds) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def bounded(**bounds: Bounds) -> Callable[[F], F]:
     """Check the named parameters of a function at every call."""
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+    def decorate(function: F) -> F:
         signature = inspect.signature(function)
         if foreign := set(bounds) - set(signature.parameters):
             raise TypeError(f"{function.__name__} has no parameter {sorted(foreign)[0]}")
 
         @wraps(function)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        def checked(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs)
             given.arguments.update(check_values(checked, given.arguments))
             return function(*given.args, **given.kwargs)
 
         checked.__dict__["bounds"] = bounds
-        return checked
+        return cast(F, checked)
 
     return decorate
 

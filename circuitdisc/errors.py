@@ -14,7 +14,7 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 3, 60, 60, 40
 def shown(value: object) -> str:
     """A value as a message echoes it: as Python writes it, and short however long it is."""
     try:
-        return _REPR.repr(value)
+        return shorten(_REPR.repr(value), 120)
     except ValueError:  # Python does not write whole numbers of more than 4,300 digits
         return f"a {type(value).__name__} of very many digits"
 

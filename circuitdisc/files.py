@@ -42,12 +42,14 @@ def read_bytes(path: Path, most: int = TEXT_BYTES) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise BadFile(f"cannot read {path}: it is {_kind(about.st_mode)}, not a file")
         with open(path, "rb") as file:
-            content = file.read(most + 1) if about.st_size <= most else None
+            if about.st_size > most:
+                size, allowed = size_words(about.st_size), size_words(most)
+                raise BadFile(f"{path} has {size}, more than the {allowed} that a file of this kind may have")
+            content = file.read(about.st_size + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise BadFile(f"cannot read {path}: {_why(error)}") from error
-    if content is None or len(content) > most:
-        size = max(about.st_size, most + 1)
-        raise BadFile(f"{path} has {size_words(size)}, more than the {size_words(most)} that a file of this kind may have")
+    if len(content) > about.st_size:
+        raise BadFile(f"{path} has grown while it was read: is something writing it?")
     return content
 
 

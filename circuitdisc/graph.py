@@ -10,7 +10,7 @@ Names are those of EAP-IG and of the MIB benchmark: nodes `input`, `a9.h6`, `m2`
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -89,6 +89,8 @@ class ComputationGraph:
     parallel: bool = False
     split_embeddings: bool = False
     d_model: int | None = field(default=None, compare=False)
+    NEEDED: ClassVar[tuple[str, ...]] = ("n_layers", "n_heads", "has_mlp", "parallel", "split_embeddings")
+    """Keys that a file must have: a default would make another graph of it without a word."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads"):

@@ -22,7 +22,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import discover
-from circuitdisc.errors import BadRun
+from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_json
 from circuitdisc.models.model import Model
@@ -159,6 +159,8 @@ def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Ci
     run = open_run(folder)
     circuit = read_circuit(run)
     config = {**run.config}
+    if "algorithm" in changes:
+        raise BadSetting(f"the search of {run.folder} is over: leave algorithm= out, or start another run with it")
     for name, value in changes.items():
         config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
     check_sections(config)

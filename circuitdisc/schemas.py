@@ -116,7 +116,7 @@ def _schema(kind: Any, closed: bool) -> Any:
     if origin is tuple:
         return tuple[tuple(one if one is ... else _schema(one, closed) for one in inside)]
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict[tuple(_schema(one, closed) for one in inside)]
+        return dict[_schema(inside[0], closed), _schema(inside[1], closed)]
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return list[_schema(inside[0], closed)]
     if getattr(kind, "array_type", None) is np.ndarray:
@@ -128,7 +128,7 @@ def _schema_of_dataclass(kind: Any, closed: bool) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     keys = {
         one.name: _schema(hints[one.name], closed)
-        if one.default is MISSING and one.default_factory is MISSING
+        if one.name in getattr(kind, "NEEDED", ()) or (one.default is MISSING and one.default_factory is MISSING)
         else NotRequired[_schema(hints[one.name], closed)]
         for one in fields(kind)
     }
@@ -141,15 +141,15 @@ def _array(kind: Any, data: Any) -> np.ndarray:
     """Nested lists of numbers as an array of the dimensions that jaxtyping names; None becomes NaN."""
     wanted = f"it should be {len(kind.dims)} lists in each other, of {'truth values' if 'bool' in kind.dtypes else 'numbers'}"
     try:
-        raw = np.asarray(data)
-        if raw.dtype.kind == "O" and all(one is None or isinstance(one, int | float) for one in raw.flat):
-            raw = raw.astype(np.float64)
+        raw = np.asarray(data, dtype=object)
+        kinds = (bool, np.bool_) if "bool" in kind.dtypes else (int, float, type(None))
+        right = all(isinstance(one, kinds) and isinstance(one, bool | np.bool_) == ("bool" in kind.dtypes) for one in raw.flat)
+        made = raw.astype(bool if "bool" in kind.dtypes else np.float64) if right else None
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(wanted) from error
-    empty = raw.size == 0 and raw.ndim <= len(kind.dims)
-    if raw.dtype.kind not in "biuf" or (raw.ndim != len(kind.dims) and not empty):
+    if made is None or (made.ndim != len(kind.dims) and made.size > 0) or made.ndim > len(kind.dims):
         raise ValueError(wanted)
-    return raw.astype(bool if "bool" in kind.dtypes else np.float64)
+    return made
 
 
 # --- files that are read as they are ------------------------------------------------------------------------------------------
@@ -282,6 +282,7 @@ class StabilityRow:
     Jaccard: float
     low: float | None
     high: float | None
+    stable: bool
     n: int
 
 
@@ -293,5 +294,6 @@ class StabilityFile:
     shares: dict[Literal["edges", "heads"], dict[str, float]]
     n: int
     n_examples: int
+    confidence: float
     settings: StabilitySettings
     random: dict[Literal["edges", "heads"], float] = field(default_factory=dict)

@@ -74,11 +74,12 @@ def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None
     return spoil
 
 
-def no_files(name: str) -> Iterator[tuple[str, Callable[[Path], None]]]:
+def no_files(name: str, needed: bool = True) -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "a folder", replaced(name, Path.mkdir)
     yield "a pipe", replaced(name, os.mkfifo)
     yield "a device", replaced(name, lambda path: path.symlink_to("/dev/zero"))
-    yield "a link to itself", replaced(name, lambda path: path.symlink_to(path))
+    if needed:  # else it is as if there were none
+        yield "a link to itself", replaced(name, lambda path: path.symlink_to(path))
     yield "a huge file", replaced(name, lambda path: void(path.write_bytes(b"")) or os.truncate(path, 2**40))
 
 

@@ -23,7 +23,7 @@ from circuitdisc.schemas import ScoringSection
 from circuitdisc.scoring.intervene import effects
 from circuitdisc.tasks.registry import TASKS, load_task
 
-# numbers that are no setting with bounds of its own: sizes that parse_memory reads, and places in a prompt, whose bounds are its
+# no settings with bounds of their own: sizes that parse_memory reads, and places in a prompt, which bounds them
 PLACES = {
     "memory", "positions", "query", "key", "keys", "at", "attend", "sender_positions", "receiver_positions",
     "rotate", "sizes",
@@ -149,14 +149,15 @@ def toy():
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_discover_refuses_before_it_computes(toy, algorithm, monkeypatch):
+    model, task = toy
     monkeypatch.setattr("circuitdisc.discovery.registry.refuse_chance", lambda *_: pytest.fail("something was computed"))
     for setting, bounds in bounds_of(ALGORITHMS[algorithm].function).items():
         for bad in bounds.bad_values()[:4]:
             settings: dict[str, Any] = {setting: bad}
             with pytest.raises(BadSetting, match=f"{setting}="):
-                cd.discover(*toy, algorithm, **settings)
+                cd.discover(model, task, algorithm, **settings)
     with pytest.raises(BadSetting, match="seed="):
-        cd.discover(*toy, algorithm, seed=-1)
+        cd.discover(model, task, algorithm, seed=-1)
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "file"])

@@ -25,6 +25,7 @@ from circuitdisc.errors import BadFile, BadSetting, UnknownName
 from circuitdisc.files import read_yaml
 from circuitdisc.graph import QKV
 from circuitdisc.patching.path_effects import ALL, Positions
+from circuitdisc.schemas import validate
 
 BUILT_IN = ("auto", "direct")
 
@@ -130,4 +131,5 @@ def _round(given: Any, number: int, top: int | None, threshold: float | None, by
     settings.setdefault("by", by)
     if "top" not in settings and "threshold" not in settings:
         settings |= {"top": top, "threshold": threshold}
-    return Round(receivers=tuple([receivers] if isinstance(receivers, str) else receivers), **settings)
+    settings["receivers"] = [receivers] if isinstance(receivers, str) else receivers
+    return validate(Round, settings, f"{where}: round {number}")
