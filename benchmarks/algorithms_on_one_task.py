@@ -72,7 +72,7 @@ def main() -> None:
         found[label] = cd.discover(model, task, label.split(",")[0], ablation=args.ablation, progress=True, **settings)
 
     search("path_patching", threshold=args.path_threshold)
-    search("acdc", threshold=args.acdc_threshold)
+    search("acdc", threshold=args.acdc_threshold, two_sided=False)  # the published rule
     size = found["acdc"].circuit.n_edges
     search("eap_ig", edges=size)
     search("edge_pruning", edges=size)
@@ -91,7 +91,7 @@ def main() -> None:
         by_chance = [f"{heads.matched.expected:.1f}", f"{heads.matched.p_value:.2g}"] if heads.matched else ["-", "-"]
         pairs.append([f"{left} and {right}", str(heads.n_shared), f"{heads.jaccard:.2f}", *by_chance])
     title = f"# Four algorithms on `{args.task}` in `{args.model}`"
-    facts = f"Ablation {args.ablation}, {args.n} search examples, {args.n_heldout} held out; acdc threshold "
+    facts = f"Ablation {args.ablation}, {args.n} search examples, {args.n_heldout} held out; acdc, one-sided, threshold "
     facts += f"{args.acdc_threshold:g} (logit difference), path patching threshold {args.path_threshold:g} (relative). "
     facts += f"{model.graph.describe()}, "
     facts += f"{model.graph.n_edges:,} edges. {machine()}"

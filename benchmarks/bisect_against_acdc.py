@@ -23,7 +23,7 @@ HEADERS = [
     "faithfulness, held out", "accuracy, held out", "faithfulness of random circuits",
 ]  # fmt: skip
 SETTINGS = {
-    "acdc": {},
+    "acdc": {"two_sided": False},
     "acdc, two-sided": {"two_sided": True},
     "bisect": {"two_sided": False},
     "bisect, two-sided": {},
@@ -82,7 +82,7 @@ def main() -> None:
         "",
         command,
         "",
-        "Metric logit_diff; brackets: 95 % bootstrap intervals; random circuits with as many edges between "
+        "Metric logit_diff; brackets: 95 % intervals; random circuits with as many edges between "
         "the same layers. `accepted`: tests whose cut was kept, each of which may cost up to the threshold. " + machine(),
         "",
         *markdown(HEADERS, table),

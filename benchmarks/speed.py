@@ -124,7 +124,8 @@ def acdc_row(case: Case, args: argparse.Namespace) -> list[str]:
 
 
 def search(model: Model, task: Task, case: Case) -> Discovery:
-    return acdc(model, task, RESAMPLE, SearchContext(metric=case.metric), threshold=case.threshold)
+    context = SearchContext(metric=case.metric)
+    return acdc(model, task, RESAMPLE, context, threshold=case.threshold, two_sided=False)  # the rule of the other tool
 
 
 def against_autocircuit(case: Case, model: Model, task: Task, found: Discovery, args: argparse.Namespace) -> tuple[str, str]:

@@ -32,7 +32,8 @@ def row(name: str, threshold: float, verify: float, n: int, n_heldout: int, abla
     """One line of the table."""
     model = cd.load_model(name)
     task = cd.load_task("tpp", model, n=n, n_heldout=n_heldout)
-    found = cd.discover(model, task, "head_ablation", ablation=ablation, metric="accuracy", threshold=threshold, verify=verify)
+    settings = {"threshold": threshold, "verify": verify, "two_sided": False}  # the study's rule: only falls count
+    found = cd.discover(model, task, "head_ablation", ablation=ablation, metric="accuracy", **settings)
     scores = cd.score(model, task, found.circuit)
     removed = model.graph.n_layers * model.graph.n_heads - len(found.circuit.heads())
     controls = sorted(value for value in scores.get("accuracy").controls if value is not None)
@@ -70,7 +71,8 @@ def main() -> None:
             f"`python benchmarks/tpp_head_ablation.py --n {args.n} --n-heldout {args.n_heldout} --ablation {args.ablation}`",
             "",
             f"Layer-ascending head ablation, metric accuracy, ablation {args.ablation} (per template and position, means of "
-            "the searched examples); the threshold is the share of each layer's baseline that may be lost. Brackets: 95 % "
+            "the searched examples); the threshold is the share of each layer's baseline that may be lost "
+            "(`two_sided=false`, the study's rule). Brackets: 95 % "
             "bootstrap interval (Wilson's where all examples agree). Random circuits: median and range of 20 with as many "
             f"heads in each layer. torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}.",
             "",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from circuitdisc.graph import ComputationGraph
     from circuitdisc.heads.dcm import dcm
     from circuitdisc.heads.localised import localised
+    from circuitdisc.metrics import Metric
     from circuitdisc.patching.head_edits import HeadEdit
     from circuitdisc.patching.interventions import Intervention
     from circuitdisc.patching.path_effects import path_patch
@@ -60,6 +61,7 @@ _HOMES = {
     "Discovery": "circuitdisc.discovery",
     "HeadEdit": "circuitdisc.patching.head_edits",
     "Intervention": "circuitdisc.patching.interventions",
+    "Metric": "circuitdisc.metrics",
     "Scores": "circuitdisc.scoring",
     "Truth": "circuitdisc.scoring.truth",
     "Variable": "circuitdisc.causal",
@@ -103,6 +105,7 @@ __all__ = [
     "Discovery",
     "HeadEdit",
     "Intervention",
+    "Metric",
     "Scores",
     "Truth",
     "Variable",

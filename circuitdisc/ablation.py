@@ -1,22 +1,26 @@
 """Ablation: the value that a sender carries on the edges that are cut.
 
-`zero`: nothing. `resample`: its value on the corrupted prompt. `mean`: its average over a set of prompts, taken for each
-group and position, for each position, or over everything.
+`zero`: nothing. `zero_folded`: what a head writes from biases alone, and nothing of any other sender; that is `zero` in a model
+whose norms and value biases are folded, as TransformerLens folds them (`patching/folded.py`). `resample`: its value on the
+corrupted prompt. `mean`: its average over a set of prompts, taken for each group and position, for each position, or over
+everything.
 
 Shape letters: S senders, B examples, T positions, G groups, D width of what is averaged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdisc.errors import UnknownName
+from circuitdisc.errors import BadSetting, UnknownName
 
-Kind = Literal["zero", "mean", "resample"]
+Kind = Literal["zero", "zero_folded", "mean", "resample"]
 Scope = Literal["group", "position", "dataset"]
 Prompts = Literal["clean", "corrupted"]
 Target = Literal["output", "pattern"]
@@ -27,11 +31,15 @@ class Ablation:
     """What cut edges carry.
 
     Args:
-        kind: `zero`, `mean` or `resample`.
+        kind: `zero`, `zero_folded`, `mean` or `resample`.
         scope: what `mean` averages over: examples of the same `group` at the same position (without groups: all examples
             at the same position), all examples at the same `position`, or all examples and positions (`dataset`).
         prompts: whether `mean` averages over the `clean` or the `corrupted` prompts. Always those of the train split.
         target: `output` cuts what a head writes; `pattern` (head circuits alone) replaces its attention pattern.
+
+    Raises:
+        UnknownName: a setting has no such value.
+        BadSetting: an attention pattern is to be ablated by `zero_folded`, which is about outputs.
     """
 
     kind: Kind = "mean"
@@ -43,11 +51,18 @@ class Ablation:
         for name, allowed in (("kind", Kind), ("scope", Scope), ("prompts", Prompts), ("target", Target)):
             if getattr(self, name) not in get_args(allowed):
                 raise UnknownName(f"ablation {name}", str(getattr(self, name)), get_args(allowed))
+        if self.kind == "zero_folded" and self.target == "pattern":
+            raise BadSetting(
+                "ablation zero_folded says what a head's output is when it is cut, and target=pattern cuts its attention "
+                "pattern: use kind=zero, or target=output"
+            )
 
     @property
     def label(self) -> str:
         """What is printed beside every score."""
         words = self.kind
+        if self.kind == "zero_folded":
+            words = "zero (norms and value biases folded)"
         if self.kind == "mean":
             over = {"group": "per group and position", "position": "per position", "dataset": "over the data set"}
             words = f"mean ({over[self.scope]}{', corrupted prompts' if self.prompts == 'corrupted' else ''})"
@@ -57,8 +72,20 @@ class Ablation:
     def needs_corrupted(self) -> bool:
         return self.kind == "resample" or (self.kind == "mean" and self.prompts == "corrupted")
 
+    @property
+    def cuts_embedding_to_nothing(self) -> bool:
+        """Without the embedding nothing is left of the residual stream before the first layer."""
+        return self.kind in ("zero", "zero_folded")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def every_ablation() -> Iterator[Ablation]:
+    """All combinations of settings that go together."""
+    for settings in product(get_args(Kind), get_args(Scope), get_args(Prompts), get_args(Target)):
+        with suppress(BadSetting):
+            yield Ablation(*settings)
 
 
 def get_ablation(ablation: "str | Ablation | dict[str, Any]") -> Ablation:

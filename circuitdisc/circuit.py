@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_json, write_json
 from circuitdisc.graph import ComputationGraph, Edge
+from circuitdisc.schemas import AblationSection, check_format, validate
 
 Granularity = Literal["edge", "head"]
 FORMAT = "circuitdisc.circuit"
@@ -32,6 +33,8 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader of the circuit must know, in sentences: said wherever the circuit is shown."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """The weights, examples and settings that it was found with, by hash (`identity.py`); empty where they are not known."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class Provenance:
             "seed": self.seed,
             "versions": dict(self.versions),
             "notes": list(self.notes),
+            "identity": dict(self.identity),
         }
 
 
@@ -288,23 +292,19 @@ class Circuit:
 
         Raises:
             BadFile: a key is missing or of the wrong kind.
+            GraphMismatch: an edge or a head is not one of the graph.
         """
-        try:
-            if data["format"] != FORMAT:
-                raise BadFile(f"not a circuit: format is {data['format']!r}, {FORMAT!r} was expected")
-            if data["granularity"] not in get_args(Granularity):
-                raise BadFile(
-                    f"not a circuit: granularity is {data['granularity']!r}, not one of {', '.join(get_args(Granularity))}"
-                )
-            if data["version"] != 1:
-                raise BadFile(f"a circuit of version {data['version']}, which this circuitdisc cannot read: update it")
-            graph = ComputationGraph(**data["graph"])
-            circuit = cls.from_edges(graph, data["edges"])
-            provenance = Provenance(**{**data["provenance"], "notes": tuple(data["provenance"].get("notes", ()))})
-            groups = {str(name): tuple(heads) for name, heads in data.get("groups", {}).items()}
-            return replace(circuit, provenance=provenance, granularity=data["granularity"], groups=groups)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadFile(f"not a circuit: missing or malformed key {error}") from error
+        check_format(data, FORMAT, "not a circuit")
+        given = validate(_CircuitFile, data, "not a circuit", closed=True)
+        circuit = cls.from_edges(given.graph, given.edges)
+        if given.n_edges is not None and given.n_edges != circuit.n_edges:
+            raise BadFile(f"not a circuit: it says that it has {given.n_edges:,} edges, and names {circuit.n_edges:,}")
+        if given.provenance.ablation:
+            validate(AblationSection, given.provenance.ablation, "not a circuit: its provenance's ablation")
+        for name in (head for heads in given.groups.values() for head in heads):
+            if name not in given.graph.sender_index or not name.startswith("a"):
+                raise GraphMismatch(f"'{name}' in its groups is not a head of this graph ({given.graph.describe()})")
+        return replace(circuit, provenance=given.provenance, granularity=given.granularity, groups=given.groups)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, beside the target first, then renamed, so that a reader never sees half a file."""
@@ -321,6 +321,20 @@ class Circuit:
             return cls.from_dict(read_json(Path(path)))
         except (BadFile, GraphMismatch) as error:
             raise BadFile(f"{path}: {error}") from error
+
+
+@dataclass
+class _CircuitFile:
+    """What a circuit's file holds; a key that is not known might change what the edges mean."""
+
+    format: str
+    version: int
+    graph: ComputationGraph
+    granularity: Granularity
+    edges: list[str]
+    provenance: Provenance
+    n_edges: int | None = None
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def kept_heads(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "L H"]:

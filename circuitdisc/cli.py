@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, UnknownName
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped, UnknownName, tidy
 
 HELP = """circuitdisc: find the part of a transformer that does a task, and prove how good it is.
 
@@ -18,7 +18,7 @@ usage:
   circuitdisc score RUN --all              also completeness, minimality, hypothesis tests, and a verdict in words
   circuitdisc score --scores FILE [...]    scores of edges that another tool has written; needs model= and task=
   circuitdisc stability RUN [n_samples=..] the run's search again on bootstrap samples of its examples
-  circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them
+  circuitdisc export RUN FILE.json         a run's circuit and scores as EAP-IG and the MIB benchmark read them [prune=true]
   circuitdisc report RUN                   write a run's report.html again
   circuitdisc resume RUN                   go on with a run that was killed
   circuitdisc compare RUN_A RUN_B [...]    what the circuits of two runs share, and what their heads do
@@ -70,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CircuitdiscError as error:
         print(f"circuitdisc: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\ncircuitdisc: stopped; `circuitdisc resume RUN` goes on with a run whose search had begun", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        what = str(stop) if isinstance(stop, Stopped) else "nothing was kept"
+        print(f"\ncircuitdisc: stopped; {what}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"circuitdisc: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -110,8 +111,14 @@ def _multirun(overrides: list[str]) -> int:
     given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
     folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     overrides = [*(one for one in overrides if not one.startswith("out=")), f"out={folder}", f"hydra.sweep.dir={folder}"]
+    if (record := Path(folder, "multirun.yaml")).is_symlink():  # Hydra writes its settings there
+        raise BadRun(f"{record} is a link to another place, and nothing is written through links: remove it")
     sys.argv = ["circuitdisc", "--multirun", *overrides]
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_sweep_job)()
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(_sweep_job)()
+    except KeyboardInterrupt as stop:
+        of_job = f"of the job at work: {stop}; " if isinstance(stop, Stopped) else ""
+        raise Stopped(f"{of_job}finished jobs are in {folder}, and those after it were not begun") from stop
     return BAD_INPUT if any(Path(folder).glob("*.error")) else 0
 
 
@@ -125,7 +132,10 @@ def _sweep_job(config: Any) -> None:
         run_job(config, command, number)
     except CircuitdiscError as error:
         print(f"circuitdisc: job {number}: {error}", file=sys.stderr)
-        Path(config.out, f"{number}.error").write_text(f"{error}\n", encoding="utf-8")
+        from circuitdisc.files import make_folder, write_text
+
+        make_folder(Path(config.out))  # a job that leaves nothing takes the folder with it
+        write_text(Path(config.out, f"{number}.error"), f"{error}\n")
 
 
 def run_job(config: Any, command: list[str], number: int | None = None) -> int:
@@ -135,23 +145,18 @@ def run_job(config: Any, command: list[str], number: int | None = None) -> int:
         command: what the user typed, for the record.
         number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
-    from omegaconf import OmegaConf
+    from circuitdisc.commands.settings import check_call, set_threads
+    from circuitdisc.config import plain
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    out, threads = plain.pop("out"), plain.pop("threads")
-    plain.pop("launcher", None)
-    if threads is not None:
-        import torch
-
-        if not isinstance(threads, int) or threads < 1:
-            raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
-        torch.set_num_threads(threads)
-    plain["command"] = shlex.join(command)
-    plain["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    composed = plain(config)
+    sections = check_call(composed)
+    set_threads(composed["threads"])
+    sections["command"] = shlex.join(command)
+    sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
     from circuitdisc.pipeline import default_folder, start
 
-    folder = Path(out) if out else default_folder(plain)
-    print(start(plain, folder if number is None else folder / str(number)).summary)
+    folder = Path(composed["out"]) if composed["out"] else default_folder(sections)
+    print(start(sections, folder if number is None else folder / str(number)).summary)
     return 0
 
 
@@ -178,16 +183,18 @@ def _score(args: list[str]) -> int:
     if "--all" in args:
         from circuitdisc.judge import judge
 
-        print(judge(folder, parse_changes(overrides)).text())
+        print(judge(folder, parse_changes(overrides), command=shlex.join(["circuitdisc", "score", *args])).text())
         if not overrides:
             from circuitdisc.pipeline import write_page
 
             print(f"\nreport  {write_page(folder)}")
         return 0
-    from circuitdisc.pipeline import rescore
+    from circuitdisc.circuit import Circuit
+    from circuitdisc.pipeline import CIRCUIT, rescore
     from circuitdisc.report import scores_table
 
-    print(scores_table(rescore(folder, parse_changes(overrides))))
+    scores = rescore(folder, parse_changes(overrides))
+    print(scores_table(scores, circuit=Circuit.load(folder / CIRCUIT)))
     return 0
 
 
@@ -213,11 +220,17 @@ def _resume(args: list[str]) -> int:
 
 def _export(args: list[str]) -> int:
     folder = _one_run("export", args)
-    if len(args) != 2 or not args[1].endswith(".json"):
-        raise BadSetting("which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there")
+    switches = {"prune=true": True, "prune=false": False}
+    prune = [switches[arg] for arg in args[1:] if arg in switches]
+    files = [arg for arg in args[1:] if arg not in switches]
+    if len(files) != 1 or not files[0].endswith(".json") or len(prune) > 1:
+        raise BadSetting(
+            "which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there; prune=true leaves out "
+            "the edges that EAP-IG drops before it evaluates a circuit"
+        )
     from circuitdisc.pipeline import export
 
-    print(export(folder, Path(args[1])))
+    print(export(folder, Path(files[0]), prune=bool(prune and prune[0])))
     return 0
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from circuitdisc.ablation import get_ablation
+from circuitdisc.bound import check_circuit, check_written, identity_of_scores
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, SHARE, Real, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import write_json
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, head_places
@@ -19,17 +22,21 @@ from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.pipeline import CIRCUIT, SCORES, build_task
 from circuitdisc.report.comparison import write_comparison
 from circuitdisc.runs import Run, check_free, versions
+from circuitdisc.schemas import read_record
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.comparison import Comparison, Crossing, Side
 from circuitdisc.scoring.intervene import Effect, effects
 from circuitdisc.scoring.overlap import Overlap, overlap
+from circuitdisc.sections import open_run
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside
 from circuitdisc.tasks.roles import position_of
 
 Doing = Literal["heads", "none"]
 JSON, PAGE = "compare.json", "compare.html"
 
 
+@bounded(scale=Real(-1e6, 1e6), share=SHARE, n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def compare_runs(
     run_a: str | Path,
     run_b: str | Path,
@@ -66,7 +73,8 @@ def compare_runs(
         The comparison, and the folder that holds it.
 
     Raises:
-        BadRun: a folder is no run, or has no circuit yet, or `out` is taken.
+        BadRun: a folder is no run, or has no circuit yet, or its weights, examples or settings have changed since; or `out` is
+            taken.
         GraphMismatch: the runs' models differ in architecture.
         UnknownName: a head or a position is not known.
         BadSetting: a setting cannot be used, or the circuits were found under different ablations and `mix` is not set.
@@ -77,7 +85,7 @@ def compare_runs(
         raise UnknownName("interventions", str(interventions), get_args(Doing))
     if interventions == "none" and given:
         raise BadSetting(f"{given[0]}= changes heads, but interventions=none asks for none: leave one of them out")
-    runs = {"A": Run.open(run_a), "B": Run.open(run_b)}
+    runs = {"A": open_run(run_a), "B": open_run(run_b)}
     sides = {label: _side(run) for label, run in runs.items()}
     found = overlap(sides["A"].circuit, sides["B"].circuit, mix=True)  # whether they may meet is asked below
     labels = {label: get_ablation(run.config["ablation"]).label for label, run in runs.items()}
@@ -102,6 +110,10 @@ def compare_runs(
         if interventions != "none":
             models = _models(runs)
             tasks = {label: build_task(models[label], run.config) for label, run in runs.items()}
+            for label, run in runs.items():
+                where, own = run.path(CIRCUIT), (models[label], tasks[label])
+                check_circuit(where, sides[label].circuit, run.config, *own)
+                check_written(run.path(SCORES), identity_of_scores(run.config, *own, sides[label].circuit))
             tried = _effects(models, tasks, runs, changes, bool(given), common)  # first: a wrong head or role is seen at once
             crossings = tuple(_crossings(models, tasks, runs, sides, common))
             notes = (*_differences(runs), *tried[1])
@@ -118,11 +130,8 @@ def _side(run: Run) -> Side:
     if not run.path(CIRCUIT).exists():
         raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
     circuit, config = Circuit.load(run.path(CIRCUIT)), run.config
-    try:
-        model, task, algorithm = (config[section]["name"] for section in ("model", "task", "algorithm"))
-        task = config["task"].get("path") or task
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadRun(f"{run.folder / 'config.json'} is not the configuration of a run: {error} is missing") from error
+    model, task, algorithm = (config[section]["name"] for section in ("model", "task", "algorithm"))
+    task = config["task"].get("path") or task
     return Side(str(run.folder), str(model), str(task), str(algorithm), circuit)
 
 
@@ -179,7 +188,7 @@ def _crossings(
         for circuit in sides:
             if circuit == task:
                 if runs[task].path(SCORES).exists():
-                    yield Crossing(circuit, task, Scores.from_dict(read_json(runs[task].path(SCORES))))
+                    yield Crossing(circuit, task, read_record(Scores, runs[task].path(SCORES)))
                 continue
             config = runs[task].config
             ablation, metric = dict(config["ablation"]), config["metric"].get("name")
@@ -239,7 +248,8 @@ def _effects(
             refused[label] = error
             continue
         metric = runs[label].config["metric"].get("name") or task.metric
-        found[label] = effects(models[label], task, changes, metrics=[metric, "accuracy"], **common)
+        measured = beside(models[label], get_metric(metric), "accuracy", *(["pair_accuracy"] if task.has_wrong else []))
+        found[label] = effects(models[label], task, changes, metrics=measured, **common)
     if not found:
         raise refused["A"]
     return found, [f"no head was changed on task {label}: {error}" for label, error in refused.items()]

@@ -4,11 +4,16 @@ Short spellings: `model=NAME` takes any model name or folder, `task=FILE` any .j
 before Hydra sees them, so that a slip gets the nearest names.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.errors import BadSetting, UnknownName, shown
 
+MOST_CHARACTERS, MOST_BRACKETS = 100_000, 50  # of one argument
+_PLAIN_WORD = re.compile(r"[A-Za-z_/.~][A-Za-z0-9_/.~-]*")
+_FOREIGN_WORD = re.compile(r"[^\[\]{},:'\"\s]*[^\x00-\x7f][^\[\]{},:'\"\s]*")
 GROUPS = ("task", "algorithm", "ablation", "metric", "scoring", "launcher")
 FILES = (".jsonl", ".csv")
 
@@ -20,24 +25,69 @@ def conf_dir() -> Path:
 
 
 def rewrite(args: list[str]) -> list[str]:
-    """Spell out `model=NAME` and `task=FILE`."""
+    """Spell out `model=NAME` and `task=FILE`, and quote what Hydra's grammar has no letters for.
+
+    Raises:
+        BadSetting: an argument is not `key=value`, or is no setting by its length or depth.
+    """
     return [long for arg in args for long in _spell_out(arg)]
 
 
 def _spell_out(arg: str) -> list[str]:
+    check_argument(arg)
     key, equals, value = arg.partition("=")
     if not equals:
-        raise BadSetting(f"'{arg}' is not a setting: write key=value, for example algorithm.threshold=0.01")
+        raise BadSetting(f"{shown(arg)} is not a setting: write key=value, for example algorithm.threshold=0.01")
     if key == "model":
-        return [f"model.name={_quoted(value)}"]
-    if key == "task" and value not in _options("task") and (value.lower().endswith(FILES) or Path(value).is_file()):
-        return ["task=file", f"task.path={_quoted(value)}"]
-    return [arg]
+        return [f"model.name={_names(value)}"]
+    if key == "task" and value not in _options("task") and (value.lower().endswith(FILES) or _is_file(value)):
+        return ["task=file", f"task.path={_names(value)}"]
+    return [f"{key}={_readable(value)}"]
+
+
+def check_argument(arg: str) -> None:
+    """What is typed for a setting can be read at all.
+
+    Raises:
+        BadSetting: it is too long, or nested too deeply, or holds half a character.
+    """
+    if len(arg) > MOST_CHARACTERS:
+        raise BadSetting(f"{shown(arg)} has {len(arg):,} characters, and a setting {MOST_CHARACTERS:,} at most")
+    if arg.count("[") + arg.count("{") + arg.count("(") > MOST_BRACKETS:
+        raise BadSetting(f"{shown(arg)} has too many brackets to be a setting")
+    if not arg.isprintable() or arg.encode("utf-8", "ignore").decode() != arg:
+        raise BadSetting(f"{shown(arg)} has a character in it that cannot be printed: leave it out")
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def _names(value: str) -> str:
+    """Names and paths, as words whatever is in them; commas stay, they separate the jobs of a multirun."""
+    return value if value[:1] in ("'", '"') else ",".join(_quoted(name) for name in value.split(","))
+
+
+def _readable(value: str) -> str:
+    """A value with quotes around the words that Hydra's grammar has no letters for."""
+    if value.isascii() and "'" not in value and '"' not in value:
+        return value
+    if value[:1] in "['\"{" and (value.isascii() or "'" in value or '"' in value):
+        return value  # a list, a table or a quoted word: written in Hydra's own way
+    if value[:1] in "[{":
+        return _FOREIGN_WORD.sub(lambda word: _quoted(word[0]), value)
+    return ",".join(_quoted(name) for name in value.split(","))
 
 
 def _quoted(value: str) -> str:
-    """Paths may hold characters that Hydra's grammar gives a meaning; commas stay, they separate the jobs of a multirun."""
-    return value if all(char.isalnum() or char in "/._-,~" for char in value) else "'" + value.replace("'", "\\'") + "'"
+    if _PLAIN_WORD.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
+        return value
+    inside = re.sub(r"(\\*)(')", r"\1\1\\\2", value)  # backslashes count only before a quote
+    backslashes = len(inside) - len(inside.rstrip("\\"))
+    return f"'{inside}{chr(92) * backslashes}'"
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -64,6 +114,8 @@ def check_overrides(overrides: list[str]) -> None:
             raise UnknownName("setting", key, [*top, *GROUPS, "model"])
         if dot and head in sections and rest.split(".")[0] not in sections[head]:
             raise UnknownName(f"setting of {head}", rest, sections[head])
+        if dot and head in top:
+            raise BadSetting(f"{key} is not a setting: '{head}' is one itself, with a single value")
         if dot and head not in sections and head != "hydra":
             raise UnknownName("setting", head, [*top, *sections])
 
@@ -106,8 +158,49 @@ def compose(overrides: list[str]) -> Any:
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             return hydra_compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadSetting(f"these settings cannot be read: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise _unreadable(error) from error
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as plain sections, with `${...}` filled in.
+
+    Raises:
+        BadSetting: a reference leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        sections: Any = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise _unreadable(error) from error
+    return sections
+
+
+def read_dotlist(args: Sequence[str]) -> Any:
+    """`key=value` settings, each value as YAML reads it.
+
+    Raises:
+        BadSetting: one cannot be read.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for arg in args:
+        check_argument(arg)
+    try:
+        return OmegaConf.from_dotlist(list(args))
+    except (OmegaConfBaseException, YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> BadSetting:
+    """A sentence of what Hydra, OmegaConf or YAML say."""
+    words = re.sub(r"See https?://\S+( for details)?|LexerNoViableAltException: |full_key: .*|object_type=\S+", "", str(error))
+    quotes = " Words with other than English letters or with quotes in them: key='...'" if "ViableAlt" in str(error) else ""
+    return BadSetting(f"these settings cannot be read: {' '.join(words.split())}.{quotes}")
 
 
 def parse_changes(overrides: list[str]) -> dict[str, Any]:
@@ -121,9 +214,8 @@ def parse_changes(overrides: list[str]) -> dict[str, Any]:
             path = conf_dir() / key / f"{value}.yaml"
             changes = OmegaConf.merge(changes, {key: OmegaConf.load(path) if path.exists() else enter_outside(value)})
         else:
-            changes = OmegaConf.merge(changes, OmegaConf.from_dotlist([override.replace("'", "")]))
-    plain: Any = OmegaConf.to_container(changes)
-    return plain
+            changes = OmegaConf.merge(changes, read_dotlist([override]))
+    return plain(changes)
 
 
 def discover_help() -> str:

@@ -8,17 +8,20 @@ Names are those of EAP-IG and of the MIB benchmark: nodes `input`, `a9.h6`, `m2`
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from circuitdisc.errors import GraphMismatch
+from circuitdisc.errors import GraphMismatch, shown
 
 NodeKind = Literal["input", "tok_embed", "pos_embed", "head", "mlp", "logits"]
 QKV = Literal["q", "k", "v"]
+
+MOST_PLACES = 2**27
+"""Receivers x senders of the largest graph: some masks of it, of a byte a place, stay below 1 GiB."""
 
 _RECEIVER_NAME = re.compile(r"(?P<node>[^<>]+?)(<(?P<qkv>[qkv])>)?")
 
@@ -77,6 +80,7 @@ class ComputationGraph:
         has_mlp: False for attention-only models.
         parallel: attention and MLP of a block read the same residual (GPT-NeoX), so that no head feeds its own block's MLP.
         split_embeddings: `tok_embed` and `pos_embed` as two senders in place of `input`.
+        d_model: width of the residual stream, where it is known. Edges do not depend on it: graphs of two widths are equal.
     """
 
     n_layers: int
@@ -84,6 +88,22 @@ class ComputationGraph:
     has_mlp: bool = True
     parallel: bool = False
     split_embeddings: bool = False
+    d_model: int | None = field(default=None, compare=False)
+    NEEDED: ClassVar[tuple[str, ...]] = ("n_layers", "n_heads", "has_mlp", "parallel", "split_embeddings")
+    """Keys that a file must have: a default would make another graph of it without a word."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise GraphMismatch(f"{name}={shown(size)} of a graph must be a whole number from 0")
+        n_senders = 1 + self.split_embeddings + self.n_layers * (self.n_heads + self.has_mlp)
+        n_receivers = self.n_layers * (3 * self.n_heads + self.has_mlp) + 1
+        if n_senders * n_receivers > MOST_PLACES:
+            raise GraphMismatch(
+                f"a graph of {shown(self.n_layers)} layers x {shown(self.n_heads)} heads has {n_senders:,} senders and "
+                f"{n_receivers:,} receivers, more than are handled here (80 layers x 64 heads are)"
+            )
 
     @cached_property
     def senders(self) -> tuple[Node, ...]:
@@ -194,10 +214,12 @@ class ComputationGraph:
         return f"{words}, {', '.join(extras)}" if extras else words
 
     def to_dict(self) -> dict[str, int | bool]:
+        width = {} if self.d_model is None else {"d_model": self.d_model}
         return {
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
             "has_mlp": self.has_mlp,
             "parallel": self.parallel,
             "split_embeddings": self.split_embeddings,
+            **width,
         }

@@ -122,30 +122,34 @@ def direct_eap(model, ablation, examples, metric):
     return scores_of(model, delta, gradients(model, chunk, metric))
 
 
-def interpolated(model, chunk, delta, metric, senders, shares):
+def interpolated(model, chunk, delta, metric, senders, points):
     """Gradients averaged over points between ablated and clean output of some senders."""
     found = 0.0
-    for share in shares:
+    for share, weight in zip(points.shares, points.weights, strict=True):
         overrides = {s: chunk.clean[s] + (1 - share) * delta[s] for s in senders}
-        found = found + gradients(model, chunk, metric, overrides)
-    return found / len(shares)
+        found = found + weight * gradients(model, chunk, metric, overrides)
+    return found
 
 
-def direct_between_embeddings(model, ablation, examples, metric, shares):
+def embedding_senders(model):
+    return [s for s, node in enumerate(model.graph.senders) if node.kind not in ("head", "mlp")]
+
+
+def direct_between_embeddings(model, ablation, examples, metric, points):
     chunk, delta = big_buffer(model, ablation, examples)
-    senders = [s for s, node in enumerate(model.graph.senders) if node.kind not in ("head", "mlp")]
-    return scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, shares))
+    return scores_of(model, delta, interpolated(model, chunk, delta, metric, embedding_senders(model), points))
 
 
-def direct_between_activations(model, ablation, examples, metric, shares):
+def direct_between_activations(model, ablation, examples, metric, points, of_embedding=None):
     chunk, delta = big_buffer(model, ablation, examples)
     groups: dict = {}
     for s, node in enumerate(model.graph.senders):
         kind = node.kind if node.kind in ("head", "mlp") else "embedding"
         groups.setdefault((kind, node.layer), []).append(s)
     scores = np.full(model.graph.edge_mask.shape, np.nan)
-    for senders in groups.values():
-        some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, shares))
+    for (kind, _), senders in groups.items():
+        taken = of_embedding if of_embedding is not None and kind == "embedding" else points
+        some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, taken))
         scores[:, senders] = some[:, senders]
     return scores
 

@@ -133,7 +133,7 @@ def test_an_ablation_from_its_kind_its_settings_or_itself():
     [
         ("rezample", r"unknown ablation kind 'rezample'. Did you mean resample\?"),
         ("median", r"unknown ablation kind 'median'. Did you mean mean\?"),
-        ("", r"unknown ablation kind ''. Known: mean, resample, zero\."),
+        ("", r"unknown ablation kind ''. Known: mean, resample, zero, zero_folded\."),
         ({"kind": "mean", "scop": "group"}, r"unknown ablation setting 'scop'. Did you mean scope\?"),
         ({"kind": "mean", "scope": "positions"}, r"unknown ablation scope 'positions'. Did you mean position\?"),
         ({"kind": "mean", "prompts": "corupted"}, r"unknown ablation prompts 'corupted'. Did you mean corrupted\?"),

@@ -26,9 +26,10 @@ from circuitdisc.tasks.base import Task
 
 
 def sequential_acdc(
-    model, task, ablation, metric, threshold, *, relative=False, two_sided=False, order="descending", measure=masked_metric
+    model, task, ablation, metric, threshold, *, relative=False, two_sided=None, order="descending", measure=masked_metric
 ):
     """Algorithm 1 of Conmy et al. 2023, one whole-model run for each edge. Returns the mask and (edge, kept) decisions."""
+    two_sided = metric != "kl" if two_sided is None else two_sided
     graph, metric = model.graph, METRICS[metric]
     chunks = Patching(model, ablation, task.train).hold(task.train)
     mask = graph.edge_mask.copy()
@@ -70,7 +71,7 @@ def context(metric="logit_diff", **more):
     metric=st.sampled_from(["logit_diff", "kl", "log_prob", "prob_diff"]),
     threshold=st.sampled_from([0.001, 0.01, 0.1]),
     relative=st.booleans(),
-    two_sided=st.booleans(),
+    two_sided=st.sampled_from([None, True, False]),
     order=st.sampled_from(["descending", "ascending", "random"]),
     speculation=st.sampled_from([None, 1, 3, 64]),
     first_change=st.sampled_from([1, 3, 4]),

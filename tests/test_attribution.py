@@ -31,13 +31,14 @@ from circuitdisc.patching.attribution import Attribution
 from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.node_scores import node_scores
+from circuitdisc.patching.path_points import equal
 from circuitdisc.patching.pattern_scores import edges_through_patterns
 from circuitdisc.tasks.base import Task
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", *TOYS]
 KINDS = ["zero", "mean", "resample"]
 METRICS = ["logit_diff", "log_prob", "prob_diff"]
-SHARES = [0.0, 0.5]
+POINTS = equal(0.0, 0.5)
 FULL = Gradient(at_full=True)
 
 
@@ -65,10 +66,10 @@ def test_scores_equal_the_direct_way(family, kind: Any, metric):
         far(attribution(model, kind, examples, metric).edges_at_full(), direct_eap(model, ablation, examples, measure)) < 1e-9
     )
     between = attribution(model, kind, examples, metric, Gradient(rows=2, places=True))
-    wanted = direct_between_embeddings(model, ablation, examples, measure, SHARES)
-    assert far(between.edges_between(SHARES), wanted) < 1e-9
-    wanted = direct_between_activations(model, ablation, examples, measure, SHARES)
-    assert far(between.edges_between_activations(SHARES), wanted) < 1e-9
+    wanted = direct_between_embeddings(model, ablation, examples, measure, POINTS)
+    assert far(between.edges_between(POINTS), wanted) < 1e-9
+    wanted = direct_between_activations(model, ablation, examples, measure, POINTS)
+    assert far(between.edges_between_activations(POINTS, POINTS), wanted) < 1e-9
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -93,7 +94,7 @@ def test_kl_away_from_the_full_model(family):
     model = model_of(family)
     examples, ablation, kl = random_examples(model, 4), Ablation("resample"), get_metric("kl")
     between = attribution(model, "resample", examples, "kl", Gradient(rows=2))
-    assert far(between.edges_between(SHARES), direct_between_embeddings(model, ablation, examples, kl, SHARES)) < 1e-9
+    assert far(between.edges_between(POINTS), direct_between_embeddings(model, ablation, examples, kl, POINTS)) < 1e-9
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "bidirectional", "no_norm"])
@@ -231,7 +232,7 @@ def test_what_cannot_be_attributed_is_refused_with_a_sentence():
         scores_of("eap", model_of("gpt2", components="hooks"), task)
     with pytest.raises(BadSetting, match=r"needs about .* over the budget"):
         scores_of("eap", model, task, memory="1KiB")
-    with pytest.raises(BadSetting, match="steps=0 is not a number of points"):
+    with pytest.raises(BadSetting, match="steps=0 must be a whole number from 1 to 10,000"):
         scores_of("eap_ig", model, task, steps=0)
     bare = tuple(replace(example, corrupted=None) for example in task.train)
     with pytest.raises(BadTask, match="needs a corrupted prompt"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tiny import bpe_model, word_model
 
 import circuitdisc as cd
@@ -22,7 +23,6 @@ from circuitdisc.checkpoints.evaluation_sets import (
 from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadTask, UnknownName
 from circuitdisc.models import Model
-from circuitdisc.scoring.intervals import wilson_interval
 from circuitdisc.shipped import FOLDER
 from circuitdisc.tasks import Example
 from circuitdisc.tasks.nouns import NOUNS
@@ -31,13 +31,14 @@ SETTINGS = {"name": "tpp", "n": 4, "n_heldout": 12, "seed": 3}
 
 
 def reference(model: Model, ids: tuple[int, ...], answer: int, wrong: tuple[int, ...]) -> dict[str, float]:
-    """The three figures after one prompt, from the module itself."""
+    """The four figures after one prompt, from the module itself."""
     with torch.no_grad():
         logits = model.module(input_ids=torch.tensor([ids])).logits[0, -1].double()
     others = float(np.mean([logits[token] for token in wrong])) if wrong else float("nan")
     return {
         "log_prob": float(logits.log_softmax(-1)[answer]),
         "accuracy": float(int(logits.argmax()) == answer),
+        "pair_accuracy": float(all(logits[answer] > logits[token] for token in wrong)) if wrong else float("nan"),
         "logit_diff": float(logits[answer]) - others,
     }
 
@@ -62,7 +63,7 @@ def test_figures_are_those_of_the_model_itself(found: Baselines, name: str, on: 
             assert one.corrupted is not None
             prompt, answer, wrong = one.corrupted, one.wrong[0][0], (one.answers[0][0], *one.wrong[0][1:])
         rows.append(reference(model, prompt, answer, wrong))
-    for figure in ("log_prob", "accuracy", "logit_diff"):
+    for figure in ("log_prob", "accuracy", "pair_accuracy", "logit_diff"):
         one = found.get(name, figure, on)
         assert one.value == pytest.approx(np.mean([row[figure] for row in rows]), abs=1e-4)
         assert one.low <= one.value <= one.high
@@ -115,8 +116,8 @@ def test_shipped_fine_tunes_do_seven_boxes_as_their_results_say() -> None:
     stated = [results["boxes"]["base"], *(results["checkpoints"][name.partition("/")[2]] for name in names[1:])]
     for name, one in zip(names, stated, strict=True):
         found = table.get(name)
-        low, high = wilson_interval(round(found.value * found.n), found.n, 0.999)
-        assert low <= one["tasks"]["entity_tracking, 7 boxes"] <= high
+        wilson = stats.binomtest(round(found.value * found.n), found.n).proportion_ci(0.999, method="wilson")
+        assert wilson.low <= one["tasks"]["entity_tracking, 7 boxes"] <= wilson.high
     assert min(table.get(name).value for name in names[1:]) > table.get(names[0]).value
 
 

@@ -35,7 +35,9 @@ provenances = st.builds(
     Provenance,
     model=st.text(),
     task=st.text(),
-    ablation=settings_dicts,
+    ablation=st.sampled_from(
+        [{}, {"kind": "zero"}, {"kind": "mean", "scope": "position", "prompts": "clean", "target": "output"}]
+    ),
     metric=st.text(),
     algorithm=st.text(),
     settings=settings_dicts,
@@ -311,8 +313,14 @@ def test_a_file_cut_short_is_refused_wherever_it_was_cut(tmp_path):
     ("changes", "says"),
     [
         ({"format": "circuitdisc.scores"}, "format is 'circuitdisc.scores'"),
-        ({"graph": {"n_layers": 1, "n_heads": 2}}, "is not an edge of this graph (1 layers x 2 heads)"),
-        ({"graph": {"n_layers": 2, "n_heads": 2, "colour": 1}}, "colour"),
+        ({"graph": ComputationGraph(1, 2).to_dict()}, "is not an edge of this graph (1 layers x 2 heads)"),
+        ({"graph": {**SMALL.to_dict(), "colour": 1}}, "colour"),
+        ({"graph": {"n_layers": 2, "n_heads": 2}}, "'graph.has_mlp' is missing"),
+        ({"graph": {**SMALL.to_dict(), "n_layers": 10**6}}, "more than are handled here"),
+        ({"graph": {**SMALL.to_dict(), "n_layers": 200, "n_heads": 200}}, "more than are handled here"),
+        ({"n_edges": 3}, "it says that it has 3 edges"),
+        ({"groups": {"A": ["m0"]}}, "'m0' in its groups is not a head"),
+        ({"provenance": {"ablation": {"kind": 3}}}, "'kind' is 3"),
         ({"graph": {"n_layers": "two", "n_heads": 2}}, "not a circuit"),
         ({"graph": None}, "not a circuit"),
         ({"edges": ["input->nowhere"]}, "'input->nowhere' is not an edge"),

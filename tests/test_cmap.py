@@ -11,6 +11,7 @@ import pytest
 import torch
 from examples import random_examples
 from models import TOYS, hugging_face, model_of, toy
+from scipy import stats
 from transformers.models.llama import modeling_llama
 
 import circuitdisc as cd
@@ -334,9 +335,10 @@ def test_scores_are_ratios_of_means_with_paired_intervals():
     wanted = (unit.values.mean(-1) - gap.taker.mean()) / (gap.giver.mean() - gap.taker.mean())
     assert np.allclose(unit.score, wanted)
     assert ((unit.low <= unit.score + 1e-12) & (unit.score <= unit.high + 1e-12)).all()
-    draws = np.random.default_rng(0).multinomial(N, np.full(N, 1 / N), size=2000) / N
-    ratios = (draws @ (unit.values[1, 2] - gap.taker)) / (draws @ (gap.giver - gap.taker))
-    assert np.allclose((unit.low[1, 2], unit.high[1, 2]), np.percentile(ratios, [2.5, 97.5]))
+    closed, whole, score = unit.values[1, 2] - gap.taker, gap.giver - gap.taker, unit.score[1, 2]
+    reach = stats.t.ppf(0.975, N - 1) * np.std((closed - score * whole) / whole.mean(), ddof=1) / N**0.5
+    assert np.allclose((unit.low[1, 2], unit.high[1, 2]), (score - reach, score + reach))
+    assert gap.method.startswith(f"Student's t over {N} examples")
 
 
 def test_two_models_that_score_the_same_have_no_score_and_it_is_said():
@@ -548,7 +550,7 @@ def test_the_command_leaves_a_page_and_the_numbers(tmp_path):
 def test_the_command_s_plan_reads_no_weights_and_foresees_the_run(tmp_path, monkeypatch):
     cmap_command(settings_of(tmp_path, "groups={A: [a3.h1]}"))
     ran = json.loads((tmp_path / "out" / "cmap.json").read_text())["result"]
-    monkeypatch.setattr("circuitdisc.models.load._from_folder", None)
+    monkeypatch.setattr("circuitdisc.models.load.load_pretrained", None)
     text = cmap_command(settings_of(tmp_path, "groups={A: [a3.h1]}", "plan=true"))
     plan = json.loads(text.splitlines()[-1])
     assert plan == ran["plan"]

@@ -61,12 +61,22 @@ def model_and_task(folder):
     return model, cd.load_task(settings.pop("name"), model, seed=config["seed"], **settings)
 
 
+def copy_of(run, folder, **changes):
+    """A run as another one, with a changed configuration, that does not say what its files belong to."""
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for section, settings in changes.items():
+        config[section] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+    circuit = json.loads((folder / "circuit.json").read_text())
+    circuit["provenance"]["identity"] = {}
+    (folder / "circuit.json").write_text(json.dumps(circuit))
+    (folder / "scores.json").write_text(json.dumps({**json.loads((folder / "scores.json").read_text()), "identity": {}}))
+    return folder
+
+
 def test_two_ablations_are_not_mixed_unless_asked(runs, tmp_path):
-    other = tmp_path / "zero"
-    shutil.copytree(runs / "long", other)
-    config = json.loads((other / "config.json").read_text())
-    config["ablation"] = {**config["ablation"], "kind": "zero"}
-    (other / "config.json").write_text(json.dumps(config))
+    other = copy_of(runs / "long", tmp_path / "zero", ablation={"kind": "zero"})
     with pytest.raises(BadSetting, match="resample and zero"):
         compare_runs(runs / "short", other, out=tmp_path / "c", **QUICK)
     assert not (tmp_path / "c").exists()
@@ -118,7 +128,7 @@ def test_the_page_says_what_the_tables_say(compared):
     words = page.words.replace("−", "-")
     assert headline(comparison) in page.words
     for line in comparison_table(comparison).splitlines()[2:]:
-        for cell in re.split(r"  +|heads in both: |changed at once: ", line):
+        for cell in re.split(r"  +|^verdict$|! |heads in both: |changed at once: ", line):
             assert cell in words or set(cell) <= {"-"}, cell
     assert "None" not in page.words
     assert "nan" not in page.words.lower().split()
@@ -165,11 +175,7 @@ def test_without_interventions_no_model_is_run(runs, tmp_path, monkeypatch, caps
 
 def test_each_task_is_run_in_its_own_runs_model(runs, tmp_path):
     """The same run, said to come from another checkpoint."""
-    other = tmp_path / "other"
-    shutil.copytree(runs / "tpp", other)
-    config = json.loads((other / "config.json").read_text())
-    config["model"]["name"] = "tpp/featherweight"
-    (other / "config.json").write_text(json.dumps(config))
+    other = copy_of(runs / "tpp", tmp_path / "other", model={"name": "tpp/featherweight"})
     comparison, _ = compare_runs(runs / "tpp", other, out=tmp_path / "c", heads=["a1.h0"], n_random=0, progress=False)
     assert any("different checkpoints" in note for note in comparison.notes)
     model, task = model_and_task(other)
@@ -187,8 +193,7 @@ def test_a_position_that_one_task_lacks_is_a_note(runs, tmp_path):
 
 
 def test_circuits_that_share_no_head(runs, tmp_path):
-    empty = tmp_path / "empty"
-    shutil.copytree(runs / "short", empty)
+    empty = copy_of(runs / "short", tmp_path / "empty")
     Circuit.empty(cd.load_model("toys/induction").graph).save(empty / "circuit.json")
     comparison, folder = compare_runs(empty, runs / "long", out=tmp_path / "c", **QUICK)
     assert comparison.effects == {}
@@ -214,7 +219,7 @@ SLIPS = {
     "unknown setting": (["short", "long", "head=[a1.h0]"], r"unknown setting of compare 'head'\. Did you mean heads"),
     "no pair": (["short", "long", "attend=end"], "attend='end' cannot be read: give query:key"),
     "no number": (["short", "long", "scale=twice"], "scale='twice' cannot be read: give a number"),
-    "no finite number": (["short", "long", "scale=inf"], "give a finite number"),
+    "no finite number": (["short", "long", "scale=inf"], "scale=inf is not finite"),
     "contradiction": (["short", "long", "scale=2", "interventions=none"], "scale= changes heads, but interventions=none"),
     "unknown choice": (["short", "long", "interventions=head"], r"unknown interventions 'head'\. Did you mean heads"),
 }

@@ -11,6 +11,7 @@ import torch
 from examples import random_task
 from models import model_of
 from reference import masked_run
+from scipy import stats
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
@@ -20,7 +21,6 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.curves import MIB_SHARES, area, curve
-from circuitdisc.scoring.resampled import resampled_means
 
 SHARES = (0.02, 0.1, 0.4, 1.0)
 
@@ -73,12 +73,16 @@ def test_a_curve_equals_reference_runs(family, kind, grow):
     assert line.overshoot.value == pytest.approx(max(f) - 1, abs=1e-8)
     assert (line.cpr.n, line.split, line.ablation, line.metric) == (4, "heldout", Ablation(kind).label, "logit_diff")
 
-    sampled = resampled_means(np.stack([full, empty, *values]), 7)
-    areas = []
-    for w in range(sampled.shape[1]):
-        m, floor, *rest = sampled[:, w]
-        areas.append(literal_area(SHARES, [abs(1 - (one - floor) / (m - floor)) for one in rest]))
-    assert (line.cmd.low, line.cmd.high) == pytest.approx(tuple(np.percentile(areas, [2.5, 97.5])), rel=1e-6)
+    def cmd(weights):
+        m, floor, *rest = (float(one @ weights) for one in (full, empty, *values))
+        return literal_area(SHARES, [abs(1 - (one - floor) / (m - floor)) for one in rest])
+
+    even, step = np.full(4, 1 / 4), 1e-6  # how much each of the four examples counts, and what more of it would change
+    pulls = [(cmd(even + step * (np.eye(4)[i] - even)) - cmd(even)) / step for i in range(4)]
+    reach = stats.t.ppf(0.975, 3) * np.sqrt(sum(pull**2 for pull in pulls) / (4 * 3))
+    assert line.cmd.low == pytest.approx(max(0.0, line.cmd.value - reach), rel=1e-3, abs=1e-6)
+    assert line.cmd.high == pytest.approx(line.cmd.value + reach, rel=1e-3, abs=1e-6)
+    assert line.cmd.method.startswith("Student's t over 4 examples")
 
 
 def test_ablation_and_metric_are_those_of_the_discovery():
@@ -167,8 +171,8 @@ def test_results_are_plain_json():
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"shares": (0.5,)}, BadSetting, "at least two shares"),
     ({"shares": (0.5, 0.2)}, BadSetting, "must grow"),
-    ({"shares": (0.0, 0.2)}, BadSetting, "must grow"),
-    ({"shares": (0.5, 2)}, BadSetting, "between 0 and 1"),
+    ({"shares": (0.0, 0.2)}, BadSetting, "above 0"),
+    ({"shares": (0.5, 2)}, BadSetting, "above 0 and at most 1"),
     ({"grow": "down"}, UnknownName, "value of grow"),
     ({"by": "size"}, UnknownName, "value of by"),
     ({"split": "test"}, UnknownName, "value of split"),

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from changed import changed
 from examples import random_examples
 from models import hugging_face, model_of
 
@@ -365,8 +366,8 @@ def test_random_sets_are_drawn_without_replacement():
         ({"groups": {"A": []}, "over": "group"}, BadSetting, "group 'A' holds no head"),
         ({"groups": {"A": ["a0.h0"]}, "over": "group", "positions": {"B": "end"}}, UnknownName, "component in positions 'B'"),
         ({"positions": "s9"}, UnknownName, "s9"),
-        ({"penalties": -1.0}, BadSetting, "penalties=-1.0 must be at least 0"),
-        ({"start": 2.0}, BadSetting, "start=2.0 must be between 0 and 1"),
+        ({"penalties": -1.0}, BadSetting, "penalties=-1.0 must be a number from 0"),
+        ({"start": 2.0}, BadSetting, "start=2.0 must be a number from 0 to 1"),
         ({"epochs": 0}, BadSetting, "epochs=0 must be a whole number from 1"),
         ({"memory": "1KiB"}, BadSetting, "raise memory="),
     ],
@@ -397,15 +398,23 @@ def test_a_killed_call_goes_on_to_the_same_masks(planted, tmp_path, monkeypatch)
     dcm(model, one, journal=journal, **settings)
     journal.close()
     kept = path.read_text().splitlines()
-    path.write_text("\n".join(kept[:4]) + '\n{"unit": "val')  # settings, one mask with its mark, and half a line
+    path.write_text("\n".join(kept[:3]) + '\n{"unit": "val')  # identity, one mask with its mark, and half a line
     trained = []
     room = sys.modules["circuitdisc.heads.dcm"]
     monkeypatch.setattr(room, "train_mask", lambda *args: (trained.append(args[4]), train_mask(*args))[1])
     again = dcm(model, one, journal=Journal(path), **settings)
     assert trained == [1.0]  # the penalty whose mask was missing
     assert again.to_dict() == whole.to_dict()
-    with pytest.raises(BadRun, match="other settings"):
-        dcm(model, one, journal=Journal(path), **{**settings, "epochs": 3})
+    changes = (
+        (changed(model), one, {}, "other weights of the model"),
+        (model, replace(one, train=one.train[1:]), {}, f"other train examples of desideratum '{one.name}'"),
+        (model, replace(one, choose=one.choose[1:]), {}, f"other choose examples of desideratum '{one.name}'"),
+        (model, one, {"epochs": 3}, r"another epochs \(2, now 3\)"),
+    )
+    for other, asked, more, says in changes:
+        with pytest.raises(BadRun, match=f"begun with {says}"):
+            dcm(other, asked, journal=Journal(path), **{**settings, **more})
+    assert dcm(model, one, journal=Journal(path), **settings).to_dict() == whole.to_dict()
 
 
 TOY = [

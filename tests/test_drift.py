@@ -1,7 +1,6 @@
 """Drift along a ladder: each figure against a literal computation, nothing where nothing changed, and the command."""
 
 import copy
-import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +14,7 @@ from circuitdisc.checkpoints.weight_change import head_weights, weight_change
 from circuitdisc.cli import main
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.heads.base import head_names
+from circuitdisc.models import cut_hugging_face
 from circuitdisc.models.components import Components
 from circuitdisc.patching.head_outputs import head_outputs
 from circuitdisc.patching.requirements import components_of
@@ -41,17 +41,13 @@ def examples(n=6, d_vocab=40, seed=0):
 
 def moved(model, layer, head, by=0.5):
     """A copy of a model with one head's W_Q and W_O changed."""
-    cut = model.cut
-    assert isinstance(cut, Components)
-    blocks = list(cut.weights.layers)
-    block = blocks[layer]
-    W_Q, W_O = block.W_Q.clone(), block.W_O.clone()
-    W_Q[head] *= 1 + by
-    W_O[head] += by * torch.randn(W_O[head].shape, dtype=W_O.dtype, generator=torch.Generator().manual_seed(1))
-
-    blocks[layer] = dataclasses.replace(block, W_Q=W_Q, W_O=W_O)
-    other = Components(cut.spec, dataclasses.replace(cut.weights, layers=tuple(blocks)))
-    return dataclasses.replace(copy.copy(model), name="moved", cut=other)
+    other = cut_hugging_face(copy.deepcopy(model.module), name="moved")
+    assert isinstance(other.cut, Components)
+    block = other.cut.weights.layers[layer]  # in the module's own memory
+    W_O = block.W_O[head]
+    block.W_Q[head] *= 1 + by
+    W_O += by * torch.randn(W_O.shape, dtype=W_O.dtype, generator=torch.Generator().manual_seed(1))
+    return other
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

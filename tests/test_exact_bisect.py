@@ -1,5 +1,7 @@
 """`exact` is the literal change for every edge; `bisect` returns what its docstring promises."""
 
+import json
+
 import numpy as np
 import pytest
 from examples import random_task
@@ -10,13 +12,19 @@ from reference import masked_metric
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
-from circuitdisc.discovery.base import SearchContext, passes
+from circuitdisc.cli import main
+from circuitdisc.compiled import build
+from circuitdisc.discovery.base import Rule, SearchContext
 from circuitdisc.discovery.bisect import bisect
 from circuitdisc.discovery.exact import exact
 from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.files import read_arrays
 from circuitdisc.metrics import METRICS
 from circuitdisc.patching.engine import Patching
+from circuitdisc.pipeline import export
 from circuitdisc.runs import Journal
+from circuitdisc.scoring.against_truth import against_truth
+from circuitdisc.scoring.truth import Truth
 
 
 def held(model, task, kind):
@@ -75,7 +83,7 @@ def test_bisect_keeps_its_promises(family, seed, kind, metric, threshold, two_si
     for receiver, sender in np.argwhere(found.circuit.mask):
         mask = found.circuit.mask.copy()
         mask[receiver, sender] = False
-        assert not passes(value, measure(mask), threshold + 1e-12, False, two_sided)
+        assert not Rule(threshold - 1e-12, False, two_sided).passes(value, measure(mask))
     accepted = sum(line.get("kept") is False for line in found.trace)
     fall = measure(model.graph.edge_mask) - value
     assert (abs(fall) if two_sided else fall) <= threshold * accepted + 1e-9
@@ -118,3 +126,50 @@ def test_bisect_says_why_there_is_no_ranking():
     model = model_of("attention_only")
     with pytest.raises(BadSetting, match="ranking=exact"):
         bisect(model, random_task(model), Ablation("zero"), SearchContext(metric="accuracy"))
+
+
+# --- what ordered the tests is not the result ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["induction", "histogram", "sort"])
+@pytest.mark.parametrize("ranking", ["eap_ig", "random"])
+def test_bisect_is_judged_by_its_circuit_against_the_truth(program, ranking):
+    """In compiled models it finds the true circuit whatever the ranking; half of these rankings put wrong edges first."""
+    case = build(program, distractors=2, n=32, n_heldout=8)
+    found = cd.discover(case.model, case.task, "bisect", ablation="resample", threshold=1e-4, ranking=ranking)
+    true = case.truth.edges("resample")
+    assert set(found.circuit.edge_names()) == set(true)
+    truth = Truth(case.model.graph, {"resample": tuple(true)}, program)
+    judged = against_truth(found, truth)
+    assert not judged.scored
+    assert (judged.edges.precision, judged.edges.recall, judged.edges.auroc) == (1.0, 1.0, 1.0)
+    assert judged.to_dict() == against_truth(found.circuit, truth).to_dict()
+    assert found.ranking is not None
+    by_ranking = against_truth(found.ranking, truth, ablation="resample").edges.precision
+    assert by_ranking != 1 or ranking != "random", "what judging by the ranking would say"
+
+
+def test_no_other_size_is_chosen_from_what_ordered_the_tests():
+    model = model_of("no_norm")
+    task = random_task(model)
+    found = cd.discover(model, task, "bisect", ablation="mean", threshold=0.01, allow_chance=True)
+    assert found.edge_scores is None
+    assert found.ranking is not None
+    for choose in (found.top_k, found.greedy, lambda n: cd.curve(model, task, found, shares=(n / 100, 1.0))):
+        with pytest.raises(BadSetting, match="its scores are only their order"):
+            choose(5)
+
+
+def test_a_run_keeps_the_ranking_apart_from_scores(tmp_path):
+    """Its page and its export are those of a circuit without scores."""
+    run, exported = tmp_path / "run", tmp_path / "graph.json"
+    toy = ["model=toys/induction", "task=induction", "task.n=8", "task.n_heldout=8", "scoring.n_random=1", "progress=false"]
+    assert main(["discover", *toy, "algorithm=bisect", "algorithm.threshold=0.5", f"out={run}"]) == 0
+    assert list(read_arrays(run / "edge_scores.npz")) == ["ranking"]
+    page = (run / "report.html").read_text()
+    assert "in the graph's order" in page or "in the graph&#39;s order" in page
+    assert "largest |score| first" not in page
+    export(run, exported)
+    edges = json.loads(exported.read_text())["edges"]
+    assert {abs(edge["score"]) for edge in edges.values()} == {0.0, 1.0}
+    assert all((edge["score"] != 0) == edge["in_graph"] for edge in edges.values())

@@ -32,13 +32,16 @@ def test_a_written_graph_is_read_again(graph, tmp_path):
     np.testing.assert_array_equal(found.scores, scores)
     assert found.circuit == circuit
     assert found.n_named == graph.n_edges
+    assert found.sign == "higher_helps"
+    assert found.notes == ()
 
 
 def test_the_layout_is_that_of_eap_ig(graph, tmp_path):
     circuit = Circuit.from_edges(graph, ["input->a0.h1<q>", "a0.h1->logits"])
     write_graph_json(tmp_path / "graph.json", circuit)
     data = json.loads((tmp_path / "graph.json").read_text())
-    assert data["cfg"] == {"n_layers": 3, "n_heads": 4, "parallel_attn_mlp": False}
+    assert data["cfg"] == {"n_layers": 3, "n_heads": 4, "parallel_attn_mlp": False, "d_model": 32}
+    assert data["circuitdisc"]["sign"] == "higher_helps"
     assert data["edges"]["input->a0.h1<q>"] == {"score": 1.0, "in_graph": True}
     assert data["edges"]["input->a0.h1<k>"] == {"score": 0.0, "in_graph": False}
     assert len(data["edges"]) == graph.n_edges

@@ -9,12 +9,12 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks"),
-    ("graph", "metrics"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
+    ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks", "ablation", "causal"),
-    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit"),
+    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "report"),
+    ("checkpoints", "report", "sections", "bound"),
     ("pipeline", "config", "compare", "judge"),
     ("commands",),
     ("cli", "__init__", "__main__"),
@@ -22,7 +22,7 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("checks", "errors"),
+    ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("compare", "pipeline"), ("judge", "pipeline"), ("report", "checkpoints"),
 }  # fmt: skip

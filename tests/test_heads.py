@@ -320,7 +320,7 @@ def patching_chunks(patching, examples):
     return list(patching.chunks(examples))
 
 
-def literal_head_ablation(model, task, ablation, metric, threshold, relative, layers, n_verify=0):
+def literal_head_ablation(model, task, ablation, metric, threshold, relative, layers, n_verify=0, two_sided=True):
     """The four steps, with a run of everything for every question. Returns kept heads and (head, kept) decisions."""
     n_search = len(task.train) - n_verify
     search = Truth(model, ablation, task.train[:n_search], task.train)
@@ -328,8 +328,9 @@ def literal_head_ablation(model, task, ablation, metric, threshold, relative, la
     kept = np.ones((model.graph.n_layers, model.graph.n_heads), dtype=bool)
     decisions = []
 
-    def falls_too_far(baseline, value):
-        return baseline - value >= (threshold * abs(baseline) if relative else threshold)
+    def changes_too_much(baseline, value):
+        change = abs(baseline - value) if two_sided else baseline - value
+        return change >= (threshold * abs(baseline) if relative else threshold)
 
     for layer in layers:
         before = kept.copy()
@@ -337,20 +338,20 @@ def literal_head_ablation(model, task, ablation, metric, threshold, relative, la
         for head in range(model.graph.n_heads):
             kept[layer, head] = False
             value = search.metric(kept, metric)
-            keep = falls_too_far(baseline, value)
+            keep = changes_too_much(baseline, value)
             kept[layer, head] = keep
             decisions.append((f"a{layer}.h{head}", keep, value))
         if verify is None:
             continue
         second_baseline = verify.metric(before, metric)
-        while falls_too_far(second_baseline, verify.metric(kept, metric)) and not kept[layer].all():
+        while changes_too_much(second_baseline, verify.metric(kept, metric)) and not kept[layer].all():
             values = {}
             for head in range(model.graph.n_heads):
                 if not kept[layer, head]:
                     kept[layer, head] = True
                     values[head] = verify.metric(kept, metric)
                     kept[layer, head] = False
-            best = max(values, key=lambda head: values[head])
+            best = min(values, key=lambda head: abs(values[head] - second_baseline) if two_sided else -values[head])
             kept[layer, best] = True
             decisions.append((f"a{layer}.h{best}", True, values[best]))
     return kept, decisions
@@ -364,8 +365,8 @@ def check_against_the_literal_loop(model, task, ablation, metric="logit_diff", s
         "random": np.random.default_rng(seed).permutation(n_layers).tolist(),
     }[rule.get("order", "ascending")]
     found = head_ablation(model, task, ablation, SearchContext(metric=metric, seed=seed), **rule)
-    threshold, relative = rule["threshold"], rule["relative"]
-    kept, decisions = literal_head_ablation(model, task, ablation, metric, threshold, relative, layers, n_verify)
+    threshold, relative, sides = rule["threshold"], rule["relative"], rule.get("two_sided", True)
+    kept, decisions = literal_head_ablation(model, task, ablation, metric, threshold, relative, layers, n_verify, sides)
     assert [(line["head"], line["kept"]) for line in found.trace] == [one[:2] for one in decisions]
     assert [line["metric"] for line in found.trace] == pytest.approx([one[2] for one in decisions], abs=1e-9)
     assert found.circuit == head_circuit(model.graph, kept)
@@ -381,13 +382,13 @@ def check_against_the_literal_loop(model, task, ablation, metric="logit_diff", s
     metric=st.sampled_from(["logit_diff", "log_prob", "prob_diff"]),
     rule=st.sampled_from([(0.002, False), (0.02, False), (0.03, True), (0.3, True)]),
     order=st.sampled_from(["ascending", "descending", "random"]),
+    two_sided=st.booleans(),
 )
-def test_same_decisions_as_the_literal_loop(family, seed, kind, metric, rule, order):
+def test_same_decisions_as_the_literal_loop(family, seed, kind, metric, rule, order, two_sided):
     model = shared(family)
     task = random_task(model, n=3, seed=seed)
-    check_against_the_literal_loop(
-        model, task, Ablation(kind), metric, seed % 7, threshold=rule[0], relative=rule[1], order=order
-    )
+    rules = {"threshold": rule[0], "relative": rule[1], "order": order, "two_sided": two_sided}
+    check_against_the_literal_loop(model, task, Ablation(kind), metric, seed % 7, **rules)
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
@@ -398,6 +399,7 @@ def test_same_decisions_with_verification(relative, order):
     for seed in range(2):
         task = random_task(model, n=5, seed=seed)
         rule = {"threshold": 0.2 if relative else 0.005, "relative": relative, "order": order, "verify": 0.4}
+        rule["two_sided"] = order == "random"
         found = check_against_the_literal_loop(model, task, Ablation("mean"), seed=seed, n_verify=2, **rule)
         restored += sum("restored" in line for line in found.trace)
     assert restored

@@ -13,7 +13,7 @@ from circuitdisc.heads import logit_attribution
 from circuitdisc.heads.base import mean_intervals
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
-from circuitdisc.scoring.intervals import bootstrap_interval
+from circuitdisc.stats import interval, partition
 from circuitdisc.tasks.base import Example, Task
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
@@ -185,10 +185,10 @@ def test_small_chunks_change_nothing_and_the_table_is_sorted():
 
 def test_intervals_agree_with_those_of_scores():
     values = np.random.default_rng(0).normal(size=(3, 40)) + np.array([[0.0], [5.0], [-2.0]])
-    low, high = mean_intervals(values, 0.9)
+    over = partition(40, [f"{index % 8}" for index in range(40)])
+    low, high = mean_intervals(values, over, 0.9)
     for row in range(3):
-        expected = bootstrap_interval((values[row],), lambda x, axis=-1: x.mean(axis), 0.9)
-        assert (low[row], high[row]) == pytest.approx(expected, abs=0.05)
+        assert (low[row], high[row]) == pytest.approx(interval((values[row],), groups=over, confidence=0.9).ends)
     constant = mean_intervals(np.ones((1, 30)))
     assert (constant[0][0], constant[1][0]) == (1.0, 1.0)
     assert np.isnan(mean_intervals(np.ones((2, 1)))[0]).all()

@@ -15,13 +15,14 @@ from scipy import stats
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.changes import complement, inflate, members, random_path, random_paths, without
 from circuitdisc.scoring.exact_tests import holm, sign_test
-from circuitdisc.scoring.hypotheses import _circuits, distance, hypothesis_tests
+from circuitdisc.scoring.hypotheses import _circuits, _matched, distance, hypothesis_tests
 from circuitdisc.tasks.base import Task
 
 torch.set_num_threads(1)
@@ -53,7 +54,9 @@ def literal_values(circuit, split="heldout", random="paths", metric="logit_diff"
     model, task = small()
     (chunk,) = Patching(model, Ablation("resample"), task.train).hold(task.split(split))
     generator = np.random.default_rng([SETTINGS["seed"], 1])
-    named = dict(_circuits(circuit, members(circuit), SETTINGS["n_random"], random, generator))
+    by_paths, n = random == "paths" and circuit.granularity == "edge", SETTINGS["n_random"]
+    drawn = None if by_paths else random_circuits(circuit, n, np.random.default_rng([SETTINGS["seed"], 3])).circuits
+    named = dict(_circuits(circuit, members(circuit), n, drawn, generator))
     measure = get_metric(metric)
     return {
         name: chunk.batch.per_example(measure(masked_run(model, chunk, one.mask.copy()), chunk.labels)).numpy()
@@ -178,6 +181,10 @@ def test_what_cannot_be_tested_is_refused():
         hypothesis_tests(model, task, circuit, random="walks")
     with pytest.raises(BadSetting, match="empty"):
         hypothesis_tests(model, task, Circuit.empty(model.graph), ablation="resample")
+    graph = ComputationGraph(2, 2)
+    only = Circuit.from_edges(graph, ["input->m0", "m0->m1", "m1->logits"])
+    with pytest.raises(BadSetting, match="cannot be controlled"):
+        _matched(only, 5, np.random.default_rng(0))
     with pytest.raises(BadSetting, match="whole graph"):
         hypothesis_tests(model, task, Circuit.full(model.graph), ablation="resample")
     with pytest.raises(BadSetting, match="0 examples"):

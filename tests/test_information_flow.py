@@ -160,7 +160,7 @@ def test_a_threshold_keeps_what_reaches_it_and_the_ablation_changes_no_score():
 def test_bad_settings_get_a_sentence():
     model = model_of("gpt2")
     task = random_task(model)
-    with pytest.raises(BadSetting, match="threshold=2 must be between 0 and 1"):
+    with pytest.raises(BadSetting, match="threshold=2 must be a number from 0 to 1"):
         find(model, task, threshold=2)
     with pytest.raises(BadSetting, match=r"attention='yes'.* must be true or false"):
         find(model, task, attention="yes")

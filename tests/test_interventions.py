@@ -8,6 +8,7 @@ import pytest
 import torch
 from examples import random_examples
 from models import hugging_face, model_of
+from scipy import stats
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
@@ -188,8 +189,9 @@ def test_an_effect_says_before_and_after():
     assert found.difference == pytest.approx((after - before).mean())
     assert found.low is not None
     assert found.high is not None
-    differences = after - before  # the interval is that of paired examples: its ends are means of some of the differences
-    assert differences.min() <= found.low <= found.difference <= found.high <= differences.max()
+    apart = after - before  # the interval is that of paired examples: of four, Student's t
+    ends = stats.t.interval(0.95, 3, apart.mean(), apart.std(ddof=1) / 2)
+    assert (found.low, found.high) == pytest.approx(ends)
     drawn = random_heads(model.graph, CASES["all"], 3, np.random.default_rng(1))
     wanted = [(mean_metric(model, task.heldout, done) - before).mean() for done in drawn]
     assert found.controls == pytest.approx(wanted)

@@ -57,9 +57,10 @@ class Loop:
         return [masked_metric(model, chunks, mask, self.metric) for model, chunks in pairs]
 
 
-def needed(before, after, threshold, relative):
-    """Whether some checkpoint's metric falls by the threshold or more."""
-    return any(b - a >= (threshold * abs(b) if relative else threshold) for b, a in zip(before, after, strict=True))
+def needed(before, after, threshold, relative, two_sided=True):
+    """Whether some checkpoint's metric changes (falls, if not two-sided) by the threshold or more."""
+    size = abs if two_sided else float
+    return any(size(b - a) >= (threshold * abs(b) if relative else threshold) for b, a in zip(before, after, strict=True))
 
 
 def loop_over_edges(models, task, ablation, metric, threshold, relative, order="descending", spared=None):
@@ -78,7 +79,7 @@ def loop_over_edges(models, task, ablation, metric, threshold, relative, order="
                 continue
             mask[receiver, sender] = False
             new = measure(mask)
-            keep = needed(current, new, threshold, relative)
+            keep = needed(current, new, threshold, relative, metric != "kl")
             mask[receiver, sender] = keep
             current = current if keep else new
             decisions.append((graph.edge_name(receiver, sender), keep))
@@ -129,7 +130,7 @@ def loop_over_heads(models, task, ablation, threshold, relative, verify, spared=
             for head in removed:
                 values = verified(without(*[other for other in removed if other != head]))
                 allowed = [threshold * (abs(b) if relative else 1) for b in baseline]
-                margins.append(min(v - b + a for v, b, a in zip(values, baseline, allowed, strict=True)))
+                margins.append(min(a - abs(v - b) for v, b, a in zip(values, baseline, allowed, strict=True)))
             removed.pop(int(np.argmax(margins)))
         kept = [head for head in kept if head not in removed]
     return kept

@@ -9,6 +9,7 @@ import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.judge import judge
 from circuitdisc.pipeline import rescore
+from circuitdisc.report.wording import percent
 
 COMMON = ["model=toys/induction", "task=induction", "task.n=20", "task.n_heldout=30", "ablation=resample", "progress=false"]
 
@@ -46,9 +47,11 @@ def test_the_verdict_says_what_the_scores_say(run):
     text = " ".join(judged.verdict())
     faithfulness = judged.scores.get("faithfulness").value
     assert faithfulness is not None
-    assert f"Faithful within {100 * abs(1 - faithfulness):.3g} %" in text
-    idle = [need.part for need in judged.minimality.needs if not need.passes]
-    assert ("None of its" in text) == (not idle)
+    assert f"has a faithfulness of {percent(faithfulness)} (" in text
+    for part in (judged.minimality, judged.edges):
+        assert part is not None
+        idle = sum(not need.passes for need in part.needs)
+        assert f"{idle or 'None'} of its {len(part.needs)} {part.by}s change" in text
     for test in judged.tests.tests:
         before, after = text.split("against it:")
         assert test.name in (before if test.for_circuit else after)

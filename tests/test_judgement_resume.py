@@ -27,13 +27,13 @@ from circuitdisc.patching.memory import bytes_per_token
 from circuitdisc.patching.node_removal import bytes_of_run
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import parts_of, without
+from circuitdisc.schemas import validate
 from circuitdisc.scoring import stability as stability_module
 from circuitdisc.scoring.completeness import Completeness, completeness
 from circuitdisc.scoring.curves import curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.minimality import Minimality, minimality
 from circuitdisc.scoring.overlap import overlap
-from circuitdisc.scoring.plain import from_plain
 from circuitdisc.scoring.stability import stability
 
 torch.set_num_threads(1)
@@ -166,7 +166,7 @@ def test_hypothesis_tests_go_on_where_they_were(granularity, memory, tmp_path, m
         assert len(runs) > first, "what was done is not run again"
     with pytest.raises(BadRun, match="another seed"):
         hypothesis_tests(model, task, circuit, journal=journal, **{**settings, "seed": 5})
-    with pytest.raises(BadRun, match="another examples"):
+    with pytest.raises(BadRun, match="other train examples, other tested examples"):
         hypothesis_tests(model, random_task(model, 5, seed=2), circuit, journal=journal, **settings)
 
 
@@ -186,7 +186,7 @@ def test_stability_goes_on_where_it_was(tmp_path, monkeypatch):
         assert len(found) == 3, "the whole split and two samples were done"
     assert again.to_dict() == straight.to_dict()
     assert again.circuits == straight.circuits
-    with pytest.raises(BadRun, match="another settings"):
+    with pytest.raises(BadRun, match=r"another algorithm\.edges \(12, now 11\)"):
         stability(model, task, "eap", n_bootstrap=5, journal=journal, **{**settings, "edges": 11})
     more = stability(model, task, "eap", n_bootstrap=6, journal=journal, **settings)
     assert more.circuits[:5] == straight.circuits
@@ -232,9 +232,9 @@ def test_a_killed_judgement_goes_on_where_it_was(run, monkeypatch, capsys):
     assert without_seconds(again.to_dict()) == without_seconds(straight.to_dict())
     assert again.text() == straight.text()
     assert not list(run.glob("*.partial.jsonl"))
-    assert without_seconds(json.loads((run / "judgement.json").read_text())) == without_seconds(
-        json.loads(json.dumps(straight.to_dict()))
-    )
+    written = json.loads((run / "judgement.json").read_text())
+    assert written.pop("identity")["weights"]
+    assert without_seconds(written) == without_seconds(json.loads(json.dumps(straight.to_dict())))
 
 
 def test_other_settings_start_afresh(run, monkeypatch, capsys):
@@ -256,19 +256,19 @@ def test_scores_come_back_from_json(run):
     judged = judge(run, {}, progress=False)
     assert judged.completeness is not None
     data = json.loads(json.dumps(judged.completeness.to_dict()))
-    assert from_plain(Completeness, data) == judged.completeness
+    assert validate(Completeness, data, "a file") == judged.completeness
     with pytest.raises(BadFile, match="not a Minimality"):
-        from_plain(Minimality, data)
+        validate(Minimality, data, "a file")
 
 
 def test_complete_or_not_is_said_against_a_share_that_is_named(run):
     judged = judge(run, {}, progress=False)
     assert judged.completeness is not None
-    assert judged.edges is not None
     first = judged.completeness.gaps[0]
 
     def sentence(value: float) -> str:
         gap = replace(first, kind="empty", removed=("a0.h1", "a1.h2"), full=10.0, circuit=10.0 - value, value=value)
+        gap = replace(gap, low=value, high=value)
         assert judged.completeness is not None
         changed = replace(judged.completeness, gaps=(gap,))
         (line,) = (one for one in replace(judged, completeness=changed).verdict() if "separates" in one)
@@ -277,9 +277,7 @@ def test_complete_or_not_is_said_against_a_share_that_is_named(run):
     assert sentence(1.9).startswith("Not complete: removing a0.h1 and a1.h2 separates it from the model by 1.9")
     assert sentence(0.9).startswith("Complete: removing a0.h1 and a1.h2")
     assert "19 % of the model's" in sentence(1.9)
-    assert "up to 10 % counts as complete" in sentence(1.9)
-    idle = sum(not need.passes for need in judged.edges.needs)
-    assert f"{idle or 'None'} of its {len(judged.edges.needs)} edges do" in " ".join(judged.verdict())
+    assert "up to 10 % is complete" in sentence(1.9)
     assert isinstance(judged, Judgement)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from changed import changed
 from examples import random_examples
 from models import hugging_face, model_of
 
@@ -320,7 +321,7 @@ def test_edits_that_make_no_sense(make, sentence):
         (["a0.h0"], {"k": 2}, BadSetting, "k=2 is for heads=lofit"),
         ("lofit", {"k": 99}, BadSetting, "k=99 is more than the 12 heads"),
         (["a0.h0"], {"n_choose": 4}, BadTask, "cannot be dealt into some to train on"),
-        (["a0.h0"], {"l1": -1}, BadSetting, "l1=-1 must be at least 0"),
+        (["a0.h0"], {"l1": -1}, BadSetting, "l1=-1 must be a number from 0"),
         (["a0.h0"], {"factors": []}, BadSetting, "factors= is empty"),
         (["a0.h0"], {"learning_rate": 0}, BadSetting, "learning_rate=0"),
         (["a0.h0"], {"metric": "logitdiff"}, UnknownName, "logit_diff"),
@@ -345,13 +346,20 @@ def test_a_killed_call_goes_on(unsure, tmp_path):
     whole = localised(model, task, "lofit", k=1, journal=(journal := Journal(path)), **settings)
     journal.close()
     kept = path.read_text().splitlines()
-    assert len(kept) == 2 * 5  # settings, norms, three edits; each with its mark
-    path.write_text("\n".join(kept[:6]) + "\n")
+    assert len(kept) == 1 + 2 * 4  # identity; norms and three edits, each with its mark
+    path.write_text("\n".join(kept[:5]) + "\n")
     again = localised(model, task, "lofit", k=1, journal=Journal(path), **settings)
     assert again.to_dict() == whole.to_dict()
     assert path.read_text().splitlines() == kept
-    with pytest.raises(BadRun, match="other settings"):
-        localised(model, task, "lofit", k=1, journal=Journal(path), **{**settings, "epochs": 3})
+    changes = (
+        (changed(model), task, {}, "other weights of the model"),
+        (model, replace(task, train=task.train[1:]), {}, "other train examples"),
+        (model, task, {"epochs": 3}, r"another epochs \(2, now 3\)"),
+    )
+    for other, examples, more, says in changes:
+        with pytest.raises(BadRun, match=f"begun with {says}"):
+            localised(other, examples, "lofit", k=1, journal=Journal(path), **{**settings, **more})
+    assert localised(model, task, "lofit", k=1, journal=Journal(path), **settings).to_dict() == whole.to_dict()
 
 
 TOY = [

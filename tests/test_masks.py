@@ -367,7 +367,7 @@ def test_bad_settings_get_a_sentence():
     for algorithm in LEARNED:
         with pytest.raises(BadSetting, match="steps=0 must be a whole number from 1"):
             run(algorithm, model, task, steps=0)
-        with pytest.raises(BadSetting, match="learning_rate=0 must be above 0"):
+        with pytest.raises(BadSetting, match="learning_rate=0 must be a number above 0"):
             run(algorithm, model, task, learning_rate=0)
         with pytest.raises(UnknownName, match="unknown value of loss 'kll'"):
             run(algorithm, model, task, loss="kll")
@@ -379,7 +379,7 @@ def test_bad_settings_get_a_sentence():
         run("subnetwork_probing", model, task, unit="nodes")
     with pytest.raises(BadSetting, match="smallest=9999"):
         run("soft_topk", model, task, smallest=9999)
-    with pytest.raises(BadSetting, match="warm_up=2 must be between 0 and 1"):
+    with pytest.raises(BadSetting, match="warm_up=2 must be a number from 0 to 1"):
         run("edge_pruning", model, task, warm_up=2)
 
 

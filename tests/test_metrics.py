@@ -27,7 +27,8 @@ def made_up(seed, n_answers=3, n_wrong=4, full=True):
         wrong.append(tokens[split : split + int(generator.integers(1, n_wrong + 1))])
     logits = torch.from_numpy(generator.normal(size=(n, V)) * 3)
     full_logprobs = torch.from_numpy(generator.normal(size=(n, V)) * 3).log_softmax(-1) if full else None
-    return logits, answers, wrong, Labels(*padded(answers), *padded(wrong), full_logprobs)
+    targets = torch.from_numpy(generator.normal(size=n))
+    return logits, answers, wrong, Labels(*padded(answers), *padded(wrong), full_logprobs, targets)
 
 
 def padded(rows):
@@ -41,7 +42,7 @@ def softmax(row):
     return [math.exp(x) / total for x in row]
 
 
-def literal(name, row, right, wrong, full):
+def literal(name, row, right, wrong, full, target):
     """One reading, from lists of numbers."""
     p = softmax(row)
     if name == "logit_diff":
@@ -52,6 +53,10 @@ def literal(name, row, right, wrong, full):
         return math.log(sum(p[t] for t in right))
     if name == "accuracy":
         return 1.0 if max(range(len(row)), key=lambda t: row[t]) in right else 0.0
+    if name == "squared_error":
+        return -((sum(row[t] for t in right) / len(right) - target) ** 2)
+    if name == "pair_accuracy":
+        return float(all(any(row[t] > row[w] for t in right) for w in wrong))
     assert name == "kl"
     return -sum(math.exp(f) * (f - math.log(q)) for f, q in zip(full, p, strict=True))
 
@@ -62,8 +67,9 @@ def literal(name, row, right, wrong, full):
 def test_metrics_equal_their_definitions(name, seed):
     logits, answers, wrong, labels = made_up(seed)
     assert labels.full_logprobs is not None
-    full = labels.full_logprobs.tolist()
-    wanted = [literal(name, *rows) for rows in zip(logits.tolist(), answers, wrong, full, strict=True)]
+    assert labels.targets is not None
+    full, targets = labels.full_logprobs.tolist(), labels.targets.tolist()
+    wanted = [literal(name, *rows) for rows in zip(logits.tolist(), answers, wrong, full, targets, strict=True)]
     torch.testing.assert_close(METRICS[name](logits, labels).tolist(), wanted, atol=1e-12, rtol=0)
 
 

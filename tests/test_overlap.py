@@ -11,7 +11,6 @@ from scipy import stats
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import GraphMismatch
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.overlap import HEADS_DECIDE, overlap, shared_distribution
 
 SMALL = ComputationGraph(2, 3)
@@ -92,6 +91,18 @@ def test_a_circuit_is_itself_and_not_its_complement(pair):
     assert overlap(circuit, ~circuit)["edges"].jaccard == 0
 
 
+def redrawn(circuit, generator):
+    """As many edges between each two kinds and layers, one kind after the other."""
+    strata = {}
+    for edge in Circuit.full(circuit.graph).edges():
+        key = (edge.sender.kind, edge.sender.layer, edge.receiver.kind, edge.receiver.node.layer)
+        strata.setdefault(key, []).append(edge.name)
+    names = []
+    for members in strata.values():
+        names += generator.choice(members, sum(name in circuit for name in members), replace=False).tolist()
+    return Circuit.from_edges(circuit.graph, names)
+
+
 def test_chance_is_what_drawing_shares():
     """The exact distributions against 4,000 circuits drawn; the bounds are four standard errors."""
     a, b = some_circuit(SMALL, 1, 0.4), some_circuit(SMALL, 2, 0.5)
@@ -100,7 +111,7 @@ def test_chance_is_what_drawing_shares():
     edges = np.argwhere(SMALL.edge_mask)
     matched, uniform = [], []
     for _ in range(n):
-        matched.append((random_circuit(b, generator) & a).n_edges)
+        matched.append((redrawn(b, generator) & a).n_edges)
         chosen = edges[generator.choice(len(edges), b.n_edges, replace=False)]
         uniform.append(int(a.mask[chosen[:, 0], chosen[:, 1]].sum()))
     for chance, drawn in ((found.matched, matched), (found.uniform, uniform)):
@@ -116,7 +127,8 @@ def test_heads_of_the_same_layers_are_drawn():
     a = Circuit.from_heads(graph, ["a1.h0", "a1.h1", "a1.h2", "a2.h0"])
     b = Circuit.from_heads(graph, ["a1.h1", "a1.h2", "a1.h4"])
     found, generator = overlap(a, b)["heads"], np.random.default_rng(0)
-    drawn = [len(set(random_circuit(b, generator).heads()) & set(a.heads())) for _ in range(2000)]
+    in_a = {int(name[-1]) for name in a.heads() if name.startswith("a1")}
+    drawn = [len(set(generator.choice(6, 3, replace=False).tolist()) & in_a) for _ in range(2000)]
     assert found.matched is not None
     assert found.matched.expected == 3 * 3 / 6
     assert found.matched.p_value == pytest.approx(1 / 2)  # at least 2 of 3, half of them in A

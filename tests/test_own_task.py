@@ -14,6 +14,7 @@ from tiny import bare_model, word_model, word_tokenizer
 
 from circuitdisc.errors import BadFile, BadTask, UnknownName
 from circuitdisc.tasks import Task, load_task
+from circuitdisc.tasks.check import raise_problems
 from circuitdisc.tasks.nouns import NOUNS
 from circuitdisc.tasks.roles import position_of
 from circuitdisc.tasks.rows import CSV_COLUMNS, read_rows
@@ -310,11 +311,24 @@ def test_missing_empty_and_other_files(tmp_path: Path) -> None:
         load_task("none.txt", word_model())
 
 
-def test_only_the_first_few_bad_lines_are_shown(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
+def test_only_the_first_few_bad_lines_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("pairs.jsonl")
     path.write_text(GOOD + "oops\n" * 5, encoding="utf-8")
-    lines = complaint(path).split("\n")
-    assert [line.split(": ")[0] for line in lines] == [*(f"{path}:{number}" for number in (2, 3, 4)), "... and 2 more"]
+    *lines, rest = complaint(path).split("\n")
+    assert [line.split(": ")[0] for line in lines] == [f"{path}:{number}" for number in (2, 3, 4)][: len(lines)]
+    assert lines  # as many of the first three as a message has room for
+    assert rest == f"... and {5 - len(lines)} more"
+
+
+def test_a_message_about_many_lines_stays_short() -> None:
+    """As many problems as fit, and the first one whatever its length."""
+    for length, shown in ((100, 3), (200, 2), (600, 1)):
+        with pytest.raises(BadFile) as caught:
+            raise_problems([f"{number}{'x' * (length - 1)}" for number in range(9)], BadFile)
+        lines = str(caught.value).split("\n")
+        assert [len(line) for line in lines[:-1]] == [length] * shown
+        assert lines[-1] == f"... and {9 - shown} more"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +339,7 @@ def test_only_the_first_few_bad_lines_are_shown(tmp_path: Path) -> None:
         ({"clean": [1], "answers": 99}, r"token id 99 is not in the output vocabulary"),
         (
             {"clean": [1], "answers": [2, 3], "wrong": 3},
-            r"token 3 is both a right and a wrong answer: take it from one of the two",
+            r"token \[3\] is both a right and a wrong answer: take it from one of the two",
         ),
         ({"clean": [1], "answers": 2, "positions": 1}, r"position 1 is outside the prompt, which has 1 tokens"),
         ({"clean": [1, 2], "answers": 3, "roles": {"s": 2}}, r"role 's': position 2 is outside the prompt, which has 2 tokens"),

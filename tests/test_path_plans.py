@@ -111,7 +111,7 @@ def test_a_killed_search_goes_on(toy, tmp_path):
         assert again.circuit == whole.circuit
         assert again.circuit.groups == whole.circuit.groups
         assert [json.dumps(line) for line in again.trace] == lines
-    with pytest.raises(BadRun, match="plan has changed"):
+    with pytest.raises(BadRun, match=r"another algorithm\.threshold \(0\.02, now 0\.03\)"):
         search(toy, Journal(tmp_path / "whole.jsonl"), threshold=0.03)
 
 

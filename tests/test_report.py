@@ -48,9 +48,10 @@ def made_up_scores(*rows: Score) -> Scores:
     return Scores(61, 479, 9, 32, means, rows)
 
 
+RANDOM = (0.01, -0.02, 0.03) + 17 * (0.0,)
 USUAL = made_up_scores(
     made_up_score("faithfulness", "train", 0.985, n=100),
-    made_up_score("faithfulness", "heldout", 0.97, 0.025, controls=(0.01, -0.02, 0.03)),
+    made_up_score("faithfulness", "heldout", 0.97, 0.025, controls=RANDOM),
     made_up_score("kl", "train", 0.01134, 0.001),
     made_up_score("kl", "heldout", 0.01278, 0.001, controls=(1.2, None), note="of the answer's logits"),
     made_up_score("completeness", "heldout", None, note="the full model is at chance"),
@@ -126,7 +127,7 @@ def test_page_shows_every_score_and_mean(tmp_path):
     for score in USUAL.scores:
         assert (score_value(score.name, score.value) if score.value is not None else score.note) in page.words
     assert "undefined: the full model is at chance" in page.words
-    assert "median 1 % (−2 % to 3 %) of 3" in page.words
+    assert "median 0 % (−2 % to 3 %) of 20" in page.words
     assert "of 1, 1 undefined" in page.words
     for mean in ("3.41", "3.33", "−0.0123"):
         assert mean in page.words
@@ -342,7 +343,7 @@ def test_controls_figure_needs_controls():
     assert controls_figure(made_up_scores(made_up_score("faithfulness", "heldout", 0.9))) is None
     figure = controls_figure(USUAL)
     assert figure is not None
-    assert [list(trace.x) for trace in traces(figure)] == [[0.01, -0.02, 0.03], [0.97], [1.2], [0.01278]]
+    assert [list(trace.x) for trace in traces(figure)] == [list(RANDOM), [0.97], [1.2], [0.01278]]
 
 
 @pytest.mark.parametrize(
@@ -367,28 +368,46 @@ def test_search_figure_takes_any_trace(trace, n_lines):
 
 def test_verdict_of_a_good_circuit():
     assert verdict(USUAL).headline == (
-        "On 1,000 held-out examples the circuit (61 of 479 edges, 12.7 %) keeps 97 % of the metric (95 % interval "
-        "94.5 % to 99.5 %); random circuits of the same size and kind keep 3 % at best."
+        "On 1,000 held-out examples the circuit (61 of 479 edges, 12.7 %) has a faithfulness of 97 % (95 % interval 94.5 % to "
+        "99.5 %): its mean logit_diff, 3.33, lies that far from the empty circuit's −0.0123 to the full model's 3.41; of 20 "
+        "random circuits of the same size and kind the nearest to 100 % has 3 %."
     )
     assert verdict(USUAL).caveats == ()
-    assert "9 of 32 heads" in verdict(USUAL, "head").headline
+    assert "9 of 32 heads" in verdict(USUAL, Circuit.from_heads(SMALL, ["a0.h1"])).headline
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([("heldout", None, {"note": "m(full) = m(empty)"})], "is undefined: m(full) = m(empty)."),
-        ([("heldout", float("nan"), {})], "is undefined."),
-        ([("heldout", 1.3, {})], "overshoots: it reaches 130 % of the metric"),
-        ([("heldout", -0.2, {})], "keeps nothing of the metric: −20 %"),
-        ([("heldout", -0.2, {})], "worse than the empty circuit"),
+        (
+            [("heldout", None, {"note": "m(full) = m(empty)"})],
+            "is undefined: m(full) = m(empty) (mean logit_diff: full model 3.41, circuit 3.33,",
+        ),
+        ([("heldout", float("nan"), {})], "is undefined (mean"),
+        (
+            [("heldout", 1.3, {})],
+            "lies that far from the empty circuit's −0.0123 to the full model's 3.41, past the full model",
+        ),
+        ([("heldout", 1.3, {})], "More than 100 % is no merit"),
+        ([("heldout", -0.2, {})], "a faithfulness of −20 %"),
+        ([("heldout", -0.2, {})], "the far side of the empty circuit"),
+        ([("heldout", 0.01, {})], "The interval reaches 0 %"),
         ([("heldout", 0.5, {})], "not compared with random circuits"),
-        ([("heldout", 0.5, {"controls": (0.6, 0.1, None)})], "1 of 2 random circuits of the same size and kind score at"),
-        ([("heldout", 0.5, {"controls": (0.6, 0.1, None)})], "1 random circuits is undefined"),
-        ([("heldout", 0.5, {"controls": (None,)})], "all 1 random circuits is undefined"),
-        ([("heldout", 0.6, {}), ("train", 0.98, {})], "fits its search examples better than held-out ones"),
-        ([("heldout", 0.98, {}), ("train", 0.6, {})], "fits held-out examples better"),
-        ([("train", 0.98, {})], "no held-out examples"),
+        (
+            [("heldout", 0.5, {"controls": (0.6, 0.1, None)})],
+            "1 of 2 random circuits of the same size and kind come at least as near to 100 %: p = 0.667",
+        ),
+        ([("heldout", 0.5, {"controls": (0.6, 0.1, None)})], "1 random circuits of the same size and kind is undefined"),
+        ([("heldout", 0.5, {"controls": (None,)})], "all 1 random circuits of the same size and kind is undefined"),
+        (
+            [("heldout", 0.6, {}), ("train", 0.98, {})],
+            "On the 1,000 search examples the circuit lies nearer to 100 %",
+        ),
+        (
+            [("heldout", 0.98, {}), ("train", 0.6, {})],
+            "On the 1,000 search examples the circuit lies farther from 100 %",
+        ),
+        ([("train", 0.98, {})], "There are no held-out examples"),
         ([("heldout", 0.9, {"low": None})], "No interval"),
     ],
 )
@@ -401,7 +420,7 @@ def test_verdict_names_every_reason_for_doubt(rows, expected):
 
 def test_verdict_is_silent_about_overlapping_intervals():
     rows = [
-        made_up_score("faithfulness", split, value, controls=(0.0,)) for split, value in (("train", 0.95), ("heldout", 0.93))
+        made_up_score("faithfulness", split, value, controls=RANDOM) for split, value in (("train", 0.95), ("heldout", 0.93))
     ]
     assert verdict(made_up_scores(*rows)).caveats == ()
 
@@ -461,5 +480,5 @@ def test_scores_table_has_every_score_and_encodes_anywhere():
     assert len(rows) == len(USUAL.scores)
     assert "97 %" in rows[1]
     assert "0.0128" in rows[3]
-    assert "completeness (heldout): undefined: the full model is at chance" in text
+    assert "completeness (held-out examples): undefined: the full model is at chance" in text
     assert scores_table(made_up_scores()).startswith("61 of 479")

@@ -108,8 +108,8 @@ def test_a_journal_in_memory():
 def test_a_journal_that_cannot_be_opened_is_a_sentence(tmp_path):
     with pytest.raises(BadRun, match=r"cannot write .*journal\.jsonl"):
         Journal(tmp_path / "no such folder" / "journal.jsonl")
-    with pytest.raises(BadRun, match="cannot write"):
-        Journal(tmp_path)  # a folder
+    with pytest.raises(BadRun, match="it is a folder"):
+        Journal(tmp_path)
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_what_was_written(tmp_path):
@@ -176,10 +176,11 @@ def test_a_folder_that_may_not_be_written_is_a_sentence(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr("circuitdisc.files.os.open", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)  # a read-only disk refuses this even where there is nothing to remove
     with pytest.raises(BadRun, match=r"cannot write .*config\.json: Read-only file system"):
         Run.create(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "not json", "[]", "3"])
@@ -204,20 +205,33 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def half_written(path, text, **_):
+class HalfWritten:
     """A disk that fills up in the middle of the file."""
-    with path.open("w") as file:
-        file.write(text[: len(text) // 2])
-    full_disk()
+
+    def __init__(self, handle, mode):
+        self.file = original_fdopen(handle, mode)
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        full_disk()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+original_fdopen = os.fdopen
 
 
 @pytest.mark.parametrize(
-    ("method", "failure"), [("write_text", half_written), ("write_text", full_disk), ("replace", full_disk)]
+    ("function", "failure"), [("fdopen", HalfWritten), ("open", full_disk), ("fsync", full_disk), ("replace", full_disk)]
 )
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, method, failure):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, function, failure):
     path = tmp_path / "circuit.json"
     write_json(path, {"old": True})
-    monkeypatch.setattr(Path, method, failure)
+    monkeypatch.setattr(f"circuitdisc.files.os.{function}", failure)
     with pytest.raises(BadRun, match=r"cannot write .*circuit\.json: No space left on device\. Free some space"):
         write_json(path, {"new": list(range(1000))})
     monkeypatch.undo()

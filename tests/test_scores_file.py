@@ -76,7 +76,7 @@ def test_greedy_growth_and_the_curve_alone(found, files, capsys):
         (["--scores", "PLAIN", "model=tpp/lightweight"], "no task is named"),
         (["--scores", "PLAIN", "task=tpp"], "no model is named"),
         (["--scores", "PLAIN", *TPP, "edgs=4"], "unknown setting of score --scores 'edgs'. Did you mean edges"),
-        (["--scores", "PLAIN", *TPP, "edges=lots"], "edges='lots' is not a number of edges"),
+        (["--scores", "PLAIN", *TPP, "edges=lots"], "edges='lots' must be a whole number"),
         (["--scores", "PLAIN", *TPP, "--all"], "unknown option '--all'"),
         (["some_run", "--scores", "PLAIN", *TPP], "'some_run' is not a setting"),
         (["--scores", "PLAIN", "model=multitask/base", "task=ioi", *QUICK[:2], "grow=best"], "unknown value of grow 'best'"),

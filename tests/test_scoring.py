@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,19 +18,29 @@ from scipy import stats
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import METRICS
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.scoring import Score, Scores, score
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import UNCLEAR, faithfulness_scores
-from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+from circuitdisc.stats import partition
 from circuitdisc.tasks.base import Task, collate
 
 GRAPH = ComputationGraph(4, 6)
-NAMES = ("faithfulness", "ratio", "difference", "kl", "accuracy", "full_accuracy", "accuracy_ratio")
+NAMES = (
+    "faithfulness",
+    "ratio",
+    "difference",
+    "kl",
+    "accuracy",
+    "full_accuracy",
+    "accuracy_ratio",
+    "pair_accuracy",
+    "full_pair_accuracy",
+)
 
 
 @cache
@@ -68,6 +77,8 @@ def literal_mean(examples, logits, full_logits, metric):
                 readings.append(sum(row[t] for t in right) / len(right) - sum(row[t] for t in wrong) / len(wrong))
             elif metric == "accuracy":
                 readings.append(float(row.index(max(row)) in right))
+            elif metric == "pair_accuracy":
+                readings.append(float(all(any(row[t] > row[w] for t in right) for w in wrong)))
             else:
                 readings.append(-sum(math.exp(f) * (f - q) for f, q in zip(full, log_softmax(row), strict=True)))
             at += 1
@@ -91,8 +102,7 @@ def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
     task = random_task(model, n=4)
     circuit = (some_heads if whole_heads else some_circuit)(model.graph)
     found = score(model, task, circuit, ablation=ablation, n_random=2, seed=5)
-    generator = np.random.default_rng(5)
-    controls = [random_circuit(circuit, generator).mask for _ in range(2)]
+    controls = [one.mask for one in random_circuits(circuit, 2, np.random.default_rng(5)).circuits]
     nothing = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
 
     for split in ("train", "heldout"):
@@ -105,9 +115,9 @@ def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
             "1": controls[1],
         }
         logits = {name: reference_logits(model, ablation, task.train, examples, mask) for name, mask in masks.items()}
-        m, kl, right = (
+        m, kl, right, pairs = (
             {name: literal_mean(examples, rows, logits["full"], metric) for name, rows in logits.items()}
-            for metric in ("logit_diff", "kl", "accuracy")
+            for metric in ("logit_diff", "kl", "accuracy", "pair_accuracy")
         )
         span = m["full"] - m["empty"]
         wanted = {
@@ -116,13 +126,14 @@ def test_scores_equal_the_figures_of_reference_runs(family, whole_heads, kind):
             "difference": {name: abs(m["full"] - m[name]) for name in m},
             "kl": {name: -kl[name] for name in m},
             "accuracy": right,
+            "pair_accuracy": pairs,
         }
         assert dict(found.means[split]) == pytest.approx({name: m[name] for name in ("full", "circuit", "empty")}, abs=1e-9)
         for name, figures in wanted.items():
             one = found.get(name, split)
             assert one.value == pytest.approx(figures["circuit"], rel=1e-8, abs=1e-9), name
             assert one.controls == pytest.approx([figures["0"], figures["1"]], rel=1e-8, abs=1e-9), name
-            assert one.metric == {"kl": "kl", "accuracy": "accuracy"}.get(name, "logit_diff")
+            assert one.metric == (name if name in ("kl", "accuracy", "pair_accuracy") else "logit_diff")
             assert (one.n, one.ablation, one.confidence) == (4, ablation.label, 0.95)
     assert (found.circuit_edges, found.graph_edges) == (circuit.n_edges, model.graph.n_edges)
     assert (found.circuit_heads, found.graph_heads) == (len(circuit.heads()), model.graph.n_layers * 4)
@@ -283,66 +294,11 @@ def test_an_accuracy_on_which_all_agree_has_wilsons_interval():
     found = by_name([1.0] * 20, [1.0] * 20, [0.0] * 20)["accuracy"]
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(20 / (20 + stats.norm.ppf(0.975) ** 2))  # Wilson's lower end where all hit
-    assert "Wilson" in found.note
-    assert wilson_interval(0, 20)[0] == 0.0
+    assert found.method == "Wilson's interval over 20 examples"
     mixed = by_name([1.0] * 20, [1.0] * 19 + [0.0], [0.0] * 20)["accuracy"]
-    assert mixed.low is not None
-    assert 0.8 < mixed.low < 0.95
-    assert "Wilson" not in mixed.note
-
-
-# --- controls ------------------------------------------------------------------------------------------------------------
-
-
-def mix(circuit):
-    """How many edges there are from each kind and layer of sender into each kind and layer of receiver."""
-    return Counter((e.sender.kind, e.sender.layer, e.receiver.kind, e.receiver.node.layer) for e in circuit.edges())
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from(
-        [GRAPH, ComputationGraph(3, 2, parallel=True), ComputationGraph(2, 5, has_mlp=False, split_embeddings=True)]
-    ),
-    st.integers(0, 10**6),
-    st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]),
-)
-def test_edge_controls_have_the_same_size_and_mix(graph, seed, share):
-    circuit = some_circuit(graph, seed, share)
-    control = random_circuit(circuit, np.random.default_rng(seed))
-    assert control.n_edges == circuit.n_edges
-    assert mix(control) == mix(circuit)
-    assert len(set(control.edge_names())) == circuit.n_edges
-    assert control.granularity == "edge"
-    assert random_circuit(circuit, np.random.default_rng(seed)) == control
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.2, 0.7, 1.0]))
-def test_head_controls_have_as_many_heads_in_each_layer(seed, share):
-    circuit = some_heads(GRAPH, seed, share)
-    control = random_circuit(circuit, np.random.default_rng(seed))
-    assert Counter(name.split(".")[0] for name in control.heads()) == Counter(name.split(".")[0] for name in circuit.heads())
-    assert control == Circuit.from_heads(GRAPH, control.heads())
-    assert control.granularity == "head"
-    assert random_circuit(circuit, np.random.default_rng(seed)) == control
-
-
-@pytest.mark.parametrize("make", [some_circuit, some_heads])
-def test_controls_differ_from_draw_to_draw_and_use_every_edge(make):
-    circuit, generator = make(GRAPH, share=0.4), np.random.default_rng(0)
-    draws = [random_circuit(circuit, generator) for _ in range(60)]
-    assert len(set(draws)) > 50
-    ever = np.any([draw.mask for draw in draws], axis=0)
-    free = {key for key, count in mix(Circuit.full(GRAPH)).items() if 0.2 * count <= mix(circuit)[key]}
-    wanted = [
-        e
-        for e in Circuit.full(GRAPH).edges()
-        if (e.sender.kind, e.sender.layer, e.receiver.kind, e.receiver.node.layer) in free
-    ]
-    assert wanted
-    missed = [edge.name for edge in wanted if not ever[GRAPH.parse_edge(edge.name)]]
-    assert missed == [] if make is some_circuit else len(missed) < len(wanted) / 4
+    book = stats.binomtest(19, 20).proportion_ci(0.95, method="wilson")
+    assert (mixed.low, mixed.high) == pytest.approx((book.low, book.high))
+    assert mixed.method == found.method
 
 
 def test_the_same_seed_gives_the_same_scores():
@@ -354,37 +310,7 @@ def test_the_same_seed_gives_the_same_scores():
     assert first.get("ratio").controls != other.get("ratio").controls
 
 
-# --- intervals -----------------------------------------------------------------------------------------------------------
-
-
-def average(x, axis=-1):
-    return x.mean(axis)
-
-
-def test_intervals_hold_the_value_and_shrink_with_more_examples():
-    generator, widths = np.random.default_rng(0), {}
-    for n in (20, 80, 320):
-        intervals = []
-        for seed in range(15):
-            sample = generator.normal(1.0, 2.0, n)
-            low, high = bootstrap_interval((sample,), average, seed=seed)
-            assert low < sample.mean() < high
-            intervals.append(high - low)
-        widths[n] = mean(intervals)
-        assert widths[n] == pytest.approx(2 * 1.96 * 2.0 / n**0.5, rel=0.15)
-    assert widths[20] > 1.5 * widths[80] > 2.25 * widths[320]
-
-
-@pytest.mark.parametrize("confidence", [0.95, 0.5])
-def test_intervals_cover_the_truth_as_often_as_they_say(confidence):
-    """200 samples of 60: the number of hits lies where a binomial of about the stated coverage would have it."""
-    generator, n_trials = np.random.default_rng(1), 200
-    hits = 0
-    for seed in range(n_trials):
-        low, high = bootstrap_interval((generator.normal(3.0, 1.0, 60),), average, confidence, seed)
-        hits += low <= 3.0 <= high
-    few, many = (stats.binom.ppf(q, n_trials, confidence + shift) for q, shift in ((1e-4, -0.02), (1 - 1e-4, 0.02)))
-    assert few <= hits <= many
+# --- intervals and controls in scores -------------------------------------------------------------------------------------
 
 
 def test_examples_are_drawn_together():
@@ -394,10 +320,51 @@ def test_examples_are_drawn_together():
     assert found.value == found.low == found.high == pytest.approx(0.5)
 
 
-def test_intervals_are_reproducible():
-    sample = np.random.default_rng(3).normal(size=30)
-    assert bootstrap_interval((sample,), average, seed=4) == bootstrap_interval((sample,), average, seed=4)
-    assert bootstrap_interval((sample,), average, seed=4) != bootstrap_interval((sample,), average, seed=5)
+def test_scores_say_how_their_intervals_were_made_and_what_controls_were_matched_in():
+    model = shared("attention_only")
+    task, circuit = random_task(model, n=8), some_circuit(model.graph)
+    found = score(model, task, circuit, ablation="mean", n_random=2)
+    over = "8 examples; their 2 groups are too few to be drawn again, so that it holds for these alone"
+    for one in found.scores:
+        assert one.method in (
+            f"studentised bootstrap over {over}",
+            f"Wilson's interval over {over}",
+            f"Student's t over {over}",
+            "",
+        )
+    assert found.get("faithfulness").method.startswith("studentised bootstrap over 8 examples")
+    assert "as many live edges" in found.get("faithfulness").matched
+    assert found.get("full_accuracy").matched == ""
+
+
+def test_a_circuit_without_others_like_it_says_that_it_cannot_be_controlled():
+    model = shared("attention_only")
+    found = score(model, random_task(model, n=4), Circuit.full(model.graph), ablation="mean").get("faithfulness")
+    assert found.controls == ()
+    assert found.matched.startswith("cannot be controlled: no other circuit has")
+
+
+def test_groups_are_drawn_whole():
+    """Five groups of like examples are five observations."""
+    generator = np.random.default_rng(0)
+    of = np.repeat(np.arange(5), 20)
+    circuit = generator.normal(size=5)[of] + 1e-3 * generator.normal(size=100)
+    rows = {"full": np.ones(100), "circuit": circuit, "empty": np.zeros(100)}
+    values: dict[str, Any] = {name: dict.fromkeys(("logit_diff", "kl", "accuracy"), row) for name, row in rows.items()}
+    labels: dict[str, Any] = {"split": "heldout", "metric": "logit_diff", "ablation": "zero"}
+    single = faithfulness_scores(values, [], **labels)[0]
+    grouped = faithfulness_scores(values, [], **labels, over=partition(100, of.tolist()))[0]
+    assert single.value == grouped.value
+    widths = [np.ptp(np.array([one.low, one.high], dtype=float)) for one in (single, grouped)]
+    assert widths[1] > 3 * widths[0]
+    assert "in 5 groups" in grouped.method
+
+
+def test_a_kl_that_rests_on_few_examples_says_so():
+    kl = -np.r_[np.full(97, 0.001), 1.0, 2.0, 3.0]
+    few = by_name([0.0] * 100, kl.tolist(), [-5.0] * 100)["kl"]
+    assert "half of it comes from 2 of 100 examples" in few.note  # 3 + 2 > 6.097 / 2
+    assert by_name([0.0] * 100, (-np.ones(100)).tolist(), [-5.0] * 100)["kl"].note == ""
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------
@@ -416,6 +383,8 @@ rows = st.builds(
     confidence=floats,
     controls=st.lists(st.none() | floats, max_size=3).map(tuple),
     note=st.text(),
+    method=st.text(),
+    matched=st.text(),
 )
 tables = st.builds(
     Scores,

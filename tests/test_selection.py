@@ -91,7 +91,7 @@ def test_bad_selections_get_a_sentence():
     graph = ComputationGraph(1, 2)
     bad_edges: list[Any] = [0, -3, 2.5, True]
     for edges in bad_edges:
-        with pytest.raises(BadSetting, match="number of edges"):
+        with pytest.raises(BadSetting, match="a whole number from 1"):
             Selection(edges=edges)
     bad_fractions: list[Any] = [0, 1.5, float("nan"), "half"]
     for fraction in bad_fractions:

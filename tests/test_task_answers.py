@@ -215,7 +215,7 @@ def test_arithmetic_keeps_to_its_settings() -> None:
         first, _, second = parse(one.text)
         assert said(one.answers[0])[0].isdigit() == (first >= second), "below 0 the sign is the first token"
     bad: list[tuple[dict[str, Any], type[Exception], str]] = [
-        ({"digits": 4}, BadSetting, r"digits=4 cannot be used in task 'arithmetic': give 1 to 3"),
+        ({"digits": 4}, BadSetting, r"digits=4 must be a whole number from 1 to 3"),
         ({"operators": ["adds"]}, UnknownName, r"operator of task 'arithmetic' 'adds'. Did you mean add"),
         ({"style": "prose"}, UnknownName, r"style of task 'arithmetic' 'prose'"),
         ({"corruption": "operands"}, UnknownName, r"Did you mean operand"),

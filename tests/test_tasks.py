@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 @names_of_tasks
 @settings(max_examples=15, deadline=None)
-@given(n=st.integers(1, 30), n_heldout=st.integers(1, 30), seed=st.integers(0, 2**32))
+@given(n=st.integers(1, 30), n_heldout=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
 def test_splits_share_no_prompt_and_every_pair_is_a_pair(name: str, n: int, n_heldout: int, seed: int) -> None:
     model = MODELS[name]()
     task = load_task(name, model, n=n, n_heldout=n_heldout, seed=seed)
@@ -184,7 +184,7 @@ def test_induction_says_what_does_not_fit() -> None:
         (bare_model(n_ctx=20), {}, BadTask, r"prompts of 32 tokens, but model 'bare' reads at most 20: give length=10 or less"),
         (bare_model(d_vocab=10), {}, BadTask, r"needs 16 different tokens, but model 'bare' offers 10"),
         (bare_model(d_vocab=5), {"length": 5}, BadTask, r"different prompts with these settings, but 400 are asked for"),
-        (bare_model(), {"length": 3}, BadSetting, r"length=3 is too short for task 'induction': give at least 5"),
+        (bare_model(), {"length": 3}, BadSetting, r"length=3 must be a whole number from 5"),
         (
             bare_model(),
             {"length": "long"},
@@ -251,7 +251,7 @@ def test_unknown_names_get_the_nearest() -> None:
         load_task("file", bare_model(), path="???")
     wrong: list[dict[str, Any]] = [{"n": 0}, {"n": 2.5}, {"n_heldout": -1}, {"seed": -1}, {"n": True}]
     for bad in wrong:
-        with pytest.raises(BadSetting, match=r"cannot be used: give a whole number"):
+        with pytest.raises(BadSetting, match=r"must be a whole number"):
             load_task("induction", bare_model(), **bad)
 
 
@@ -295,7 +295,9 @@ def test_first_token_scores_the_beginning_of_a_long_answer() -> None:
     with pytest.raises(BadTask, match=sentence):
         encode_one(bpe, "lent the book to", " Zyqvo")
     assert encode_one(bpe, "lent the book to", " Zyqvo", first_token=True).answers == ((pieces[0],),)
-    with pytest.raises(BadTask, match=r"the answer ' Zyqvo' and the wrong answer ' Zyqve' are scored by the same token"):
+    with pytest.raises(
+        BadTask, match=r"the answer ' Zyqvo' and the wrong answer ' Zyqve' are scored by the same token, ' .*' \["
+    ):
         encode_one(bpe, "lent the book to", " Zyqvo", wrong=(" Zyqve",), first_token=True)
 
 
@@ -307,11 +309,11 @@ def test_first_token_scores_the_beginning_of_a_long_answer() -> None:
         ("all otter are", "elf", {}, r"does not know 'elf' in the answer 'elf'"),
         ("all otter are", "goat", {"wrong": ("elf",)}, r"does not know 'elf' in the answer 'elf'"),
         ("all otter are", "goat cat", {}, r"does not know 'cat'"),
-        ("all otter are", "goat sheep", {}, r"the answer 'goat sheep' is 2 tokens \('goat', 'sheep'\)"),
+        ("all otter are", "goat sheep", {}, r"the answer 'goat sheep' is 2 tokens \('goat' \[\d+\], 'sheep' \[\d+\]\)"),
         ("all otter are", " ", {}, r"the answer ' ' has no tokens"),
         ("all otter are", (), {}, r"there is no answer: give one"),
         ("all otter are", "goat", {"wrong": ("sheep", "goat")}, r"the answer 'goat' and the wrong answer 'goat' are scored by"),
-        ("all otter are", "goat", {"corrupted": "all otter also are"}, r"has 3 tokens and the corrupted one 4: reword"),
+        ("all otter are", "goat", {"corrupted": "all otter also are"}, r"one 4 \(from token 2 on 'are' .*: reword"),
         ("all otter are", "goat", {"corrupted": "all  otter are"}, r"the corrupted prompt is the same as the clean one"),
         ("", "goat", {}, r"the clean prompt has no tokens"),
         ("all otter are", "goat", {"positions": [3]}, r"position 3 is outside the prompt, which has 3 tokens: use 0 to 2"),
@@ -326,7 +328,7 @@ def test_an_answer_that_merges_with_the_prompt_is_refused() -> None:
     bpe = bpe_tokenizer()
     assert bpe("to Mary")["input_ids"][: len(bpe("to ")["input_ids"])] != bpe("to ")["input_ids"]
     with pytest.raises(
-        BadTask, match=r"the answer 'Mary' merges with the end of the prompt 'to ': end the prompt without a space"
+        BadTask, match=r"the answer 'Mary' merges with the end of the prompt 'to ' \(.*\): end the prompt without a space"
     ):
         encode_one(bpe, "to ", "Mary")
 

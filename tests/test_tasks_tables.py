@@ -207,7 +207,7 @@ def test_entity_tracking_settings() -> None:
     model = model_of("words")
     assert load_task("entity_tracking", model, n=5, seed=1) == load_task("entity_tracking", model, n=5, seed=1)
     assert load_task("entity_tracking", model, n=5, seed=1).train != load_task("entity_tracking", model, n=5, seed=2).train
-    with pytest.raises(BadSetting, match="boxes=1 is too few"):
+    with pytest.raises(BadSetting, match="boxes=1 must be a whole number from 2"):
         load_task("entity_tracking", model, boxes=1)
     with pytest.raises(UnknownName, match="Did you mean label"):
         load_task("entity_tracking", model, corruption="labels")

@@ -19,6 +19,7 @@ from circuitdisc.checkpoints.ladder import ladder
 from circuitdisc.checkpoints.transfer import resume_transfer, transfer
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadFile, BadModel, BadRun, BadSetting, GraphMismatch, MetricAtChance, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.report.transfer import headlines, transfer_text
@@ -36,7 +37,7 @@ CALL = {"algorithm": "head_ablation", "metric": "accuracy", "threshold": 0.1, "j
 def few_resamples():
     """Intervals as narrow as they need be here: the same few resamples for `transfer` and for `score`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitdisc.scoring.intervals.RESAMPLES", 40)
+        patch.setattr("circuitdisc.stats.RESAMPLES", 40)
         yield
 
 
@@ -79,7 +80,7 @@ def test_each_cell_is_what_score_gives(finished):
                     mean = found.get(one.label, WELTER, "logit_diff", split)
                     assert mean.value == pytest.approx(scores.means[split]["circuit"])
                     assert mean.low <= mean.value <= mean.high
-                    assert len(mean.controls) == 2
+                    assert len(mean.controls) == len(random_circuits(one.circuit, 2, np.random.default_rng(0)))
 
 
 def test_rows_are_what_their_searches_give(finished):
@@ -155,11 +156,11 @@ def test_only_missing_cells_run_again_to_the_same_numbers(finished, tmp_path, mo
     monkeypatch.setattr(module, "discover", None)  # no search runs again
     again = transfer(LADDER, TASK, out=folder, **CALL)
     assert runs == [WELTER, WELTER]
-    assert loads == [WELTER]
+    assert sorted(loads) == LADDER, "each once, to see that it is what the finished parts belong to"
     assert again.to_dict() == found.to_dict()
     assert files(folder) == files(done)
     assert resume_transfer(folder).to_dict() == found.to_dict()
-    assert loads == [WELTER]
+    assert runs == [WELTER, WELTER]
 
 
 def test_a_call_killed_in_the_middle_of_a_search_goes_on(finished, tmp_path):
@@ -193,14 +194,30 @@ def test_one_checkpoint_is_in_memory_at_a_time(monkeypatch):
     assert most == [0] * 4  # a search and a column for each
 
 
-def test_changed_weights_are_not_mixed_with_finished_cells(finished, tmp_path):
+@pytest.mark.parametrize("finished_cells", ["all", "some"])
+@pytest.mark.parametrize(
+    ("part", "what", "says"),
+    [
+        ("weights", "weights of the model", "other weights of the model"),
+        ("examples", "train examples", "other train examples"),
+        ("examples", "held-out examples", "other held-out examples"),
+        ("version", None, "another version of circuitdisc"),
+    ],
+)
+def test_what_has_changed_is_not_mixed_with_finished_cells(finished, tmp_path, part, what, says, finished_cells):
     _, done = finished
     folder = tmp_path / "changed"
     shutil.copytree(done, folder)
     file = folder / "checkpoints/01-tpp-lightweight.json"
-    file.write_text(file.read_text().replace('"weights": "', '"weights": "0'))
-    (folder / "cells/00-tpp-base.01-tpp-lightweight.json").unlink()
-    with pytest.raises(BadRun, match=r"weights of tpp/lightweight have changed"):
+    data = json.loads(file.read_text())
+    if what is None:
+        data["identity"][part] = "0.0.1"
+    else:
+        data["identity"][part][what] = "0" * 32
+    file.write_text(json.dumps(data))
+    if finished_cells == "some":
+        (folder / "cells/00-tpp-base.01-tpp-lightweight.json").unlink()
+    with pytest.raises(BadRun, match=rf"begun with {says}.*tpp/lightweight"):
         resume_transfer(folder)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.discovery.cases import load_case
 from benchmarks.discovery.cells import Cell, repeats
 from benchmarks.discovery.judged import judged
-from benchmarks.discovery.searched import cost_columns, is_scored, search, settings_for
+from benchmarks.discovery.searched import cost_columns, search, settings_for
 from circuitdisc.circuit import Circuit
 from circuitdisc.scoring.against_truth import Agreement, against_truth
 from circuitdisc.scoring.stability import likeness, mean_of_pairs, stability
@@ -23,7 +23,7 @@ def truth(cell: Cell, config: Mapping[str, Any]) -> Columns:
     true = case.true_circuit(cell.case, cell.ablation)
     size = true.circuit(cell.ablation).n_edges
     found = search(cell, config, case.model, case.task, size)
-    scored = is_scored(cell, config, found)
+    scored = found.edge_scores is not None
     of_circuit = against_truth(found.circuit, true, ablation=cell.ablation)
     ranked = against_truth(found, true, ablation=cell.ablation) if scored else of_circuit
     row = {"family": case.family, "examples": len(case.task.heldout), "true_edges": size} | cost_columns(found, scored)
@@ -37,7 +37,7 @@ def shipped(cell: Cell, config: Mapping[str, Any]) -> Columns:
     """The held-out judgement alone."""
     case = load_case(cell.case, config, "shipped", cell.seed)
     found = search(cell, config, case.model, case.task)
-    scored = is_scored(cell, config, found)
+    scored = found.edge_scores is not None
     row = {"family": case.family, "examples": len(case.task.heldout)} | cost_columns(found, scored)
     return row | judged(cell, case.model, case.task, found, scored, config["shipped"]["n_random"])
 

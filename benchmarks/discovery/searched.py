@@ -35,11 +35,6 @@ def search(cell: Cell, config: Mapping[str, Any], model: Model, task: Task, true
     )
 
 
-def is_scored(cell: Cell, config: Mapping[str, Any], found: Discovery) -> bool:
-    """Whether its scores are judged, at every size; otherwise its circuit is."""
-    return found.edge_scores is not None and cell.registered not in config["decides"]
-
-
 def cost_columns(found: Discovery, scored: bool) -> dict[str, Any]:
     """What a search cost, in the same units for all.
 

@@ -27,6 +27,7 @@ from circuitdisc.patching.forward import clean_states
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.roles import position_of, role_names
 
@@ -40,7 +41,7 @@ class AttentionDifference:
     Args:
         names: heads, layer by layer.
         base, tuned: attention, between 0 and 1. [R, L, H, B]
-        low, high: bootstrap intervals of the mean difference, tuned minus base. [R, L, H]
+        low, high: intervals of the mean difference, tuned minus base. [R, L, H]
         query, keys: the positions, as they were named.
     """
 
@@ -53,6 +54,7 @@ class AttentionDifference:
     keys: tuple[str, ...]
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -144,7 +146,7 @@ def attention_difference(
         names = tuple(head_names(model.graph))
         del model
         gc.collect()
-    return compare_attention(names, found[0], found[1], query, chosen, split, confidence, seed)
+    return compare_attention(names, found[0], found[1], query, chosen, split, confidence, seed, partition_of(examples))
 
 
 def compare_attention(
@@ -156,10 +158,11 @@ def compare_attention(
     split: str,
     confidence: float,
     seed: int,
+    over: Partition | None = None,
 ) -> AttentionDifference:
     """Two measurements with the intervals of their difference."""
-    low, high = mean_intervals(tuned - base, confidence, seed)
-    return AttentionDifference(names, base, tuned, low, high, str(query), tuple(map(str, keys)), split, confidence)
+    low, high = mean_intervals(tuned - base, over, confidence, seed)
+    return AttentionDifference(names, base, tuned, low, high, str(query), tuple(map(str, keys)), split, confidence, over)
 
 
 def default_keys(examples: Sequence[Example], query: str | int) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
-"""How well each checkpoint does a task, and what it has forgotten: three figures on several sets of examples.
+"""How well each checkpoint does a task, and what it has forgotten: four figures on several sets of examples.
 
     log-probability    of the right answers (log-loss is its negative), in nats
     correct            share of examples whose most likely token of the whole vocabulary is right
+    right above wrong  share of examples with a right answer's logit above that of every wrong one
     logit difference   mean logit of the right answers minus that of the wrong ones
 
 The sets of examples are those of `evaluation_sets.py`. One checkpoint is in memory at a time, and all see the same examples.
 
-Source: the CS224N study of the Transitive Property Problem (the three figures, two evaluation sets).
+Source: the CS224N study of the Transitive Property Problem (all but `right above wrong`, two evaluation sets).
 
 Shape letters: B examples, N readings, V vocabulary.
 """
@@ -23,16 +24,22 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT, N_OTHERS, TEXT, check_others, evaluation_sets
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
 from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
+from circuitdisc.tasks.measured import need_choice
 
-FIGURES = {"log_prob": "log-probability", "accuracy": "correct", "logit_diff": "logit difference"}
+FIGURES = {
+    "log_prob": "log-probability",
+    "accuracy": "correct",
+    "pair_accuracy": "right above wrong",
+    "logit_diff": "logit difference",
+}
 COPIES_OF_LOGITS = 4  # logits, their log-softmax, and what a metric makes of them
 
 
@@ -41,9 +48,10 @@ class Figure:
     """One figure of one checkpoint on one set.
 
     Args:
-        name: `log_prob`, `accuracy` or `logit_diff`.
+        name: `log_prob`, `accuracy`, `pair_accuracy` or `logit_diff`.
         n: examples; tokens for a text.
-        low, high: bootstrap interval; Wilson's where all examples agree.
+        low, high: its interval.
+        method: how that was made, and over what.
     """
 
     checkpoint: str
@@ -53,6 +61,7 @@ class Figure:
     low: float
     high: float
     n: int
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ class Baselines:
         }
 
 
+@bounded(n_others=EXAMPLES, confidence=CONFIDENCE, seed=SEED)
 def baselines(
     checkpoints: str | Path | Sequence[str],
     task: Mapping[str, Any] | Task,
@@ -141,11 +151,10 @@ def baselines(
         UnknownName, BadFile, BadSetting, BadModel: as `read_checkpoints`.
         BadTask: the examples cannot be used with these models.
     """
-    confidence = check_confidence(confidence)
-    check_whole("n_others", n_others)
     check_others(others)
     budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))
+    need_choice(first, "a baseline table")
     sets, words = evaluation_sets(first, task, others, text, n_others, seed)
     check_prompts(names, [one for examples in sets.values() for one in examples])
     found: list[Figure] = []
@@ -168,23 +177,27 @@ def baselines(
 def _figures(
     model: Model, checkpoint: str, on: str, examples: Sequence[Example], confidence: float, seed: int, budget: int
 ) -> list[Figure]:
-    names = [name for name in FIGURES if name != "logit_diff" or all(all(one.wrong) for one in examples)]
+    paired = all(all(one.wrong) for one in examples)
+    names = [name for name in FIGURES if paired or not get_metric(name).needs_wrong]
     values = values_of(model, examples, [get_metric(name) for name in names], budget)
     weights = np.array([len(one.positions) for one in examples], dtype=np.float64)
     n = int(weights.sum()) if on == TEXT else len(examples)
+    over = partition_of(examples)
     found = []
     for name in names:
-        value = _weighted(values[name], weights)
-        low, high = bootstrap_interval((values[name], weights), _weighted, confidence, seed)
-        if name == "accuracy" and value in (0.0, 1.0):
-            low, high = wilson_interval(round(n * value), n, confidence)
-        found.append(Figure(checkpoint, on, name, float(value), low, high, n))
+        sums = values[name] * weights
+        if name in ("accuracy", "pair_accuracy"):
+            ends = share_interval(sums, weights, groups=over, confidence=confidence)
+        else:
+            ends = interval((sums, weights), _per_reading, groups=over, confidence=confidence, seed=seed)
+        value = float(sums.sum() / weights.sum())
+        found.append(Figure(checkpoint, on, name, value, float(ends.low), float(ends.high), n, ends.method))
     return found
 
 
-def _weighted(values: Float[np.ndarray, "... B"], weights: Float[np.ndarray, "... B"], axis: int = -1) -> Any:
+def _per_reading(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
     """Mean over readings: of an example's mean, with as much weight as it has readings."""
-    return (values * weights).sum(axis) / weights.sum(axis)
+    return means[0] / means[1]
 
 
 @torch.no_grad()
@@ -197,7 +210,7 @@ def values_of(
         budget: bytes for logits; examples are taken as many at a time as fit.
     """
     longest = max(len(one) for one in examples)
-    at_once = max(1, min(500, budget // (COPIES_OF_LOGITS * longest * model.d_vocab_out * model.dtype.itemsize)))
+    at_once = max(1, min(500, budget // (COPIES_OF_LOGITS * longest * model.d_vocab_out * max(4, model.dtype.itemsize))))
     found: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
     for start in range(0, len(examples), at_once):
         batch = collate(examples[start : start + at_once], device=model.device)

@@ -14,14 +14,15 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import Controls, random_circuits
 from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.base import Score
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.faithfulness import faithfulness_scores
-from circuitdisc.scoring.intervals import bootstrap_interval
+from circuitdisc.stats import interval, partition_of
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, is_numeric
 
 SPLITS = ("train", "heldout")
 UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken once for every metric
@@ -29,10 +30,15 @@ UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken 
 PerMetric = dict[str, Float[np.ndarray, "B"]]
 
 
-def judged_metrics(task: Task, searched: str) -> list[Metric]:
-    """The metrics that faithfulness is computed from: the one searched with, then the logit difference (log-probability)."""
-    plain = "logit_diff" if all(all(one.wrong) for one in (*task.train, *task.heldout)) else "log_prob"
-    return [get_metric(name) for name in dict.fromkeys((searched, plain))]
+def judged_metrics(task: Task, searched: str | Metric) -> list[Metric]:
+    """The metrics that faithfulness is computed from: the one searched with, then the plain one.
+
+    That is the logit difference, the log-probability where there are no wrong answers, the squared error of numbers.
+    """
+    examples = (*task.train, *task.heldout)
+    plain = "logit_diff" if task.has_wrong else "log_prob"
+    plain = "squared_error" if is_numeric(examples) else plain
+    return list({one.name: one for one in (get_metric(searched), METRICS[plain])}.values())
 
 
 @dataclass
@@ -40,14 +46,14 @@ class Judge:
     """Scores circuits in one checkpoint.
 
     Args:
-        n_random: random circuits of equal size, kinds and layers; the same ones in every checkpoint.
+        n_random: random circuits matched with each; the same ones in every checkpoint.
         seed: of the random circuits and of the bootstrap.
     """
 
     model: Model
     task: Task
     ablation: Ablation
-    searched: str
+    searched: str | Metric
     n_random: int = 20
     confidence: float = 0.95
     seed: int = 0
@@ -57,15 +63,17 @@ class Judge:
     def __post_init__(self) -> None:
         self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
         self.metrics = judged_metrics(self.task, self.searched)
-        self.measured = list({one.name: one for one in (*self.metrics, METRICS["accuracy"], METRICS["kl"])}.values())
+        others = beside(self.model, self.metrics[0], "accuracy", *(("pair_accuracy",) if self.task.has_wrong else ()), "kl")
+        self.measured = list({one.name: one for one in (*self.metrics, *others)}.values())
 
     def score(self, circuit: Circuit) -> tuple[Score, ...]:
         """Every score of a circuit here, on both splits.
 
         Returns:
-            accuracy, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
+            accuracies, KL and the mean of each metric; faithfulness, ratio and difference for each metric.
         """
-        masks = self._masks(circuit)
+        controls = random_circuits(circuit, self.n_random, np.random.default_rng(self.seed))
+        masks = self._masks(circuit, controls)
         scores: list[Score] = []
         for split in SPLITS:
             values = self._evaluate(split, masks)
@@ -76,20 +84,22 @@ class Judge:
                     split=split,
                     metric=metric.name,
                     ablation=self.ablation.label,
+                    over=partition_of(self.task.split(split)),
+                    matched=controls.words,
                     confidence=self.confidence,
                     seed=self.seed,
                 )
                 first = metric is self.metrics[0]
                 scores += [one for one in found if first or one.name in UNSIGNED]
-                if metric.name not in ("accuracy", "kl"):
-                    scores.append(self._mean(metric.name, split, values))
+                if metric.name not in ("accuracy", "pair_accuracy", "kl"):
+                    scores.append(self._mean(metric.name, split, values, controls.words))
         return tuple(scores)
 
-    def _masks(self, circuit: Circuit) -> dict[str, Bool[np.ndarray, "R S"]]:
-        graph, generator = circuit.graph, np.random.default_rng(self.seed)
+    def _masks(self, circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
+        graph = circuit.graph
         empty = Circuit.from_heads(graph, []) if circuit.granularity == "head" else Circuit.empty(graph)
-        controls = {f"random{index}": random_circuit(circuit, generator).mask for index in range(self.n_random)}
-        return {"full": graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **controls}
+        drawn = {f"random{index}": one.mask for index, one in enumerate(controls.circuits)}
+        return {"full": graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **drawn}
 
     def _evaluate(self, split: str, masks: Mapping[str, Bool[np.ndarray, "R S"]]) -> dict[str, PerMetric]:
         """Values of every mask, example by example; one that was run before (the full model's, say) is not run again."""
@@ -104,18 +114,15 @@ class Judge:
         self._values |= {keys[name]: known[keys[name]] for name in ("full", "circuit", "empty")}
         return {name: known[key] for name, key in keys.items()}
 
-    def _mean(self, metric: str, split: str, values: Mapping[str, PerMetric]) -> Score:
+    def _mean(self, metric: str, split: str, values: Mapping[str, PerMetric], matched: str) -> Score:
         """The metric itself: its mean when the circuit runs."""
         circuit, full = (values[which][metric] for which in ("circuit", "full"))
-        low, high = bootstrap_interval((circuit,), _over_examples, self.confidence, self.seed)
+        over = partition_of(self.task.split(split))
+        found = interval((circuit,), groups=over, confidence=self.confidence, seed=self.seed)
         drawn = tuple(float(one[metric].mean()) for name, one in values.items() if name.startswith("random"))
         note, value = f"full model {full.mean():.3g}", float(circuit.mean())
-        label = self.ablation.label
-        return Score(metric, split, label, metric, len(circuit), value, low, high, self.confidence, drawn, note)
-
-
-def _over_examples(values: Float[np.ndarray, "*X B"], axis: int = -1) -> Float[np.ndarray, "*X"]:
-    return values.mean(axis)
+        labels = (metric, split, self.ablation.label, metric, len(circuit))
+        return Score(*labels, value, *found.ends, self.confidence, drawn, note, found.method, matched)
 
 
 def find_score(scores: Sequence[Score], name: str, split: str, metric: str | None = None) -> Score:

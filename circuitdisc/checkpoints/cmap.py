@@ -22,9 +22,10 @@ from circuitdisc.checkpoints.cmap_job import Call, Job
 from circuitdisc.checkpoints.cmap_result import CrossMap, CrossModel
 from circuitdisc.checkpoints.cmap_sets import groups_of
 from circuitdisc.checkpoints.listing import check_same
-from circuitdisc.checks import check_choice, check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.heads.base import as_list, head_names
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import check_kinds
 from circuitdisc.patching.cross_plan import DISK, MEMORY
@@ -36,6 +37,7 @@ DIRECTIONS = ("tuned_into_base", "base_into_tuned")
 MakeTask = Callable[[Model], Task]
 
 
+@bounded(top=Whole(0, 10_000), steps=Whole(0, 100_000, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def cmap(
     base: ModelLike,
     tuned: ModelLike,
@@ -50,7 +52,7 @@ def cmap(
     grow: bool = True,
     steps: int | Sequence[int] | None = None,
     n_random: int = 20,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     split: str = "heldout",
     attention: bool = True,
     query: str | int = "end",
@@ -104,16 +106,16 @@ def cmap(
         positions=None if positions is None else tuple(as_list("positions", positions)),
         groups={name: tuple(heads) for name, heads in (groups or {}).items()},
         parts=parts,
-        top=check_whole("top", top, 0),
+        top=top,
         steps=steps,
         grow=grow,
-        n_random=check_whole("n_random", n_random, 0),
+        n_random=n_random,
         metric=metric,
         split=split,
         query=query,
         keys=None if keys is None else tuple(as_list("keys", keys)),
         attention=attention,
-        confidence=check_confidence(confidence),
+        confidence=confidence,
         seed=seed,
         budget=parse_memory(memory),
         cache=check_choice("cache", cache, ("auto", MEMORY, DISK)),
@@ -138,7 +140,7 @@ def cmap(
         n=len(job.judged),
         positions=None if call.positions is None else tuple(map(str, call.positions)),
         maps=tuple(maps),
-        attention=_attention(call, names, looks, job.keys) if attention else None,
+        attention=_attention(call, names, looks, job) if attention else None,
         plan=job.plan.to_dict(),
         cost=cost,
     )
@@ -165,7 +167,6 @@ def _one_direction(
     return job, found, names
 
 
-def _attention(
-    call: Call, names: tuple[str, ...], looks: Mapping[str, np.ndarray], keys: Sequence[str | int]
-) -> AttentionDifference:
-    return compare_attention(names, looks["base"], looks["tuned"], call.query, keys, call.split, call.confidence, call.seed)
+def _attention(call: Call, names: tuple[str, ...], looks: Mapping[str, np.ndarray], job: Job) -> AttentionDifference:
+    labels = (call.query, job.keys, call.split, call.confidence, call.seed)
+    return compare_attention(names, looks["base"], looks["tuned"], *labels, job.over)

@@ -18,8 +18,9 @@ from circuitdisc.checkpoints.cmap_scores import scored
 from circuitdisc.checkpoints.cmap_sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import load
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import check_wrong, examples_of
-from circuitdisc.metrics import get_metric
+from circuitdisc.files import size_words
+from circuitdisc.heads.base import examples_of
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_cache import Given, keep_activations
 from circuitdisc.patching.cross_patch import Patch, units_of
@@ -27,7 +28,9 @@ from circuitdisc.patching.cross_plan import MEMORY, CrossPlan, shapes_of
 from circuitdisc.patching.cross_run import CrossRun
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Call:
     steps: int | Sequence[int] | None
     grow: bool
     n_random: int
-    metric: str | None
+    metric: str | Metric | None
     split: str
     query: str | int
     keys: tuple[str | int, ...] | None
@@ -80,12 +83,11 @@ class Job:
 
     def __init__(self, call: Call, model: Model, task: Task) -> None:
         self.call, self.task = call, task
-        self.measure, self.wanted = get_metric(call.metric or task.metric), call.wanted(model)
+        self.measure, self.wanted = metric_for(model, task, call.metric), call.wanted(model)
         self.judged = examples_of(task, call.split)
+        self.over = partition_of(self.judged)
         search = examples_of(task, "train") if self.wanted.needs_order else ()
         self.n_search, self.examples = len(search), (*search, *self.judged)
-        if self.measure.needs_wrong:
-            check_wrong(self.examples, self.measure.name)
         self.keys = default_keys(self.judged, call.query) if call.keys is None else call.keys
         self.plan = self._plan(model)
         self.forwards = 0.0
@@ -116,8 +118,8 @@ class Job:
             free = shutil.disk_usage(folder).free
             if free < self.plan.cache_bytes:
                 raise BadSetting(
-                    f"the activations of one model take {self.plan.cache_bytes / 2**30:.1f} GiB on disk, and {folder} has "
-                    f"{free / 2**30:.1f} GiB free: name another folder (cache_folder=), take fewer examples, or raise memory="
+                    f"the activations of one model take {size_words(self.plan.cache_bytes)} on disk, and {folder} has "
+                    f"{size_words(free)} free: name another folder (cache_folder=), take fewer examples, or raise memory="
                 )
             yield Path(folder)
 
@@ -155,7 +157,7 @@ class Job:
             scores = gap.scores(np.stack(list(values.values())))
             order = np.argsort(-np.nan_to_num(scores), kind="stable").tolist()
         values = self._values(run, self.wanted.patches(order) | {("taker",): Patch()}, judge_chunks)
-        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed)
+        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed, self.over)
         self.forwards = shapes_of(model).forwards(run.work.reads, run.work.writes, run.work.mlps)
         return scored(direction, given.name, model.name, self.wanted, gap, values, order)
 

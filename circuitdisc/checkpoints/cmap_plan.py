@@ -7,12 +7,12 @@ from typing import Any
 
 from circuitdisc.checkpoints.cmap_sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import Checkpoint, check_same, find_checkpoint
-from circuitdisc.checks import check_whole
 from circuitdisc.errors import BadModel
 from circuitdisc.files import read_json
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import as_list, examples_of
 from circuitdisc.models.load import DTYPES
+from circuitdisc.models.pretrained import pretrained_config
 from circuitdisc.patching.cross_patch import Patch, check_kinds, units_of
 from circuitdisc.patching.cross_plan import CrossPlan, Shapes, forwards_of, plan_cross, shapes_from_config
 from circuitdisc.patching.memory import parse_memory
@@ -133,9 +133,7 @@ def plan_model(name: str | Path) -> PlanModel:
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.folder is not None:
         return read_json(checkpoint.folder / "config.json")
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(checkpoint.name).to_dict()
+    return pretrained_config(checkpoint.name).to_dict()
 
 
 def plan_from_settings(
@@ -169,9 +167,9 @@ def plan_from_settings(
         what,
         with_all({name: places_of(graph, heads) for name, heads in (groups or {}).items()}),
         settings["parts"],
-        min(check_whole("top", settings["top"], 0), n_units),
+        min(settings["top"], n_units),
         points(settings["steps"], n_units) if settings["grow"] else (),
-        check_whole("n_random", settings["n_random"], 0),
+        settings["n_random"],
         config["seed"],
     )
     judged = examples_of(task, settings["split"])

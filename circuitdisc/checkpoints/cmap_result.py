@@ -14,9 +14,7 @@ from jaxtyping import Float
 from circuitdisc.checkpoints.attention_difference import AttentionDifference
 from circuitdisc.heads.base import Row, plain, plain_rows
 from circuitdisc.scoring.faithfulness import VANISHING
-from circuitdisc.scoring.resampled import interval, normalised, resampled_means
-
-_DIGITS = 12  # of an interval's ends: a bootstrap mean of equal values is off by rounding
+from circuitdisc.stats import Interval, Partition, interval
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Gap:
     giver: Float[np.ndarray, "B"]
     confidence: float
     seed: int
+    over: Partition | None = None
 
     @property
     def undefined(self) -> str:
@@ -49,20 +48,33 @@ class Gap:
         return (values.mean(-1) - self.taker.mean()) / (self.giver.mean() - self.taker.mean())
 
     def intervals(self, values: Float[np.ndarray, "*X B"]) -> Float[np.ndarray, "2 *X"]:
-        """Bootstrap intervals over examples, the three metrics resampled together."""
+        """Intervals of the scores, the three metrics resampled together."""
         if self.undefined:
             return np.full((2, *values.shape[:-1]), math.nan)
         # differences from the taker, so that what changes nothing scores 0 in every resample
-        rows = np.concatenate([(self.giver - self.taker)[None], (values - self.taker).reshape(-1, len(self.taker))])
-        means = resampled_means(rows, self.seed)
-        found = interval(normalised(means[1:], means[0], np.zeros_like(means[0])), self.confidence)
-        return np.round(np.asarray(found), _DIGITS).reshape(2, *values.shape[:-1])
+        found = self._interval(values - self.taker, self.giver - self.taker)
+        return np.stack([found.low, found.high])
+
+    def _interval(self, *rows: Float[np.ndarray, "*X B"]) -> Interval:
+        """Of the mean of the first, or of its ratio to the mean of the second."""
+        figure = None if len(rows) == 1 else _share
+        return interval(rows, figure, groups=self.over, confidence=self.confidence, seed=self.seed)
+
+    @property
+    def method(self) -> str:
+        """How the intervals are made, and over what."""
+        return self._interval(self.giver - self.taker).method
 
     @property
     def difference(self) -> tuple[float, float, float]:
         """m(giver) - m(taker), with its interval."""
-        low, high = interval(resampled_means(self.giver - self.taker, self.seed), self.confidence)
-        return float((self.giver - self.taker).mean()), float(low), float(high)
+        found = self._interval(self.giver - self.taker)
+        return float((self.giver - self.taker).mean()), float(found.low), float(found.high)
+
+
+def _share(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return means[0] / means[1]
 
 
 @dataclass(frozen=True)

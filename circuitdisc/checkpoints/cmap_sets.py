@@ -3,13 +3,13 @@
 Every patch has a label, under which its values come back. Labels begin with what the patch is for.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import head_mask
@@ -28,7 +28,6 @@ Label = tuple[str | int, ...]
 NOTHING, EVERYTHING, FINAL = "nothing", "everything", "final residual"
 ALL_GROUPS = "all groups"
 POINTS = 9  # of the growing set, unless others are asked for
-_TRIES = 20  # times as many draws as are wanted, before small layers are taken to have no more
 
 
 @dataclass(frozen=True)
@@ -126,22 +125,18 @@ class Wanted:
 
     def _random_sets(self, units: frozenset[Unit], kind: str, name: str) -> list[frozenset[Unit]]:
         """As many units of each layer as the group has there, drawn without replacement; no draw twice."""
-        per_layer = Counter(layer for _, layer, _ in units)
+        own: dict[int, list[int]] = {}
+        for _, layer, number in sorted(units):
+            own.setdefault(layer, []).append(number)
+        layers = sorted(own)
         n = self.counts.n_kv_heads if kind in SHARED_KINDS else self.counts.n_heads
         generator = np.random.default_rng([self.seed, *f"{name}/{kind}".encode()])
-        seen, found = {units}, []
-        for _ in range(_TRIES * self.n_random):
-            if len(found) == self.n_random:
-                break
-            drawn = frozenset(
-                (kind, layer, int(number))
-                for layer, k in sorted(per_layer.items())
-                for number in generator.choice(n, k, replace=False)
-            )
-            if drawn not in seen:
-                seen.add(drawn)
-                found.append(drawn)
-        return found
+        counts, itself = [len(own[layer]) for layer in layers], tuple(tuple(own[layer]) for layer in layers)
+        drawn = different_sets([n] * len(layers), counts, self.n_random, generator, {itself})
+        return [
+            frozenset((kind, layer, number) for layer, numbers in zip(layers, one, strict=True) for number in numbers)
+            for one in drawn
+        ]
 
     # --- several of the best ------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from circuitdisc.errors import BadTask
 from circuitdisc.models.model import Model
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import need_choice
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.registry import TASKS
 
@@ -70,6 +71,7 @@ def draw_pool(model: TaskModel, task: Mapping[str, Any] | Task, n_pool: int | No
         BadTask: there are too few.
         UnknownName, BadSetting, BadFile: as `load_task`.
     """
+    need_choice(model, "fine-tuning")
     if isinstance(task, Task):
         return _cut(task, task.train, {one.clean for one in task.heldout}, n_pool)
     settings = dict(task)

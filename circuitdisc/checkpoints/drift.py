@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.listing import check_same, load, read_checkpoints
 from circuitdisc.checkpoints.weight_change import PRODUCTS, HeadWeights, head_weights, weight_change
-from circuitdisc.checks import check_choice, check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, SHARE, bounded, check_choice
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
 from circuitdisc.heads.base import Row, check_wrong, examples_of, head_names, mean_intervals, plain, plain_rows
@@ -34,6 +34,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.head_outputs import HeadOutputs, head_outputs
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 
@@ -74,6 +75,7 @@ class Drift:
     split: str
     confidence: float
     seed: int
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -95,7 +97,7 @@ class Drift:
         """A line a checkpoint: mean attention over heads, the most attentive head, and how many heads hold each role."""
         rows: list[Row] = []
         over_heads = self.attention.mean(axis=(1, 2))
-        low, high = mean_intervals(over_heads, self.confidence, self.seed)
+        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(over_heads, self.over, self.confidence, self.seed))
         for place, name in enumerate(self.checkpoints):
             means = self.attention[place].mean(-1).ravel()
             rows.append(
@@ -122,7 +124,7 @@ class Drift:
         place = range(len(self.checkpoints))[place]
         attention, attribution = (self.change(values)[place] for values in (self.attention, self.attribution))
         ends = {
-            name: mean_intervals(values.reshape(-1, self.n), self.confidence, self.seed)
+            name: mean_intervals(values.reshape(-1, self.n), self.over, self.confidence, self.seed)
             for name, values in (("attention", attention), ("attribution", attribution))
         }
         means = attribution.mean(-1).ravel()
@@ -154,7 +156,7 @@ class Drift:
         return found | {f"weights_{name}": values for name, values in self.weights.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        low, high = mean_intervals(self.attention, self.confidence, self.seed)
+        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(self.attention, self.over, self.confidence, self.seed))
         return {
             "format": "circuitdisc.drift",
             "version": 1,
@@ -178,6 +180,7 @@ class Drift:
         }
 
 
+@bounded(threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
 def drift(
     checkpoints: str | Sequence[str | Model],
     task: Task | Sequence[Example] | Mapping[str, Any],
@@ -221,7 +224,6 @@ def drift(
         UnknownName: a checkpoint, role or split is not known.
     """
     check_choice("against", against, ("first", "previous"))
-    confidence = check_confidence(confidence)
     ladder = _ladder(checkpoints)
     measured: list[dict[str, Any]] = []
     names: list[str] = []
@@ -265,6 +267,7 @@ def drift(
         split=split,
         confidence=confidence,
         seed=seed,
+        over=partition_of(examples),
     )
 
 

@@ -15,6 +15,7 @@ Source: the CS224N study of the Transitive Property Problem (10, 30, 50 % for 3,
 on the answer's tokens); Zhang et al., ICML 2024 (Precise SFT).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +29,15 @@ from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
 from circuitdisc.checkpoints.loop import Recipe, Trained, train_checkpoint
 from circuitdisc.checkpoints.lora import merged, with_lora
 from circuitdisc.checkpoints.rungs import SCHEDULES, Method, Rung, check_settings, make_rungs
-from circuitdisc.errors import BadFile, BadModel, BadRun
-from circuitdisc.files import make_folder, read_json, write_json
+from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole, bounded
+from circuitdisc.errors import BadFile, BadModel, BadRun, CircuitdiscWarning
+from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
+from circuitdisc.identity import Identity, identity_of, in_words
 from circuitdisc.models.load import read_model
 from circuitdisc.patching.memory import parse_memory
-from circuitdisc.runs import check_free, versions
+from circuitdisc.runs import check_free, versions, workspace
+from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task
 
@@ -48,6 +52,7 @@ class Ladder:
         rungs: in order.
         settings: everything that was asked for.
         figures: how all do on held-out examples; None if that was not asked for.
+        identity: the base's weights and the pool that the rungs are made of.
     """
 
     folder: Path
@@ -55,6 +60,7 @@ class Ladder:
     rungs: tuple[Rung, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     figures: Baselines | None = None
+    identity: Identity = field(default_factory=Identity)
 
     @property
     def checkpoints(self) -> list[str]:
@@ -68,11 +74,26 @@ class Ladder:
             "base": self.base,
             "rungs": [rung.to_dict() for rung in self.rungs],
             "settings": self.settings,
+            "identity": self.identity.to_dict(),
             "versions": versions(),
             "figures": self.figures.to_dict() if self.figures is not None else None,
         }
 
 
+@bounded(
+    fractions=Real(0, 1, open_low=True, many=True),
+    epochs=Real(0, 100_000, open_low=True, many=True),
+    lr=Real(0, 10, open_low=True),
+    batch_size=BATCH,
+    control=Whole(0, 1000),
+    rank=Whole(1, 100_000),
+    alpha=Whole(1, 1_000_000),
+    n_pool=Whole(1, 10_000_000),
+    weight_decay=SHARE,
+    warmup=Whole(0, 10_000_000),
+    save_steps=Whole(1, 10_000_000),
+    seed=SEED,
+)
 def finetune(
     base: str | Path,
     task: Mapping[str, Any] | Task,
@@ -127,28 +148,30 @@ def finetune(
 
     Raises:
         CircuitdiscError: bad input; nothing is left behind.
-        BadRun: the folder holds something else.
+        BadRun: the folder holds something else, or another process writes in it; or the base's weights, the pool or the
+            settings have changed since the ladder in it was begun.
     """
     folder = Path(out)
     settings = {key: value for key, value in locals().items() if key in _SETTINGS}
     check_settings(settings)
     parse_memory(memory)
     check_others(others)
-    plan = _plan(base, task, settings)
-    settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
-    ladder = Ladder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}))
-    if not _resumes(ladder):
+    if not (folder / LADDER).is_file():
         check_free(folder)
-    make_folder(folder)
-    write_json(folder / LADDER, ladder.to_dict())
-    trained = [replace(rung, trained=_train(rung, plan, settings, folder, progress)) for rung in ladder.rungs]
-    ladder = replace(ladder, rungs=tuple(trained))
-    if figures:
-        chosen: dict[str, Any] = {"others": others, "seed": seed, "memory": memory, "progress": progress}
-        table = baselines(ladder.checkpoints, plan.judged, model_settings={"device": device}, **chosen)
-        ladder = replace(ladder, figures=table)
-    write_json(folder / LADDER, ladder.to_dict())
-    return ladder
+    with workspace(folder, lambda: (folder / LADDER).exists()):
+        plan = _plan(base, task, settings)
+        settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
+        ladder = Ladder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
+        _check_begun(ladder)
+        write_json(folder / LADDER, ladder.to_dict())
+        trained = [replace(rung, trained=_train(rung, plan, settings, folder, progress)) for rung in ladder.rungs]
+        ladder = replace(ladder, rungs=tuple(trained))
+        if figures:
+            chosen: dict[str, Any] = {"others": others, "seed": seed, "memory": memory, "progress": progress}
+            table = baselines(ladder.checkpoints, plan.judged, model_settings={"device": device}, **chosen)
+            ladder = replace(ladder, figures=table)
+        write_json(folder / LADDER, ladder.to_dict())
+        return ladder
 
 
 _SETTINGS = (
@@ -168,6 +191,7 @@ class _Plan:
     pool: Pool
     rungs: tuple[Rung, ...]
     n_ctx: int
+    identity: Identity
 
 
 def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[str, Any]) -> _Plan:
@@ -180,30 +204,44 @@ def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[st
     described = {"name": judged.name, **judged.settings} if isinstance(judged, Task) else judged
     path = Path(base).expanduser()
     name = str(path.resolve()) if path.is_dir() and str(base) not in shipped_models() else str(base)
-    return _Plan(name, judged, described, pool, tuple(make_rungs(model, settings)), model.n_ctx)
+    rungs = make_rungs(model, settings)
+    heads = {"heads": {rung.name: list(rung.heads) for rung in rungs}}
+    return _Plan(
+        name, judged, described, pool, tuple(rungs), model.n_ctx, identity_of(model, {"pool of examples": pool.examples}, heads)
+    )
 
 
-def _resumes(ladder: Ladder) -> bool:
-    """Whether the folder holds this same ladder, begun or finished.
+def _check_begun(ladder: Ladder) -> None:
+    """A ladder that the folder holds, begun or finished, is this one.
 
     Raises:
-        BadRun: it holds another ladder.
+        BadRun: it is another ladder, or what it was begun with has changed.
     """
     path = ladder.folder / LADDER
     if not path.is_file():
-        return False
+        return
     try:
-        begun = read_json(path)
+        begun = read_record(LadderFile, path)
     except BadFile as error:
         raise BadRun(
             f"{ladder.folder} holds a ladder that cannot be read ({error}): choose another folder with out="
         ) from error
-    earlier = begun.get("settings", {}) if isinstance(begun, dict) else {}
+    earlier = begun.settings
     different = [name for name, value in ladder.settings.items() if earlier.get(name) != value]
     if different:
-        words = ", ".join(f"{name}={earlier.get(name)!r}" for name in different)
+        words = ", ".join(f"{name}={str(earlier.get(name))[:60]}" for name in different[:4])
         raise BadRun(f"{ladder.folder} holds another ladder (made with {words}): choose another folder with out=, or remove it")
-    return True
+    begun_with = Identity.from_dict(begun.identity)
+    if begun_with is None:
+        unknown = f"{path} does not say which weights and examples its checkpoints are made of (an older version wrote it)"
+        if not all((ladder.folder / rung.name).exists() for rung in ladder.rungs):
+            raise BadRun(f"{unknown}, so that it cannot be gone on with: choose another folder with out=")
+        warnings.warn(f"{unknown}: whether they are those of now is not known", CircuitdiscWarning, stacklevel=3)
+    elif different := begun_with.differences(ladder.identity):
+        raise BadRun(
+            f"{ladder.folder} holds a ladder that was begun with {in_words(different)}: give back what it was begun with, "
+            "choose another folder with out=, or remove it"
+        )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +264,10 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, p
     """Train one rung from the base; one that is finished is read."""
     done = folder / rung.name
     if done.exists():
-        return Trained.read(done)
+        try:
+            return Trained.read(done)
+        except BadFile as error:
+            raise BadFile(f"{error}. Remove {done}, and the same command makes that checkpoint again") from error
     n_rows = max(1, round(rung.fraction * len(plan.pool.examples)))
     rows = training_rows(plan.pool.examples[:n_rows], plan.n_ctx, settings["seed"])
     model = read_model(plan.base, device=settings["device"])

@@ -24,6 +24,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import TrainerCallback
 
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.heads.base import head_names
 from circuitdisc.models.components import Components
@@ -110,7 +111,9 @@ def shared_heads(model: Model, heads: Bool[np.ndarray, "L H"]) -> list[str]:
 
 
 def other_heads(names: Sequence[str], chosen: Sequence[str], seed: int, n_draws: int) -> list[list[str]]:
-    """Controls: as many heads as chosen, drawn without replacement from all others; draws may overlap.
+    """Controls: as many heads as chosen, drawn without replacement from all others; no draw twice, but draws may overlap.
+
+    Fewer than n_draws where there are no more.
 
     Raises:
         BadSetting: there are too few others.
@@ -121,6 +124,5 @@ def other_heads(names: Sequence[str], chosen: Sequence[str], seed: int, n_draws:
             f"control needs {len(chosen)} heads outside the {len(chosen)} chosen ones, but the model has {len(rest)}: "
             "choose fewer heads, or leave the control out"
         )
-    generator = np.random.default_rng(seed)
-    drawn = [generator.choice(len(rest), size=len(chosen), replace=False) for _ in range(n_draws)]
-    return [[rest[at] for at in sorted(draw.tolist())] for draw in drawn]
+    drawn = different_sets([len(rest)], [len(chosen)], n_draws, np.random.default_rng(seed))
+    return [[rest[at] for at in members] for (members,) in drawn]

@@ -12,6 +12,7 @@ Source: the CS224N study of the Transitive Property Problem found that the circu
 than the one found on it.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,16 @@ from jaxtyping import Bool
 from circuitdisc.ablation import Ablation
 from circuitdisc.checkpoints.joint_edges import joint_acdc
 from circuitdisc.checkpoints.joint_heads import joint_head_ablation
+from circuitdisc.checks import check_values
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.registry import get_algorithm
-from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
+from circuitdisc.discovery.cancelling import cancelling_note
+from circuitdisc.discovery.lines import check_lines
+from circuitdisc.discovery.registry import get_algorithm, search_identity
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
+from circuitdisc.files import size_words
+from circuitdisc.identity import Identity, hash_circuit, hash_model
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import bytes_per_token, parse_memory
 from circuitdisc.runs import versions
@@ -77,22 +84,34 @@ def joint_discover(
     Raises:
         BadSetting: the algorithm has no joint form, or the checkpoints do not fit the budget.
         GraphMismatch: the graphs differ.
+        BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     check_joint(algorithm, settings)
+    check_values(get_algorithm(algorithm).function, settings)
     first = models[0]
+    check_lines(algorithm, first.graph, context.journal.decisions, context.journal.path)
     graphs = [model.graph for model in models] + ([donor.graph] if donor is not None else [])
     if odd := next((graph for graph in graphs if graph != first.graph), None):
         raise GraphMismatch(
             f"{first.name} has {first.graph.describe()}, and another has {odd.describe()}: they must be the same"
         )
     share = share_of_memory(models, task.train, context.memory)
+    identity = _identity(models, task, algorithm, ablation, context, donor, settings)
+    context.journal.bind(identity)
     found = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
     names = [model.name for model in models]
+    cancels = [
+        cancelling_note(model, task, ablation, get_metric(context.metric), found, algorithm, False, memory=share)
+        for model in models
+    ]
+    blind = cancels[0] if all(cancels) else None  # the changes of one checkpoint suffice to decide
+    if blind is not None:
+        warnings.warn(blind, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
         model=" + ".join(names),
         task=task.name,
         ablation=ablation.to_dict(),
-        metric=context.metric,
+        metric=get_metric(context.metric).name,
         algorithm=algorithm,
         settings={
             **get_algorithm(algorithm).settings,
@@ -101,8 +120,26 @@ def joint_discover(
         },
         seed=context.seed,
         versions=versions(),
+        notes=tuple(dict.fromkeys((*task.notes, *found.notes, *((blind,) if blind else ())))),
+        identity=identity.to_dict(),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
+
+
+def _identity(
+    models: Sequence[Model],
+    task: Task,
+    algorithm: str,
+    ablation: Ablation,
+    context: SearchContext,
+    donor: Circuit | None,
+    settings: dict[str, Any],
+) -> Identity:
+    """What a joint search belongs to: that of a search on the first checkpoint, with the weights of all."""
+    own = search_identity(models[0], task, algorithm, ablation, context.metric, context.seed, settings)
+    weights = {f"weights of {model.name} (checkpoint {index})": hash_model(model) for index, model in enumerate(models)}
+    more = {"donor": None if donor is None else hash_circuit(donor)}
+    return replace(own, weights=weights, settings={**own.settings, **more})
 
 
 def _mask(donor: Circuit | None) -> Bool[np.ndarray, "R S"] | None:
@@ -126,8 +163,8 @@ def share_of_memory(models: Sequence[Model], examples: Sequence[Example], memory
     held = sum(n_tokens * bytes_per_token(model) for model in models)
     if weights + held > budget:
         raise BadSetting(
-            f"a joint search holds all {len(models)} checkpoints at once: about {(weights + held) / 2**30:.2g} GiB "
-            f"({weights / 2**30:.2g} of weights, {held / 2**30:.2g} of activations on {len(examples)} examples), over the "
-            f"budget of {budget / 2**30:.2g} GiB: raise memory=, take fewer examples (task.n=), or name fewer (joint=[...])"
+            f"a joint search holds all {len(models)} checkpoints at once: about {size_words(weights + held)} "
+            f"({size_words(weights)} of weights, {size_words(held)} of activations on {len(examples)} examples), over the "
+            f"budget of {size_words(budget)}: raise memory=, take fewer examples (task.n=), or name fewer (joint=[...])"
         )
     return (budget - weights) // len(models)

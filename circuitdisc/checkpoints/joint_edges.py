@@ -22,7 +22,7 @@ from tqdm import tqdm
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import Walk, check_settings, search_bar, walk_back
-from circuitdisc.discovery.base import Discovery, SearchContext, passes
+from circuitdisc.discovery.base import Discovery, Rule, SearchContext
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -41,7 +41,7 @@ def joint_acdc(
     spared: Bool[np.ndarray, "R S"] | None = None,
     threshold: float = 0.01,
     relative: bool = False,
-    two_sided: bool = False,
+    two_sided: bool | None = None,
     order: str = "descending",
     speculation: int | None = None,
 ) -> Discovery:
@@ -71,7 +71,7 @@ def joint_acdc(
     cost = Cost(seconds=time.perf_counter() - started)
     for patching in patchings:
         cost.add(patching.cost)
-    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, cost)
+    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, cost, notes=(rule.note(metric),))
 
 
 class Together:
@@ -118,7 +118,7 @@ class JointWalk(Walk):
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
-        rule: tuple[float, bool, bool],
+        rule: Rule,
         order: str,
         speculation: int | None,
         spared: Bool[np.ndarray, "R S"] | None,
@@ -131,4 +131,4 @@ class JointWalk(Walk):
         return left if self.spared is None else left & ~self.spared[receiver]
 
     def _passes(self, before: Values, value: Values) -> bool:
-        return all(passes(one, other, *self.rule) for one, other in zip(before, value, strict=True))
+        return all(self.rule.passes(one, other) for one, other in zip(before, value, strict=True))

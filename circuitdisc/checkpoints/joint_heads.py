@@ -4,8 +4,8 @@
 2. At the start of each layer measure the metric of every checkpoint with all heads ablated so far: its baseline.
 3. Ablate the heads of the layer one after the other, in every checkpoint; a head stays ablated if the metric of each stays
    within the threshold of its own baseline, else it is restored in all.
-4. Optional verification, as in `head_ablation`, on examples that were not searched on: while the layer's removals cost some
-   checkpoint more than the threshold there, restore the head whose restoration leaves the worst-off checkpoint best.
+4. Optional verification, as in `head_ablation`, on examples that were not searched on: while the layer's removals move some
+   checkpoint by the threshold or more there, restore the head whose restoration leaves the worst-off checkpoint best.
 
 Source: the search of the Transitive Property Problem study (`discovery/head_ablation.py`), asked of every checkpoint.
 
@@ -14,15 +14,14 @@ Shape letters: L layers, H heads, K checkpoints.
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import kept_heads
-from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
+from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
 from circuitdisc.discovery.head_ablation import ORDERS, layers_in_order, split_to_verify
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -31,25 +30,6 @@ from circuitdisc.patching.head_removal import HeadRemoval
 from circuitdisc.patching.head_run import head_circuit
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
-
-
-class Rule(NamedTuple):
-    """When a head may stay ablated."""
-
-    threshold: float
-    relative: bool
-
-    def holds(self, baselines: Sequence[float], values: Sequence[float]) -> bool:
-        """True if no checkpoint's metric has fallen by the threshold or more."""
-        return all(
-            passes(before, value, self.threshold, self.relative, two_sided=False)
-            for before, value in zip(baselines, values, strict=True)
-        )
-
-    def worst(self, baselines: Sequence[float], values: Sequence[float]) -> float:
-        """How far above what is allowed the worst-off checkpoint lies, in units of the metric."""
-        allowed = [self.threshold * (abs(before) if self.relative else 1.0) for before in baselines]
-        return min(value - before + most for before, value, most in zip(baselines, values, allowed, strict=True))
 
 
 def joint_head_ablation(
@@ -61,6 +41,7 @@ def joint_head_ablation(
     spared: Bool[np.ndarray, "R S"] | None = None,
     threshold: float = 0.03,
     relative: bool = True,
+    two_sided: bool | None = None,
     order: str = "ascending",
     verify: float = 0.0,
 ) -> Discovery:
@@ -68,13 +49,13 @@ def joint_head_ablation(
 
     Args:
         spared: a circuit whose heads are kept without being asked about.
-        threshold, relative, order, verify: as `head_ablation` takes them; a relative threshold is a fraction of each
+        threshold, relative, two_sided, order, verify: as `head_ablation` takes them; a relative threshold is a fraction of each
             checkpoint's own baseline.
     """
     metric = get_metric(context.metric)
-    rule = Rule(check_threshold(threshold, relative, metric), relative)
+    rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, verify)
     started = time.perf_counter()
     graph, journal = models[0].graph, context.journal
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
@@ -93,7 +74,7 @@ def joint_head_ablation(
         baselines = [one.value for one in search]
         for head in np.flatnonzero(asked[layer]).tolist():
             values = [one.try_ablating(layer, head) for one in search]
-            keep = not rule.holds(baselines, values)
+            keep = not _passes(rule, baselines, values)
             if not keep:
                 _set(search, layer, head, keep=False)
             journal.write(head=f"a{layer}.h{head}", layer=layer, kept=keep, metric=values, baseline=baselines)
@@ -105,13 +86,18 @@ def joint_head_ablation(
     cost = Cost(seconds=time.perf_counter() - started)
     for patching in patchings:
         cost.add(patching.cost)
-    return Discovery(head_circuit(graph, search[0].kept), None, journal.decisions, cost)
+    return Discovery(head_circuit(graph, search[0].kept), None, journal.decisions, cost, notes=(rule.note(metric),))
 
 
 def place(head: str) -> tuple[int, int]:
     """Layer and head of `a3.h1`."""
     layer, number = head[1:].split(".h")
     return int(layer), int(number)
+
+
+def _passes(rule: Rule, baselines: Sequence[float], values: Sequence[float]) -> bool:
+    """True if the rule holds on every checkpoint."""
+    return all(map(rule.passes, baselines, values))
 
 
 def _set(removals: Sequence[HeadRemoval], layer: int, head: int, keep: bool) -> list[float]:
@@ -126,10 +112,10 @@ def _verify(
     for head in np.flatnonzero(~search[0].kept[layer]).tolist():
         _set(second, layer, head, keep=False)
     restored = []
-    while not rule.holds(baselines, [one.value for one in second]) and not second[0].kept[layer].all():
+    while not _passes(rule, baselines, [one.value for one in second]) and not second[0].kept[layer].all():
         margins = {}
         for head in np.flatnonzero(~second[0].kept[layer]).tolist():
-            margins[head] = rule.worst(baselines, _set(second, layer, head, keep=True))
+            margins[head] = min(map(rule.margin, baselines, _set(second, layer, head, keep=True)))
             _set(second, layer, head, keep=False)
         best = max(margins, key=lambda head: margins[head])
         values = _set(second, layer, best, keep=True)

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
-from circuitdisc.files import read_json
-from circuitdisc.models.load import known_to_hub
+from circuitdisc.models.load import known_to_hub, model_folder
 from circuitdisc.models.model import Model
+from circuitdisc.models.pretrained import load_tokenizer, pretrained_config
+from circuitdisc.models.stored import ADAPTER, read_config, weight_files
+from circuitdisc.models.toy import ToyConfig
 from circuitdisc.patching.selfcheck import load_model
+from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Example
 
@@ -57,17 +60,7 @@ class Checkpoint:
         Raises:
             BadFile: its files cannot be read.
         """
-        if self.folder is not None and not any((self.folder / file).is_file() for file in _TOKENIZER_FILES):
-            return None
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(self.folder or self.name, local_files_only=self.folder is not None)
-        except Exception as error:  # transformers, tokenizers and json each raise their own
-            raise BadFile(f"cannot load the tokenizer of {self.name}: {str(error).strip().splitlines()[0]}") from error
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+        return load_tokenizer(self.folder or self.name)
 
 
 def read_checkpoints(
@@ -110,19 +103,18 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
         UnknownName, BadFile: as `read_checkpoints`.
     """
     name = str(name)
-    folder = shipped_models().get(name) or (Path(name).expanduser() if Path(name).expanduser().is_dir() else None)
+    folder = model_folder(name)
     if folder is None:
         return Checkpoint(name, None, _hub_sizes(name))
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         hint = f" (it holds {LADDER}: leave out the slash and what follows)" if (folder.parent / LADDER).is_file() else ""
         raise BadFile(f"the checkpoint {name} has no config.json: it is not, or not yet, a checkpoint{hint}")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise BadFile(f"{folder / 'config.json'} holds no configuration of a model")
-    _check_weights(name, folder)
+    config = read_config(folder)
+    weight_files(folder)
     if "model_type" not in config:
+        ToyConfig.from_dict(config)
         return Checkpoint(name, folder, {size: config.get(size) for size in TOY_SIZES})
-    return Checkpoint(name, folder, _sizes(_read_config(folder, name)))
+    return Checkpoint(name, folder, _sizes(pretrained_config(folder)))
 
 
 def load(checkpoint: Checkpoint | str, **settings: Any) -> Model:
@@ -250,46 +242,15 @@ def read_ladder(folder: Path) -> list[str]:
     Raises:
         BadFile: ladder.json is malformed, or a rung's file is missing.
     """
-    path = folder / LADDER
-    ladder = read_json(path)
-    if not isinstance(ladder, dict) or ladder.get("format") != LADDER_FORMAT:
-        raise BadFile(f"{path} is not a ladder of `circuitdisc finetune`")
-    try:
-        base, rungs = str(ladder["base"]), [str(rung["name"]) for rung in ladder["rungs"]]
-    except (KeyError, TypeError) as error:
-        raise BadFile(f"{path} is not a ladder: missing or malformed key {error}") from error
+    ladder = read_record(LadderFile, folder / LADDER, remedy="it is not a ladder of `circuitdisc finetune`")
+    rungs = [rung.name for rung in ladder.rungs]
     for rung in rungs:
         if not (folder / rung / "config.json").is_file():
             raise BadFile(
                 f"the ladder {folder} has no {rung}/config.json: the same `circuitdisc finetune` command with out={folder} "
                 "makes what is missing, or name the finished checkpoints one by one"
             )
-    return [base, *(str(folder / rung) for rung in rungs)]
-
-
-def _check_weights(name: str, folder: Path) -> None:
-    """The files of the weights are there and whole, as far as their headers and lengths tell."""
-    if (folder / "model.safetensors").is_file():
-        _check_header(folder / "model.safetensors")
-        return
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise BadFile(f"the checkpoint {name} has no model.safetensors in {folder}: weights are read from safetensors alone")
-    shards = read_json(index).get("weight_map", {})
-    for shard in sorted(set(shards.values())):
-        if not (folder / shard).is_file():
-            raise BadFile(f"the checkpoint {name} lacks {shard}, which {index} names")
-        _check_header(folder / shard)
-
-
-def _check_header(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise BadFile(f"{path} is not a whole safetensors file ({error}); was it cut short?") from error
+    return [ladder.base, *(str(folder / rung) for rung in rungs)]
 
 
 def _hub_sizes(name: str) -> Mapping[str, Any]:
@@ -297,18 +258,9 @@ def _hub_sizes(name: str) -> Mapping[str, Any]:
     if not known_to_hub(name):
         raise UnknownName("checkpoint", name, shipped_models(), hint)
     try:
-        return _sizes(_read_config(name, name))
+        return _sizes(pretrained_config(name))
     except CircuitdiscError as error:
         raise UnknownName("checkpoint", name, shipped_models(), hint) from error
-
-
-def _read_config(where: Path | str, name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(where, local_files_only=isinstance(where, Path))
-    except Exception as error:  # transformers and json each raise their own
-        raise BadFile(f"the configuration of {name} cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
 def _sizes(config: Any) -> dict[str, Any]:

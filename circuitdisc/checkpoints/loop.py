@@ -4,30 +4,36 @@
     FOLDER.part/step-N                  a checkpoint on the way, if asked for
     FOLDER                              the finished checkpoint with training.json and its step-N, renamed from FOLDER.part
 
-Runs offline, reports to nobody. A Trainer's checkpoint counts once the file `whole` lies in it, which is written last.
+Runs offline, reports to nobody. A Trainer's checkpoint counts once the file `whole` lies in it, which is written last, when all
+else is on the disk, with a hash of every file. One that is damaged is passed over for the one before it; without any, training
+begins again.
 
 Shape letters: B rows, T positions, V vocabulary.
 """
 
 import copy
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from circuitdisc.checkpoints.data import UNLEARNED, pad_rows
-from circuitdisc.errors import BadFile, BadRun, BadSetting
-from circuitdisc.files import read_json, write_json
+from circuitdisc.errors import BadFile, BadRun, BadSetting, CircuitdiscWarning
+from circuitdisc.files import fresh_folder, read_json, refuse_links, remove, sync, write_json
+from circuitdisc.identity import hash_file
 from circuitdisc.models.load import DTYPES
 from circuitdisc.progress import progress_bar
+from circuitdisc.schemas import read_record
 
 WHOLE, TRAINING = "whole", "training.json"
 CHECKPOINTS_KEPT = 2
@@ -88,11 +94,7 @@ class Trained:
         Raises:
             BadFile: its training.json is missing or malformed.
         """
-        data = read_json(folder / TRAINING)
-        try:
-            return cls(**{**data, "saved_steps": tuple(data["saved_steps"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{folder / TRAINING} does not say how the checkpoint was trained: {error}") from error
+        return read_record(cls, folder / TRAINING, remedy="it should say how the checkpoint was trained")
 
 
 class AnswerTrainer(Trainer):
@@ -130,7 +132,7 @@ class _Watch(TrainerCallback):
             self.save(self.part / f"step-{state.global_step}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+        mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -167,8 +169,9 @@ def train_checkpoint(
     """
     logging.disable_progress_bar()
     part = folder.with_name(folder.name + ".part")
-    if (part / "final" / TRAINING).exists():  # killed while the folder was put in its place
-        return _keep(part, folder)
+    refuse_links(part)
+    if (trained := _finished(part)) is not None:  # killed while the folder was put in its place
+        return _keep(part, folder, trained)
     n_trained = n_parameters(module) if n_trained is None else n_trained
     steps = math.ceil(len(rows) / recipe.batch_size) * recipe.epochs
 
@@ -177,33 +180,50 @@ def train_checkpoint(
 
     watch = _Watch(recipe, part, save, label, progress)
     try:
-        part.mkdir(parents=True, exist_ok=True)
-        trainer = AnswerTrainer(
-            model=module,
-            args=_arguments(part / "trainer", recipe, math.ceil(steps), device),
-            train_dataset=list(rows),  # pyright: ignore[reportArgumentType] - any list of rows will do
-            data_collator=pad_rows,
-            callbacks=[*callbacks, watch],
-        )
-        trainer.pop_callback(PrinterCallback)
-        module.train()
-        found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer"))
-        module.eval()
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        if not math.isfinite(losses[-1]):
-            raise BadSetting(f"the loss of {label} is no longer a number: lower lr={recipe.lr:g}, or raise warmup=")
-        done = finish(module, True)
-        save_checkpoint(done, tokenizer, part / "final", recipe.dtype)
-        seconds = round(float(found.metrics["train_runtime"]), 1)
-        write_training(part, Trained(int(found.global_step), len(rows), n_trained, seconds, float(losses[-1])))
-        return _keep(part, folder)
-    except OSError as error:
-        raise BadRun(
-            f"cannot write {part}: {error.strerror or error}. Free some space, then give the same command again"
-        ) from error
+        with _writable(part):
+            part.mkdir(parents=True, exist_ok=True)
+            trainer = AnswerTrainer(
+                model=module,
+                args=_arguments(part / "trainer", recipe, math.ceil(steps), device),
+                train_dataset=list(rows),  # pyright: ignore[reportArgumentType] - any list of rows will do
+                data_collator=pad_rows,
+                callbacks=[*callbacks, watch],
+            )
+            trainer.pop_callback(PrinterCallback)
+            module.train()
+            found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer", label))
+            module.eval()
+            losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+            if not math.isfinite(losses[-1]):
+                raise BadSetting(f"the loss of {label} is no longer a number: lower lr={recipe.lr:g}, or raise warmup=")
+            done = finish(module, True)
+            save_checkpoint(done, tokenizer, part / "final", recipe.dtype)
+            seconds = round(float(found.metrics["train_runtime"]), 1)
+            trained = Trained(int(found.global_step), len(rows), n_trained, seconds, float(losses[-1]), _steps(part))
+            write_json(part / "final" / TRAINING, asdict(trained))
+            return _keep(part, folder, trained)
     finally:
         if watch.bar is not None:
             watch.bar.close()
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turn what a full or unwritable disk raises into a sentence; safetensors and torch have errors of their own for it.
+
+    Raises:
+        BadRun: the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _NOT_WRITTEN):
+            raise
+        why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BadRun(f"cannot write {folder}: {why}. Free some space, then give the same command again") from error
+
+
+_NOT_WRITTEN = ("PytorchStreamWriter", "inline_container", "No space left", "File too large")
 
 
 def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> TrainingArguments:
@@ -236,51 +256,96 @@ def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> Trainin
     return arguments
 
 
-def last_whole(folder: Path) -> str | None:
-    """The Trainer's latest whole checkpoint; those that a kill has left half-written are removed."""
-    found: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        if (path / WHOLE).exists():
-            found[int(path.name.partition("-")[2])] = path
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return str(found[max(found)]) if found else None
+def mark_whole(folder: Path) -> None:
+    """Say that a Trainer's checkpoint is whole, once it is on the disk: a hash of every file in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
+    for path in (*files, folder):
+        sync(path)
+    write_json(folder / WHOLE, {str(path.relative_to(folder)): hash_file(path) for path in files})
+    sync(folder.parent)
+
+
+def last_whole(folder: Path, label: str = "") -> str | None:
+    """The Trainer's latest whole checkpoint; later ones, which a kill or the disk has damaged, are removed.
+
+    Args:
+        label: of what is trained, for the note on damaged ones.
+    """
+    steps = {path: path.name.partition("-")[2] for path in folder.glob("checkpoint-*")}
+    for path in [path for path, step in steps.items() if not step.isdecimal()]:
+        del steps[path]
+    damaged: list[str] = []
+    last = None
+    for path in sorted(steps, key=lambda path: int(steps[path]), reverse=True):
+        marked = (path / WHOLE).exists()
+        why = _damage(path)
+        if marked and why is None:
+            last = path
+            break
+        damaged += [f"{path.name} is damaged ({why})"] if marked else []
+        remove(path)
+    if damaged:
+        then = f"goes on from {last.name}" if last is not None else "begins again"
+        warnings.warn(f"training {label} {then}: {', '.join(damaged)}", CircuitdiscWarning, stacklevel=2)
+    return None if last is None else str(last)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint that was whole once; None if nothing is."""
+    try:
+        hashes = read_json(folder / WHOLE)
+    except BadFile:
+        return "its list of files cannot be read"
+    if not isinstance(hashes, dict) or not hashes:
+        return "its list of files is empty"
+    for name, known in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if hash_file(path) != known:
+            return f"{name} has other bytes than were written"
+    return None
 
 
 def save_checkpoint(module: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """Write a Hugging Face folder beside its place, then rename it; the module is left as it was."""
-    beside = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
     wanted = DTYPES[dtype]
     saved = module if module.dtype == wanted else copy.deepcopy(module).to(wanted)
-    saved.config.use_cache = True
-    saved.save_pretrained(beside)
-    module.config.use_cache = False
-    if tokenizer is not None:
-        for name in ("local_files_only", "is_local"):  # where it was read from is no part of it
-            tokenizer.init_kwargs.pop(name, None)
-        tokenizer.save_pretrained(beside)
-    for path in beside.glob("*.safetensors"):
-        path.chmod(0o644)
-    beside.replace(folder)
+    with fresh_folder(folder) as beside:
+        saved.config.use_cache = True
+        saved.save_pretrained(beside)
+        module.config.use_cache = False
+        if tokenizer is not None:
+            for name in ("local_files_only", "is_local"):  # where it was read from is no part of it
+                tokenizer.init_kwargs.pop(name, None)
+            tokenizer.save_pretrained(beside)
+        for path in beside.glob("*.safetensors"):
+            path.chmod(0o644)
 
 
-def write_training(part: Path, trained: Trained) -> None:
-    """Say in the finished checkpoint's folder how it was trained, and which steps were kept."""
-    steps = sorted(int(path.name.partition("-")[2]) for path in part.glob("step-*") if path.suffix != ".writing")
-    write_json(part / "final" / TRAINING, {**asdict(trained), "saved_steps": steps})
+def _steps(part: Path) -> tuple[int, ...]:
+    """The steps after which a checkpoint was kept."""
+    return tuple(sorted(int(step) for path in part.glob("step-*") if (step := path.name.partition("-")[2]).isdecimal()))
 
 
-def _keep(part: Path, folder: Path) -> Trained:
+def _finished(part: Path) -> Trained | None:
+    """What a finished checkpoint that is not in its place yet says; None if it is not whole."""
+    try:
+        return Trained.read(part / "final")
+    except BadFile:
+        return None
+
+
+def _keep(part: Path, folder: Path, trained: Trained) -> Trained:
     """Turn the folder of a running training into that of a finished checkpoint; may be done again where it was killed."""
     final = part / "final"
-    trained = Trained.read(final)
     for step in trained.saved_steps:
         if (part / f"step-{step}").exists():
             (part / f"step-{step}").replace(final / f"step-{step}")
+    sync(final)
     final.replace(folder)
-    shutil.rmtree(part, ignore_errors=True)
+    sync(folder.parent)
+    remove(part)
     return trained
 
 

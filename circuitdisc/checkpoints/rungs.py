@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 from circuitdisc.checkpoints.heads_only import other_heads, shared_heads
 from circuitdisc.checkpoints.loop import Trained
 from circuitdisc.checkpoints.lora import check_peft
-from circuitdisc.checks import check_number, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads.base import head_mask, head_names
@@ -59,21 +58,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         epochs = epochs * len(fractions)
     if len(fractions) != len(epochs):
         raise BadSetting(f"{len(fractions)} fractions and {len(epochs)} epochs: give one number of epochs for each fraction")
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            raise BadSetting(f"fractions={fraction:g} must be above 0 and at most 1")
     settings |= {"fractions": fractions, "epochs": epochs}
-    for name, values in (("lr", [settings["lr"]]), ("epochs", epochs)):
-        if min(check_number(name, value) for value in values) <= 0:
-            raise BadSetting(f"{name}={settings[name]!r} must be above 0")
-    check_number("weight_decay", settings["weight_decay"], low=0.0, high=1.0)
-    for name, least in (("batch_size", 1), ("rank", 1), ("alpha", 1), ("warmup", 0), ("seed", 0)):
-        check_whole(name, settings[name], least)
-    control = settings["control"]
-    settings["control"] = check_whole("control", int(control) if isinstance(control, bool) else control, 0)
-    for name in ("save_steps", "n_pool"):
-        if settings[name] is not None:
-            check_whole(name, settings[name])
     if settings["method"] == "heads" and not settings["heads"]:
         raise BadSetting(
             "method=heads trains chosen heads: name them with heads=[a1.h2,a3.h0], a circuit's file or a run's folder"

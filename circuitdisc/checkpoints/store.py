@@ -1,7 +1,7 @@
 """Where a transfer keeps what it has finished: a folder, or memory.
 
 config.json              what was asked for
-checkpoints/<name>.json  a checkpoint's name, the mark of its weights, and what must be known of it
+checkpoints/<name>.json  a checkpoint's name, the identity of its weights and examples, and what must be known of it
 circuits/<name>.json     a circuit, with the journal of its search beside it
 cells/<row>.<column>.json  one cell's scores
 
@@ -10,14 +10,15 @@ settings goes on from them.
 """
 
 import json
+import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadRun, BadSetting
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import make_folder, make_inner_folder, read_json, write_json
+from circuitdisc.identity import package_version
 from circuitdisc.runs import Journal, check_free, versions
 
 CONFIG, FORMAT = "config.json", "circuitdisc.transfer.settings"
@@ -37,19 +38,17 @@ class Store:
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         self.folder, self._memory = folder, dict[str, Any]()
-        self.is_new = folder is None or not (folder / CONFIG).is_file()
         if folder is None:
             return
         plain = json.loads(json.dumps(settings))  # as it will be read again
-        if self.is_new:
+        if not (folder / CONFIG).is_file():
             check_free(folder)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BadRun(f"cannot make the folder {folder}: {error.strerror}. Choose another one with out=") from error
-            write_json(folder / CONFIG, {"format": FORMAT, "version": 1, "settings": plain, "versions": versions()})
+            make_folder(folder)
+            data = {"format": FORMAT, "version": 1, "settings": plain, "folder": os.getcwd(), "versions": versions()}
+            write_json(folder / CONFIG, data)
         else:
             _check_equal(folder, read_settings(folder), plain)
+            _check_version(folder)
 
     def has(self, name: str) -> bool:
         """Whether this part is finished."""
@@ -68,23 +67,21 @@ class Store:
         if self.folder is None:
             self._memory[name] = data
             return
-        (self.folder / name).parent.mkdir(exist_ok=True)
+        make_inner_folder((self.folder / name).parent)
         write_json(self.folder / name, data)
 
     def journal(self, name: str) -> Journal:
         """The journal of a search, cut back to its last mark."""
         if self.folder is None:
             return Journal()
-        (self.folder / name).parent.mkdir(exist_ok=True)
+        make_inner_folder((self.folder / name).parent)
         return Journal(self.folder / name)
 
-    def drop_if_empty(self) -> None:
-        """Leave nothing behind of a call that failed before it had found anything."""
-        if self.folder is None or not self.is_new:
-            return
-        found = [*self.folder.glob("circuits/*"), *self.folder.glob("cells/*")]
-        if not any(one.stat().st_size for one in found):
-            shutil.rmtree(self.folder, ignore_errors=True)
+
+def has_found(folder: Path) -> bool:
+    """Whether a transfer's folder holds anything that took time: a circuit, decisions of a search, a cell."""
+    found = (path for part in ("circuits", "cells") for path in folder.glob(f"{part}/*"))
+    return any(bool(Journal.read(path).decisions) if path.suffix == ".jsonl" else True for path in found)
 
 
 def is_transfer(folder: Path) -> bool:
@@ -109,6 +106,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("settings"), dict):
         raise BadRun(f"{folder} is the folder of something else than a transfer: choose another with out=")
     return data["settings"]
+
+
+def begun_in(folder: Path) -> Path:
+    """The folder in which a transfer was begun, which the relative names in its settings start from."""
+    data = read_json(folder / CONFIG)
+    begun = data.get("folder") if isinstance(data, dict) else None
+    return Path(begun) if isinstance(begun, str) and Path(begun).is_dir() else Path.cwd()
+
+
+def _check_version(folder: Path) -> None:
+    """Cells of two versions do not go together."""
+    known = read_json(folder / CONFIG).get("versions")
+    version = known.get("circuitdisc", "unknown") if isinstance(known, dict) else "unknown"
+    if version != package_version():
+        raise BadRun(
+            f"{folder} was begun by circuitdisc {str(version)[:40]}, and this is {package_version()}: cells of two versions "
+            "are not mixed; begin again with another out="
+        )
 
 
 def _check_equal(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

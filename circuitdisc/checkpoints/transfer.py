@@ -12,10 +12,9 @@ Source: the CS224N study of the Transitive Property Problem (its transfer table)
 """
 
 import gc
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import chdir, closing, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,29 @@ from circuitdisc.checkpoints.ladder import ladder
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
 from circuitdisc.checkpoints.matrix import Found, Transfer
 from circuitdisc.checkpoints.plan import Plan, make_plan, read_given
-from circuitdisc.checkpoints.store import Store, read_settings, slug
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checkpoints.store import CONFIG, Store, begun_in, has_found, read_settings, slug
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import discover, refuse_chance
-from circuitdisc.errors import BadRun, CircuitdiscError, GraphMismatch, MetricAtChance
+from circuitdisc.errors import BadRun, GraphMismatch, MetricAtChance
 from circuitdisc.files import write_arrays, write_json
-from circuitdisc.metrics import get_metric
+from circuitdisc.identity import Identity, identity_of, in_words
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import check_free, workspace
+from circuitdisc.schemas import TransferSettings, validate
 from circuitdisc.scoring.base import Score
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 RESULT, ARRAYS = "transfer.json", "arrays.npz"
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def transfer(
     checkpoints: str | Sequence[str | Path],
     task: str | Mapping[str, Any],
@@ -56,7 +60,7 @@ def transfer(
     joint: bool | Sequence[str] = False,
     donor: str | Sequence[str | tuple[str, str]] = (),
     ablation: str | Ablation | Mapping[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     allow_chance: bool | Sequence[str] = True,
     n_random: int = 20,
     confidence: float = 0.95,
@@ -95,14 +99,12 @@ def transfer(
         GraphMismatch: a given circuit belongs to another architecture.
         MetricAtChance: a checkpoint does not do the task and may not fail it.
         BadSetting: a setting is out of its bounds, or the folder holds a transfer with other settings.
-        BadRun: the folder is taken or cannot be written, or a checkpoint in it has changed.
+        BadRun: the folder is taken or cannot be written, another process writes in it, or a checkpoint or the examples have
+            changed since it was begun.
     """
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     parse_memory(memory)
     cut = get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation)
-    if metric is not None:
-        get_metric(metric)
+    measure = None if metric is None else get_metric(metric)
     names = read_checkpoints([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, least=2, what="transfer")
     given = read_given(circuits)
     plan = make_plan(names, given, algorithm, settings, joint, donor, allow_chance)
@@ -111,20 +113,19 @@ def transfer(
         "checkpoints": names, "task": wanted, "algorithm": algorithm, "algorithm_settings": settings,
         "circuits": {label: one.to_dict() for label, one in given.items()} or None, "joint": list(plan.joint),
         "joint_of_those_that_do_it": plan.joint_if_able, "donor": [list(pair) for pair in plan.donors],
-        "donors_that_do_it": plan.donors_if_able, "ablation": cut.to_dict(), "metric": metric,
+        "donors_that_do_it": plan.donors_if_able, "ablation": cut.to_dict(), "metric": measure and measure.name,
         "allow_chance": plan.allow_chance, "n_random": n_random, "confidence": confidence,
         "model": dict(model_settings or {}), "seed": seed, "memory": memory,
     }  # fmt: skip
-    store = Store(None if out is None else Path(out), asked)
-    work = _Work(names, plan, given, wanted, algorithm, settings, cut, metric, asked, store, progress)
-    try:
-        found = work.run()
-    except CircuitdiscError:
-        store.drop_if_empty()
-        raise
-    if store.folder is not None:
-        write_json(store.folder / RESULT, found.to_dict())
-        write_arrays(store.folder / ARRAYS, found.arrays())
+    folder = None if out is None else Path(out)
+    if folder is not None and not (folder / CONFIG).is_file():
+        check_free(folder)
+    with nullcontext() if folder is None else workspace(folder, lambda: has_found(folder)):
+        store = Store(folder, asked)
+        found = _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, store, progress).run()
+        if folder is not None:
+            write_json(folder / RESULT, found.to_dict())
+            write_arrays(folder / ARRAYS, found.arrays())
     return found
 
 
@@ -134,22 +135,40 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
     Raises:
         BadRun: the folder is not that of a transfer.
     """
-    asked = read_settings(Path(folder))
+    folder = Path(folder).resolve()
+    asked = read_settings(folder)
+    validate(TransferSettings, asked, f"{folder}/config.json", error=BadRun)
     given = {label: Circuit.from_dict(one) for label, one in (asked["circuits"] or {}).items()}
     names = ("ablation", "metric", "allow_chance", "n_random", "confidence", "seed", "memory")
-    return transfer(
-        asked["checkpoints"],
-        asked["task"],
-        asked["algorithm"],
-        out=folder,
-        circuits=given,
-        joint=asked["joint_of_those_that_do_it"] or asked["joint"],
-        donor="all" if asked["donors_that_do_it"] else [(a, b) for a, b in asked["donor"]],
-        model_settings=asked["model"],
-        progress=progress,
-        **{name: asked[name] for name in names},
-        **asked["algorithm_settings"],
-    )
+    with chdir(begun_in(folder)):
+        return transfer(
+            asked["checkpoints"],
+            asked["task"],
+            asked["algorithm"],
+            out=folder,
+            circuits=given,
+            joint=asked["joint_of_those_that_do_it"] or asked["joint"],
+            donor="all" if asked["donors_that_do_it"] else [(a, b) for a, b in asked["donor"]],
+            model_settings=asked["model"],
+            progress=progress,
+            **{name: asked[name] for name in names},
+            **asked["algorithm_settings"],
+        )
+
+
+@dataclass
+class _Known:
+    """What a transfer's folder keeps of a checkpoint."""
+
+    note: str
+    metric: str
+
+
+@dataclass
+class _Cell:
+    """What it keeps of a cell."""
+
+    scores: tuple[Score, ...]
 
 
 class _Work:
@@ -164,7 +183,7 @@ class _Work:
         algorithm: str,
         settings: Mapping[str, Any],
         ablation: Ablation,
-        metric: str | None,
+        metric: Metric | None,
         asked: Mapping[str, Any],
         store: Store,
         progress: bool,
@@ -173,6 +192,7 @@ class _Work:
         self.algorithm, self.settings, self.ablation, self.metric = algorithm, dict(settings), ablation, metric
         self.asked, self.store, self.progress = asked, store, progress
         self.task: Task | None = None
+        self.seen: set[str] = set()
         self.files = {name: f"checkpoints/{slug(index, name)}.json" for index, name in enumerate(names)}
 
     def run(self) -> Transfer:
@@ -192,6 +212,9 @@ class _Work:
         found += self._joint(able, notes)
         found += [self._donor(a, b) for a, b in self._donor_pairs(able)]
         cells = self._cells(found)
+        for name in self.names:  # what was taken over whole from an earlier start is of these weights and examples, too
+            if name not in self.seen:
+                self._load(name)
         return Transfer(
             tuple(self.names),
             tuple(found),
@@ -206,10 +229,10 @@ class _Work:
     # --- checkpoints, one at a time ------------------------------------------------------------------------------------------
 
     def _load(self, name: str) -> tuple[Model, Task]:
-        """A checkpoint with the task's examples, which are the same for all; seen to be the one that the folder knows.
+        """A checkpoint with the task's examples, which are the same for all; seen to be those that the folder knows.
 
         Raises:
-            BadRun: its weights have changed since.
+            BadRun: its weights, or the examples, have changed since.
         """
         gc.collect()
         if torch.cuda.is_available():
@@ -226,18 +249,28 @@ class _Work:
                 f"a given circuit belongs to a model of {odd.graph.describe()}; {name} has {model.graph.describe()}: "
                 "give circuits of the checkpoints' own architecture"
             )
-        if self.store.has(self.files[name]) and self._known(name)["weights"] != weights_mark(model):
-            raise BadRun(
-                f"the weights of {name} have changed since {self.store.folder} was begun, so its finished cells are of another "
-                "model: begin again with another out="
-            )
+        if self.store.has(self.files[name]):
+            known, now = Identity.from_dict(self._known(name).get("identity")), self._identity(model, self.task)
+            different = known.differences(now) if known is not None else ["weights and examples that it does not name"]
+            if different:
+                raise BadRun(
+                    f"{self.store.folder} was begun with {in_words(different)} ({name}), so that its finished parts are of "
+                    "another model or task: give back what it was begun with, or begin again with another out="
+                )
+        self.seen.add(name)
         return model, self.task
 
+    def _identity(self, model: Model, task: Task) -> Identity:
+        """What the finished parts on one checkpoint belong to; the settings are compared by the store."""
+        return identity_of(model, {"train examples": task.train, "held-out examples": task.heldout}, {})
+
     def _known(self, name: str) -> dict[str, Any]:
-        return self.store.read(self.files[name])
+        data = self.store.read(self.files[name])
+        validate(_Known, data, self.files[name])
+        return data
 
     def _survey(self, name: str, loaded: tuple[Model, Task] | None = None) -> None:
-        """Write down a checkpoint: the mark of its weights, and whether it does the task."""
+        """Write down a checkpoint: its identity, and whether it does the task."""
         if self.store.has(self.files[name]):
             return
         model, task = loaded or self._load(name)
@@ -248,9 +281,10 @@ class _Work:
             if not self.plan.may_fail(name):
                 raise
             note = f"does not do the task: {str(error).partition(': ')[2].partition(', so there')[0]}"
-        metric = get_metric(self.metric or task.metric).name
+        metric = metric_for(model, task, self.metric).name
+        identity = self._identity(model, task).to_dict()
         self.store.write(
-            self.files[name], {"name": name, "weights": weights_mark(model), "note": note, "metric": metric, "task": task.name}
+            self.files[name], {"name": name, "identity": identity, "note": note, "metric": metric, "task": task.name}
         )
 
     # --- circuits ------------------------------------------------------------------------------------------------------------
@@ -311,7 +345,7 @@ class _Work:
     def _search(self, file: str, models: Sequence[Model], donor: Circuit | None) -> None:
         assert self.task is not None, "a model was loaded"
         with closing(self.store.journal(f"{file}.journal.jsonl")) as journal:
-            metric = get_metric(self.metric or self.task.metric).name
+            metric = metric_for(models[0], self.task, self.metric)
             context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
             found = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=donor, **self.settings)
         self.store.write(f"{file}.json", found.circuit.to_dict())
@@ -335,7 +369,7 @@ class _Work:
                 if rows:
                     self._column(name, rows, {one.label: files[one.label, name] for one in rows}, bar)
         return {
-            (one.label, name): tuple(_score(row) for row in self.store.read(files[one.label, name])["scores"])
+            (one.label, name): validate(_Cell, self.store.read(files[one.label, name]), files[one.label, name]).scores
             for one in found
             for name in self.names
         }
@@ -344,7 +378,8 @@ class _Work:
         """The missing cells of one checkpoint."""
         model, task = self._load(name)
         names = ("n_random", "confidence", "seed", "memory")
-        judge = Judge(model, task, self.ablation, self._known(name)["metric"], **{one: self.asked[one] for one in names})
+        measure = metric_for(model, task, self.metric)
+        judge = Judge(model, task, self.ablation, measure, **{one: self.asked[one] for one in names})
         for one in rows:
             scores = [asdict(score) for score in judge.score(one.circuit)]
             self.store.write(files[one.label], {"circuit": one.label, "checkpoint": name, "scores": scores})
@@ -357,16 +392,3 @@ def _given(label: str, circuit: Circuit, ablation: Ablation) -> Found:
     if came_from.ablation and get_ablation(dict(came_from.ablation)) != ablation:
         note = f"found under another ablation: {get_ablation(dict(came_from.ablation)).label}"
     return Found(label, "given", (came_from.model,) if came_from.model else (), circuit, note)
-
-
-def _score(row: Mapping[str, Any]) -> Score:
-    return Score(**{**row, "controls": tuple(row["controls"])})
-
-
-def weights_mark(model: Model) -> str:
-    """A short mark of a model's weights: a hash of the beginning of every tensor. Another training gives another mark."""
-    digest = hashlib.sha256()
-    for name, tensor in model.module.state_dict().items():
-        beginning = tensor.detach().flatten()[:1024].double().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + beginning.tobytes())
-    return digest.hexdigest()[:16]

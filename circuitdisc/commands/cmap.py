@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.commands.kept import new_folder
 from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
 from circuitdisc.errors import BadRun, BadSetting
 
@@ -50,40 +51,48 @@ def run_cmap(config: Mapping[str, Any], command: str) -> str:
     Args:
         config: as `parse` gives it.
     """
+    base, tuned = (str(config["settings"][which]) for which in ("base", "tuned"))
+    folder = Path(config["out"]) if config["out"] else stamped_folder("cmap", base, tuned, task_word(config))
+    set_threads(config["threads"])
+    with new_folder(folder, command):
+        return _run_cmap(config, command, folder)
+
+
+def _run_cmap(config: Mapping[str, Any], command: str, folder: Path) -> str:
     from circuitdisc.checkpoints.cmap import cmap
     from circuitdisc.files import write_arrays, write_json
     from circuitdisc.pipeline import build_task
     from circuitdisc.report.cmap import describe_cmap
     from circuitdisc.report.heads import description_text, write_description
-    from circuitdisc.runs import check_free, versions
+    from circuitdisc.runs import versions
 
     settings, started = dict(config["settings"]), datetime.now().astimezone()
     settings.pop("plan")
     base, tuned = (str(settings.pop(which)) for which in ("base", "tuned"))
-    folder = Path(config["out"]) if config["out"] else stamped_folder("cmap", base, tuned, task_word(config))
-    check_free(folder)
-    set_threads(config["threads"])
     groups = read_groups(settings.pop("circuit"), settings.pop("groups"))
     model_settings = {name: config["model"][name] for name in ("dtype", "device")}
     shared = {name: config[name] for name in ("seed", "memory", "progress")} | {"metric": config["metric"].get("name")}
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    notes: tuple[str, ...] = ()
+
+    def make_task(model: Any) -> Any:
+        nonlocal notes
+        task = build_task(model, config)
+        notes = task.notes
+        return task
+
     found = cmap(
         base,
         tuned,
-        lambda model: build_task(model, config),
+        make_task,
         groups=groups,
         cache_folder=folder.parent,
         **settings,
         **shared,
         **model_settings,
     )
-    description, subject = describe_cmap(found), f"{base} and {tuned}, task {found.task}"
+    description, subject = describe_cmap(found).noted(notes), f"{base} and {tuned}, task {found.task}"
     record = {**{key: value for key, value in config.items() if key != "out"}, "command": command}
     record |= {"started": started.isoformat(timespec="seconds"), "seconds": found.cost["seconds"], "versions": versions()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadRun(f"cannot make the folder {folder}: {error.strerror}") from error
     write_json(folder / RESULT, {"format": "circuitdisc.cmap", "version": 1, **record, "result": found.to_dict()})
     write_arrays(folder / ARRAYS, found.arrays())
     write_description(folder / PAGE, description, heading="Cross-model patching", subject=subject, settings=record)

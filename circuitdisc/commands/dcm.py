@@ -41,13 +41,13 @@ def dcm_command(args: Sequence[str]) -> str:
     own["positions"] = "all" if own["positions"] == ["all"] else own["positions"]
     folder = Path(config["out"]) if config["out"] else stamped_folder("dcm", str(config["model"]["name"]), task_word(config))
 
-    with work_in(folder) as journal:
+    with work_in(folder, config["command"]) as journal:
         model = load_model(**config["model"])
         found = desiderata_of(model, config, names, n_choose)
         shared = {key: config[key] for key in ("seed", "memory", "progress")}
         result = dcm(model, found, circuit=circuit, journal=journal, **own, **shared)
-    subject = f"{model.name}, task {task_word(config)}"
-    return finished(folder, result, config, heading="Desiderata", subject=subject, format="circuitdisc.dcm")
+        subject = f"{model.name}, task {task_word(config)}"
+        return finished(folder, result, config, heading="Desiderata", subject=subject, format="circuitdisc.dcm")
 
 
 def desiderata_of(model: "Model", config: Mapping[str, Any], names: Any, n_choose: int | None) -> "Sequence[Desideratum]":

@@ -42,9 +42,11 @@ def finetune_command(args: Sequence[str]) -> str:
 def _run(config: dict[str, Any], command: str) -> str:
     set_threads(config["threads"])
     from circuitdisc.checkpoints.finetune import finetune
+    from circuitdisc.checkpoints.listing import LADDER
     from circuitdisc.report.baselines import describe
     from circuitdisc.report.heads import description_text, write_description
     from circuitdisc.report.tables import text_table
+    from circuitdisc.runs import stoppable, with_out, writing
 
     settings = {**config["settings"]}
     for name in ("fractions", "epochs"):
@@ -52,14 +54,20 @@ def _run(config: dict[str, Any], command: str) -> str:
     base = str(config["model"]["name"])
     folder = Path(config["out"]) if config["out"] else stamped_folder("finetune", base, task_word(config))
     shared = {name: config[name] for name in ("seed", "memory", "progress")}
-    ladder = finetune(base, config["task"], folder, device=config["model"]["device"], **settings, **shared)
+
+    def kept() -> bool:
+        return (folder / LADDER).exists()
+
+    with stoppable(with_out(command, folder), kept):
+        ladder = finetune(base, config["task"], folder, device=config["model"]["device"], **settings, **shared)
     headers = ("checkpoint", "trained", "weights", "examples", "steps", "seconds", "loss")
     table = text_table(headers, [_line(rung, ladder.settings["method"]) for rung in ladder.rungs], "llrrrrr")
     parts = [f"{base}, fine-tuned on task {task_word(config)}", table]
     if ladder.figures is not None:
         description = describe(ladder.figures)
         record = {"command": command, **ladder.settings}
-        write_description(folder / PAGE, description, heading="Fine-tuned checkpoints", subject=parts[0], settings=record)
+        with writing(folder):
+            write_description(folder / PAGE, description, heading="Fine-tuned checkpoints", subject=parts[0], settings=record)
         parts += [description_text(description)]
     return "\n\n".join([*parts, f"folder  {folder}"])
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.commands.kept import new_folder
 from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
 from circuitdisc.errors import UnknownName
 
@@ -123,17 +124,21 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
     Args:
         config: as `parse` gives it, with the `command`.
     """
-    from circuitdisc.files import make_folder, write_arrays, write_json
+    folder = Path(config["out"]) if config["out"] else default_folder(name, config)
+    set_threads(config["threads"])
+    with new_folder(folder, config.get("command", "")):
+        return _run_tool(name, config, folder)
+
+
+def _run_tool(name: str, config: Mapping[str, Any], folder: Path) -> str:
+    from circuitdisc.files import write_arrays, write_json
     from circuitdisc.report.heads import describe, description_text, write_description
-    from circuitdisc.runs import check_free, versions
+    from circuitdisc.runs import versions
 
     tool, started = TOOLS[name], datetime.now().astimezone()
-    folder = Path(config["out"]) if config["out"] else default_folder(name, config)
-    check_free(folder)
-    set_threads(config["threads"])
     clock = time.perf_counter()
-    found, subject = _call(name, config)
-    description = describe(found)
+    found, subject, notes = _call(name, config)
+    description = describe(found).noted(notes)
     record = {
         "tool": name,
         **{key: value for key, value in config.items() if key != "out"},
@@ -141,15 +146,14 @@ def run_tool(name: str, config: Mapping[str, Any]) -> str:
         "seconds": round(time.perf_counter() - clock, 3),
         "versions": versions(),
     }
-    make_folder(folder)
     write_json(folder / RESULT, {"format": "circuitdisc.heads", "version": 1, **record, "result": found.to_dict()})
     write_arrays(folder / ARRAYS, arrays_of(found))
     write_description(folder / PAGE, description, heading=tool.heading, subject=subject, settings=record)
     return f"{subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {folder / PAGE}"
 
 
-def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
-    """The tool's result, and what it is about."""
+def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str, tuple[str, ...]]:
+    """The tool's result, what it is about, and the notes of its task."""
     import circuitdisc.heads
     from circuitdisc.patching.selfcheck import load_model
     from circuitdisc.pipeline import build_task
@@ -162,7 +166,8 @@ def _call(name: str, config: Mapping[str, Any]) -> tuple[Any, str]:
     without_task = name == "roles" and settings["prompts"] == "repeated"
     task = None if without_task else build_task(model, config)
     found = getattr(circuitdisc.heads, TOOLS[name].function)(model, task, **settings, **shared)
-    return found, f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
+    subject = f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
+    return found, subject, () if task is None else task.notes
 
 
 def default_folder(name: str, config: Mapping[str, Any]) -> Path:

@@ -40,12 +40,13 @@ def localise_command(args: Sequence[str]) -> str:
         raise BadSetting("heads=circuit and circuit= go together: give both, or neither")
     words = (f"localise-{own['kind']}", str(config["model"]["name"]), task_word(config))
     folder = Path(config["out"]) if config["out"] else stamped_folder(*words)
-    with work_in(folder) as journal:
+    with work_in(folder, config["command"]) as journal:
         model = load_model(**config["model"])
         task = build_task(model, config)
         shared = {key: config[key] for key in ("seed", "memory", "progress")}
         metric = config["metric"].get("name")
         found = localised(model, task, circuit or heads, metric=metric, journal=journal, **own, **shared)
-    found.edit.save(folder / EDIT)
-    subject = f"{model.name}, task {task_word(config)}"
-    return finished(folder, found, config, heading="Localised intervention", subject=subject, format="circuitdisc.localised")
+        found.edit.save(folder / EDIT)
+        subject = f"{model.name}, task {task_word(config)}"
+        about = {"heading": "Localised intervention", "subject": subject, "format": "circuitdisc.localised"}
+        return finished(folder, found, config, notes=task.notes, **about)

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.commands.kept import new_folder
 from circuitdisc.commands.settings import asks_for_help, help_text, parse, set_threads, stamped_folder, task_word
 from circuitdisc.errors import BadSetting
 
@@ -49,15 +50,21 @@ def measure_checkpoints(measure: Measure, args: Sequence[str]) -> str:
 
 
 def _run(measure: Measure, config: dict[str, Any], checkpoints: list[str], settings: dict[str, Any], command: str) -> str:
-    from circuitdisc.files import make_folder, write_arrays, write_json
+    folder = Path(config["out"]) if config["out"] else stamped_folder(measure.name, task_word(config))
+    set_threads(config["threads"])
+    with new_folder(folder, command):
+        return _measure(measure, config, checkpoints, settings, command, folder)
+
+
+def _measure(
+    measure: Measure, config: dict[str, Any], checkpoints: list[str], settings: dict[str, Any], command: str, folder: Path
+) -> str:
+    from circuitdisc.files import write_arrays, write_json
     from circuitdisc.report.heads import description_text, write_description
-    from circuitdisc.runs import check_free, versions
+    from circuitdisc.runs import versions
 
     function = getattr(import_module(f"circuitdisc.checkpoints.{measure.name}"), measure.name)
     describe = import_module(f"circuitdisc.report.{measure.name}").describe
-    folder = Path(config["out"]) if config["out"] else stamped_folder(measure.name, task_word(config))
-    check_free(folder)
-    set_threads(config["threads"])
     started = datetime.now().astimezone()
     model = {name: value for name, value in config["model"].items() if name != "name"}
     shared = {name: config[name] for name in ("seed", "memory", "progress")}
@@ -73,7 +80,6 @@ def _run(measure: Measure, config: dict[str, Any], checkpoints: list[str], setti
         "versions": versions(),
     }
     description = describe(found)
-    make_folder(folder)
     write_json(folder / f"{measure.name}.json", {**found.to_dict(), **record})
     if arrays := getattr(found, "arrays", dict)():
         write_arrays(folder / ARRAYS, arrays)

@@ -1,6 +1,7 @@
 """The command line of `circuitdisc score --scores FILE`: edge scores that another tool has written, judged without a run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ OPTION, SIZES = "--scores", "sizes"
 GROUPS = ("model", "task", "ablation", "metric", "scoring")
 COMMON = ("seed", "memory", "threads", "progress", "allow_chance")
 WHAT = """How good are scores of edges that another tool has written? FILE is an object of edge name -> score (.json), a graph
-of EAP-IG or of the MIB benchmark (.json), or a run's edge_scores.npz. Prints the scores of the circuit of the best edges,
+of EAP-IG or of the MIB benchmark (.json, .pt), or a run's edge_scores.npz. Graphs are read as higher_helps and others as
+lower_helps unless the file names its sign; sign= says otherwise. Prints the scores of the circuit of the best edges,
 beside random circuits, and the faithfulness of circuits of ten sizes with the areas under that curve (CPR, CMD), on held-out
 examples. Needs model= and task=. Writes nothing. `edges=sizes` leaves the single circuit out."""
 
@@ -47,7 +49,9 @@ def measure(path: Path, settings: Mapping[str, Any]) -> str:
     from circuitdisc.discovery.registry import discover
     from circuitdisc.patching.selfcheck import load_model
     from circuitdisc.pipeline import build_task, score_circuit
-    from circuitdisc.report.tables import scores_table
+    from circuitdisc.report.judged import curve_verdict
+    from circuitdisc.report.tables import scores_alone
+    from circuitdisc.report.verdict import Verdict, as_sentences, verdict
     from circuitdisc.scoring.curves import curve
 
     own = dict(settings["settings"])
@@ -58,11 +62,16 @@ def measure(path: Path, settings: Mapping[str, Any]) -> str:
     asked: dict[str, Any] = {"ablation": dict(settings["ablation"]), "metric": settings["metric"].get("name")}
     asked |= {name: settings[name] for name in ("seed", "memory", "progress")}
     found = discover(model, task, "from_file", path=str(path), allow_chance=settings["allow_chance"], **asked, **own)
-    parts = []
+    parts, said = [], Verdict((), as_sentences(found.circuit.provenance.notes))
     if not curve_alone:
-        parts.append(scores_table(score_circuit(model, task, found.circuit, settings, settings["progress"])))
-    parts.append(_curve_text(curve(model, task, found, grow=own["grow"], by=own["by"], **asked)))
-    return "\n\n".join(parts)
+        scores = score_circuit(model, task, found.circuit, settings, settings["progress"])
+        parts.append(scores_alone(scores))
+        said += verdict(scores, found.circuit)
+    if curve_alone or found.edge_scores is not None:
+        sizes = curve(model, task, found, grow=own["grow"], by=own["by"], **asked)
+        parts.append(_curve_text(sizes))
+        said += curve_verdict(asdict(sizes.cmd), asdict(sizes.overshoot))
+    return "\n\n".join([*parts, said.text])
 
 
 def _file_and_rest(args: Sequence[str]) -> tuple[Path, list[str]]:

@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.checks import THREADS
+from circuitdisc.errors import BadSetting, UnknownName, shown
 
 COMMON = ("seed", "memory", "threads", "progress", "out")
 
@@ -45,7 +46,7 @@ def parse(
     """
     from omegaconf import OmegaConf
 
-    from circuitdisc.config import check_overrides, compose, conf_dir, rewrite
+    from circuitdisc.config import check_overrides, compose, conf_dir, plain, rewrite
 
     defaults = OmegaConf.load(conf_dir() / f"{path}.yaml")
     own = [arg for arg in args if arg.partition("=")[0].partition(".")[0] in defaults and "=" in arg]
@@ -56,19 +57,17 @@ def parse(
             raise UnknownName(f"setting of {command}", key, [*map(str, defaults), *groups, *common])
     overrides = rewrite(list(others))
     check_overrides(overrides)
-    plain: Any = OmegaConf.to_container(compose(overrides), resolve=True)
-    return {key: plain[key] for key in (*groups, *common)} | {"settings": _own_settings(defaults, own, lists)}
+    composed = plain(compose(overrides))
+    check_call(composed)
+    return {key: composed[key] for key in (*groups, *common)} | {"settings": _own_settings(defaults, own, lists)}
 
 
 def _own_settings(defaults: Any, args: Sequence[str], lists: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    try:
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(args)), resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise BadSetting(f"these settings cannot be read: {' '.join(args)} ({' '.join(str(error).split())})") from error
+    from circuitdisc.config import plain, read_dotlist
+
+    given: Any = plain(read_dotlist(args))
     settings: Any = OmegaConf.to_container(defaults)
     for key, value in given.items():
         if key in lists and isinstance(value, str):
@@ -114,16 +113,31 @@ def task_word(config: Mapping[str, Any]) -> str:
     return Path(str(config["task"].get("path") or config["task"]["name"])).stem
 
 
-def set_threads(threads: object) -> None:
+def check_call(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a composed configuration, without what only the command line knows; all seen to be usable.
+
+    Raises:
+        BadSetting, UnknownName: one is not.
+    """
+    from circuitdisc.sections import check_sections
+
+    if composed["threads"] is not None:
+        THREADS.check("threads", composed["threads"])
+    if not isinstance(composed["out"], str | None):
+        raise BadSetting(f"out={shown(composed['out'])} is not the name of a folder: write it as out='...'")
+    sections = {name: value for name, value in composed.items() if name not in ("threads", "out", "launcher")}
+    check_sections(sections)
+    return sections
+
+
+def set_threads(threads: int | None) -> None:
     """Tell torch how many threads to use; None leaves its own choice.
 
     Raises:
-        BadSetting: it is not a whole number from 1.
+        BadSetting: it is not a whole number that torch can start.
     """
     if threads is None:
         return
     import torch
 
-    if not isinstance(threads, int) or threads < 1:
-        raise BadSetting(f"threads={threads!r} must be a whole number from 1, or null")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS.check("threads", threads))

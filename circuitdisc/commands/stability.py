@@ -27,8 +27,15 @@ def stability_command(args: Sequence[str]) -> str:
     given = {arg.partition("=")[0] for arg in args[1:]}
     settings = parse("stability", "stability", args[1:], groups=(), common=COMMON)
     set_threads(settings["threads"])
+    from circuitdisc.pipeline import writing_run
+    from circuitdisc.runs import stoppable
+
+    def kept() -> bool:
+        return (Path(args[0]) / UNFINISHED).exists()
+
     unchanged = {name for name in ("seed", "memory") if name not in given}  # as the run had them
-    return measure(args[0], {name: value for name, value in settings.items() if name not in unchanged})
+    with stoppable(["circuitdisc", "stability", *args], kept), writing_run(args[0]):
+        return measure(args[0], {name: value for name, value in settings.items() if name not in unchanged})
 
 
 def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
@@ -37,12 +44,17 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     Args:
         settings: as `parse` gives them.
     """
+    from circuitdisc.bound import KEY, check_written, identity_of_scores
     from circuitdisc.pipeline import STABILITY, changed_run, write_page
+    from circuitdisc.report.judged import stability_verdict
     from circuitdisc.report.judgement import stability_part
     from circuitdisc.report.tables import text_table
+    from circuitdisc.report.verdict import Verdict, as_sentences, plain_text
     from circuitdisc.scoring.stability import by_chance, stability
 
     run, circuit, config, model, task = changed_run(folder, {})
+    identity = identity_of_scores(config, model, task, circuit)
+    check_written(run.path(STABILITY), identity, ("weights", "examples"))
     own, algorithm = settings["settings"], dict(config["algorithm"])
     seed = settings.get("seed", config["seed"])
     unfinished = run.path(UNFINISHED)
@@ -62,10 +74,11 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
         allow_chance=config["allow_chance"],
         **algorithm,
     )
-    record = {**found.to_dict(), "random": by_chance(circuit, seed=seed)}
+    record = {**found.to_dict(), "random": by_chance(circuit, seed=seed), KEY: identity.to_dict()}
     part = stability_part(record, circuit)
     run.write(STABILITY, record)
     unfinished.unlink(missing_ok=True)
-    lines = [*part.lines, *(caption for *_, caption in part.figures)]
-    table = text_table(part.headers, part.rows).replace("–", "-").replace("−", "-")
-    return "\n".join([table, "", *lines, "", f"report  {write_page(run.folder)}"])
+    table = plain_text(text_table(part.headers, part.rows).replace("–", "-"))
+    captions = "\n".join(caption for *_, caption in part.figures)
+    said = stability_verdict(record, circuit) + Verdict((), as_sentences(circuit.provenance.notes))
+    return "\n\n".join([table, *([captions] if captions else []), said.text, f"report  {write_page(run.folder)}"])

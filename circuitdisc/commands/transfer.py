@@ -42,6 +42,7 @@ def transfer_command(args: Sequence[str]) -> str:
 def _go_on(config: Mapping[str, Any], args: Sequence[str]) -> str:
     """Go on with the transfer in `out`, whose settings are known."""
     from circuitdisc.checkpoints.transfer import resume_transfer
+    from circuitdisc.runs import stoppable
 
     more = [arg for arg in args if arg.partition("=")[0] not in ("out", "progress", "threads")]
     if not config["out"] or more:
@@ -50,37 +51,44 @@ def _go_on(config: Mapping[str, Any], args: Sequence[str]) -> str:
             "alone to go on with a transfer that was begun there"
         )
     folder = Path(config["out"])
-    return _finish(folder, resume_transfer(folder, config["progress"]), f"circuitdisc transfer out={shlex.quote(str(folder))}")
+    command = f"circuitdisc transfer out={shlex.quote(str(folder))}"
+    with stoppable(command, lambda: True):
+        return _finish(folder, resume_transfer(folder, config["progress"]), command)
 
 
 def _begin(config: Mapping[str, Any], command: str) -> str:
+    from circuitdisc.checkpoints.store import is_transfer
     from circuitdisc.checkpoints.transfer import transfer
+    from circuitdisc.runs import stoppable
 
     own = dict(config["settings"])
     algorithm = dict(config["algorithm"])
     name = algorithm.pop("name")
     folder = Path(config["out"]) if config["out"] else stamped_folder("transfer", task_word(config), name)
     donor = own.pop("donor") or ()
-    found = transfer(
-        own.pop("checkpoints"),
-        config["task"],
-        name,
-        out=folder,
-        donor="all" if donor == ["all"] else donor,
-        ablation=config["ablation"],
-        metric=config["metric"].get("name"),
-        model_settings={key: value for key, value in config["model"].items() if key != "name"},
-        seed=config["seed"],
-        memory=config["memory"],
-        progress=config["progress"],
-        **own,
-        **algorithm,
-    )
-    return _finish(folder, found, command)
+    with stoppable(f"circuitdisc transfer out={shlex.quote(str(folder))}", lambda: is_transfer(folder)):
+        found = transfer(
+            own.pop("checkpoints"),
+            config["task"],
+            name,
+            out=folder,
+            donor="all" if donor == ["all"] else donor,
+            ablation=config["ablation"],
+            metric=config["metric"].get("name"),
+            model_settings={key: value for key, value in config["model"].items() if key != "name"},
+            seed=config["seed"],
+            memory=config["memory"],
+            progress=config["progress"],
+            **own,
+            **algorithm,
+        )
+        return _finish(folder, found, command)
 
 
 def _finish(folder: Path, found: Any, command: str) -> str:
     from circuitdisc.report.transfer import transfer_text, write_transfer
+    from circuitdisc.runs import writing
 
-    write_transfer(folder / PAGE, found, command)
+    with writing(folder):
+        write_transfer(folder / PAGE, found, command)
     return f"{transfer_text(found)}\n\nfolder  {folder}\npage    {folder / PAGE}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import EXAMPLES, SEED, Whole, bounded, check_whole
 from circuitdisc.compiled.counting import balance, histogram, proportion
 from circuitdisc.compiled.lookup import induction, two_hop
 from circuitdisc.compiled.order import reverse, sort
@@ -46,6 +46,7 @@ class CompiledCase:
     program: Program
 
 
+@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED, distractors=Whole(0, 10_000))
 def build(
     name: str,
     *,
@@ -79,9 +80,6 @@ def build(
         raise UnknownName("compiled program", name, PROGRAMS)
     if dtype not in DTYPES:
         raise UnknownName("dtype", dtype, DTYPES)
-    for setting, value in (("n", n), ("n_heldout", n_heldout)):
-        check_whole(setting, value)
-    check_whole("distractors", distractors, low=0)
     program = PROGRAMS[name](**_check_sizes(name, sizes))
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.draw(rng), n + n_heldout, name)

@@ -3,7 +3,7 @@
 1. Visit the receivers in reverse topological order, from `logits` to the first block.
 2. A receiver whose node no longer reaches `logits` loses all its edges, without a run.
 3. Otherwise visit the edges into it, one by one: cut the edge; if the metric changes by less than the threshold, it stays
-   cut and the new value is the next baseline; else it is kept.
+   cut and the new value is the next baseline; else it is kept. The published rule looks at the loss alone (`two_sided=False`).
 
 Exact, though several edges are tried at once: candidate i is measured with those before it cut, except the ones that are
 guessed to be kept. Decisions are taken over up to the first one that differs from its guess, which is what one-by-one ACDC
@@ -21,9 +21,9 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_whole
+from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
+from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
@@ -36,6 +36,7 @@ from circuitdisc.tasks.base import Task
 ORDERS = ("descending", "ascending", "random")
 
 
+@bounded(threshold=THRESHOLD, speculation=Whole(1, 1_000_000))
 def acdc(
     model: Model,
     task: Task,
@@ -44,16 +45,18 @@ def acdc(
     *,
     threshold: float = 0.01,
     relative: bool = False,
-    two_sided: bool = False,
+    two_sided: bool | None = None,
     order: str = "descending",
     speculation: int | None = None,
 ) -> Discovery:
     """Find a circuit by cutting every edge that the metric does not miss.
 
     Args:
-        threshold: an edge goes if the metric falls by less than this, in units of the metric.
+        threshold: an edge goes if the metric changes by less than this, in units of the metric.
         relative: the threshold is a fraction of the current metric instead, so that n cuts may cost a factor (1 - t)^n.
-        two_sided: a rise of the metric by the threshold or more keeps an edge, too.
+        two_sided: a rise of the metric by the threshold or more keeps an edge, too. `False` is ACDC's own rule, by which only a
+            fall does: with a metric that can rise above the full model's, it collects what works against the metric. None:
+            `False` for `kl`, which cannot rise so far, and `True` for all others.
         order: of the senders of a receiver: `descending` (latest first), `ascending` or `random` (by the seed). It changes
             the result: report it.
         speculation: how many candidates are tried at once; None adapts. It never changes the result.
@@ -76,7 +79,7 @@ def acdc(
 
         mask = walk_back(graph, context.journal, begin)
     patching.cost.seconds = time.perf_counter() - started
-    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, patching.cost)
+    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, patching.cost, notes=(rule.note(metric),))
 
 
 def check_settings(
@@ -84,22 +87,20 @@ def check_settings(
     metric: Metric,
     threshold: float,
     relative: bool,
-    two_sided: bool,
+    two_sided: bool | None,
     order: str,
     speculation: int | None,
-) -> tuple[float, bool, bool]:
-    """The rule of ACDC's settings, as `passes` takes it.
+) -> Rule:
+    """The rule of ACDC's settings.
 
     Raises:
         BadSetting, UnknownName: a setting cannot be used.
     """
-    threshold = check_threshold(threshold, relative, metric)
+    rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
-    if speculation is not None:
-        check_whole("speculation", speculation)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
-    return threshold, relative, two_sided
+    return rule
 
 
 def search_bar(n_edges: int, names: str, context: SearchContext) -> tqdm:
@@ -155,7 +156,7 @@ class Walk:
     """Steps 2 and 3 for one receiver after the other, with the edges cut so far.
 
     Args:
-        rule: threshold, relative, two_sided, as `passes` takes them.
+        rule: when an edge may stay cut.
         order, speculation: as `acdc` takes them.
     """
 
@@ -165,7 +166,7 @@ class Walk:
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
-        rule: tuple[float, bool, bool],
+        rule: Rule,
         order: str = "descending",
         speculation: int | None = None,
     ) -> None:
@@ -208,7 +209,7 @@ class Walk:
         return self.removal.mask[receiver]
 
     def _passes(self, before: Any, value: Any) -> bool:
-        return passes(before, value, *self.rule)
+        return self.rule.passes(before, value)
 
     def _try(self, receiver: int, senders: list[int]) -> int:
         """Decide as many of these edges as one-by-one ACDC surely would; returns how many."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ class Algorithm:
     Args:
         name: also the name of its module in `circuitdisc.discovery` and of its function.
         summary: one line for `circuitdisc list algorithms`.
+        by_mean: its edge scores are means over examples of the metric's change, or estimates of them.
     """
 
     name: str
     summary: str
+    by_mean: bool = field(default=False, kw_only=True)
 
     @property
     def function(self) -> "Callable[..., Discovery]":

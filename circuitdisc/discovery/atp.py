@@ -15,15 +15,17 @@ components", section 3.1 (https://arxiv.org/abs/2403.00745), there for nodes, he
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.patching.pattern_scores import edges_through_patterns
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def atp(
     model: Model,
     task: Task,

@@ -1,31 +1,36 @@
 """What every discovery algorithm takes and gives: one call, one result."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.checks import check_number
+from circuitdisc.checks import THRESHOLD
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.patching.engine import Cost
+from circuitdisc.patching.path_points import PathSum
 from circuitdisc.runs import Journal
 
 
 @dataclass
 class Discovery:
-    """What an algorithm found.
+    """What an algorithm found: scores of edges from which the circuit was chosen, or a circuit that was decided part by part.
 
     Args:
         circuit: the circuit, with its provenance.
-        edge_scores: a score for every edge, or None for algorithms that only decide. NaN where there is no edge. [R, S]
+        edge_scores: the scores that chose the circuit, one for every edge, NaN where there is no edge. They are then the
+            result, and give circuits of other sizes. None for algorithms that decide, whose circuit is the result. [R, S]
         trace: every decision, in order.
         cost: runs, node evaluations and seconds.
         node_scores: a score for every sender, or None for algorithms that score edges or only decide. [S]
         notes: what a reader must know of this search, in sentences; they travel with the circuit's provenance.
+        ranking: scores that only set the order in which an algorithm decided. They say little of its circuit: nothing is
+            chosen from them, and nothing judges by them. [R, S]
+        path_sum: for integrated gradients, whether the scores out of the embedding add up.
     """
 
     circuit: Circuit
@@ -34,6 +39,8 @@ class Discovery:
     cost: Cost = field(default_factory=Cost)
     node_scores: Float[np.ndarray, "S"] | None = None
     notes: tuple[str, ...] = ()
+    ranking: Float[np.ndarray, "R S"] | None = None
+    path_sum: PathSum | None = None
 
     def top_k(self, n: int, by: By = "absolute") -> Circuit:
         """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.
@@ -54,9 +61,8 @@ class Discovery:
     def _scores(self) -> Float[np.ndarray, "R S"]:
         if self.edge_scores is None:
             name = self.circuit.provenance.algorithm or "this algorithm"
-            raise BadSetting(
-                f"{name} scores no edges, so that no other size can be chosen: use a scored algorithm such as eap_ig"
-            )
+            why = "scores no edges" if self.ranking is None else "decides by its tests; its scores are only their order"
+            raise BadSetting(f"{name} {why}, so that no other size can be chosen: use a scored algorithm such as eap_ig")
         return self.edge_scores
 
     def cost_dict(self) -> dict[str, float]:
@@ -68,41 +74,80 @@ class SearchContext:
     """What every algorithm gets beside model, task and ablation.
 
     Args:
-        metric: name of the metric.
+        metric: what is measured: a metric, or its name (`get_metric` takes either).
         memory: budget for activations, as `4GiB`.
         seed: of everything random.
         journal: where decisions are written; lines already in it are taken over.
         progress: show a progress bar.
     """
 
-    metric: str = "logit_diff"
+    metric: str | Metric = "logit_diff"
     memory: str | int = "4GiB"
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     progress: bool = False
 
 
-def check_threshold(threshold: object, relative: bool, metric: Metric) -> float:
-    """A threshold that can decide.
+class Rule(NamedTuple):
+    """When a part may stay cut: the metric has changed by less than the threshold.
+
+    Args:
+        threshold: the change allowed; with `relative`, as a fraction of the size of the metric before.
+        two_sided: a rise counts as a change, too; otherwise only a fall does.
+    """
+
+    threshold: float
+    relative: bool
+    two_sided: bool
+
+    def passes(self, before: float, value: float) -> bool:
+        """True if the change from `before` to `value` is below the threshold, so that the cut may stay."""
+        return self._change(before, value) < self._allowed(before)
+
+    def margin(self, before: float, value: float) -> float:
+        """How far the change lies below what is allowed, in units of the metric; negative if it lies above."""
+        return self._allowed(before) - self._change(before, value)
+
+    def _change(self, before: float, value: float) -> float:
+        fall = before - value
+        return abs(fall) if self.two_sided else fall
+
+    def _allowed(self, before: float) -> float:
+        return self.threshold * abs(before) if self.relative else self.threshold
+
+    def note(self, metric: Metric) -> str:
+        """Which rule decided, in a sentence for whoever reads the circuit."""
+        if self.two_sided:
+            words = "Cuts were decided two-sided: a part is kept if cutting it moves"
+            return f"{words} {metric.name} by the threshold or more, up or down."
+        words = "Cuts were decided one-sided, as by ACDC's own rule: a part is kept only if cutting it lowers"
+        if metric.zero_at_full:
+            return f"{words} {metric.name} by the threshold or more; no circuit can lie above the full model's 0."
+        return (
+            f"{words} {metric.name} by the threshold or more, so that what works against the metric is cut and the circuit "
+            "may lie above the full model."
+        )
+
+
+def check_rule(threshold: object, relative: bool, two_sided: object, metric: Metric) -> Rule:
+    """The rule of a search that cuts part by part.
+
+    Args:
+        two_sided: None takes both sides for a metric that can rise above the full model's value, and the fall alone for one
+            that cannot (`kl`), where a rise is a step towards the full model.
 
     Raises:
-        BadSetting: it is no number from 0, or a fraction of a value that is 0 by construction.
+        BadSetting: the threshold is no number from 0, or a fraction of a value that is 0 by construction; or `two_sided` is
+            neither null, true nor false.
     """
+    if two_sided is not None and not isinstance(two_sided, bool):
+        raise BadSetting(
+            f"two_sided={two_sided!r} must be true, false (ACDC's own rule: only falls count) or null (by the metric)"
+        )
     if relative and metric.zero_at_full:
         raise BadSetting(
             f"relative=true with metric '{metric.name}': the full model's value is 0, and no fraction of 0 can be lost; "
             "use relative=false, or another metric"
         )
-    return check_number("threshold", threshold, low=0.0)
-
-
-def passes(baseline: float, value: float, threshold: float, relative: bool, two_sided: bool) -> bool:
-    """True if the metric's change from `baseline` to `value` is below the threshold, so that the cut may stay.
-
-    Args:
-        threshold: the change allowed; with `relative`, as a fraction of the baseline's size.
-        two_sided: a rise counts as a change too; otherwise only a fall does.
-    """
-    fall = baseline - value
-    change = abs(fall) if two_sided else fall
-    return change < (threshold * abs(baseline) if relative else threshold)
+    both = not metric.zero_at_full if two_sided is None else two_sided
+    return Rule(THRESHOLD.check("threshold", threshold), relative, both)

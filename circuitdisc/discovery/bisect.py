@@ -10,7 +10,8 @@
 About k log2(N / k) runs for k kept edges of N, and k candidates for each walk.
 
 What is true of the circuit that comes out, whatever the ranking was:
-- minimal edge by edge: cutting any single edge of it changes the metric by the threshold or more;
+- minimal edge by edge: cutting any single edge of it changes (with `two_sided=False`: lowers) the metric by the threshold or
+  more;
 - faithful within a bound: from the full model to it the metric has changed by less than the threshold in each accepted test,
   so in all by less than the threshold times the number of accepted tests, which the trace lists (`acdc` has one test an edge).
 It is not the circuit of `acdc`: the order of the tests is another.
@@ -20,6 +21,7 @@ Hildebrandt 2002), for edges.
 """
 
 import time
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -30,11 +32,11 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice
+from circuitdisc.checks import THRESHOLD, bounded, check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
-from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
-from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -47,6 +49,7 @@ RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "ex
 TESTS_PER_MARK = 50
 
 
+@bounded(threshold=THRESHOLD)
 def bisect(
     model: Model,
     task: Task,
@@ -55,7 +58,7 @@ def bisect(
     *,
     threshold: float = 0.01,
     relative: bool = False,
-    two_sided: bool = True,
+    two_sided: bool | None = None,
     ranking: str = "eap_ig",
 ) -> Discovery:
     """Find a circuit by cutting groups of edges.
@@ -63,19 +66,20 @@ def bisect(
     Args:
         threshold: the change allowed for a test, of a group or of an edge, in units of the metric.
         relative: the threshold is a fraction of the current metric.
-        two_sided: a rise of the metric keeps edges, too. ACDC's own rule is one-sided; a group can raise the metric far.
+        two_sided: a rise of the metric keeps edges, too. `False` is ACDC's own rule; a group can raise the metric far. None:
+            `False` for `kl`, which cannot rise above the full model's, and `True` for all others.
         ranking: the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among
             circuits that all hold what is stated above, which one is found.
 
     Returns:
-        The circuit, the scores that ranked the edges, and a test a line in the trace.
+        The circuit, in `ranking` the scores that ordered the tests, and a test a line in the trace.
 
     Raises:
         BadSetting: a setting is out of its bounds, or the ranking cannot be had for this metric, model or ablation.
         BadRun: a run that is resumed finds another ranking than it began with.
     """
     metric, started = get_metric(context.metric), time.perf_counter()
-    rule = (check_threshold(threshold, relative, metric), relative, two_sided)
+    rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("ranking", ranking, RANKINGS)
     if ablation.target == "pattern":
         raise BadSetting("bisect cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
@@ -108,21 +112,22 @@ def bisect(
     bar.close()
     patching.cost.add(ranking_cost)
     patching.cost.seconds = time.perf_counter() - started
-    return Discovery(Circuit(graph, mask).prune(), scores, journal.decisions, patching.cost)
+    circuit, notes = Circuit(graph, mask).prune(), (rule.note(metric),)
+    return Discovery(circuit, None, journal.decisions, patching.cost, notes=notes, ranking=scores)
 
 
 def _test_groups(
     graph: ComputationGraph,
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],
-    rule: tuple[float, bool, bool],
+    rule: Rule,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
 ) -> Bool[np.ndarray, "R S"]:
     """Step 2. Tests that the journal already holds are taken from there."""
     mask = graph.edge_mask.copy()
-    baseline = recorded.popleft()["metric"] if recorded else _first(measure(mask), journal)
+    baseline = _next(recorded, "start")["metric"] if recorded else _first(measure(mask), journal)
     groups = [order]
     while groups:
         group = groups.pop()
@@ -133,14 +138,14 @@ def _test_groups(
         tried.flat[group] = False
         tried &= live_receivers(graph, tried)[:, None]
         if recorded:
-            value = recorded.popleft()["metric"]
+            value = _next(recorded, "group")["metric"]
         else:
             value = measure(tried)
-            kept = not passes(baseline, value, *rule)
+            kept = not rule.passes(baseline, value)
             journal.write(group=len(group), kept=kept, metric=value)
             if (n_tests := len(journal.decisions)) % TESTS_PER_MARK == 0:
                 journal.mark(f"{n_tests} tests")
-        if passes(baseline, value, *rule):
+        if rule.passes(baseline, value):
             bar.update(int(mask.sum() - tried.sum()))
             mask, baseline = tried, value
         elif len(group) > 1:
@@ -152,6 +157,17 @@ def _test_groups(
     return mask
 
 
+def _next(recorded: deque[dict], *keys: str) -> dict:
+    """The next line of an earlier start.
+
+    Raises:
+        BadRun: there is none, or it is of another step of the search.
+    """
+    if not recorded or not set(keys) & set(recorded[0]):
+        raise BadRun("the journal's lines are not those of a search by groups in their order: start again in a new folder")
+    return recorded.popleft()
+
+
 def _first(value: float, journal: Journal) -> float:
     journal.write(start="full model", metric=value)
     return value
@@ -161,7 +177,7 @@ def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorde
     """A walk that the journal already holds."""
     mask, n_decisions = mask.copy(), int(mask.sum())
     while n_decisions > 0:
-        line = recorded.popleft()
+        line = _next(recorded, "dead", "edge")
         if "dead" in line:
             receiver = graph.receiver_index[line["dead"]]
             n_decisions -= int(mask[receiver].sum())
@@ -178,7 +194,9 @@ def _scores(
     from circuitdisc.discovery.registry import get_algorithm
 
     try:
-        found = get_algorithm(ranking).function(model, task, ablation, replace(context, journal=Journal()))
+        with warnings.catch_warnings():  # how good the order is shows in the number of tests alone
+            warnings.simplefilter("ignore", CircuitdiscWarning)
+            found = get_algorithm(ranking).function(model, task, ablation, replace(context, journal=Journal()))
     except BadSetting as error:
         raise BadSetting(f"no ranking of the edges: {error}. Or set ranking=exact (slow), or ranking=random") from error
     assert found.edge_scores is not None, "every ranking scores edges"

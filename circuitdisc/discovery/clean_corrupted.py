@@ -2,7 +2,8 @@
 
 1. Run the model on the clean prompts, and find what every sender carries when cut.
 2. Take the metric's gradient with respect to the input of every receiver in two runs: from the clean embedding, and from the
-   ablated one (corrupted, mean, or zero).
+   ablated one (corrupted, mean, or zero). Where that is 0 and goes into a norm, a point a third of the way stands in for it: at
+   0 the norm's slope is 1 / sqrt(eps) (`path_points.py`).
 3. Score an edge s -> r by the sum over positions of (ablated_s - clean_s) . (mean of the two gradients), averaged over
    examples.
 4. Keep the edges with the best scores.
@@ -11,22 +12,24 @@ Source: the two-point variant of Hanna, Pezzelle and Belinkov 2024 (https://arxi
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.scored import attribute, takes_gauss
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
+from circuitdisc.patching.path_points import GAUSS_WITH_CLEAN_END, PUBLISHED_ENDS, Points
 from circuitdisc.tasks.base import Task
 
-BOTH_ENDS = (1.0, 0.0)
 
-
+@bounded(**SIZE)
 def clean_corrupted(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
     *,
+    points: Points = "auto",
     edges: int | None = None,
     fraction: float = 0.05,
     grow: Grow = "top_k",
@@ -35,6 +38,8 @@ def clean_corrupted(
     """Score every edge with gradients averaged over the clean and the ablated embeddings.
 
     Args:
+        points: `published`: both ends; `gauss`: the clean end and a third of the way, weights 1/4 and 3/4; `auto`: `gauss`
+            where the ablated embedding is 0 and goes into a norm (ablation `zero`), `published` otherwise.
         edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
             circuit may be smaller.
         fraction: size of the circuit as a share of the graph's edges.
@@ -42,12 +47,15 @@ def clean_corrupted(
         by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
-        A circuit and the score of every edge: an estimate of how the metric changes when it is cut. The trace is empty.
+        A circuit and the score of every edge: an estimate of how the metric changes when it is cut; in `path_sum`, whether
+        those out of the embedding add up. The trace is empty.
 
     Raises:
+        UnknownName: there is no such rule of points.
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
+    taken = GAUSS_WITH_CLEAN_END if takes_gauss(points, model, ablation) else PUBLISHED_ENDS
     selection = Selection(edges, fraction, grow, by)
     gradient = Gradient(rows=2)
     return attribute(
@@ -58,5 +66,5 @@ def clean_corrupted(
         context,
         selection,
         gradient,
-        lambda attribution: attribution.edges_between(BOTH_ENDS),
+        lambda attribution: attribution.edges_between(taken),
     )

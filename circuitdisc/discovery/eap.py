@@ -11,14 +11,16 @@ Source: Syed, Rager and Conmy 2023, "Attribution Patching Outperforms Automated 
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def eap(
     model: Model,
     task: Task,

@@ -3,7 +3,8 @@
 1. Run the model on the clean prompts, and find what every sender carries when cut.
 2. For each place where senders write (the embedding, the heads of a layer, an MLP): replace their outputs together by
    z' + k/m (z - z'), k = 0 .. m-1, let the rest of the model react, and take the metric's gradient with respect to the input
-   of every receiver behind them. Everything before the place is clean, so that only the layers behind it run.
+   of every receiver behind them. Everything before the place is clean, so that only the layers behind it run. Where the
+   embedding's z' is 0 and goes into a norm, Gauss-Legendre points stand in for its own: see `path_points.py`.
 3. Score the edges out of these senders by the sum over positions of (ablated_s - clean_s) . (mean of gradient_r over the
    points), averaged over examples.
 4. Keep the edges with the best scores.
@@ -14,14 +15,17 @@ Source: Hanna, Pezzelle and Belinkov 2024 (https://arxiv.org/abs/2403.17806), in
 """
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute, check_steps, shares_from_ablated
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.scored import attribute, takes_gauss
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import Gradient
+from circuitdisc.patching.path_points import Points, gauss_between, published_between
 from circuitdisc.tasks.base import Task
 
 
+@bounded(steps=Whole(1, 10_000), **SIZE)
 def eap_ig_activations(
     model: Model,
     task: Task,
@@ -29,6 +33,7 @@ def eap_ig_activations(
     context: SearchContext,
     *,
     steps: int = 5,
+    points: Points = "auto",
     edges: int | None = None,
     fraction: float = 0.05,
     grow: Grow = "top_k",
@@ -38,6 +43,9 @@ def eap_ig_activations(
 
     Args:
         steps: at how many points gradients are taken.
+        points: `published`: k/m of the way, the ablated end among them; `gauss`: Gauss-Legendre points, all inside; `auto`:
+            `gauss` between clean and ablated embedding where the latter is 0 and goes into a norm (ablation `zero`),
+            `published` otherwise and at all other places.
         edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
             circuit may be smaller.
         fraction: size of the circuit as a share of the graph's edges.
@@ -45,14 +53,16 @@ def eap_ig_activations(
         by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
-        A circuit and the score of every edge: an estimate of how the metric changes when it is cut. The trace is empty.
+        A circuit and the score of every edge: an estimate of how the metric changes when it is cut; in `path_sum`, whether
+        those out of the embedding add up. The trace is empty.
 
     Raises:
+        UnknownName: there is no such rule of points.
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
-    check_steps(steps)
-    shares = shares_from_ablated(steps)
+    of_embedding = (gauss_between if takes_gauss(points, model, ablation) else published_between)(steps)
+    taken = gauss_between(steps) if points == "gauss" else published_between(steps)
     selection = Selection(edges, fraction, grow, by)
     gradient = Gradient(rows=steps, places=True)
     return attribute(
@@ -63,5 +73,5 @@ def eap_ig_activations(
         context,
         selection,
         gradient,
-        lambda attribution: attribution.edges_between_activations(shares),
+        lambda attribution: attribution.edges_between_activations(taken, of_embedding),
     )

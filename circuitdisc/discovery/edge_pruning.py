@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_number, check_whole
+from circuitdisc.checks import BATCH, RATE, SHARE, STEPS, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import check_rate, is_fixed, mask_dtype, prepare_runs, to_scores, train
-from circuitdisc.discovery.selection import Grow, Selection
+from circuitdisc.discovery.mask_training import is_fixed, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.selection import SIZE, Grow, Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
@@ -107,6 +107,7 @@ class EdgeMasks:
         return torch.where(self.fixed, ALWAYS, self.parameters["nodes"])
 
 
+@bounded(**SIZE, steps=STEPS, warm_up=SHARE, learning_rate=RATE, multiplier_rate=RATE, batch=BATCH)
 def edge_pruning(
     model: Model,
     task: Task,
@@ -150,10 +151,6 @@ def edge_pruning(
     graph = model.graph
     selection = Selection(edges, fraction, grow)
     share = selection.n_edges(graph) / graph.n_edges
-    check_whole("steps", steps)
-    check_number("warm_up", warm_up, low=0.0, high=1.0)
-    check_rate("learning_rate", learning_rate)
-    check_rate("multiplier_rate", multiplier_rate)
     runs = prepare_runs(model, task, ablation, context, name="edge_pruning", loss=loss, batch=batch)
     masks = EdgeMasks(
         graph,

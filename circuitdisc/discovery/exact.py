@@ -15,8 +15,9 @@ import time
 import numpy as np
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -25,6 +26,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def exact(
     model: Model,
     task: Task,

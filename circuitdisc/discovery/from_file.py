@@ -1,24 +1,32 @@
 """Scores of edges from a file: an algorithm that lives elsewhere, judged like every other.
 
-1. Read a score for every edge: a run's `edge_scores.npz`, an object of edge name -> score, or EAP-IG's graph JSON.
-2. Keep the edges with the best scores.
+1. Read a score for every edge: a run's `edge_scores.npz`, an object of edge name -> score, or EAP-IG's graph (.json or .pt).
+2. Keep the edges with the best scores; of a file that scores nodes, the edges among the best nodes; of a file that marks a
+   circuit and ranks nothing, that circuit.
 
-Source: the layout of EAP-IG's graphs, see `exchange.py`.
+Source: the layout of EAP-IG's graphs, see `exchange`.
 """
 
 import time
 
+import numpy as np
+from jaxtyping import Float
+
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
+from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.errors import BadSetting
-from circuitdisc.exchange import read_edge_scores
+from circuitdisc.exchange import EdgeFile, Sign, read_edge_scores
+from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def from_file(
     model: Model,
     task: Task,
@@ -26,6 +34,7 @@ def from_file(
     context: SearchContext,
     *,
     path: str | None = None,
+    sign: Sign = "auto",
     edges: int | None = None,
     fraction: float = 0.05,
     grow: Grow = "top_k",
@@ -34,17 +43,19 @@ def from_file(
     """Choose a circuit by the scores in a file.
 
     Args:
-        path: the file, `.npz` or `.json`; needed.
+        path: the file, `.npz`, `.json` or `.pt`; needed.
+        sign: `higher_helps` (EAP-IG, MIB), `lower_helps` (ours), or `auto`: what the file says, else its layout's usual one.
         edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards.
         fraction: size of the circuit as a share of the graph's edges.
         grow: `top_k`: the best edges wherever they are; `greedy`: grown from `logits`.
-        by: `absolute`: large scores of either sign; `signed`: the lowest scores (ours: what the metric misses most).
+        by: `absolute`: large scores of either sign; `signed`: the edges that help most.
 
     Returns:
-        A circuit and the file's scores; edges that the file does not name have 0. The trace is empty.
+        A circuit and the file's scores in our sign (lower helps); edges that the file does not name have 0. No edge scores if
+        the file ranks nothing and only marks a circuit, which is then the result whatever `fraction` is. The trace is empty.
 
     Raises:
-        BadSetting: no file is named, or a setting is out of its bounds.
+        BadSetting: no file is named, a setting is out of its bounds, or `edges` is not the size of the one circuit of the file.
         BadFile: the file is missing or malformed.
         GraphMismatch: its edges are not those of the model.
     """
@@ -53,7 +64,48 @@ def from_file(
     if not isinstance(path, str):
         raise BadSetting(f"algorithm 'from_file' reads scores from a file, and path={path!r}: give algorithm.path=scores.json")
     with progress_bar(1, f"from_file on {model.name}", "file", context.progress) as bar:
-        scores = read_edge_scores(path, model.graph).scores
+        file = read_edge_scores(path, model.graph, sign, by)
         bar.update(1)
-    circuit = selection.circuit(model.graph, scores)
-    return Discovery(circuit, scores, cost=Cost(seconds=time.perf_counter() - started))
+    if file.node_scores is not None and grow == "top_k":
+        circuit = _of_nodes(model.graph, file.node_scores, selection.n_edges(model.graph), by)
+    else:
+        circuit = selection.circuit(model.graph, file.scores) if file.ranked else _marked(path, file, edges)
+    cost = Cost(seconds=time.perf_counter() - started)
+    return Discovery(circuit, file.scores if file.ranked else None, cost=cost, notes=file.notes)
+
+
+def _marked(path: str, file: EdgeFile, edges: int | None) -> Circuit:
+    """The circuit of a file that ranks no edges."""
+    assert file.circuit is not None, "a file that ranks nothing and marks nothing is refused"
+    if edges not in (None, file.circuit.n_edges):
+        raise BadSetting(
+            f"{path} ranks no edges: it marks one circuit, of {file.circuit.n_edges:,} edges; leave edges={edges} out"
+        )
+    return file.circuit
+
+
+def _of_nodes(graph: ComputationGraph, scores: Float[np.ndarray, "S"], n: int, by: By) -> Circuit:
+    """The edges among the best nodes and from them into `logits`, for as many nodes as have at most n such edges."""
+    order = np.argsort(-np.abs(scores) if by == "absolute" else scores, kind="stable")
+    receiver_rank = np.array([np.inf] * graph.n_receivers)
+    rank = np.empty(graph.n_senders)
+    rank[order] = np.arange(graph.n_senders)
+    for index, receiver in enumerate(graph.receivers):
+        receiver_rank[index] = rank[graph.sender_index[receiver.node.name]] if receiver.qkv or receiver.kind == "mlp" else -1
+
+    def among(n_nodes: int) -> Circuit:
+        mask = graph.edge_mask & (receiver_rank < n_nodes)[:, None] & (rank < n_nodes)[None, :]
+        return Circuit(graph, mask)
+
+    low, high = 0, graph.n_senders  # more nodes never have fewer edges
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if among(middle).n_edges <= n else (low, middle - 1)
+    circuit = among(low)
+    if circuit.n_edges == 0:
+        least = next((size for at in range(graph.n_senders + 1) if (size := among(at).n_edges)), 0)
+        raise BadSetting(
+            f"the file ranks nodes, and the smallest circuit of its best ones has {least:,} edges, above the {n:,} asked for: "
+            f"give edges={least} or more"
+        )
+    return circuit

@@ -3,9 +3,9 @@
 1. Go through the layers, lowest first (or highest first, or in random order).
 2. At the start of each layer measure the metric with all heads ablated so far: this layer's baseline.
 3. Ablate the heads of the layer one after the other; a head stays ablated if the metric stays within the threshold of the
-   layer's baseline, else it is restored.
-4. Optional verification: measure the layer's removals together on examples that were not searched on; while they cost more
-   than the threshold there, restore the one whose restoration helps most.
+   layer's baseline, else it is restored. The study looks at falls of the metric alone (`two_sided=False`).
+4. Optional verification: measure the layer's removals together on examples that were not searched on; while they move the
+   metric by the threshold or more there, restore the one whose restoration helps most.
 
 Source: the CS224N study of the Transitive Property Problem in GPT-2 small (layer-by-layer ablation of attention heads);
 the verification step answers its finding that circuits found on 100 examples do not hold on 3,000.
@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number
-from circuitdisc.discovery.base import Discovery, SearchContext, check_threshold, passes
+from circuitdisc.checks import THRESHOLD, Real, bounded, check_choice
+from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -32,6 +32,7 @@ from circuitdisc.tasks.base import Example, Task
 ORDERS = ("ascending", "descending", "random")
 
 
+@bounded(threshold=THRESHOLD, verify=Real(0, 0.9))
 def head_ablation(
     model: Model,
     task: Task,
@@ -40,14 +41,17 @@ def head_ablation(
     *,
     threshold: float = 0.03,
     relative: bool = True,
+    two_sided: bool | None = None,
     order: str = "ascending",
     verify: float = 0.0,
 ) -> Discovery:
     """Find the heads that a task needs by ablating them layer by layer.
 
     Args:
-        threshold: how far the metric may fall below the baseline of the layer.
+        threshold: how far the metric may move away from the baseline of the layer.
         relative: the threshold is a fraction of that baseline; else it is in units of the metric.
+        two_sided: a rise of the metric by the threshold or more keeps a head, too. `False` is the study's rule, by which only a
+            fall does. None: `False` for `kl`, which cannot rise above the full model's, and `True` for all others.
         order: of the layers: `ascending`, `descending` or `random` (by the seed).
         verify: share of the train examples that is kept out of the search and used for verification; 0 for none.
 
@@ -58,9 +62,9 @@ def head_ablation(
         BadSetting: a setting is out of its bounds, or leaves no examples to search or to verify on.
     """
     metric = get_metric(context.metric)
-    threshold = check_threshold(threshold, relative, metric)
+    rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
-    search_on, verify_on = split_to_verify(task.train, check_number("verify", verify, low=0.0, high=0.9))
+    search_on, verify_on = split_to_verify(task.train, verify)
     started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
@@ -76,34 +80,34 @@ def head_ablation(
         baseline = search.value
         for head in range(graph.n_heads):
             value = search.try_ablating(layer, head)
-            keep = not passes(baseline, value, threshold, relative, two_sided=False)
+            keep = not rule.passes(baseline, value)
             if not keep:
                 search.set_head(layer, head, keep=False)
             journal.write(head=f"a{layer}.h{head}", layer=layer, kept=keep, metric=value, baseline=baseline)
             bar.update(1)
             bar.set_postfix(kept=int(search.kept.sum()), metric=f"{search.value:.4g}", refresh=False)
         if second is not None:
-            for head, value in _verify(search, second, layer, threshold, relative):
+            for head, value in _verify(search, second, layer, rule):
                 name = f"a{layer}.h{head}"
                 journal.write(head=name, layer=layer, kept=True, metric=value, restored=True)
         journal.mark(f"layer {layer}")
     bar.close()
     patching.cost.seconds = time.perf_counter() - started
-    return Discovery(head_circuit(graph, search.kept), None, journal.decisions, patching.cost)
+    return Discovery(head_circuit(graph, search.kept), None, journal.decisions, patching.cost, notes=(rule.note(metric),))
 
 
-def _verify(search: HeadRemoval, second: HeadRemoval, layer: int, threshold: float, relative: bool) -> list[tuple[int, float]]:
+def _verify(search: HeadRemoval, second: HeadRemoval, layer: int, rule: Rule) -> list[tuple[int, float]]:
     """Step 4: restore the layer's worst removals until the rest holds on the second set. Returns heads and metric there."""
     baseline = second.value
     for head in np.flatnonzero(~search.kept[layer]):
         second.set_head(layer, int(head), keep=False)
     restored = []
-    while not passes(baseline, second.value, threshold, relative, two_sided=False) and not second.kept[layer].all():
+    while not rule.passes(baseline, second.value) and not second.kept[layer].all():
         values = {}
         for head in np.flatnonzero(~second.kept[layer]):
             values[int(head)] = second.set_head(layer, int(head), keep=True)
             second.set_head(layer, int(head), keep=False)
-        best = max(values, key=lambda head: values[head])
+        best = max(values, key=lambda head: rule.margin(baseline, values[head]))
         second.set_head(layer, best, keep=True)
         search.set_head(layer, best, keep=True)
         restored.append((best, second.value))

@@ -16,6 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import FRACTION, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.errors import BadSetting
@@ -27,6 +28,7 @@ from circuitdisc.patching.node_scores import node_scores
 from circuitdisc.tasks.base import Task
 
 
+@bounded(heads=Whole(1, 1_000_000), fraction=FRACTION)
 def hisp(
     model: Model,
     task: Task,
@@ -74,8 +76,6 @@ def hisp(
 
 
 def _n_kept(heads: int | None, fraction: float, n_heads: int) -> int:
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-        raise BadSetting(f"fraction={fraction!r} must lie above 0 and not above 1: the share of the model's heads")
     if heads is None:
         return math.ceil(fraction * n_heads)
     if isinstance(heads, bool) or not isinstance(heads, int) or not 1 <= heads <= n_heads:

@@ -24,10 +24,10 @@ from time import perf_counter
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_number
+from circuitdisc.checks import SHARE, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import Grow, Selection
+from circuitdisc.discovery.selection import SIZE, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost
 from circuitdisc.patching.information_flow import flow_scores
@@ -35,6 +35,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
+@bounded(threshold=SHARE, **SIZE)
 def information_flow(
     model: Model,
     task: Task,
@@ -68,8 +69,6 @@ def information_flow(
     graph, cost = model.graph, Cost()
     selection = Selection(edges, fraction, grow)
     selection.n_edges(graph)
-    if threshold is not None:
-        check_number("threshold", threshold, low=0.0, high=1.0)
     bar = progress_bar(len(task.train), f"information_flow on {model.name}", "example", context.progress)
     scores = flow_scores(model, task.train, attention=attention, memory=context.memory, cost=cost, on_progress=bar.update)
     bar.close()

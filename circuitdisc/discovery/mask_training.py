@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import read_arrays, write_arrays
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.identity import Identity
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.masked_run import MaskedRuns
@@ -33,6 +34,7 @@ from circuitdisc.tasks.base import Task
 
 SAVE_EVERY = 50
 LOSSES = ("kl", "metric")
+STEP, IDENTITY = "step of the search", "identity of the search"  # beside the parameters of a state
 ORDER, NOISE = 0, 1  # what is drawn: the order of mini-batches, or a mask
 
 
@@ -76,7 +78,6 @@ def prepare_runs(
         BadSetting: `batch` is no whole number, or masks are not possible here.
     """
     check_choice("loss", loss, LOSSES)
-    check_whole("batch", batch)
     metric = get_metric("kl" if loss == "kl" else context.metric)
     return MaskedRuns(model, ablation, task.train, metric, batch=batch, memory=context.memory, name=name)
 
@@ -128,6 +129,12 @@ def _state_path(context: SearchContext, step: int) -> Path | None:
     return None if path is None else path.with_name(f"mask_state_{step}.npz")
 
 
+def _belongs_to(context: SearchContext) -> str:
+    """The journal's identity in a few characters."""
+    identity = Identity.from_dict(context.journal.identity)
+    return "" if identity is None else identity.digest
+
+
 def _save(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext, line: dict[str, Any]) -> None:
     """Write the state, then the journal's line and mark, then let go of the states before it: one is always whole."""
     path = _state_path(context, line["step"])
@@ -137,6 +144,7 @@ def _save(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext, lin
             moments = optimizer.state[parameter]
             for part, values in (("", parameter), (".mean", moments["exp_avg"]), (".square", moments["exp_avg_sq"])):
                 arrays[name + part] = values.detach().cpu().numpy()
+        arrays |= {STEP: np.array(line["step"]), IDENTITY: np.array(_belongs_to(context))}
         write_arrays(path, arrays)
     context.journal.write(**line)
     context.journal.mark(f"step {line['step']}")
@@ -157,6 +165,10 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
     if path is None:
         raise BadFile("a journal in memory holds no state of a mask: start with an empty one")
     arrays = read_arrays(path)
+    if STEP in arrays and arrays[STEP] != step:
+        raise BadFile(f"{path} is the state of step {arrays[STEP]}, and not that of step {step}: start the search again")
+    if IDENTITY in arrays and str(arrays[IDENTITY]) != _belongs_to(context):
+        raise BadFile(f"{path} is the state of another search than the journal beside it: start the search again")
     with torch.no_grad():
         for name, parameter in masks.parameters.items():
             try:
@@ -171,18 +183,6 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
 
 
 # --- settings and the graph ----------------------------------------------------------------------------------------------
-
-
-def check_rate(name: str, value: object, or_zero: bool = False) -> float:
-    """A number above 0 (or from 0), such as a learning rate.
-
-    Raises:
-        BadSetting: it is not.
-    """
-    number = check_number(name, value, low=0.0)
-    if number == 0 and not or_zero:
-        raise BadSetting(f"{name}={value!r} must be above 0")
-    return number
 
 
 def is_fixed(graph: ComputationGraph) -> list[bool]:

@@ -20,7 +20,7 @@ from typing import Any, get_args
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.path_plan import Plan, Round, read_plan
@@ -32,11 +32,13 @@ from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.path_effects import PathEffects, PathPatching, Rerun
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of, standard_error
 from circuitdisc.tasks.base import Task
 
 Groups = dict[str, tuple[str, ...]]
 
 
+@bounded(threshold=THRESHOLD, top=Whole(1, 1_000_000), max_depth=Whole(1, 1000))
 def path_patching(
     model: Model,
     task: Task,
@@ -73,9 +75,6 @@ def path_patching(
     """
     metric = get_metric(context.metric)
     check_choice("by", by, get_args(By))
-    if threshold is not None:
-        check_number("threshold", threshold, low=0.0)
-    check_whole("max_depth", max_depth)
     chosen = read_plan(plan, top, threshold, by)
     _check_metric(metric, chosen)
     started = time.perf_counter()
@@ -83,6 +82,7 @@ def path_patching(
     patching = Patching(model, ablation, task.train, memory=context.memory)
     paths = PathPatching(patching, patching.hold(task.train), metric, mlps, norms)
     groups: Groups = {}
+    over = partition_of(task.train)
     earlier = list(journal.decisions)
     bar = progress_bar(len(chosen.rounds), f"path_patching on {model.name}", "round", context.progress)
     for one in _rounds(chosen, groups, max_depth, bar):
@@ -92,7 +92,7 @@ def path_patching(
             receivers = _receivers(graph, one, groups)
             effects = _effects(paths, graph, one, receivers, context.progress)
             found = [] if effects is None else _strongest(effects, one, groups if chosen.auto else {})
-            journal.write(**_line(one, receivers, effects, found))
+            journal.write(**_line(one, receivers, effects, found, over))
             journal.mark(one.group)
         groups[one.group] = tuple(found)
         bar.update(1)
@@ -162,14 +162,16 @@ def _strongest(effects: PathEffects, one: Round, found_before: Groups) -> list[s
     return kept[: one.top]
 
 
-def _line(one: Round, receivers: Sequence[str], effects: PathEffects | None, found: Sequence[str]) -> dict[str, Any]:
+def _line(
+    one: Round, receivers: Sequence[str], effects: PathEffects | None, found: Sequence[str], over: Partition
+) -> dict[str, Any]:
     """What the journal keeps of a round."""
     line: dict[str, Any] = {"round": one.group, "plan": one.to_dict(), "receivers": list(receivers), "found": list(found)}
     line["effects"] = {}
     if effects is None:
         return line
     spread = effects.patched - effects.clean
-    error = spread.std(1, ddof=1) / np.sqrt(spread.shape[1]) if spread.shape[1] > 1 else np.full(len(spread), np.nan)
+    error = standard_error(spread, over)
     columns = zip(effects.senders, effects.absolute, effects.relative, error, strict=True)
     line["clean"], line["n"] = float(effects.clean.mean()), len(effects.clean)
     line["effects"] = {

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.discovery.selection import By
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
+from circuitdisc.files import read_yaml
 from circuitdisc.graph import QKV
 from circuitdisc.patching.path_effects import ALL, Positions
+from circuitdisc.schemas import validate
 
 BUILT_IN = ("auto", "direct")
 
@@ -101,12 +101,7 @@ def _read_yaml(plan: str) -> Any:
     path = Path(plan)
     if path.suffix not in (".yaml", ".yml"):
         raise UnknownName("plan", plan, BUILT_IN, "Your own plan goes into a .yaml file.")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadFile(f"{plan}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadFile(f"{plan}: not YAML: {error}") from error
+    return read_yaml(path)
 
 
 def _from_mapping(data: Any, top: int | None, threshold: float | None, by: By, where: str) -> Plan:
@@ -136,4 +131,5 @@ def _round(given: Any, number: int, top: int | None, threshold: float | None, by
     settings.setdefault("by", by)
     if "top" not in settings and "threshold" not in settings:
         settings |= {"top": top, "threshold": threshold}
-    return Round(receivers=tuple([receivers] if isinstance(receivers, str) else receivers), **settings)
+    settings["receivers"] = [receivers] if isinstance(receivers, str) else receivers
+    return validate(Round, settings, f"{where}: round {number}")

@@ -7,12 +7,14 @@
 import numpy as np
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
 
 
+@bounded(**SIZE)
 def random(
     model: Model,
     task: Task,

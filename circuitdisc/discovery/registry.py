@@ -3,22 +3,32 @@
 Other packages enter theirs as entry points (`outside.py`).
 """
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import SEED, bounded, check_values
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.cancelling import cancelling_note
+from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
-from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
-from circuitdisc.metrics import METRICS, get_metric
+from circuitdisc.discovery.presearch import corruption_notes
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
+from circuitdisc.identity import Identity, identity_of, package_version, with_contents
+from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
+from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import constant_errors, is_numeric, metric_for
 
 ALGORITHMS = {
     algorithm.name: algorithm
@@ -27,17 +37,19 @@ ALGORITHMS = {
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
-        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)"),
-        Algorithm("eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)"),
-        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations"),
-        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs"),
-        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)"),
+        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),
+        Algorithm(
+            "eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)", by_mean=True
+        ),
+        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
+        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
+        Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
         Algorithm("subnetwork_probing", "learned masks on edges or nodes at a price for each (Cao et al. 2021)"),
         Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
-        Algorithm("exact", "cut every edge alone: what the attributions estimate"),
+        Algorithm("exact", "cut every edge alone: what the attributions estimate", by_mean=True),
         Algorithm("from_file", "scores of edges from a file: an algorithm that lives elsewhere"),
         Algorithm("random", "random scores: the control"),
     )
@@ -68,13 +80,14 @@ def get_algorithm(name: str) -> Algorithm:
     return known[name]
 
 
+@bounded(seed=SEED)
 def discover(
     model: Model,
     task: Task,
     algorithm: str = "acdc",
     *,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     seed: int = 0,
     memory: str | int = "4GiB",
     allow_chance: bool = False,
@@ -87,11 +100,12 @@ def discover(
     Args:
         algorithm: a name from `ALGORITHMS`, or of an algorithm of another package.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
-        metric: name of the metric; None takes the task's own.
+        metric: a name, or a metric of your own; None takes the task's.
         seed: of everything random in the algorithm.
         memory: budget for activations, as `4GiB`.
         allow_chance: search even though the model does not do the task.
-        journal: decisions are written there as they are made, and those already in it are taken over.
+        journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
+            same weights, train examples and settings.
         progress: show a progress bar on stderr.
         settings: the algorithm's own (see its docstring).
 
@@ -102,55 +116,101 @@ def discover(
         UnknownName: algorithm, metric, ablation or setting is not known.
         BadSetting: a setting is out of its bounds.
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
+        BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
     known = chosen.settings
-    metric = get_metric(metric or task.metric).name
+    measure = metric_for(model, task, metric)
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
         if isinstance(known[name], bool) and not isinstance(settings[name], bool):
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
-    if METRICS[metric].needs_wrong and not all(all(example.wrong) for example in task.train):
-        raise BadSetting(f"metric '{metric}' needs wrong answers, and task '{task.name}' has examples without: use log_prob")
-    if not allow_chance:
-        refuse_chance(model, task)
-    context = SearchContext(metric, memory, seed, journal if journal is not None else Journal(), progress)
+    check_values(chosen.function, settings)  # before anything is computed
+    journal = journal if journal is not None else Journal()
+    identity = search_identity(model, task, algorithm, ablation, measure, seed, settings)
+    journal.bind(identity)
+    check_lines(algorithm, model.graph, journal.decisions, journal.path)
+    full = None if allow_chance else refuse_chance(model, task, measure)
+    notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
+    context = SearchContext(measure, memory, seed, journal, progress)
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
+    cancels = cancelling_note(model, task, ablation, measure, found, algorithm, chosen.by_mean, full, memory)
+    if cancels is not None:
+        warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
         model=model.name,
         task=task.name,
         ablation=ablation.to_dict(),
-        metric=metric,
+        metric=measure.name,
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
         versions=versions() | chosen.versions,
-        notes=tuple(dict.fromkeys((*task.notes, *found.notes))),
+        notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
+        identity=identity.to_dict(),
     )
     return replace(found, circuit=found.circuit.with_provenance(provenance))
 
 
-def refuse_chance(model: Model, task: Task) -> None:
+def search_identity(
+    model: Model,
+    task: Task,
+    algorithm: str,
+    ablation: str | Ablation | dict[str, Any],
+    metric: str | Metric | None,
+    seed: int,
+    settings: dict[str, Any],
+) -> Identity:
+    """What a search belongs to; the arguments are those of `discover`."""
+    chosen = get_algorithm(algorithm)
+    asked = {
+        "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
+        "ablation": get_ablation(ablation).to_dict(),
+        "metric": get_metric(metric, task.metric).name,
+        "seed": seed,
+    }
+    found = identity_of(model, {"train examples": task.train}, asked)
+    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in chosen.versions.items())]))
+
+
+def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:
     """Make sure that the model does the task on the train split, so that there is something to find.
 
     With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
-    standard errors above one in the size of the vocabulary.
+    standard errors above one in the size of the vocabulary. With numbers as targets: the squared error must lie two standard
+    errors below that of the best constant. A model with one output and no targets is not judged: nothing says what is right.
+
+    Args:
+        measured: another metric, which the same run measures.
+
+    Returns:
+        The full model's values of `measured`, or of the metric that was tested, on the train examples; None if it is not
+        judged.
 
     Raises:
         MetricAtChance: it does not.
     """
-    metric = METRICS["logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"]
+    numeric = is_numeric(task.train)
+    if model.d_vocab_out < 2 and not numeric:
+        return None
+    usual = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
+    metric = METRICS["squared_error" if numeric else usual]
     patching = Patching(model, Ablation("zero"), task.train)
-    full = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric])["full"][metric.name].double()
-    chance = 0.0 if metric.name == "logit_diff" else 1.0 / model.d_vocab_out
-    error = float(full.std() / len(full) ** 0.5) if len(full) > 1 else 0.0
+    measured = measured or metric
+    values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, [metric, measured])["full"]
+    full = values[metric.name].double().cpu()
+    chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]
+    above = full - torch.from_numpy(constant_errors(task.train)) if numeric else full - chance
+    error = plain(float(standard_error(above.numpy()))) or 0.0
     mean = float(full.mean())
-    if not (torch.isfinite(full).all() and mean - 2 * error > chance):
+    if not (torch.isfinite(full).all() and float(above.mean()) - 2 * error > 0):
+        at_chance = f"chance ({chance:.2g})" if not numeric else f"the best constant ({mean - float(above.mean()):.3g})"
         raise MetricAtChance(
             f"{model.name} does not do task '{task.name}': {metric.name} on {len(full)} train examples is {mean:.3g} "
-            f"± {2 * error:.2g}, which is not above chance ({chance:.2g}), so there is no circuit to find. "
+            f"± {2 * error:.2g}, which is not above {at_chance}, so there is no circuit to find. "
             "To search all the same (the base of a ladder, say) set allow_chance=true"
         )
+    return values[measured.name]

@@ -1,20 +1,28 @@
 """What the algorithms that score every edge share: from settings to attribution, and from scores to a discovery."""
 
+import warnings
 from collections.abc import Callable
 from time import perf_counter
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import Selection
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
+from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution import Attribution
 from circuitdisc.patching.attribution_memory import Gradient
+from circuitdisc.patching.path_points import Points, starts_at_nothing
 from circuitdisc.tasks.base import Task
+
+FAR_OFF = 0.25
+"""From which share on the embedding's scores that do not add up are warned about."""
 
 
 def attribute(
@@ -49,19 +57,35 @@ def attribute(
     )
     scores = scores_of(attribution)
     attribution.cost.seconds = perf_counter() - started
-    return Discovery(selection.circuit(model.graph, scores), scores, cost=attribution.cost)
+    notes = _notes(name, attribution)
+    circuit = selection.circuit(model.graph, scores)
+    return Discovery(circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum)
 
 
-def shares_from_ablated(steps: int) -> list[float]:
-    """The points 0/m, 1/m, ... (m-1)/m between ablated (0) and clean (1)."""
-    return [step / steps for step in range(steps)]
+def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:
+    """Whether the scores of an integrated gradient add up, in a sentence; warned about if they are far off."""
+    path = attribution.path_sum
+    if path is None:
+        return ()
+    words = (
+        f"{name}: the scores out of the embedding add up to {path.scores:.4g}, and ablating it changes "
+        f"{attribution.metric.name} by {path.change:.4g}; with all points of the way the two are equal, with {path.n_points} "
+        f"they are {100 * path.off:.3g} % of an example's change apart."
+    )
+    if not path.off <= FAR_OFF:
+        guide = f"Over {100 * FAR_OFF:g} % scores are a rough guide"
+        words = f"{words} {guide}: take more points (eap_ig with steps=20), or algorithm=exact."
+        warnings.warn(words, CircuitdiscWarning, stacklevel=2)
+    return (words,)
 
 
-def check_steps(steps: object) -> None:
-    """A whole number from 1.
+def takes_gauss(points: str, model: Model, ablation: Ablation) -> bool:
+    """Whether gradients are taken at Gauss's points; `auto` takes them where the published ones hold an input of 0 to a norm.
 
     Raises:
-        BadSetting: it is not.
+        UnknownName: there is no such rule.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise BadSetting(f"steps={steps!r} is not a number of points: give a whole number from 1 (5 is usual)")
+    check_choice("points", points, get_args(Points))
+    if points == "auto":
+        return isinstance(model.cut, Components) and starts_at_nothing(ablation, model.cut.spec)
+    return points == "gauss"

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitdisc.checks import EDGES, FRACTION, Bounds
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph
@@ -81,6 +82,10 @@ def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By) 
     return np.flatnonzero(edges)[np.argsort(keys, kind="stable")]
 
 
+SIZE: dict[str, Bounds] = {"edges": EDGES, "fraction": FRACTION}
+"""Bounds of the settings of a circuit's size."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """How a circuit is chosen from scores.
@@ -103,12 +108,9 @@ class Selection:
     by: By = "absolute"
 
     def __post_init__(self) -> None:
-        if self.edges is not None and (isinstance(self.edges, bool) or not isinstance(self.edges, int) or self.edges < 1):
-            raise BadSetting(
-                f"edges={self.edges!r} is not a number of edges: give a whole number from 1, or null and a fraction"
-            )
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 < self.fraction <= 1:
-            raise BadSetting(f"fraction={self.fraction!r} must lie above 0 and not above 1: the share of the graph's edges")
+        if self.edges is not None:
+            SIZE["edges"].check("edges", self.edges)
+        SIZE["fraction"].check("fraction", self.fraction)
         for name, value, allowed in (("grow", self.grow, Grow), ("by", self.by, By)):
             if value not in get_args(allowed):
                 raise UnknownName(f"value of {name}", str(value), get_args(allowed))

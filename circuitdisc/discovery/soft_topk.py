@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import BATCH, EDGES, RATE, STEPS, Real, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.mask_training import check_rate, mask_dtype, prepare_runs, to_scores, train
-from circuitdisc.discovery.selection import Grow, Selection
+from circuitdisc.discovery.mask_training import mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.selection import SIZE, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
@@ -111,6 +111,7 @@ def soft_top_k(scores: Float[Tensor, "n"], k: float, temperature: float) -> Floa
     return ((scores - threshold) / temperature).sigmoid()
 
 
+@bounded(**SIZE, steps=STEPS, smallest=EDGES, learning_rate=RATE, temperature=RATE, noise=Real(0, 1000), batch=BATCH)
 def soft_topk(
     model: Model,
     task: Task,
@@ -154,13 +155,9 @@ def soft_topk(
     graph = model.graph
     selection = Selection(edges, fraction, grow)
     selection.n_edges(graph)
-    check_whole("steps", steps)
-    smallest = max(1, graph.n_edges // 100) if smallest is None else check_whole("smallest", smallest)
+    smallest = max(1, graph.n_edges // 100) if smallest is None else smallest
     if smallest > graph.n_edges:
         raise BadSetting(f"smallest={smallest} is more than the {graph.n_edges} edges of the graph")
-    check_rate("learning_rate", learning_rate)
-    check_rate("temperature", temperature)
-    check_rate("noise", noise, or_zero=True)
     runs = prepare_runs(model, task, ablation, context, name="soft_topk", loss=loss, batch=batch)
     masks = SoftTopK(
         graph,

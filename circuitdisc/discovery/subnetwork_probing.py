@@ -22,11 +22,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import BATCH, EDGES, RATE, STEPS, Real, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import deterministic, keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import check_rate, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
@@ -109,6 +109,7 @@ class PricedMasks:
         return torch.from_numpy(self.graph.edge_mask.copy()).to(self.logits.device)
 
 
+@bounded(edges=EDGES, regularisation=Real(0, 1e6), steps=STEPS, learning_rate=RATE, batch=BATCH)
 def subnetwork_probing(
     model: Model,
     task: Task,
@@ -150,9 +151,6 @@ def subnetwork_probing(
     selection = None if edges is None else Selection(edges)
     if selection is not None:
         selection.n_edges(graph)
-    check_number("regularisation", regularisation, low=0.0)
-    check_whole("steps", steps)
-    check_rate("learning_rate", learning_rate)
     runs = prepare_runs(model, task, ablation, context, name="subnetwork_probing", loss=loss, batch=batch)
     masks = PricedMasks(graph, unit, regularisation, learning_rate, mask_dtype(runs), model.device)
     train(masks, runs, context, name=f"subnetwork_probing on {model.name}", steps=steps)

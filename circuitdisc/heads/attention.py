@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import attention_patterns
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task
 
 
@@ -31,7 +32,7 @@ class AttentionTo:
     Args:
         names: heads, layer by layer.
         values: attention, between 0 and 1. [L, H, B]
-        low, high: bootstrap intervals of the means. [L, H]
+        low, high: intervals of the means. [L, H]
         query, key: the positions, as they were named.
         prompts: `clean` or `corrupted`.
     """
@@ -45,6 +46,7 @@ class AttentionTo:
     prompts: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -77,6 +79,7 @@ class AttentionTo:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def attention_to(
     model: Model,
     task: Task | Sequence[Example],
@@ -108,7 +111,7 @@ def attention_to(
         BadSetting: the model is causal and the key lies behind the query in every example, or it has no fast components.
         BadTask: there are no examples, or none corrupted where those are asked for.
     """
-    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    examples = examples_of(task, split)
     if prompts not in ("clean", "corrupted"):
         raise UnknownName("kind of prompts", str(prompts), ("clean", "corrupted"))
     cut = components_of(model, "looking at attention")
@@ -126,6 +129,7 @@ def attention_to(
             f"use query={key} key={query}"
         )
     values = np.concatenate(parts, axis=-1)
-    low, high = mean_intervals(values, confidence, seed)
+    over = partition_of(examples)
+    low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(values, over, confidence, seed))
     names = tuple(head_names(model.graph))
-    return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence)
+    return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence, over)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.errors import BadSetting, BadTask, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.scoring.intervals import RESAMPLES
+from circuitdisc.stats import Partition, interval
 from circuitdisc.tasks.base import Example, Task
 
 Row = dict[str, Any]
@@ -97,23 +97,15 @@ def neuron_index(name: str, n_layers: int, n_neurons: int) -> tuple[int, int]:
 
 
 def mean_intervals(
-    values: Float[np.ndarray, "*X B"], confidence: float = 0.95, seed: int = 0
+    values: Float[np.ndarray, "*X B"], over: Partition | None = None, confidence: float = 0.95, seed: int = 0
 ) -> tuple[Float[np.ndarray, "*X"], Float[np.ndarray, "*X"]]:
-    """Percentile bootstrap intervals of many means over the same examples: every resample of the examples serves all.
+    """Lower and upper ends of the intervals of many means over the same examples (`circuitdisc/stats.py`).
 
-    Returns:
-        Lower and upper ends; NaN for fewer than two examples.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    Args:
+        over: what is drawn again; None: single examples.
     """
-    n = values.shape[-1]
-    if n < 2:
-        return np.full(values.shape[:-1], math.nan), np.full(values.shape[:-1], math.nan)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
-    means = values.reshape(-1, n).astype(np.float64) @ counts.T / n
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=1)
-    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+    found = interval((values,), groups=over, confidence=confidence, seed=seed)
+    return found.low, found.high
 
 
 def plain_rows(rows: Iterable[Row]) -> list[Row]:

@@ -26,26 +26,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    BATCH,
+    CONFIDENCE,
+    EPOCHS,
+    N_RANDOM,
+    RATE,
+    SEED,
+    SHARE,
+    Real,
+    Whole,
+    bounded,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import as_list
 from circuitdisc.heads.dcm_fit import PENALTIES, TARGET_LOGIT, Fit, train_mask
 from circuitdisc.heads.dcm_parts import Groups, HeadParts, Parts, check_circuit, parts_of, together
 from circuitdisc.heads.dcm_result import Dcm, Found, GroupMet, Met, Trial
-from circuitdisc.heads.units import Units, fingerprint
+from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.model import Model
 from circuitdisc.patching.changed_heads import Held, hold
 from circuitdisc.patching.path_effects import Positions
 from circuitdisc.progress import progress_bar
-from circuitdisc.runs import Journal
+from circuitdisc.runs import Journal, Memo
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, of_task
+from circuitdisc.tasks.measured import need_choice
 
 AT_ONCE = 100
 """Examples that are measured at once; fewer where the budget is small."""
 
 
+@bounded(
+    penalties=Real(0, 1e6, many=True),
+    seeds=Whole(0, 2**32 - 1, many=True),
+    epochs=EPOCHS,
+    learning_rate=RATE,
+    start=SHARE,
+    batch=BATCH,
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def dcm(
     model: Model,
     desiderata: Task | Desideratum | Sequence[Desideratum],
@@ -99,25 +123,24 @@ def dcm(
 
     Source: Davies et al. 2023; Prakash et al. 2024, section 5.
     """
+    need_choice(model, "dcm")
     chosen = _as_desiderata(desiderata)
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})
     fit = Fit(
-        penalties=tuple(check_number("penalties", one, low=0.0) for one in as_list_of_numbers("penalties", penalties)),
-        seeds=tuple(check_whole("seeds", one, 0) for one in as_list("seeds", seeds)),
-        epochs=check_whole("epochs", epochs),
-        learning_rate=check_number("learning_rate", learning_rate, low=1e-12),
-        start=check_number("start", start, low=0.0, high=1.0),
-        batch=check_whole("batch", batch),
+        penalties=tuple(map(float, as_list_of_numbers("penalties", penalties))),
+        seeds=tuple(as_list("seeds", seeds)),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        start=start,
+        batch=batch,
     )
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     if not fit.penalties or not fit.seeds:
         raise BadSetting("penalties= and seeds= need at least one value each")
     places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]
     parts = [parts_of(model.graph, over, circuit, named, at) for at in places]
     table = [HeadParts(model.graph, named, at) if named else None for at in places]
-    units = Units(journal, {"model": model.name, "over": over, **fit.to_dict(), "desiderata": _signs(chosen, parts, places)})
+    memo = Memo(journal, _identity(model, over, fit, chosen, parts, places))
     found, by_group = [], []
     steps = len(chosen) * len(fit.penalties) * len(fit.seeds)
     with progress_bar(steps, f"dcm on {model.name}", "mask", progress) as bar:
@@ -130,12 +153,13 @@ def dcm(
             }
             trials = []
             for penalty, order in ((p, s) for p in fit.penalties for s in fit.seeds):
-                unit = f"{one.name}, penalty {penalty:g}, seed {order}"
-                if units.get(unit) is None:
+
+                def learn(penalty: float = penalty, order: int = order, own: Parts = own, helds: Any = helds) -> dict[str, Any]:
                     mask = train_mask(model, own, helds["train"], fit, penalty, order)
                     met = _measure(model, helds["choose"], [(own, _rounded(mask))])["met"][0]
-                    units.put(unit, Trial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict())
-                trials.append(Trial.from_dict(units.get(unit)))
+                    return Trial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict()
+
+                trials.append(Trial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
                 bar.update(1)
             settings = (n_random, confidence, seed)
             found.append(_report(model, one, own, trials, helds["report"], settings))
@@ -183,7 +207,7 @@ def _report(
     settings: tuple[int, float, int],
 ) -> Found:
     """The chosen mask of one desideratum on the third split."""
-    n_random, confidence, seed = settings
+    (n_random, confidence, seed), over = settings, partition_of(one.report)
     best = min(range(len(trials)), key=lambda i: (-trials[i].chosen_by, trials[i].size, i))
     mask = torch.tensor(trials[best].mask, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
     kept = (mask > 0.5).cpu().numpy()
@@ -192,7 +216,7 @@ def _report(
     sets = [(parts, _rounded(mask)), (parts, torch.ones_like(mask)), (parts, torch.zeros_like(mask))]
     values = _measure(model, batches, [*sets, *((each, one_mask) for each in drawn)])
     patched, everything, nothing, *random = (
-        Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence) for i in range(len(sets) + len(drawn))
+        Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(len(sets) + len(drawn))
     )
     return Found(
         one.name, parts.names, tuple(trials), best, patched, everything, nothing, tuple(each.share for each in random),
@@ -208,7 +232,7 @@ def _report_groups(
     settings: tuple[int, float, int],
 ) -> list[GroupMet]:
     """Every whole group patched alone, beside random sets of as many heads at the same positions."""
-    n_random, confidence, seed = settings
+    (n_random, confidence, seed), over = settings, partition_of(one.report)
     found = []
     n = len(groups.names)
     ones = torch.ones(1, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
@@ -218,7 +242,7 @@ def _report_groups(
         mask = torch.from_numpy(alone).to(ones)
         values = _measure(model, batches, [(groups, mask), *((each, ones) for each in drawn)])
         met, *random = (
-            Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence) for i in range(1 + len(drawn))
+            Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(1 + len(drawn))
         )
         heads = tuple(f"a{layer}.h{head}" for layer, head in np.argwhere(groups.members[index]))
         at = groups.positions[index if len(groups.positions) > 1 else 0]
@@ -246,9 +270,12 @@ def as_list_of_numbers(name: str, value: float | Sequence[float]) -> list[float]
     return [value] if isinstance(value, int | float) else as_list(name, value)
 
 
-def _signs(chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]) -> list[Any]:
-    """What tells desiderata and components apart from others, for the journal."""
-    return [
-        [one.name, fingerprint(one.train), fingerprint(one.choose), list(own.names), str(place)]
-        for one, own, place in zip(chosen, parts, places, strict=True)
-    ]
+def _identity(
+    model: Model, over: str, fit: Fit, chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]
+) -> Identity:
+    """What the trained masks belong to. The examples of the report are no part of it: it is made each time."""
+    examples = {
+        f"{split} examples of desideratum '{one.name}'": getattr(one, split) for one in chosen for split in ("train", "choose")
+    }
+    components = {one.name: [list(own.names), str(place)] for one, own, place in zip(chosen, parts, places, strict=True)}
+    return identity_of(model, examples, {"over": over, **fit.to_dict(), "components": components})

@@ -13,19 +13,14 @@ from torch import Tensor
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.dcm_parts import Parts
-from circuitdisc.metrics import Labels, Metric
+from circuitdisc.metrics import Metric, model_output
 from circuitdisc.models.model import Model
 from circuitdisc.patching.changed_heads import Held
 
 PENALTIES = (0.01, 0.1, 1.0)
 
 
-def _target_logit(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:
-    picked = logits.gather(-1, labels.answers.expand(*logits.shape[:-1], -1))
-    return torch.where(labels.answers_mask, picked, 0.0).sum(-1) / labels.answers_mask.sum(-1).clamp(min=1)
-
-
-TARGET_LOGIT = Metric("target_logit", _target_logit, "answers", False, "logit of the target")
+TARGET_LOGIT = Metric("target_logit", model_output, "answers", False, "logit of the target")
 
 
 class Fit:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import head_mask, head_names
@@ -23,7 +24,6 @@ from circuitdisc.patching.path_effects import ALL, Positions
 
 OVER = ("head", "group", "edge")
 Groups = Mapping[str, Sequence[str]]
-_TRIES = 50  # draws for each random set that is wanted, before it is taken that there are no more
 
 
 class Parts(Protocol):
@@ -204,13 +204,7 @@ def together(positions: Sequence[Positions]) -> Positions:
 
 def draws(names: Sequence[str], own: frozenset[int], n: int, generator: np.random.Generator) -> list[frozenset[int]]:
     """Sets of as many names as `own` holds, as indices: each without replacement, all different and different from `own`."""
-    found: list[frozenset[int]] = []
-    seen = {own}
-    for _ in range(_TRIES * n if own else 0):
-        if len(found) == n:
-            break
-        drawn = frozenset(generator.choice(len(names), len(own), replace=False).tolist())
-        if drawn not in seen:
-            seen.add(drawn)
-            found.append(drawn)
-    return found
+    if not own:
+        return []
+    chosen = different_sets([len(names)], [len(own)], n, generator, {(tuple(sorted(own)),)})
+    return [frozenset(members) for (members,) in chosen]

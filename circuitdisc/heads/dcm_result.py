@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, plain, plain_rows
-from circuitdisc.scoring.intervals import wilson_interval
+from circuitdisc.schemas import validate
+from circuitdisc.stats import Partition, share_interval
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class Met:
         kept: Float[np.ndarray, "B"],
         logit: Float[np.ndarray, "B"],
         confidence: float,
+        over: Partition | None = None,
     ) -> "Met":
-        low, high = wilson_interval(int(met.sum()), len(met), confidence)
-        return cls(float(met.mean()), low, high, float(kept.mean()), float(logit.mean()), len(met))
+        ends = share_interval(met, groups=over, confidence=confidence)
+        return cls(float(met.mean()), float(ends.low), float(ends.high), float(kept.mean()), float(logit.mean()), len(met))
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ class Trial:
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> "Trial":
-        return cls(line["penalty"], line["seed"], tuple(line["mask"]), line["chosen_by"])
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        return validate(cls, line, "a trained mask in the journal")
 
 
 @dataclass(frozen=True)

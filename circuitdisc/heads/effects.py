@@ -12,15 +12,17 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import Row, check_wrong, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
-from circuitdisc.metrics import get_metric
+from circuitdisc.heads.base import Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 By = Literal["signed", "absolute"]
 
@@ -32,7 +34,7 @@ class HeadEffects:
     Args:
         names: heads, layer by layer.
         values: metric with the head ablated minus the full model's. [L, H, B]
-        low, high: bootstrap intervals of the means. [L, H]
+        low, high: intervals of the means. [L, H]
         full: the full model's metric. [B]
     """
 
@@ -45,6 +47,7 @@ class HeadEffects:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -81,12 +84,13 @@ class HeadEffects:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def head_effects(
     model: Model,
     task: Task,
     *,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     split: str = "train",
     confidence: float = 0.95,
     seed: int = 0,
@@ -108,10 +112,7 @@ def head_effects(
         UnknownName: metric, ablation or split is not known.
         BadSetting: the metric needs wrong answers that the task lacks, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
-    confidence = check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     graph = model.graph
     names = head_names(graph)
     kept = [head_mask(graph, ()) | True, *(~head_mask(graph, [name]) for name in names)]
@@ -119,8 +120,9 @@ def head_effects(
     with progress_bar(len(kept) * patching.n_chunks(examples), "head effects", "run", progress) as bar:
         values = head_values(patching, examples, kept, [measure], bar.update)[measure.name]
     effects = (values[1:] - values[0]).reshape(graph.n_layers, graph.n_heads, -1)
-    low, high = mean_intervals(effects, confidence, seed)
-    return HeadEffects(tuple(names), effects, low, high, values[0], measure.name, cut.label, split, confidence)
+    over = partition_of(examples)
+    low, high = mean_intervals(effects, over, confidence, seed)
+    return HeadEffects(tuple(names), effects, low, high, values[0], measure.name, cut.label, split, confidence, over)
 
 
 def effect_order(effects: Float[np.ndarray, "L H"], by: By = "signed") -> list[int]:

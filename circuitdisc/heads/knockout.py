@@ -18,13 +18,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_whole
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import (
     Row,
     as_list,
-    check_wrong,
     examples_of,
     head_mask,
     head_names,
@@ -33,12 +32,14 @@ from circuitdisc.heads.base import (
     plain_rows,
 )
 from circuitdisc.heads.effects import By, HeadEffects, effect_order, head_effects
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import metric_for
 
 POINTS = 17
 """Points of a curve where none are asked for; fewer in a model with fewer heads."""
@@ -55,7 +56,7 @@ class KnockoutCurve:
         order: all heads (or those given), first ablated first.
         sizes: how many of them are ablated at each point. Length K.
         values: metric of the order, example by example. [K, B]
-        low, high: bootstrap intervals of its mean. [K]
+        low, high: intervals of its mean. [K]
         random: mean metric of every random order. [R, K]
         effects: single-head effects that the order comes from; None if it was given. [L, H]
     """
@@ -72,6 +73,7 @@ class KnockoutCurve:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -143,6 +145,7 @@ class KnockoutCurve:
         }
 
 
+@bounded(steps=Whole(0, 100_000, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def knockout_curve(
     model: Model,
     task: Task,
@@ -151,7 +154,7 @@ def knockout_curve(
     order: Sequence[str] | None = None,
     by: By = "signed",
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     steps: int | Sequence[int] | None = None,
     n_random: int = 20,
     split: str = "heldout",
@@ -182,11 +185,8 @@ def knockout_curve(
         GraphMismatch: the order names a head that the model lacks, or `effects` are of another model.
         BadSetting: both `effects` and `order` are given, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
-    n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
-    shared: Any = {"ablation": cut, "metric": measure.name, "seed": seed, "memory": memory, "progress": progress}
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
+    shared: Any = {"ablation": cut, "metric": measure, "seed": seed, "memory": memory, "progress": progress}
     graph, names = model.graph, head_names(model.graph)
     if order is not None:
         if effects is not None:
@@ -202,7 +202,8 @@ def knockout_curve(
     orders = [chosen, *([names[h] for h in generator.permutation(len(names))] for _ in range(n_random))]
     kept = [_kept(graph, one, size) for one in orders for size in sizes]
     values = _values(model, task, cut, measure, examples, kept, memory, progress).reshape(len(orders), len(sizes), -1)
-    low, high = mean_intervals(values[0], confidence, seed)
+    over = partition_of(examples)
+    low, high = mean_intervals(values[0], over, confidence, seed)
     return KnockoutCurve(
         order=tuple(chosen),
         sizes=sizes,
@@ -216,6 +217,7 @@ def knockout_curve(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=over,
     )
 
 
@@ -249,11 +251,11 @@ def sizes_of_points(steps: int | Sequence[int] | None, n: int) -> tuple[int, ...
         BadSetting: not a number of points or a list of sizes from 0 to n.
     """
     if steps is None or isinstance(steps, int | np.integer):
-        points = min(POINTS, n + 1) if steps is None else check_whole("steps", steps, 2)
+        points = min(POINTS, n + 1) if steps is None else check_whole("steps", steps, 2, 100_000)
         return tuple(dict.fromkeys(np.linspace(0, n, points).round().astype(int).tolist()))
     if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray) or not len(steps):
         raise BadSetting(f"steps={steps!r}: give a number of points, or how many heads to ablate at each, as in [0, 1, 2, 5]")
-    sizes = sorted({check_whole("steps", size, 0) for size in steps})
+    sizes = sorted(set(steps))
     if sizes[-1] > n:
         raise BadSetting(f"steps asks for {sizes[-1]} ablated heads; the order holds {n}")
     return tuple(sizes)

@@ -15,25 +15,38 @@ Source: see `patching/head_edits.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    BATCH,
+    CONFIDENCE,
+    EPOCHS,
+    EXAMPLES,
+    N_RANDOM,
+    RATE,
+    SEED,
+    Real,
+    Whole,
+    bounded,
+    check_choice,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.heads.base import as_list, check_wrong, head_mask, head_names, mean_intervals
+from circuitdisc.heads.base import as_list, head_mask, head_names, mean_intervals
 from circuitdisc.heads.dcm_parts import check_circuit, draws
 from circuitdisc.heads.localised_fit import Fit, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised_result import EditEffect, Localised
-from circuitdisc.heads.units import Units, fingerprint
-from circuitdisc.metrics import get_metric
+from circuitdisc.identity import Identity, identity_of
+from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.requirements import gradients_of
 from circuitdisc.progress import progress_bar
-from circuitdisc.runs import Journal
+from circuitdisc.runs import Journal, Memo
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import beside, metric_for
 
 KINDS = ("offset", "inject", "first_token")
 RATES = {"offset": 0.01, "inject": 0.1, "first_token": 0.0}
@@ -41,6 +54,19 @@ FACTORS = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0, 8.0)
 LOFIT = "lofit"
 
 
+@bounded(
+    k=Whole(1, 1_000_000),
+    n_choose=EXAMPLES,
+    l1=Real(0, 1e6, many=True),
+    selection_l1=Real(0, 1e6),
+    factors=Real(0, 1e6, many=True),
+    epochs=EPOCHS,
+    learning_rate=RATE,
+    batch=BATCH,
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def localised(
     model: Model,
     task: Task,
@@ -56,7 +82,7 @@ def localised(
     epochs: int = 10,
     learning_rate: float | None = None,
     batch: int = 16,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 5,
     confidence: float = 0.95,
     seed: int = 0,
@@ -96,35 +122,28 @@ def localised(
     Source: Yin, Ye and Durrett 2024 (LoFiT); Park and Rhee 2025 (soft injection); Han et al. 2025 (ZeroTuning).
     """
     check_choice("kind", kind, KINDS)
-    measure = get_metric(metric or "log_prob")
+    measure = metric_for(model, task, metric or "log_prob")
     gradients_of(model, Ablation("zero"), get_metric("log_prob"), "localised")
-    rate = RATES[kind] or 0.01 if learning_rate is None else check_number("learning_rate", learning_rate, low=1e-12)
+    rate = RATES[kind] or 0.01 if learning_rate is None else learning_rate
     fit = Fit(
-        l1=tuple(check_number("l1", one, low=0.0) for one in _numbers("l1", l1)),
-        factors=tuple(check_number("factors", one, low=0.0) for one in _numbers("factors", factors)),
-        epochs=check_whole("epochs", epochs),
+        l1=tuple(map(float, _numbers("l1", l1))),
+        factors=tuple(map(float, _numbers("factors", factors))),
+        epochs=epochs,
         learning_rate=rate,
-        batch=check_whole("batch", batch),
-        seed=check_whole("seed", seed, 0),
+        batch=batch,
+        seed=seed,
         metric=measure,
     )
-    check_number("selection_l1", selection_l1, low=0.0)
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     examples = _three_splits(task, n_choose)
-    if measure.needs_wrong:
-        check_wrong([*task.train, *task.heldout], measure.name)
     if demonstrations is not None and not demonstrations:
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
     splits = Splits(model, examples, fit.batch, memory)
-    units = Units(journal, _settings(model, fit, kind, chosen, k, selection_l1, examples, demonstrations))
+    memo = Memo(journal, _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations))
 
     norms: dict[str, float] = {}
     if chosen is None:
-        if units.get("norms") is None:
-            units.put("norms", head_norms(splits, fit, selection_l1))
-        norms = dict(units.get("norms"))
+        norms = dict(memo.get("norms", lambda: head_norms(splits, fit, selection_l1)))
         chosen = list(norms)[: _size(model, k)]
     vectors = None
     if kind == "inject":
@@ -135,10 +154,8 @@ def localised(
     learned = []
     with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", progress) as bar:
         for number, some in enumerate([chosen, *drawn]):
-            unit = f"edit {number}"
-            if units.get(unit) is None:
-                units.put(unit, learn(splits, kind, some, fit, vectors).to_dict())
-            learned.append(Learned.from_dict(units.get(unit), model.dtype))
+            edit = memo.get(f"edit {number}", lambda some=some: learn(splits, kind, some, fit, vectors).to_dict())
+            learned.append(Learned.from_dict(edit, model.dtype))
             bar.update(1)
     return _report(splits, kind, learned, norms, fit, confidence)
 
@@ -147,13 +164,14 @@ def _report(
     splits: Splits, kind: str, learned: Sequence[Learned], norms: Mapping[str, float], fit: Fit, confidence: float
 ) -> Localised:
     """The effect of every edit on the held-out examples."""
-    metrics = list({one.name: one for one in (fit.metric, get_metric("accuracy"))}.values())
+    metrics = beside(splits.model, fit.metric, "accuracy")
+    over = partition_of(splits.examples["report"])
     before = splits.values("report", None, metrics)
     after = [splits.values("report", one.edit, metrics) for one in learned]
     effects = []
     for name in (metric.name for metric in metrics):
         rows = np.stack([before[name], after[0][name], after[0][name] - before[name]])
-        low, high = mean_intervals(rows, confidence, fit.seed)
+        low, high = mean_intervals(rows, over, confidence, fit.seed)
         (b, a, d), controls = rows.mean(1).tolist(), (float((one[name] - before[name]).mean()) for one in after[1:])
         ends = [float(end) for pair in zip(low, high, strict=True) for end in pair]
         effects.append(
@@ -180,7 +198,7 @@ def _report(
 
 
 def _three_splits(task: Task, n_choose: int | None) -> dict[str, Sequence[Example]]:
-    n_choose = max(1, len(task.train) // 3) if n_choose is None else check_whole("n_choose", n_choose)
+    n_choose = max(1, len(task.train) // 3) if n_choose is None else n_choose
     n_train = len(task.train) - n_choose
     if n_train < 1:
         raise BadTask(
@@ -215,7 +233,7 @@ def _size(model: Model, k: int | None) -> int:
     n = model.graph.n_layers * model.graph.n_heads
     if k is None:
         return max(1, round(n / 10))
-    if check_whole("k", k) > n:
+    if k > n:
         raise BadSetting(f"k={k} is more than the {n} heads of {model.name}: lower it")
     return k
 
@@ -227,7 +245,7 @@ def _numbers(name: str, value: float | Sequence[float]) -> list[float]:
     return found
 
 
-def _settings(
+def _identity(
     model: Model,
     fit: Fit,
     kind: str,
@@ -236,15 +254,15 @@ def _settings(
     selection_l1: float,
     examples: Mapping[str, Sequence[Example]],
     demonstrations: Sequence[Example] | None,
-) -> dict[str, Any]:
-    """What tells this call from others, for the journal."""
-    return {
-        "model": model.name,
+) -> Identity:
+    """What the learned edits belong to. The examples of the report are no part of it: it is made each time."""
+    some = {f"{split} examples": examples[split] for split in ("train", "choose")}
+    some |= {} if demonstrations is None else {"demonstrations": demonstrations}
+    settings = {
         "kind": kind,
         "heads": LOFIT if chosen is None else list(chosen),
         "lofit": [k, selection_l1] if chosen is None else None,
         **{name: value for name, value in vars(fit).items() if name != "metric"},
         "metric": fit.metric.name,
-        "examples": [fingerprint(examples[split]) for split in ("train", "choose")],
-        "demonstrations": None if demonstrations is None else fingerprint(demonstrations),
     }
+    return identity_of(model, some, settings)

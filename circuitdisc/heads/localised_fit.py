@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.heads.base import Row, head_names
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.components import Components
@@ -22,6 +22,7 @@ from circuitdisc.patching.changed_heads import Held, head_values, hold, metric_v
 from circuitdisc.patching.head_edits import HeadEdit, edit_values
 from circuitdisc.patching.interventions import head_places
 from circuitdisc.patching.path_effects import ALL, Positions
+from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
 
 LOSS = get_metric("log_prob")
@@ -88,8 +89,21 @@ class Learned:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], dtype: torch.dtype) -> "Learned":
-        """The inverse of `to_dict`."""
-        return cls(HeadEdit.from_dict(data["edit"], dtype), tuple(data["history"]))
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        given = validate(_LearnedLine, data, "an edit in the journal")
+        if not all("chosen by" in row and isinstance(row["chosen by"], int | float) for row in given.history):
+            raise BadFile("an edit in the journal: a line of its history does not say what it was 'chosen by'")
+        return cls(HeadEdit.from_dict(given.edit, dtype), given.history)
+
+
+@dataclass
+class _LearnedLine:
+    edit: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
 
 
 def task_vectors(model: Model, examples: Sequence[Example], batch: int, memory: str | int) -> Float[Tensor, "L H K"]:

@@ -20,7 +20,7 @@ class EditEffect:
     """What an edit does to one metric on the held-out examples.
 
     Args:
-        before, after: means without and with it, with bootstrap intervals; so has their difference.
+        before, after: means without and with it, with intervals; so has their difference.
         controls: the difference when as many random heads are edited, each trained and chosen anew.
     """
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuitdisc.checks import check_confidence
+from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
@@ -29,6 +29,7 @@ from circuitdisc.patching.readout import direct_effects
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate
 
 
@@ -41,7 +42,7 @@ class LogitAttribution:
             and `unembed_bias`.
         layers: each component's layer; -1 for embeddings, L for what comes after the last layer.
         values: what each adds, in logits. [C, B]
-        low, high: bootstrap intervals of the means over examples. [C]
+        low, high: intervals of the means over examples. [C]
         logit_diff: the model's own logit difference, before any cap. [B]
         after_layer: the sum of everything up to the embedding and up to each layer, with the norm's shift and the
             unembedding's bias: the last is the logit difference. [L + 1, B]
@@ -61,6 +62,7 @@ class LogitAttribution:
     split: str
     confidence: float
     note: str = ""
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -92,7 +94,7 @@ class LogitAttribution:
 
     def by_layer(self) -> list[Row]:
         """For each layer what its heads, attention bias and MLP add together, and the difference after it."""
-        running, (low, high) = self.after_layer.mean(1), mean_intervals(self.after_layer, self.confidence)
+        running, (low, high) = self.after_layer.mean(1), mean_intervals(self.after_layer, self.over, self.confidence)
         rows: list[Row] = []
         for layer in range(-1, self.n_layers):
             parts = {"heads": 0.0, "bias": 0.0, "mlp": 0.0}
@@ -120,6 +122,7 @@ class LogitAttribution:
         }
 
 
+@bounded(confidence=CONFIDENCE, seed=SEED)
 def logit_attribution(
     model: Model,
     task: Task | Sequence[Example],
@@ -144,7 +147,7 @@ def logit_attribution(
         BadSetting: an example has no wrong answer, the model has no fast components, or a number is out of its bounds.
         UnknownName: there is no such split.
     """
-    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    examples = examples_of(task, split)
     check_wrong(examples, "logit_diff")
     cut = components_of(model, "logit attribution")
     size = examples_that_fit(model, parse_memory(memory) // 2, max(len(example) for example in examples))
@@ -160,7 +163,8 @@ def logit_attribution(
             own.append(batch.per_example(found.logit_diff).cpu().numpy())
             bar.update(batch.n_examples)
     together = np.concatenate(values, axis=1)
-    low, high = mean_intervals(together, confidence, seed)
+    over = partition_of(examples)
+    low, high = mean_intervals(together, over, confidence, seed)
     n_layers = model.graph.n_layers
     return LogitAttribution(
         names=names,
@@ -174,6 +178,7 @@ def logit_attribution(
         n_heads=model.graph.n_heads,
         split=split,
         confidence=confidence,
+        over=over,
         note=_note(cut, model.dtype),
     )
 

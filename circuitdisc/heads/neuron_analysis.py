@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.heads.base import as_list
 from circuitdisc.heads.neuron_table import NeuronTable, neuron_table
 from circuitdisc.heads.neurons import NeuronImportance, neurons
 from circuitdisc.heads.words import NeuronTokens, neuron_tokens
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.neuron_importance import Method
 from circuitdisc.tasks.base import Task
@@ -46,6 +47,15 @@ class NeuronAnalysis:
         }
 
 
+@bounded(
+    layers=Whole(0, 100_000, many=True),
+    sizes=Whole(1, 10_000_000, many=True),
+    n_random=N_RANDOM,
+    top=Whole(1, 1_000_000),
+    n_tokens=Whole(1, 1_000_000),
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def neuron_analysis(
     model: Model,
     task: Task,
@@ -59,7 +69,7 @@ def neuron_analysis(
     top: int = 20,
     n_tokens: int = 10,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
@@ -87,8 +97,7 @@ def neuron_analysis(
         CircuitdiscError: as `neurons`, `neuron_table` and `neuron_tokens`.
     """
     shared: Any = {"ablation": ablation, "confidence": confidence, "memory": memory, "progress": progress}
-    top, n_tokens = check_whole("top", top, 1), check_whole("n_tokens", n_tokens, 1)
-    wanted = [check_whole("sizes", size, 1) for size in as_list("sizes", sizes)]
+    wanted = as_list("sizes", sizes)
     found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
     by = by or ("importance" if found.without is None else "change")
     order = found.order(by)

@@ -18,17 +18,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, check_wrong, examples_of, mean_intervals, neuron_index, plain_rows
+from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
 from circuitdisc.heads.neurons import checked_layers
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.neuron_run import NeuronRuns, n_neurons
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import wilson_interval
+from circuitdisc.stats import Partition, partition_of, share_interval
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, metric_for, need_choice
 
 DOINGS = ("mask", "keep")
 
@@ -56,6 +58,7 @@ class NeuronTable:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -77,16 +80,17 @@ class NeuronTable:
     def _cells(self, values: Float[np.ndarray, "B"], random: Float[np.ndarray, "R"] | None, title: str) -> Row:
         low, high = self._interval(values, title)
         found: Row = {title: float(values.mean()), f"{title} low": low, f"{title} high": high}
-        drawn = [] if random is None else random.tolist()
+        drawn = [] if random is None else random[~np.isnan(random)].tolist()
         found[f"{title}, random"] = float(np.median(drawn)) if drawn else None
         found[f"{title}, random low"] = min(drawn) if drawn else None
         found[f"{title}, random high"] = max(drawn) if drawn else None
         return found
 
     def _interval(self, values: Float[np.ndarray, "B"], title: str) -> tuple[float, float]:
-        if title == "accuracy" and values.min() == values.max() and values[0] in (0.0, 1.0):
-            return wilson_interval(int(values.sum()), len(values), self.confidence)  # a bootstrap would claim certainty
-        low, high = mean_intervals(values, self.confidence)
+        if title == "accuracy":
+            found = share_interval(values, groups=self.over, confidence=self.confidence)
+            return float(found.low), float(found.high)
+        low, high = mean_intervals(values, self.over, self.confidence)
         return float(low), float(high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,6 +106,13 @@ class NeuronTable:
         }
 
 
+@bounded(
+    sizes=Whole(1, 10_000_000, many=True),
+    layers=Whole(0, 100_000, many=True),
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def neuron_table(
     model: Model,
     task: Task,
@@ -110,7 +121,7 @@ def neuron_table(
     sizes: Sequence[int] = (10, 50, 100, 200),
     layers: Sequence[int] | None = None,
     ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 5,
     split: str = "heldout",
     confidence: float = 0.95,
@@ -139,14 +150,12 @@ def neuron_table(
             bounds.
         UnknownName: metric, ablation or split is not known.
     """
-    cut, measure, examples = get_ablation(ablation), get_metric(metric or task.metric), examples_of(task, split)
-    n_random, confidence = check_whole("n_random", n_random, 0), check_confidence(confidence)
-    if measure.needs_wrong:
-        check_wrong(examples, measure.name)
+    need_choice(model, "the neuron table")
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
-    sizes = tuple(sorted({check_whole("sizes", size, 1) for size in as_list("sizes", sizes)}))
+    sizes = tuple(sorted(set(as_list("sizes", sizes))))
     if not sizes or sizes[-1] > len(places):
         raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
     inside = np.zeros((n_layers, width), dtype=bool)
@@ -154,7 +163,7 @@ def neuron_table(
     masks = _masks(places, sizes, inside, n_random, np.random.default_rng(seed))
     patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
     runs = NeuronRuns(patching, examples_of(task, "train"))
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"))}.values())
+    metrics = beside(model, measure, "accuracy")
     with progress_bar(len(masks) * patching.n_chunks(examples), "neuron table", "run", progress) as bar:
         found = runs.evaluate(examples, masks, metrics, bar.update)
     values = {name: {m: one.double().cpu().numpy() for m, one in by_metric.items()} for name, by_metric in found.items()}
@@ -163,8 +172,9 @@ def neuron_table(
         return np.stack([values[f"{doing} {size}"][name] for size in sizes])
 
     def randoms(name: str, doing: str) -> np.ndarray:
-        drawn = [[values[f"{doing} {size} random {r}"][name].mean() for r in range(n_random)] for size in sizes]
-        return np.array(drawn).reshape(len(sizes), n_random)
+        drawn = [[f"{doing} {size} random {r}" for r in range(n_random)] for size in sizes]
+        rows = [[values[one][name].mean() if one in values else np.nan for one in of_size] for of_size in drawn]
+        return np.array(rows).reshape(len(sizes), n_random)
 
     names = [one.name for one in metrics]
     return NeuronTable(
@@ -178,6 +188,7 @@ def neuron_table(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=partition_of(examples),
     )
 
 
@@ -205,14 +216,20 @@ def _masks(
         top = np.zeros_like(inside)
         top[tuple(np.array(places[:size]).T)] = True
         masks[f"mask {size}"], masks[f"keep {size}"] = top, inside & ~top
-        for r in range(n_random):
-            drawn = _as_many_in_each_layer(top, generator)
+        for r, drawn in enumerate(_as_many_in_each_layer(top, n_random, generator)):
             masks[f"mask {size} random {r}"], masks[f"keep {size} random {r}"] = drawn, inside & ~drawn
     return masks
 
 
-def _as_many_in_each_layer(top: Bool[np.ndarray, "L M"], generator: np.random.Generator) -> Bool[np.ndarray, "L M"]:
-    drawn = np.zeros_like(top)
-    for layer, count in enumerate(top.sum(1).tolist()):
-        drawn[layer, generator.choice(top.shape[1], count, replace=False)] = True
-    return drawn
+def _as_many_in_each_layer(
+    top: Bool[np.ndarray, "L M"], n: int, generator: np.random.Generator
+) -> list[Bool[np.ndarray, "L M"]]:
+    """Other neurons, as many in each layer, no draw twice; fewer than n draws where there are no more."""
+    own = tuple(tuple(np.flatnonzero(layer).tolist()) for layer in top)
+    found = []
+    for choice in different_sets([top.shape[1]] * len(top), top.sum(1).tolist(), n, generator, {own}):
+        drawn = np.zeros_like(top)
+        for layer, neurons in enumerate(choice):
+            drawn[layer, list(neurons)] = True
+        found.append(drawn)
+    return found

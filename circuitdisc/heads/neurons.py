@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, Whole, bounded
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
 from circuitdisc.models.model import Model
@@ -29,7 +29,9 @@ from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.neuron_importance import Method, neuron_importance
 from circuitdisc.patching.neuron_run import NeuronRuns
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task, collate
+from circuitdisc.tasks.measured import need_choice
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class NeuronImportance:
     ablation: str
     split: str
     confidence: float
+    over: Partition | None = None
 
     @property
     def n(self) -> int:
@@ -103,7 +106,7 @@ class NeuronImportance:
         if self.without is not None:
             row |= {"without heads": float(self.without[g, index].mean()), "change": self.change[g, index]}
             shown = shown - self.without[g, index]
-        low, high = mean_intervals(shown, self.confidence)
+        low, high = mean_intervals(shown, self.over, self.confidence)
         return row | {"low": float(low), "high": float(high), "activation": self.activations[g, index], "n": self.n}
 
     def to_dict(self, k: int = 100) -> dict[str, Any]:
@@ -120,6 +123,7 @@ class NeuronImportance:
         }
 
 
+@bounded(layers=Whole(0, 100_000, many=True), confidence=CONFIDENCE)
 def neurons(
     model: Model,
     task: Task,
@@ -154,7 +158,8 @@ def neurons(
     """
     if method not in ("added", "removed"):
         raise UnknownName("method", str(method), ("added", "removed"))
-    examples, confidence, cut = examples_of(task, split), check_confidence(confidence), get_ablation(ablation)
+    need_choice(model, "neuron importance")
+    examples, cut = examples_of(task, split), get_ablation(ablation)
     heads = tuple(as_list("knock_out", knock_out))
     dropped = head_mask(model.graph, heads)
     chosen = checked_layers(layers, model.graph.n_layers)
@@ -182,6 +187,7 @@ def neurons(
         ablation=cut.label,
         split=split,
         confidence=confidence,
+        over=partition_of(examples),
     )
 
 
@@ -193,7 +199,7 @@ def checked_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ..
     """
     if layers is None:
         return tuple(range(n_layers))
-    found = sorted({check_whole("layers", layer, 0) for layer in as_list("layers", layers)})
+    found = sorted(set(as_list("layers", layers)))
     if not found or found[-1] >= n_layers:
         raise BadSetting(f"layers={layers!r}: give layers from 0 to {n_layers - 1}, as in [0, 1]")
     return tuple(found)

@@ -27,12 +27,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, SHARE, Whole, bounded
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attention import Attended, attention_patterns
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import partition
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 
@@ -48,7 +49,7 @@ class HeadRoles:
         roles: names of the roles. Length P.
         scores: mean attention to the role's key; NaN in examples where the role has no query token. [P, L, H, B]
         mean: mean score over the examples where it is defined. [P, L, H]
-        low, high: bootstrap intervals of the means. [P, L, H]
+        low, high: intervals of the means. [P, L, H]
         share: share of those examples whose score lies above the threshold. [P, L, H]
         n_defined: examples where the role is defined. [P]
         threshold, min_share: a role is held if the score lies above `threshold` in more than `min_share` of the examples.
@@ -123,6 +124,7 @@ class HeadRoles:
         }
 
 
+@bounded(n=EXAMPLES, length=Whole(1, 100_000), threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
 def head_roles(
     model: Model,
     task: Task | Sequence[Example] | None = None,
@@ -166,12 +168,8 @@ def head_roles(
             raise UnknownName("role", str(role), ROLES)
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
-    threshold = check_number("threshold", threshold, low=0, high=1)
-    min_share = check_number("min_share", min_share, low=0, high=1)
-    confidence = check_confidence(confidence)
     if prompts == "repeated":
-        n = check_whole("n", n, 1)
-        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=check_whole("length", length, 1)).train
+        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=length).train
     else:
         examples = examples_of(() if task is None else task, split)
     parts = []
@@ -180,7 +178,8 @@ def head_roles(
             parts.append(_scores(some, roles).cpu().numpy())
             bar.update(some.batch.n_examples)
     scores = np.concatenate(parts, axis=-1)
-    return _summary(roles, scores, threshold, min_share, prompts, confidence, seed)
+    groups = [one.group for one in examples]
+    return _summary(roles, scores, groups, threshold, min_share, prompts, confidence, seed)
 
 
 def _scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
@@ -214,6 +213,7 @@ def role_keys(some: Attended, role: str) -> Bool[Tensor, "B T T2"]:
 def _summary(
     roles: tuple[str, ...],
     scores: Float[np.ndarray, "P L H B"],
+    groups: Sequence[str],
     threshold: float,
     min_share: float,
     prompts: str,
@@ -226,6 +226,7 @@ def _summary(
         if at.any():
             some = scores[p][..., at]
             mean[p], share[p] = some.mean(-1), (some > threshold).mean(-1)
-            low[p], high[p] = mean_intervals(some, confidence, seed)
+            over = partition(some.shape[-1], [groups[example] for example in np.flatnonzero(at).tolist()])
+            low[p], high[p] = (np.clip(end, 0.0, 1.0) for end in mean_intervals(some, over, confidence, seed))
     n_defined = tuple(int(count) for count in defined.sum(1))
     return HeadRoles(roles, scores, mean, low, high, share, n_defined, threshold, min_share, prompts, confidence)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.heads.base import Row, neuron_index
 from circuitdisc.models.model import Model
 from circuitdisc.patching.neuron_importance import output_directions
@@ -45,6 +45,7 @@ class NeuronTokens:
 
 
 @torch.no_grad()
+@bounded(k=Whole(1, 1_000_000))
 def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[NeuronTokens]:
     """The tokens that neurons raise and lower most.
 
@@ -57,7 +58,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
         BadSetting: `k` is no whole number from 1, or the model has no fast components.
     """
     cut = components_of(model, "looking at neurons")
-    k, width = min(check_whole("k", k, 1), model.d_vocab_out), n_neurons(model)
+    k, width = min(k, model.d_vocab_out), n_neurons(model)
     wide = torch.promote_types(cut.dtype, torch.float32)
     readout = Readout(cut, torch.ones(1, cut.spec.d_model, dtype=wide, device=model.device))
     W_U = cut.weights.W_U.to(wide)

@@ -83,7 +83,8 @@ class ModelSpec:
     def graph(self, split_embeddings: bool = False) -> ComputationGraph:
         """The computation graph of this architecture."""
         has_mlp = self.activation is not None
-        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, self.parallel and has_mlp, split_embeddings)
+        parallel = self.parallel and has_mlp
+        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, parallel, split_embeddings, self.d_model)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class LayerWeights:
     W_gate: Float[Tensor, "D M"] | None = None
     W_out: Float[Tensor, "M D"] | None = None
     b_in: Float[Tensor, "M"] | None = None
+    b_gate: Float[Tensor, "M"] | None = None
     b_out: Float[Tensor, "D"] | None = None
 
 
@@ -323,7 +325,7 @@ class Components:
         activation = ACTIVATIONS[self.spec.activation]
         x = self.norm(x, block.norm_mlp, like)
         hidden = _affine(x, block.W_in, block.b_in)
-        return activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+        return activation(hidden) if block.W_gate is None else activation(_affine(x, block.W_gate, block.b_gate)) * hidden
 
     def mlp_output(self, layer: int, hidden: Float[Tensor, "... M"]) -> Float[Tensor, "... D"]:
         """What a layer's MLP writes, from its neurons' activations."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.wording import first_line
 
 Receive = Callable[[list[int], Float[Tensor, "n B T D"], Float[Tensor, "S B T D"]], Float[Tensor, "n B T D"]]
 
@@ -94,11 +95,13 @@ class HookedModel:
         except Exception as error:  # the bridge raises many kinds, all meaning that this architecture cannot be cut
             raise BadModel(
                 f"{name}: the architecture {self.architecture} cannot be cut at heads and inputs "
-                f"(TransformerLens: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                f"(TransformerLens: {type(error).__name__}: {first_line(error)})"
             ) from error
         config = self.bridge.cfg
         parallel = bool(getattr(config, "parallel_attn_mlp", False))
-        self.graph = ComputationGraph(int(config.n_layers), int(config.n_heads), has_mlp=True, parallel=parallel)
+        self.graph = ComputationGraph(
+            int(config.n_layers), int(config.n_heads), has_mlp=True, parallel=parallel, d_model=int(config.d_model)
+        )
         parameter = next(hf_model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self.d_vocab, self.n_ctx = int(config.d_vocab), int(config.n_ctx)

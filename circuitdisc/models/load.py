@@ -1,18 +1,35 @@
 """Load a model: one that ships with the package, a Hugging Face name or folder, or a folder in TransformerLens weight names."""
 
+import copy
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitdisc.errors import BadFile, BadModel, BadSetting, UnknownName
-from circuitdisc.files import read_json
+from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import find_translator
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
+from circuitdisc.models.own_run import OwnRun, evaluated
+from circuitdisc.models.plain import check_finite, plain_module, unwrapped
+from circuitdisc.models.pretrained import load_pretrained, load_tokenizer
+from circuitdisc.models.stored import (
+    ADAPTER,
+    INDEX,
+    WEIGHTS,
+    check_low_rank,
+    leave_files,
+    read_config,
+    read_tensors,
+    shard_names,
+    weight_files,
+    without_prefixes,
+)
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
+from circuitdisc.models.wording import first_line
 from circuitdisc.shipped import shipped_models
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,46 +57,66 @@ def read_model(
         BadFile: the folder's files are missing, malformed or truncated.
         BadModel: the architecture cannot be cut.
     """
-    if dtype not in DTYPES:
-        raise UnknownName("dtype", dtype, DTYPES)
-    if components not in ("auto", "fast", "hooks"):
-        raise UnknownName("setting components", components, ["auto", "fast", "hooks"])
+    for setting, value, known in (("dtype", dtype, tuple(DTYPES)), ("setting components", components, COMPONENTS)):
+        if not isinstance(value, str) or value not in known:
+            raise UnknownName(setting, str(value), known)
+    if not isinstance(split_embeddings, bool):
+        raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
     device = _check_device(device)
-    folder = shipped_models().get(name) or (Path(name).expanduser() if Path(name).expanduser().is_dir() else None)
-    if folder is None:
-        module, tokenizer = _from_hub(name, DTYPES[dtype])
-        return _cut_hugging_face(name, module.to(device), tokenizer, split_embeddings, components)
-    config = read_json(folder / "config.json")
-    if isinstance(config, dict) and "model_type" in config:
-        module, tokenizer = _from_folder(folder, DTYPES[dtype])
-        return _cut_hugging_face(name, module.to(device), tokenizer, split_embeddings, components)
-    if not isinstance(config, dict) or "n_layers" not in config:
+    name = _check_name(name)
+    found = model_folder(name)
+    folder = _hub_folder(name) if found is None else found
+    config = read_config(folder)
+    if "model_type" in config:
+        module = load_pretrained(folder, DTYPES[dtype]).to(device)
+        tokenizer = load_tokenizer(folder if found is not None else name)
+        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components)
+    if "n_layers" not in config:
         raise BadFile(
             f"{folder / 'config.json'} is neither a Hugging Face configuration (no model_type) "
             "nor a TransformerLens one (no n_layers)"
         )
-    tensors = _read_safetensors(folder / "model.safetensors")
-    toy = toy_from_weights(ToyConfig.from_dict(config), tensors).to(device, DTYPES[dtype])
+    toy = _read_toy(folder, config).to(device, DTYPES[dtype])
+    check_finite(toy, str(folder))
     return cut_toy(toy, name=name, split_embeddings=split_embeddings)
 
 
+COMPONENTS = ("auto", "fast", "hooks")
+
+
+def model_folder(name: str) -> Path | None:
+    """Where the files of a shipped model or of a folder are; None for what can only be a hub name."""
+    path = Path(name).expanduser()
+    return shipped_models().get(name) or (path if _is_dir(path) else None)
+
+
+def _read_toy(folder: Path, config: dict[str, Any]) -> ToyTransformer:
+    toy_config = ToyConfig.from_dict(config)
+    tensors = read_tensors(weight_files(folder))
+    check_low_rank(tensors, str(folder))
+    tensors = without_prefixes(tensors, ("embed.W_E",), str(folder))
+    toy = toy_from_weights(toy_config, tensors)
+    leave_files(toy, tensors)
+    return toy
+
+
 def toy_from_weights(config: ToyConfig, tensors: dict[str, Tensor]) -> ToyTransformer:
-    """The toy with these weights (TransformerLens names)."""
+    """The toy with these weights (TransformerLens names), in their own precision."""
+    weights = check_weights(tensors, config)
     toy = ToyTransformer(config)
-    toy.load_state_dict(check_weights(tensors, config))
+    toy.load_state_dict(weights, assign=True)
     return toy
 
 
 def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = False) -> Model:
-    """Wrap an in-memory toy."""
-    toy.requires_grad_(False)
+    """Wrap an in-memory toy; it is left as it is, and may go on training."""
     spec, weights = translate(toy)
     return Model(
         name=name,
         graph=spec.graph(split_embeddings),
-        cut=Components(spec, weights),
+        cut=Components(spec, _detached(weights)),
         module=toy,
-        own_logits=lambda tokens, mask, positions: toy(tokens, mask),
+        own_logits=OwnRun(toy, lambda tokens, mask, positions: toy(tokens, mask)),
         tokenizer=None,
         d_vocab=spec.d_vocab,
         d_vocab_out=spec.d_vocab_out,
@@ -91,68 +128,89 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
 def cut_hugging_face(
     module: Any, tokenizer: Any = None, *, name: str = "local", split_embeddings: bool = False, components: str = "auto"
 ) -> Model:
-    """Wrap an in-memory Hugging Face causal language model (as `read_model` does; not checked)."""
-    return _cut_hugging_face(name, module, tokenizer, split_embeddings, components)
+    """Wrap an in-memory Hugging Face causal language model.
+
+    The module is left as it is: it keeps its gradients, its mode and its settings. Weights are shared with it, except where a
+    copy is needed: for PEFT's layers, which are merged into one, and for a run through hooks. The engine compares the wrapped
+    model with the module's own logits before its first use, and again whenever the module has changed.
+
+    Raises:
+        BadModel: it is no such model, or cannot be cut.
+    """
+    plain = plain_module(module, name)
+    by_hooks = components == "hooks" or find_translator(plain.config.model_type) is None
+    if by_hooks and any(part is plain for part in module.modules()):
+        plain = copy.deepcopy(plain)  # the bridge puts its hooks into the module itself
+    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components)
 
 
-def _cut_hugging_face(name: str, module: Any, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
-    module.eval().requires_grad_(False)
-    module.config.use_cache = False
+def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
     model_type = module.config.model_type
     translator = None if components == "hooks" else find_translator(model_type)
     if translator is None and components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
-
-    def own_logits(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return module(input_ids=tokens, attention_mask=mask.long(), position_ids=positions).logits
-
-    if translator is not None:
-        spec, weights = translator(module)
-        cut: Components | HookedModel = Components(spec, weights)
-        graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
-    else:
-        if split_embeddings:
-            raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
-        cut = HookedModel(module, name)
-        graph, sizes = cut.graph, (cut.d_vocab, cut.d_vocab, cut.n_ctx)
-    return Model(name, graph, cut, module, own_logits, tokenizer, *sizes, architecture=model_type)
-
-
-def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a small file needs none
+    if translator is None and split_embeddings:
+        raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, attn_implementation="eager", use_safetensors=True
-        )
-    except Exception as error:  # transformers, safetensors and json each raise their own
-        raise BadFile(f"cannot load the model in {folder}: {_first_line(error)}") from error
-    return module, _tokenizer(folder)
+        if translator is None:
+            cut: Components | HookedModel = HookedModel(module, name)
+            graph, sizes = cut.graph, (cut.d_vocab, cut.d_vocab, cut.n_ctx)
+        else:
+            with evaluated(module), torch.no_grad():
+                spec, weights = translator(module)
+            cut = Components(spec, _detached(weights))
+            graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
+    except CircuitdiscError:
+        raise
+    except Exception as error:  # a layer that is not the family's, a bridge that does not know a setting
+        check_finite(module, name)
+        kind = f"the architecture {type(module).__name__}" if translator is None else f"this {type(module).__name__}"
+        why = "" if translator is None else ": its parts are not those of its family"
+        raise BadModel(
+            f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    return Model(name, graph, cut, module, own, tokenizer, *sizes, architecture=model_type)
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+def _detached(weights: Any) -> Any:
+    """The same weights, in the same memory, without gradients of their own."""
+    if isinstance(weights, Tensor):
+        return weights.detach()
+    if isinstance(weights, tuple):
+        return tuple(_detached(one) for one in weights)
+    if is_dataclass(weights):
+        return type(weights)(**{field.name: _detached(getattr(weights, field.name)) for field in fields(weights)})
+    return weights
 
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise BadFile(f"cannot load the tokenizer in {folder}: {_first_line(error)}") from error
 
-
-def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _hub_folder(name: str) -> Path:
+    """The files of a hub's model, from the cache or downloaded: its configuration and its safetensors, nothing else."""
     hint = "Give a shipped name, a folder with config.json, or a Hugging Face name that is cached or can be downloaded."
     if not known_to_hub(name):
         raise UnknownName("model", name, shipped_models(), hint)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def fetch(file: str, revision: str | None = None) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision))
+        except EntryNotFoundError:
+            return None
 
     try:
-        module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager", use_safetensors=True)
-        return module, AutoTokenizer.from_pretrained(name)
-    except Exception as error:
+        first = fetch("config.json") or fetch(ADAPTER)
+        if first is None:
+            raise BadFile(f"the hub's {name} has no config.json: it is not a model that transformers loads")
+        folder, revision = first.parent, first.parent.name
+        fetch(ADAPTER, revision)
+        read_config(folder)
+        if fetch(WEIGHTS, revision) is None and fetch(INDEX, revision) is not None:
+            for shard in shard_names(folder):
+                fetch(shard, revision)
+        return folder
+    except CircuitdiscError:
+        raise
+    except Exception as error:  # the hub and the network each raise their own
         raise UnknownName("model", name, shipped_models(), hint) from error
 
 
@@ -169,26 +227,26 @@ def known_to_hub(name: str) -> bool:
         return False
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _check_name(name: object) -> str:
+    if isinstance(name, Path):
+        name = str(name)
+    if not isinstance(name, str) or not name.strip():
+        raise BadSetting(f"model={name!r} names no model: give a shipped name, a folder or a Hugging Face name")
+    return name
 
-    if not path.is_file():
-        raise BadFile(f"{path} is missing: weights are read from safetensors alone")
+
+def _is_dir(path: Path) -> bool:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BadFile(f"{path} is not a whole safetensors file ({_first_line(error)}); was it cut short?") from error
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
-def _check_device(device: str) -> str:
+def _check_device(device: object) -> str:
     try:
+        if not isinstance(device, str) or torch.device(device).type == "meta":
+            raise BadSetting(f"device={device!r} is not a device: write cpu, cuda or cuda:0")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadSetting(f"device '{device}' cannot be used here: {_first_line(error)}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadSetting(f"device '{device}' cannot be used here: {first_line(error)}") from error
     return device
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

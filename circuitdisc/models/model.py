@@ -1,16 +1,16 @@
 """A loaded model: its name, its graph, the model itself cut into components, and its tokenizer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
+from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
 from circuitdisc.models.hooked import HookedModel
+from circuitdisc.models.own_run import OwnRun
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Model:
         graph: its computation graph.
         cut: the model cut at senders and receivers: `Components` (fast, from the weights) or `HookedModel` (any other
             architecture of the TransformerLens bridge, whole-model runs with hooks).
-        module: the model itself, as Hugging Face or `ToyTransformer` runs it.
-        own_logits: (tokens [B, T], attention mask [B, T], position ids [B, T]) -> the module's logits [B, T, V].
+        module: the model itself, as Hugging Face or `ToyTransformer` runs it; of a model with PEFT's layers, a merged copy.
+        own_logits: (tokens [B, T], attention mask [B, T], position ids [B, T]) -> the user's own module's logits [B, T, V].
         tokenizer: a transformers tokenizer, or None: then tasks give token ids.
         d_vocab, d_vocab_out, n_ctx: input vocabulary, output vocabulary, longest prompt.
         architecture: family, for messages and the report.
@@ -33,7 +33,7 @@ class Model:
     graph: ComputationGraph
     cut: Components | HookedModel
     module: nn.Module = field(repr=False)
-    own_logits: Callable[[Int[Tensor, "B T"], Tensor, Tensor], Float[Tensor, "B T V"]] = field(repr=False)
+    own_logits: OwnRun = field(repr=False)
     tokenizer: Any
     d_vocab: int
     d_vocab_out: int
@@ -47,3 +47,21 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.cut.device
+
+
+def fast_components(model: Model, what: str) -> Components:
+    """The model's fast components.
+
+    Args:
+        what: needs them, for the message.
+
+    Raises:
+        BadSetting: it has none.
+    """
+    if not isinstance(model.cut, Components):
+        raise BadSetting(
+            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
+            "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
+            "components=hooks"
+        )
+    return model.cut

@@ -11,6 +11,7 @@ rotary_dim, gated_mlp, parallel_attn_mlp, eps.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,29 @@ from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel, UnknownName
 from circuitdisc.models.components import ACTIVATIONS, LayerWeights, ModelSpec, NormWeights, Weights
+from circuitdisc.models.stored import is_float
+from circuitdisc.models.wording import some_names
 
 NORMS = {None: None, "LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms"}
 IGNORED = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")  # buffers, not weights
+
+
+Bound = tuple[type | tuple[type, ...], float | None]
+_NUMBER = (int, float)
+_BOUNDS: dict[str, Bound] = {  # field -> type, lowest value
+    **dict.fromkeys(("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"), (int, 1)),
+    **dict.fromkeys(("d_mlp", "d_vocab_out", "n_key_value_heads", "rotary_dim"), (int, 1)),
+    **dict.fromkeys(("attn_only", "use_attn_scale", "gated_mlp", "parallel_attn_mlp"), (bool, None)),
+    **dict.fromkeys(("attn_scale", "eps"), (_NUMBER, 0)),
+    "rotary_base": (_NUMBER, 1),
+    **dict.fromkeys(("act_fn", "normalization_type", "positional_embedding_type", "attention_dir"), (str, None)),
+}
+_WANTED = {int: "a whole number from {low}", bool: "true or false", _NUMBER: "a number from {low}", str: "a word"}
+MOST = 2**31  # what any size may be
+
+
+def _within(value: Any, low: float | None) -> bool:
+    return low is None or (math.isfinite(value) and low <= value <= MOST)
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,9 @@ class ToyConfig:
         if "normalization" in data:  # tracr's exports use the short name
             data.setdefault("normalization_type", data.pop("normalization"))
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        for name in ("d_vocab_out", "attn_scale"):
+            if known.get(name) == -1:  # TransformerLens's word for its default
+                known[name] = None
         try:
             config = cls(**known)
         except TypeError as error:
@@ -71,6 +95,16 @@ class ToyConfig:
         return config
 
     def _check(self, data: Mapping[str, Any]) -> None:
+        for name, (kind, low) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and self.__dataclass_fields__[name].default is None:
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or not _within(value, low):
+                raise BadModel(f"config.json: {name}={str(value)[:40]!r} cannot be used; {_WANTED[kind].format(low=low)}")
+        if self.n_heads % self.kv_heads:
+            raise BadModel(f"config.json: n_heads={self.n_heads} is no multiple of n_key_value_heads={self.kv_heads}")
+        if self.rotary_width % 2 or self.rotary_width > self.d_head:
+            raise BadModel(f"config.json: rotary_dim={self.rotary_width} must be even and at most d_head={self.d_head}")
         if self.normalization_type not in NORMS:
             raise UnknownName("normalization_type", str(self.normalization_type), [str(name) for name in NORMS])
         if self.has_mlp and self.act_fn not in ACTIVATIONS:
@@ -241,25 +275,42 @@ def rotary_frequencies(config: ToyConfig) -> Float[Tensor, "Krot2"]:
 
 
 def check_weights(tensors: Mapping[str, Tensor], config: ToyConfig) -> dict[str, Tensor]:
-    """The weights that the configuration asks for; absent biases are zero.
+    """The weights that the configuration asks for. Biases of a kind that no layer has are zero.
 
     Raises:
-        BadModel: a weight is missing, has the wrong shape, or is not one of this architecture.
+        BadModel: weights are missing, have the wrong shape, are no floating-point numbers, or not those of this architecture.
     """
+    if config.n_layers > len(tensors):
+        raise BadModel(f"config.json asks for {config.n_layers:,} layers, and there are {len(tensors):,} weights in all")
     shapes = config.weight_shapes()
     foreign = [name for name in tensors if name not in shapes and not name.endswith(IGNORED)]
     if foreign:
-        raise BadModel(f"weights that this configuration has no place for: {', '.join(sorted(foreign)[:5])}")
-    found = {}
-    for name, shape in shapes.items():
-        leaf = name.split(".")[-1]
-        if name not in tensors and not leaf.startswith(("b", "_b")):
-            raise BadModel(f"weight {name} of shape {shape} is missing")
-        value = tensors.get(name, torch.zeros(shape, dtype=tensors["embed.W_E"].dtype))
-        if tuple(value.shape) != shape:
-            raise BadModel(f"weight {name} has shape {tuple(value.shape)}, config.json asks for {shape}")
-        found[name] = value
-    return found
+        raise BadModel(f"weights that this configuration has no place for: {some_names(foreign)}")
+    kinds = {_kind(name) for name in tensors}
+    missing = [name for name in shapes if name not in tensors and (not _is_bias(name) or _kind(name) in kinds)]
+    if missing:
+        raise BadModel(
+            f"{len(missing)} weights are missing: {some_names(missing)}; {missing[0]} should have shape {shapes[missing[0]]}"
+        )
+    for name in sorted(shapes.keys() & tensors.keys()):
+        if tuple(tensors[name].shape) != shapes[name]:
+            raise BadModel(f"weight {name} has shape {tuple(tensors[name].shape)}, config.json asks for {shapes[name]}")
+    whole = [name for name in shapes.keys() & tensors.keys() if not is_float(tensors[name])]
+    if whole:
+        raise BadModel(
+            f"integers, booleans or 8-bit numbers where weights should be: {some_names(whole)}; save them as float32"
+        )
+    dtype = tensors["embed.W_E"].dtype
+    return {name: tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def _is_bias(name: str) -> bool:
+    return name.split(".")[-1].startswith(("b", "_b"))
+
+
+def _kind(name: str) -> str:
+    """A weight's name without its layer."""
+    return re.sub(r"^blocks\.\d+\.", "", name)
 
 
 def translate(toy: ToyTransformer) -> tuple[ModelSpec, Weights]:

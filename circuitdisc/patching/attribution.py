@@ -35,8 +35,9 @@ from circuitdisc.patching.edge_scores import Gradients, add_scores, at_tokens
 from circuitdisc.patching.engine import Cost
 from circuitdisc.patching.layers import EMBEDDING, HEADS, Place, SenderGroup, sender_groups
 from circuitdisc.patching.memory import parse_memory
+from circuitdisc.patching.path_points import PathPoints, PathSum
 from circuitdisc.patching.requirements import gradients_of
-from circuitdisc.patching.segments import SegmentedRun, log_probabilities, readout
+from circuitdisc.patching.segments import Readout, SegmentedRun, log_probabilities, readout
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -92,6 +93,7 @@ class Attribution:
         self.examples, self.metric, self.name, self.progress = examples, metric, name, progress
         self.groups = sender_groups(self.graph)
         self.cost = Cost()
+        self.path_sum: PathSum | None = None
         self.gradient = gradient
         scope = ablation.scope if ablation.kind == "mean" else None
         self.chunk_size = examples_in_budget(Shapes.of(self.cut, metric), parse_memory(memory), examples, gradient, scope)
@@ -136,7 +138,9 @@ class Attribution:
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
-    def interpolated(self, chunk: AttributionChunk, group: SenderGroup, shares: Sequence[float]) -> SegmentedRun:
+    def interpolated(
+        self, chunk: AttributionChunk, group: SenderGroup, shares: Sequence[float], gradients: bool = True
+    ) -> SegmentedRun:
         """The model run on from one place, whose senders write share * clean + (1 - share) * ablated: a row a share."""
         place = group.next_place(self.graph)
         clean = chunk.residuals[place]
@@ -145,13 +149,19 @@ class Attribution:
         x = clean + left[:, None, None, None] * total
         part = (self.graph.n_layers - place[0]) / self.graph.n_layers
         self.cost.model_runs += part * len(shares) * chunk.batch.n_examples / len(self.examples)
-        return SegmentedRun(self.cut, self.graph, chunk.frame, x, start=place, read=chunk.batch.reads)
+        return SegmentedRun(self.cut, self.graph, chunk.frame, x, start=place, gradients=gradients, read=chunk.batch.reads)
 
-    def gradients(self, chunk: AttributionChunk, run: SegmentedRun) -> Gradients:
-        """The metric's gradient with respect to every receiver behind the run's start, summed over its rows."""
-        end = readout(self.cut, run.residual, chunk.batch, self.metric, chunk.full_logprobs)
-        found = Gradients(self.cut, chunk.differences.tokens, at_tokens(end.into, chunk.differences.tokens))
-        for step in run.backward(end.into):
+    def gradients(self, chunk: AttributionChunk, run: SegmentedRun, factors: Sequence[float] | None = None) -> Gradients:
+        """The metric's gradient with respect to every receiver behind the run's start, summed over its rows.
+
+        Args:
+            factors: what each row counts; None: 1. Length C.
+        """
+        into = self._readout(chunk, run.residual).into
+        if factors is not None:
+            into = into * into.new_tensor(factors)[:, None, None, None]
+        found = Gradients(self.cut, chunk.differences.tokens, at_tokens(into, chunk.differences.tokens))
+        for step in run.backward(into):
             found.add(step)
         self.count_backward(chunk, run)
         return found
@@ -178,23 +188,53 @@ class Attribution:
             add_scores(scores, self.graph, chunk.differences, gradients, self.groups)
         return self.finish(scores)
 
-    def edges_between(self, shares: Sequence[float]) -> Float[np.ndarray, "R S"]:
-        """Scores with the gradient averaged over points between ablated and clean embeddings."""
-        scores = self.empty_scores()
+    def edges_between(self, points: PathPoints) -> Float[np.ndarray, "R S"]:
+        """Scores with the gradient averaged over points between ablated and clean embeddings; sets `path_sum`."""
+        scores, ends = self.empty_scores(), []
         for chunk in self.chunks():
-            gradients = self.gradients(chunk, self.interpolated(chunk, self.groups[0], shares))
-            add_scores(scores, self.graph, chunk.differences, gradients, self.groups)
-        return self.finish(scores, len(shares))
+            run = self.interpolated(chunk, self.groups[0], points.shares)
+            ends.append(self._change_of_embedding(chunk, run, points))
+            add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, points.factors), self.groups)
+        return self._add_up(self.finish(scores, len(points.shares)), ends, points)
 
-    def edges_between_activations(self, shares: Sequence[float]) -> Float[np.ndarray, "R S"]:
-        """Scores of the edges out of each place with the gradient averaged over points between its ablated and clean output."""
-        scores = self.empty_scores()
+    def edges_between_activations(self, points: PathPoints, of_embedding: PathPoints) -> Float[np.ndarray, "R S"]:
+        """Scores of the edges out of each place with the gradient averaged over points between its ablated and clean output.
+
+        Sets `path_sum`.
+
+        Args:
+            of_embedding: the points between the ablated and the clean embedding; as many.
+        """
+        scores, ends = self.empty_scores(), []
         for chunk in self.chunks(len(self.groups)):
             for group in self.groups:
-                gradients = self.gradients(chunk, self.interpolated(chunk, group, shares))
-                add_scores(scores, self.graph, chunk.differences, gradients, [group])
+                first = group is self.groups[0]
+                taken = of_embedding if first else points
+                run = self.interpolated(chunk, group, taken.shares)
+                if first:
+                    ends.append(self._change_of_embedding(chunk, run, taken))
+                add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, taken.factors), [group])
                 self.bar.update(1)
-        return self.finish(scores, len(shares))
+        return self._add_up(self.finish(scores, len(points.shares)), ends, of_embedding)
+
+    def _change_of_embedding(self, chunk: AttributionChunk, run: SegmentedRun, points: PathPoints) -> Float[Tensor, "B"]:
+        """Metric with the embedding ablated minus that of the clean run, example by example."""
+        if 0.0 in points.shares:
+            ablated = run.residual[points.shares.index(0.0)][None]
+        else:
+            ablated = self.interpolated(chunk, self.groups[0], (0.0,), gradients=False).residual
+        return (self._readout(chunk, ablated).values - self._readout(chunk, chunk.clean.residual).values)[0].double()
+
+    def _add_up(
+        self, scores: Float[np.ndarray, "R S"], ends: Sequence[Float[Tensor, "B"]], points: PathPoints
+    ) -> Float[np.ndarray, "R S"]:
+        change = torch.cat(list(ends))
+        total = float(np.nansum(scores[:, : self.groups[0].stop]))
+        self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), len(points.shares))
+        return scores
+
+    def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> Readout:
+        return readout(self.cut, residual, chunk.batch, self.metric, chunk.full_logprobs)
 
 
 def _check(model: Model, ablation: Ablation, metric: Metric, gradient: Gradient, name: str) -> Components:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components, ModelSpec
 from circuitdisc.tasks.base import Example
@@ -198,8 +199,8 @@ def examples_in_budget(
 
     if peak(1) > budget:
         raise BadSetting(
-            f"attributing one example of {length} tokens needs about {peak(1) / 2**20:.0f} MiB for activations, over the "
-            f"budget of {budget / 2**20:.0f} MiB: raise memory=, or take shorter prompts or fewer steps"
+            f"attributing one example of {length} tokens needs about {size_words(peak(1))} for activations, over the "
+            f"budget of {size_words(budget)}: raise memory=, or take shorter prompts or fewer steps"
         )
     most = len(examples)
     if shapes.on_cpu:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.errors import BadRun
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Metric, log_probabilities
 from circuitdisc.models.components import Components, NormWeights
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import patched_tokens
@@ -157,9 +157,9 @@ def keep_activations(
         if "residual" in kinds:
             given.put(part_name(chunk, graph.n_layers), {"residual": final.flatten(0, 1)[tokens]})
         logits = logits_at(cut, final, batch.reads)
-        labels = replace(batch.labels, full_logprobs=logits.log_softmax(-1))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(logits))
         if any(metric.zero_at_full for metric in metrics):
-            given.log_probs[chunk] = logits.log_softmax(-1).cpu()
+            given.log_probs[chunk] = log_probabilities(logits).cpu()
         for metric in metrics:
             values[metric.name].append(batch.per_example(metric(logits, labels)).double().cpu())
         if on_progress is not None:

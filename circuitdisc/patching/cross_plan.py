@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdisc.errors import BadModel, BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import Patch
@@ -190,8 +191,8 @@ def plan_cross(
         most = min(most, max(MOST_TOKENS_ON_CPU, CPU_BYTES_PER_SENDER // (shapes.d_model * shapes.itemsize)))
     if budget // 2 < per_token * longest:
         raise BadSetting(
-            f"one prompt of {longest} tokens needs about {per_token * longest / 2**20:.0f} MiB for its activations, over half "
-            f"of the budget of {budget / 2**20:.0f} MiB: raise memory="
+            f"one prompt of {longest} tokens needs about {size_words(per_token * longest)} for its activations, over half "
+            f"of the budget of {size_words(budget)}: raise memory="
         )
     chunks = _chunks(lengths, most, splits)
     n_tokens = sum(lengths) if patched_per_prompt is None else patched_per_prompt * len(lengths)

@@ -21,6 +21,7 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
+from circuitdisc.patching.folded import folded_values
 from circuitdisc.patching.layers import EMBEDDING, HEADS, Place, SenderGroup, heads_apart, heads_sum
 from circuitdisc.patching.prepared import ablating_tokens
 from circuitdisc.patching.segments import SegmentedRun
@@ -150,5 +151,9 @@ def differences(
             average = table.values(batch.position_ids, batch.groups, cut.dtype)
             subtract(place, average.expand(-1, *batch.clean.shape, -1))
     else:
-        return Differences(cut, clean.tokens, {place: values.neg_() for place, values in clean.values.items()})
+        found = {place: values.neg_() for place, values in clean.values.items()}
+        if ablation.kind == "zero_folded":
+            for layer, constant in enumerate(folded_values(cut)):
+                found[layer, HEADS] += constant[:, None]
+        return Differences(cut, clean.tokens, found)
     return Differences(cut, subtract.tokens, subtract.values)

@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.graph import QKV, ComputationGraph
+from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components, LayerWeights
 from circuitdisc.patching.attribution_memory import tokens_a_block
 from circuitdisc.patching.differences import Differences
-from circuitdisc.patching.layers import SenderGroup, wide
+from circuitdisc.patching.layers import SenderGroup
 from circuitdisc.patching.segments import HeadsStep, MlpStep, Step
 
 QKVS: tuple[QKV, ...] = ("q", "k", "v")

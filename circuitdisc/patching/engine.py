@@ -19,6 +19,7 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads, live_nodes
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
@@ -30,6 +31,7 @@ from circuitdisc.patching.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.patching.incremental import IncrementalRemoval
 from circuitdisc.patching.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
 from circuitdisc.patching.prepared import Chunk, fit_means, prepare
+from circuitdisc.patching.selfcheck import verify
 from circuitdisc.tasks.base import Example
 
 
@@ -67,6 +69,9 @@ class Patching:
         reference: the examples that `mean` ablation averages over: the train split, also when held-out examples are scored.
         memory: budget for activations, as `8GiB`; examples and candidates are batched to fit.
         padding_side: `right` or `left`; the results do not depend on it.
+
+    Raises:
+        BadModel: the cut model is not (or no longer) the module that it was made of.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Patching:
         memory: str | int = "4GiB",
         padding_side: str = "right",
     ) -> None:
+        verify(model, reference)
         self.model, self.ablation, self.padding_side = model, ablation, padding_side
         self.graph = model.graph
         self.budget = parse_memory(memory)
@@ -154,8 +160,8 @@ class Patching:
         needed = n_tokens * bytes_per_token(self.model)
         if needed > self.budget:
             raise BadSetting(
-                f"a search on {len(examples)} examples needs about {needed / 2**30:.1f} GiB for activations, over the budget "
-                f"of {self.budget / 2**30:.1f} GiB: raise memory=, or take fewer examples (task.n=)"
+                f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
+                f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
             )
         return list(self.chunks(examples))
 

@@ -17,19 +17,20 @@ Shape letters: n edited heads, K head width, H heads, B examples, T positions.
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
-from circuitdisc.errors import BadFile, BadRun, BadSetting, GraphMismatch
+from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
+from circuitdisc.files import write_bytes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.components import Components
@@ -39,6 +40,7 @@ from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.forward import Hooks
 from circuitdisc.patching.interventions import head_places
 from circuitdisc.patching.path_effects import ALL, Positions, positions_mask
+from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
 
 KINDS = ("offset", "scale", "inject", "first_token")
@@ -162,11 +164,16 @@ class HeadEdit:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], dtype: torch.dtype = torch.float32) -> "HeadEdit":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        given = validate(_EditLine, data, "an edit of heads")
         vectors, shares = (
-            None if data[name] is None else torch.tensor(data[name], dtype=dtype) for name in ("vectors", "shares")
+            None if values is None else torch.tensor(values, dtype=dtype) for values in (given.vectors, given.shares)
         )
-        return cls(data["kind"], tuple(data["heads"]), vectors, shares, data["factor"])
+        return cls(given.kind, given.heads, vectors, shares, given.factor)
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, beside the target first, then renamed.
@@ -174,21 +181,14 @@ class HeadEdit:
         Raises:
             BadRun: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         tensors = {"vectors": self.vectors, "shares": self.shares}
         whole = {name: part.detach().cpu().contiguous() for name, part in tensors.items() if part is not None}
         if self.factor is not None:
             whole["factor"] = torch.tensor([self.factor], dtype=torch.float64)
-        beside = path.with_name(path.name + ".part")
-        try:
-            save_file(whole, beside, {"format": FORMAT, "kind": self.kind, "heads": json.dumps(self.heads)})
-            beside.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise BadRun(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder") from error
+        write_bytes(path, save(whole, {"format": FORMAT, "kind": self.kind, "heads": json.dumps(self.heads)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadEdit":
@@ -212,6 +212,17 @@ class HeadEdit:
             return cls(about["kind"], tuple(json.loads(about["heads"])), tensors.get("vectors"), tensors.get("shares"), factor)
         except (KeyError, ValueError, BadSetting) as error:
             raise BadFile(f"{path} holds no whole edit of heads: {error}") from error
+
+
+@dataclass
+class _EditLine:
+    """An edit as JSON has it."""
+
+    kind: str
+    heads: tuple[str, ...]
+    vectors: Float[np.ndarray, "n K"] | None
+    shares: Float[np.ndarray, "n"] | None
+    factor: float | None
 
 
 def evaluate_edit(

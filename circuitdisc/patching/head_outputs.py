@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.models.model import Model
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
 from circuitdisc.patching.requirements import components_of
@@ -50,7 +51,7 @@ def head_outputs(model: Model, examples: Sequence[Example], at: str | int = "all
     need = n_tokens * len(heads) * width * model.dtype.itemsize
     if need > budget:
         raise BadSetting(
-            f"the outputs of {len(heads):,} heads at {n_tokens:,} tokens take {need / 2**30:.2g} GiB, more than half of "
+            f"the outputs of {len(heads):,} heads at {n_tokens:,} tokens take {size_words(need)}, more than half of "
             f"memory={memory}: give more memory, fewer examples, or one position, as in at=end"
         )
     size = examples_that_fit(model, budget, max(len(example) for example in examples))

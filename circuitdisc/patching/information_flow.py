@@ -27,11 +27,13 @@ from torch import Tensor
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost
-from circuitdisc.patching.layers import heads_apart, wide
+from circuitdisc.patching.layers import heads_apart
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
+from circuitdisc.patching.selfcheck import verify
 from circuitdisc.patching.uncut import UncutRun, uncut_run
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -197,6 +199,7 @@ def flow_scores(
             f"algorithm 'information_flow' looks into heads token by token, and {model.name} ({model.architecture}) runs "
             "through hooks: it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2"
         )
+    verify(model)
     total = np.zeros(model.graph.edge_mask.shape)
     size = examples_that_fit(model, parse_memory(memory) // 4, max(len(example) for example in examples))
     for first in range(0, len(examples), size):

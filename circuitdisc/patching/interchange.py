@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import UnknownName
+from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.edits import interchange_hooks
 from circuitdisc.patching.engine import Patching
@@ -54,7 +55,8 @@ def interchanged_logits(
         nodes: heads, MLPs or embeddings.
         where: at which positions; None: at all of them.
     """
-    cut, graph = components_of(model, "an interchange intervention"), model.graph
+    cut, graph = model.cut, model.graph
+    assert isinstance(cut, Components), "an interchange intervention needs components"
     here = chunk.batch.is_token if where is None else where & chunk.batch.is_token
     n_embed = int(graph.n_upstream[0])
     embedding = [

@@ -5,11 +5,11 @@ Shape letters: C rows, B examples, T positions, D residual width, H heads, K hea
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
 
 # A place in the residual stream: a layer, and before its heads or before its MLP. The embedding writes before (0, HEADS).
@@ -48,11 +48,6 @@ def sender_groups(graph: ComputationGraph) -> list[SenderGroup]:
             groups.append(SenderGroup((layer, MLP), first, first + 1))
             first += 1
     return groups
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def projections(cut: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.attribution_memory import HEAP_HOLES, Shapes, segment_bytes
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.evaluate import of_columns
-from circuitdisc.patching.layers import wide
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.patching.prepared import Chunk, prepare
 from circuitdisc.patching.requirements import gradients_of
@@ -220,10 +220,10 @@ def examples_in_piece(
     """
     spec, length = shapes.spec, max(len(example) for example in examples)
     n_readings = max(len(example.positions) for example in examples)
-    values = 0 if ablation.kind == "zero" else graph.n_senders
+    values = 0 if ablation.cuts_embedding_to_nothing else graph.n_senders
     sums = 2 * spec.n_layers + 2  # of the ablated values before each place, and the embedding
     held = len(examples) * length * spec.d_model * shapes.itemsize * (values + sums)
-    held += len(examples) * n_readings * spec.d_vocab_out * shapes.itemsize  # the full model's log-probabilities
+    held += len(examples) * n_readings * spec.d_vocab_out * shapes.wide  # the full model's log-probabilities
     holes = HEAP_HOLES if shapes.on_cpu else 1.0
 
     def needed(n: int) -> int:
@@ -231,7 +231,7 @@ def examples_in_piece(
 
     if needed(1) > budget:
         raise BadSetting(
-            f"masks on {len(examples)} examples of up to {length} tokens need about {needed(1) / 2**20:.0f} MiB for "
-            f"activations, over the budget of {budget / 2**20:.0f} MiB: raise memory=, or take fewer examples (task.n=)"
+            f"masks on {len(examples)} examples of up to {length} tokens need about {size_words(needed(1))} for "
+            f"activations, over the budget of {size_words(budget)}: raise memory=, or take fewer examples (task.n=)"
         )
     return max(n for n in range(1, batch + 1) if n == 1 or needed(n) <= budget)

@@ -2,14 +2,16 @@
 
 import re
 
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import BadSetting, shown
+from circuitdisc.files import size_words
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 # clean, ablated, live and live-minus-ablated values of every sender, and as much again in passing
 COPIES_OF_SENDERS = 5
-COPIES_OF_LOGITS = 4  # logits, their log-softmax, and what a metric makes of them in passing
+COPIES_OF_LOGITS = 4  # in float32 at least: logits, their log-softmax, and what a metric makes of them in passing
+MOST_BYTES = 2**50
 MOST_ROWS = 64
 # On a CPU work is quickest when what one sender writes, for all examples of a chunk, stays in the cache.
 CPU_BYTES_PER_SENDER = 2**21
@@ -21,10 +23,12 @@ def parse_memory(text: str | int) -> int:
     Raises:
         BadSetting: not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", str(text).lower())
-    if match is None or float(match[1]) <= 0:
-        raise BadSetting(f"memory={text!r} is not a size; write for example memory=8GiB")
-    return int(float(match[1]) * UNITS[match[2]])
+    words = str(text) if isinstance(text, str | int) and not isinstance(text, bool) and len(shown(text)) < 30 else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", words.lower())
+    size = 0 if match is None else int(float(match[1]) * UNITS[match[2]])
+    if not 1 <= size <= MOST_BYTES:
+        raise BadSetting(f"memory={shown(text)} is not a size from 1 byte to {size_words(MOST_BYTES)}; write memory=8GiB")
+    return size
 
 
 def bytes_per_token(model: Model) -> int:
@@ -51,8 +55,8 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
         return 1
     spec = model.cut.spec
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
-    per_row = per_token * n_tokens + COPIES_OF_LOGITS * n_logits
-    return max(1, min(MOST_ROWS, budget // max(1, per_row * _itemsize(model))))
+    per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
+    return max(1, min(MOST_ROWS, budget // max(1, per_row)))
 
 
 def _itemsize(model: Model) -> int:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitdisc.metrics import wide
 from circuitdisc.patching.attribution import Attribution, AttributionChunk
-from circuitdisc.patching.layers import EMBEDDING, HEADS, MLP, Place, wide
+from circuitdisc.patching.layers import EMBEDDING, HEADS, MLP, Place
 from circuitdisc.patching.segments import HeadsStep, MlpStep, Step, readout
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph, Node
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Cost, Patching
 from circuitdisc.patching.evaluate import n_logits, of_columns
@@ -34,6 +34,7 @@ from circuitdisc.patching.prepared import Chunk
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import PromptBatch, Task
+from circuitdisc.tasks.measured import metric_for
 
 Positions = str | int | Sequence[str | int]
 ALL = "all"
@@ -88,7 +89,7 @@ def path_patch(
     sender_positions: Positions = ALL,
     receiver_positions: Positions = ALL,
     ablation: str | Ablation = "resample",
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     split: str = "train",
     mlps: Rerun = "recompute",
     norms: Rerun = "recompute",
@@ -118,7 +119,7 @@ def path_patch(
     """
     ablation = get_ablation(ablation)
     patching = Patching(model, ablation, task.train, memory=memory)
-    paths = PathPatching(patching, patching.hold(task.split(split)), get_metric(metric or task.metric), mlps, norms)
+    paths = PathPatching(patching, patching.hold(task.split(split)), metric_for(model, task, metric), mlps, norms)
     return paths.effects(senders, receivers, sender_positions, receiver_positions, progress)
 
 

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitdisc.metrics import wide
 from circuitdisc.patching.attribution import Attribution, AttributionChunk
 from circuitdisc.patching.attribution_memory import CPU_PATTERN_ROWS
 from circuitdisc.patching.edge_scores import Gradients, add_scores, at_tokens
-from circuitdisc.patching.layers import HEADS, SenderGroup, projections, wide
+from circuitdisc.patching.layers import HEADS, SenderGroup, projections
 from circuitdisc.patching.segments import HeadsStep, readout
 
 

@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.metrics import Labels, Metric
+from circuitdisc.metrics import Labels, Metric, log_probabilities
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.models.model import Model
+from circuitdisc.patching.folded import folded_senders
 from circuitdisc.patching.uncut import UncutRun, uncut_run
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -101,9 +102,9 @@ def prepare(
         if ablation.kind == "resample":
             tokens = ablating_tokens(ablation, batch)
             other = uncut_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
-        ablated = _ablated_senders(clean, other, ablation, means, batch)
+        ablated = _ablated_senders(model, clean, other, ablation, means, batch)
         full_logits = logits_at_readings(model, batch, clean.residual)
-        labels = replace(batch.labels, full_logprobs=full_logits.log_softmax(-1))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(full_logits))
         patterns = _ablated_patterns(other, ablation, means, batch, clean)
         may_change = _may_change(model, ablation, batch)
         yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
@@ -139,12 +140,14 @@ def ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "B T"
 
 
 def _ablated_senders(
-    clean: UncutRun, other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
+    model: Model, clean: UncutRun, other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
 ) -> Float[Tensor, "S B T D"]:
     if other is not None:
         return other.senders
     if means is not None and ablation.kind == "mean":
         return means.senders.values(batch.position_ids, batch.groups, clean.senders.dtype)
+    if ablation.kind == "zero_folded":
+        return folded_senders(model)
     return clean.senders.new_zeros(clean.senders.shape[0], 1, 1, clean.senders.shape[-1])
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdisc.metrics import Labels, logit_diff
+from circuitdisc.metrics import Labels, logit_diff, wide
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.requirements import components_of
@@ -121,5 +121,5 @@ def direct_effects(model: Model, batch: PromptBatch, run: UncutRun) -> DirectEff
         values.append(bias[None])
         names.append("unembed_bias")
         layers.append(graph.n_layers)
-    own = logit_diff(cut.unembed(residual[None], capped=False)[0], batch.labels)
+    own = logit_diff(wide(cut.unembed(residual[None], capped=False)[0]), batch.labels)
     return DirectEffects(tuple(names), tuple(layers), torch.cat(values), own.double())

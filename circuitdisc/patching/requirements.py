@@ -4,7 +4,8 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
-from circuitdisc.models.model import Model
+from circuitdisc.models.model import Model, fast_components
+from circuitdisc.patching.selfcheck import verify
 
 
 def components_of(model: Model, what: str) -> Components:
@@ -12,14 +13,11 @@ def components_of(model: Model, what: str) -> Components:
 
     Raises:
         BadSetting: it has none.
+        BadModel: they are not (or no longer) the module that they were made of.
     """
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
-            "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
-            "components=hooks"
-        )
-    return model.cut
+    components = fast_components(model, what)
+    verify(model)
+    return components
 
 
 def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) -> Components:
@@ -27,6 +25,7 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
 
     Raises:
         BadSetting: the model runs by hooks, the ablation replaces patterns, or the metric has no gradient.
+        BadModel: the components are not (or no longer) the module that they were made of.
     """
     if not isinstance(model.cut, Components):
         raise BadSetting(
@@ -41,4 +40,5 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
             f"algorithm '{name}' follows the metric's gradient, and '{metric.name}' is constant almost everywhere: "
             "use metric=logit_diff or metric=log_prob"
         )
+    verify(model)
     return model.cut

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components, Frame
-from circuitdisc.patching.layers import HEADS, MLP, Place, heads_sum, projections, wide
+from circuitdisc.patching.layers import HEADS, MLP, Place, heads_sum, projections
 from circuitdisc.tasks.base import PromptBatch
 
 Write = Callable[[Place, Tensor], object]

@@ -4,18 +4,24 @@ from circuitdisc.checkpoints.baselines import FIGURES, Baselines, Figure
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
 from circuitdisc.heads.base import Row
 from circuitdisc.report.heads import Description, Section, describe
-from circuitdisc.report.wording import number, percent
+from circuitdisc.report.verdict import Verdict, few_caveats
+from circuitdisc.report.wording import ACCURACIES, number, percent
 
 
 @describe.register
 def _(found: Baselines) -> Description:
     last = found.get(found.checkpoints[-1])
-    lead = (
-        f"On {last.n:,} held-out examples of {found.task}, the right answer is the most likely one for "
-        + ", ".join(f"{name} in {_percent(found.get(name))}" for name in dict.fromkeys((found.checkpoints[0], last.checkpoint)))
-        + ".",
-        f"Intervals: {found.confidence:.0%}, bootstrap over examples (Wilson's where all agree). Log-probabilities in nats.",
-    )
+    ends = tuple(dict.fromkeys((found.checkpoints[0], last.checkpoint)))
+    measured = {one.name for one in found.figures if one.on == HELDOUT}
+    lead = [
+        f"On {last.n:,} held-out examples of {found.task} {words} in "
+        + ", ".join(f"{_percent(found.get(name, kind))} of them for {name}" for name in ends)
+        + f" ({FIGURES[kind]})."
+        for kind, words in ACCURACIES.items()
+        if kind in measured
+    ]
+    methods = dict.fromkeys(one.method for one in found.figures if one.on == HELDOUT and one.method)
+    lead.append(f"Intervals: {found.confidence:.0%}, {'; '.join(methods) or 'none'}. Log-probabilities in nats.")
     title = {HELDOUT: f"Held-out examples of {found.task}"}
     sections = [
         Section(title.get(on, on.capitalize()), _rows(found, on), f"{words[0].upper()}{words[1:]}.")
@@ -23,7 +29,7 @@ def _(found: Baselines) -> Description:
     ]
     if len(found.sets) > 1:
         sections.append(Section("Correct on every set", _correct(found), "Share of examples whose most likely token is right."))
-    return Description(lead, tuple(sections))
+    return Description(Verdict(tuple(lead), tuple(few_caveats(last.n))), tuple(sections))
 
 
 def _rows(found: Baselines, on: str) -> list[Row]:

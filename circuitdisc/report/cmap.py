@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuitdisc.heads.base import Row
+from circuitdisc.report.chance import chance_caveats
 from circuitdisc.report.cmap_figures import growth_figure, layers_figure, scatter_figure
 from circuitdisc.report.heads import Description, Section
 from circuitdisc.report.heads_figures import head_map
 from circuitdisc.report.page import picture
 from circuitdisc.report.tables import text_table
+from circuitdisc.report.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
 from circuitdisc.report.wording import SPLIT_WORDS, is_number, number, percent
 
 if TYPE_CHECKING:
@@ -32,47 +34,83 @@ GIB, MIB = 2**30, 2**20
 
 def describe_cmap(found: "CrossModel") -> Description:
     """Words, figures and tables of a result."""
-    lead: list[str] = []
+    said = Verdict(())
     sections: list[Section] = []
     for at, one in enumerate(found.maps):
-        lead += _lead(found, one)
+        said += _said(found, one)
         named = f", {one.direction.replace('_', ' ')}" if len(found.maps) > 1 else ""
-        sections += _sections(found, one, f"d{at}", named)
+        sections += _sections(found, one, f"d{at}", named) if _ranks(one) else _unranked(found, one, named)
     where = "at all tokens" if found.positions is None else f"at {', '.join(found.positions)} alone"
-    lead.append(
-        f"Activations are taken over {where}. A score is the share of the gap between the two models' mean {found.metric} "
-        "that a patch closes; the interval is a bootstrap over examples."
-    )
+    how = f"Activations are taken over {where}."
+    if any(_ranks(one) for one in found.maps):
+        how += (
+            f" A score is the share of the gap between the two models' mean {found.metric} that a patch closes; intervals: "
+            f"{next(one.gap.method for one in found.maps) or 'none'}."
+        )
     if found.attention is not None:
         sections.append(_attention(found.attention))
-    return Description(tuple(lead), tuple(sections))
+    return Description(said + Verdict((how,), tuple(few_caveats(found.n))), tuple(sections))
 
 
-def _lead(found: "CrossModel", one: "CrossMap") -> Iterator[str]:
+def _ranks(one: "CrossMap") -> bool:
+    """Whether there is a gap that scores can be shares of."""
+    return not one.gap.undefined and not may_be_zero(*one.gap.difference[1:])
+
+
+def _said(found: "CrossModel", one: "CrossMap") -> Verdict:
     gap, low, high = one.gap.difference
     taker, giver = (number(float(values.mean())) for values in (one.gap.taker, one.gap.giver))
-    yield (
-        f"On {found.n:,} {SPLIT_WORDS[found.split]} the mean {found.metric} is {taker} in {one.taker} and {giver} in "
-        f"{one.giver}: a gap of {number(gap)} ({number(low)} to {number(high)})."
-    )
-    if one.gap.undefined:
-        yield f"There are no patch scores: {one.gap.undefined}."
-        return
-    if low < 0 < high:
-        yield "The gap may be zero: scores divide by it and mean little here."
+    where = f"On {found.n:,} {SPLIT_WORDS[found.split]}"
+    ends = f"{where} the mean {found.metric} is {taker} in {one.taker} and {giver} in {one.giver}"
+    if not _ranks(one):
+        why = one.gap.undefined or f"the gap, {number(gap)} ({number(low)} to {number(high)}), may be zero"
+        return Verdict((f"There is nothing to rank: {why}, and every score would be a share of it. {ends}.",))
+    lines, caveats = [f"{ends}: a gap of {number(gap)} ({number(low)} to {number(high)})."], []
     best = one.ranked.order[0]
     kinds = [
         f"{kind} {percent(float(unit.score.ravel()[unit.order[0]]))} ({unit.names[unit.order[0]]})"
         for kind, unit in one.maps.items()
     ]
-    yield (
-        f"Of {one.giver} put into {one.taker}, {one.ranked.names[best]} alone closes most. Highest by kind: {'; '.join(kinds)}."
+    best_score, best_low, best_high = (
+        float(values.ravel()[best]) for values in (one.ranked.score, one.ranked.low, one.ranked.high)
     )
+    most = "closes most of the gap by itself" if best_score > 0 else "is the highest, and closes nothing of the gap"
+    lines.append(
+        f"Of {one.giver} put into {one.taker}, {one.ranked.names[best]} {most}: {_interval(best_score, best_low, best_high)}. "
+        f"Highest by kind: {'; '.join(kinds)}."
+    )
+    if may_be_zero(best_low, best_high):
+        caveats.append(
+            f"The interval of {one.ranked.names[best]}'s score holds 0, although it is the highest of "
+            f"{len(one.ranked.order):,}: by itself it may close nothing."
+        )
+    if best_score > OVERSHOOT:
+        caveats.append(
+            f"More than 100 % is no merit: with {one.ranked.names[best]} patched the metric goes past {one.giver}'s."
+        )
     if one.parts and found.positions is None:
         whole, heads = one.part("everything"), one.part("all heads")
-        yield (
+        lines.append(
             f"With everything patched the metric is {number(whole.metric)}, with nothing {number(one.part('nothing').metric)}; "
             f"all heads' outputs together close {_spanned(heads)} of the gap."
+        )
+    for group in one.groups:
+        caveats += [f"Group {group.patched.name}, {group.kind}: {text}" for text in _group_caveats(group)]
+    return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
+
+
+def _group_caveats(group: "GroupScore") -> Iterator[str]:
+    if not len(group.random):
+        return  # a group of all heads, or none were asked for
+    yield from chance_caveats("random sets of heads", "score at least as high", group.random.tolist(), group.n_as_high)
+
+
+def _unranked(found: "CrossModel", one: "CrossMap", named: str) -> Iterator[Section]:
+    """What was measured, in the models' own order and without scores."""
+    if one.parts:
+        rows: list[Row] = [{"patched": part.name, found.metric: part.metric} for part in one.parts]
+        yield Section(
+            f"The model in pieces{named}", rows, f"Mean {found.metric} with each part patched. No scores: see the verdict"
         )
 
 
@@ -80,8 +118,6 @@ def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> It
     yield Section(f"Strongest heads{named}", _strongest(found, one), _note(found, one))
     largest = max(float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in one.maps.values())  # one scale for all maps
     for kind, unit in one.maps.items():
-        if one.gap.undefined:
-            break
         shared = len(unit.heads[0])
         note = (
             f" Heads in groups of {shared} share a {kind} and are patched together: their cells are one score."
@@ -93,7 +129,7 @@ def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> It
         )
         yield Section(f"{kind.capitalize()}{named}", picture=shown, caption=f"Patched: {_KINDS[kind]}. {_MAP}{note}")
     kinds = list(one.maps)
-    if len(kinds) > 1 and not one.gap.undefined:
+    if len(kinds) > 1:
         first, second = one.maps[kinds[0]], one.maps[kinds[1]]
         shown = picture(f"{name}-scatter", scatter_figure(first, second), "Scores of the first two kinds; the maps have them.")
         words = "A head on the dotted line does as much by the one as by the other."
@@ -105,9 +141,7 @@ def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> It
         )
         yield Section(f"Groups{named}", [_group(group) for group in one.groups], note)
     if one.parts:
-        shown = None
-        if not one.gap.undefined:
-            shown = picture(f"{name}-layers", layers_figure(one.parts), "Scores by layer; the table has them.")
+        shown = picture(f"{name}-layers", layers_figure(one.parts), "Scores by layer; the table has them.")
         rows: list[Row] = [{"patched": part.name, found.metric: part.metric, "score": _spanned(part)} for part in one.parts]
         note = "everything: embedding, all heads, all MLPs, attention biases and readout (final norm and unembedding)"
         yield Section(f"The model in pieces{named}", rows, note, shown, "")
@@ -116,7 +150,7 @@ def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> It
             {"pair": pair.name, "score": _spanned(pair), "sum of both alone": percent(total)} for pair, total in one.pairs
         ]
         yield Section(f"Pairs{named}", pairs, f"Two of the best at once, {one.ranked.kind} patched")
-    if one.growth is not None and not one.gap.undefined:
+    if one.growth is not None:
         shown = picture(f"{name}-growth", growth_figure(one.growth), "Score over the number of parts; the table has them.")
         rows = [_growth_row(row) for row in one.growth.table()]
         yield Section(f"More and more{named}", rows, "last: what is added last. Order: score on the search examples", shown, "")

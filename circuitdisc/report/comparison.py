@@ -10,11 +10,22 @@ import plotly.graph_objects as go
 from circuitdisc.circuit import kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.graph import Node
+from circuitdisc.report.chance import ALPHA, chance_caveats
 from circuitdisc.report.drawing import GRID, KIND_COLOURS, plain_layout
 from circuitdisc.report.layout import Layout
 from circuitdisc.report.page import picture, render
 from circuitdisc.report.tables import controls_words, text_table
-from circuitdisc.report.wording import number, percent, score_value, span, undefined
+from circuitdisc.report.verdict import (
+    Verdict,
+    as_sentences,
+    circuit_caveats,
+    headline_score,
+    may_be_zero,
+    plain_text,
+    score_caveats,
+    within_noise,
+)
+from circuitdisc.report.wording import ACCURACIES, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.comparison import Comparison, Crossing
 from circuitdisc.scoring.intervene import Effect
@@ -36,7 +47,7 @@ OVERLAP_HEADERS = (
 )
 CROSSING_HEADERS = ("circuit", "task", "score", "value", "interval", "n", "random circuits", "ablation")
 EFFECT_HEADERS = ("task", "metric", "before", "after", "difference", "interval", "n", "other heads", "p")
-_CROSSED = ("faithfulness", "accuracy")  # the scores that are shown; compare.json has all
+_CROSSED = ("faithfulness", *ACCURACIES)  # the scores that are shown; compare.json has all
 _SHARED = "both"
 _COLOURS = {"A": KIND_COLOURS["q"], "B": KIND_COLOURS["k"], _SHARED: KIND_COLOURS["v"], "": "#FFFFFF"}
 _INK = {"A": "#FFFFFF", "B": "#000000", _SHARED: "#FFFFFF", "": GRID}
@@ -65,8 +76,7 @@ def comparison_table(comparison: Comparison) -> str:
             f"changed at once: {changed_words(comparison)}",
             text_table(EFFECT_HEADERS, effect_rows(comparison), "llrrrrrlr"),
         ]
-    parts.append("\n".join(all_notes(comparison)))
-    return "\n\n".join(part for part in parts if part).replace("−", "-")
+    return plain_text("\n\n".join([*parts, comparison_verdict(comparison).text]))
 
 
 def overlap_rows(comparison: Comparison) -> list[Row]:
@@ -137,9 +147,71 @@ def changed_words(comparison: Comparison) -> str:
     return "; ".join(f"{' '.join(names)}: {change}" for change, names in heads.items())
 
 
-def all_notes(comparison: Comparison) -> list[str]:
-    """What a reader must know: of the overlap, each once, and of the whole."""
-    return [*dict.fromkeys(found.note for found in comparison.overlaps.values() if found.note), *comparison.notes]
+# --- words ----------------------------------------------------------------------------------------------------------------
+
+
+def comparison_verdict(comparison: Comparison) -> Verdict:
+    """The result in one sentence, and all that speaks against believing it."""
+    notes = [*(found.note for found in comparison.overlaps.values() if found.note), *comparison.notes]
+    caveats = (
+        *_overlap_caveats(comparison),
+        *as_sentences(notes),
+        *_crossing_caveats(comparison),
+        *_effect_caveats(comparison),
+    )
+    sides = [f"{label}: {text}" for label, side in comparison.sides.items() for text in circuit_caveats(side.circuit)]
+    return Verdict((headline(comparison),), tuple(dict.fromkeys((*caveats, *sides))))
+
+
+def headline(comparison: Comparison) -> str:
+    """The result in one sentence."""
+    heads = comparison.overlaps["heads"]
+    words = f"The circuits share {heads.n_shared:,} heads of {heads.n_a:,} in A and {heads.n_b:,} in B"
+    if heads.uniform is None or heads.matched is None or not (heads.n_a and heads.n_b):
+        return f"{words}."
+    return (
+        f"{words} (Jaccard {percent(heads.jaccard)}); chance would share {number(heads.uniform.expected)} "
+        f"(p = {number(heads.uniform.p_value)}), and {number(heads.matched.expected)} if it kept to the same layers "
+        f"(p = {number(heads.matched.p_value)})."
+    )
+
+
+def _overlap_caveats(comparison: Comparison) -> Iterator[str]:
+    heads, edges = (comparison.overlaps[kind] for kind in ("heads", "edges"))
+    if edges.n_a == edges.n_b == edges.n_shared:
+        yield "The two circuits are one and the same."
+    if not (heads.n_a and heads.n_b):
+        yield "A circuit without heads has none to share."
+    elif heads.uniform is not None and heads.uniform.p_value > ALPHA:
+        yield f"They do not clearly share more heads than chance would have it (p = {number(heads.uniform.p_value)})."
+    elif heads.matched is not None and heads.matched.p_value > ALPHA:
+        yield (
+            "They favour the same layers, and do not clearly share more heads than that alone would have it "
+            f"(p = {number(heads.matched.p_value)})."
+        )
+
+
+def _crossing_caveats(comparison: Comparison) -> Iterator[str]:
+    for crossing in comparison.crossings:
+        where, score = f"Circuit {crossing.circuit} on task {crossing.task}", headline_score(crossing.scores)
+        if score is None:
+            continue
+        if within_noise(score):
+            yield f"{where}: {score.name} says nothing: {score.note}."
+        for text in score_caveats(crossing.scores, score, searched=crossing.circuit == crossing.task):
+            yield f"{where}: {text}"
+
+
+def _effect_caveats(comparison: Comparison) -> Iterator[str]:
+    for task, effects in comparison.effects.items():
+        for effect in effects:
+            where = f"Changed heads on task {task}, {effect.metric}"
+            if may_be_zero(effect.low, effect.high):
+                yield f"{where}: the interval of the difference holds 0, or is unknown: it may be none."
+            as_far = sum(abs(control) >= abs(effect.difference) for control in effect.controls)
+            others = "draws of other heads of the same layers"
+            for text in chance_caveats(others, "move the metric at least as far", effect.controls, as_far):
+                yield f"{where}: {text}"
 
 
 # --- the page -------------------------------------------------------------------------------------------------------------
@@ -156,8 +228,7 @@ def write_comparison(path: str | PathLike[str], comparison: Comparison) -> Path:
     page = render(
         "comparison.html.j2",
         heading=f"Circuits for {' and '.join(side.task or 'an unnamed task' for side in comparison.sides.values())}",
-        headline=headline(comparison),
-        notes=all_notes(comparison),
+        said=comparison_verdict(comparison),
         sides=list(comparison.sides.items()),
         picture=picture(
             "heads", draw_heads(comparison), f"Grid of heads: {heads.n_shared} in both circuits. The table below lists them."
@@ -182,19 +253,6 @@ def _setting(value: object) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{name}: {_setting(one)}" for name, one in value.items())
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def headline(comparison: Comparison) -> str:
-    """The result in one sentence."""
-    heads = comparison.overlaps["heads"]
-    words = f"The circuits share {heads.n_shared:,} heads of {heads.n_a:,} in A and {heads.n_b:,} in B"
-    if heads.uniform is None or heads.matched is None:
-        return f"{words}."
-    return (
-        f"{words} (Jaccard {percent(heads.jaccard)}); chance would share {number(heads.uniform.expected)} "
-        f"(p = {number(heads.uniform.p_value)}), and {number(heads.matched.expected)} if it kept to the same layers "
-        f"(p = {number(heads.matched.p_value)})."
-    )
 
 
 def draw_heads(comparison: Comparison) -> go.Figure:

@@ -1,11 +1,17 @@
 """What `dcm` and `localised` found: in words and tables for the terminal, and as a page; in the frame of `report/heads.py`."""
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from circuitdisc.heads.base import Row
 from circuitdisc.heads.dcm_result import Dcm, Found
-from circuitdisc.heads.localised_result import Localised
+from circuitdisc.heads.localised_result import EditEffect, Localised
+from circuitdisc.report.chance import chance_caveats
 from circuitdisc.report.heads import Description, Section, cell, describe
 from circuitdisc.report.heads_figures import head_map
 from circuitdisc.report.page import picture
+from circuitdisc.report.verdict import Verdict, few_caveats, may_be_zero
 from circuitdisc.report.wording import number, percent
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
@@ -27,6 +33,8 @@ def _(found: Dcm) -> Description:
         "Masks were trained on {} examples, chosen on {} others and are reported on {} others.".format(*sizes),
     ]
     lead += [_sentence(found, each) for each in found.found]
+    caveats = [f"{each.desideratum}: {text}" for each in found.found for text in _met_caveats(found, each)]
+    caveats += few_caveats(one.patched.n)
     note = (
         f"Third split. Intervals: Wilson, {percent(found.confidence)}. random: median and highest of sets of equal size; p: "
         "share of these sets, the mask among them, that do as well. all, none masked: all components patched, or none. "
@@ -55,7 +63,7 @@ def _(found: Dcm) -> Description:
         ]
         chosen = "All masks that were trained, and the share of the second split on which each meets the desideratum"
         sections.append(Section(f"Mask for {each.desideratum}", trials, chosen, shown, f"{caption} {_MAP}"))
-    return Description(tuple(lead), tuple(sections))
+    return Description(Verdict(tuple(lead), tuple(dict.fromkeys(caveats))), tuple(sections))
 
 
 def _narrow(row: Row) -> Row:
@@ -74,11 +82,28 @@ def _sentence(found: Dcm, one: Found) -> str:
     more = len(one.masked) - len(names)
     what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {found.over}"
     low, high = (percent(end) for end in (one.patched.low, one.patched.high))
-    met = f"{percent(one.patched.share)} ({low} to {high})"
-    sentence = f"{one.desideratum}: the mask holds {what}; patched, it meets the desideratum on {met}"
+    sentence = (
+        f"{one.desideratum}: the mask holds {what}; so patched, the model says the target on {percent(one.patched.share)} "
+        f"({low} to {high}) of {one.patched.n:,} examples, with nothing patched on {percent(one.nothing.share)}, with all "
+        f"on {percent(one.everything.share)}"
+    )
     if one.random:
-        sentence += f", random sets of equal size on at most {percent(max(one.random))}"
+        ends = f"{percent(min(one.random))} to {percent(max(one.random))}"
+        sentence += f"; with random sets of equal size on {ends} (median {percent(float(np.median(one.random)))})"
     return f"{sentence}."
+
+
+def _met_caveats(found: Dcm, one: Found) -> Iterator[str]:
+    """Why a desideratum that is met may say nothing of the mask."""
+    if not one.masked:
+        yield "The mask is empty: nothing is patched, so that what is met is met by the clean model."
+        return
+    if len(one.masked) == len(one.components):
+        yield f"The mask holds every {found.over}: it tells none from any other."
+    if one.patched.share <= one.nothing.share:
+        yield "With the mask patched it is met no more often than with nothing patched."
+    as_good = sum(share >= one.patched.share for share in one.random)
+    yield from chance_caveats("random sets of equal size", "meet it at least as often", one.random, as_good)
 
 
 @describe.register
@@ -88,21 +113,20 @@ def _(found: Localised) -> Description:
         f" and {len(heads) - NAMED_AT_MOST:,} more" if len(heads) > NAMED_AT_MOST else ""
     )
     lead = [f"{named}: {_KINDS[found.kind]}."]
-    for one in found.effects:
-        lead.append(
-            f"On {one.n:,} held-out examples {one.metric} goes from {number(one.before)} to {number(one.after)}: a change of "
-            f"{number(one.difference)} ({number(one.low)} to {number(one.high)})"
-            + (f"; of random heads at most {number(max(one.controls))}." if one.controls else ".")
-        )
+    lead += [_effect_sentence(one) for one in found.effects]
+    caveats = [f"{one.metric}: {text}" for one in found.effects for text in _effect_caveats(one)]
     best = found.learned.best
     lead.append(
         f"Learned on {found.sizes['train']:,} examples; chosen on {found.sizes['choose']:,} others, where the mean "
         f"{first.metric} is {cell(best['chosen by'])} with the edit and {cell(found.unedited)} without one."
     )
+    if float(best["chosen by"]) <= found.unedited:
+        caveats.append(f"On the examples that it was chosen on, the edit does not raise the mean {first.metric}.")
+    caveats += few_caveats(first.n)
     shown = picture("heads", head_map(found.head_map()), "How much each head is edited; the table has the numbers.")
     draws = len(found.controls)
     random = f"random: median and highest of {draws:,} draws of as many heads, each learned anew"
-    note = f"Held-out examples; bootstrap intervals. {random}"
+    note = f"Held-out examples, with intervals. {random}"
     norms: list[Row] = [{"head": head, "norm of its scaling": norm} for head, norm in found.norms.items()]
     parts = [
         Section("Effect", found.table(), note),
@@ -111,4 +135,21 @@ def _(found: Localised) -> Description:
     ]
     if norms:
         parts.append(Section("LoFiT's first step", norms, "Size of every head's learned scaling, largest first"))
-    return Description(tuple(lead), tuple(parts))
+    return Description(Verdict(tuple(lead), tuple(dict.fromkeys(caveats))), tuple(parts))
+
+
+def _effect_sentence(one: EditEffect) -> str:
+    sentence = (
+        f"On {one.n:,} held-out examples {one.metric} goes from {number(one.before)} to {number(one.after)}: a change of "
+        f"{number(one.difference)} ({number(one.low)} to {number(one.high)})"
+    )
+    if one.controls:
+        sentence += f"; with random heads edited, of {number(min(one.controls))} to {number(max(one.controls))}"
+    return f"{sentence}."
+
+
+def _effect_caveats(one: EditEffect) -> Iterator[str]:
+    if may_be_zero(one.low, one.high):
+        yield "The interval of the change holds 0: it may be none."
+    as_good = sum(control >= one.difference for control in one.controls)
+    yield from chance_caveats("random draws of as many heads", "raise it at least as much", one.controls, as_good)

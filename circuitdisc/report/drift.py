@@ -7,7 +7,8 @@ from circuitdisc.heads.base import Row
 from circuitdisc.report.heads import Description, Section, cell, describe
 from circuitdisc.report.heads_figures import head_map
 from circuitdisc.report.page import picture
-from circuitdisc.report.wording import SPLIT_WORDS, number
+from circuitdisc.report.verdict import Verdict, few_caveats, may_be_zero
+from circuitdisc.report.wording import SPLIT_WORDS, intervals_over, number
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 
@@ -28,13 +29,13 @@ def _(found: Drift) -> Description:
         Section(
             "Checkpoints",
             rows,
-            "Attention: mean over heads and examples, bootstrap interval over examples. Roles: how many heads hold them "
+            f"Attention: mean over heads and examples; {intervals_over(found.over)}. Roles: how many heads hold them "
             f"(attention above {found.roles[0].threshold:g} in more than {found.roles[0].min_share:.0%} of the examples)",
         )
     ]
     for place, name in enumerate(found.checkpoints):
         sections += _checkpoint(found, place, name)
-    return Description(tuple(lead), tuple(sections))
+    return Description(Verdict(tuple(lead), (*_change_caveats(found), *few_caveats(found.n))), tuple(sections))
 
 
 def _interval(row: Row, column: str) -> str:
@@ -46,6 +47,19 @@ def _most_changed(found: Drift) -> str:
     return (
         f"In {found.checkpoints[-1]} {row['head']} has changed most in what it adds to the logit difference: by "
         f"{cell(row['change'])} ({cell(row['change low'])} to {cell(row['change high'])}), to {cell(row['adds'])}."
+    )
+
+
+def _change_caveats(found: Drift) -> tuple[str, ...]:
+    """Whether the largest change is one."""
+    rows = found.table()
+    clear = [row["head"] for row in rows if not may_be_zero(row["change low"], row["change high"])]
+    if not clear:
+        return ("No head's change of what it adds is clear: the interval of each holds 0.",)
+    if clear[0] == rows[0]["head"]:
+        return ()
+    return (
+        f"The interval of {rows[0]['head']}'s change holds 0; of those whose interval does not, {clear[0]} has the largest.",
     )
 
 
@@ -77,7 +91,7 @@ def _checkpoint(found: Drift, place: int, name: str) -> list[Section]:
     rows: list[Row] = found.table(place)
     note = (
         "adds: to the logit difference; qk, ov moved: change of W_Q W_K^T and of W_V W_O relative to the reference's; cosine: "
-        "of what the head writes in both; bootstrap intervals"
+        f"of what the head writes in both; {intervals_over(found.over)}"
     )
     moved = np.nanmax(np.stack([found.weights["qk"][place], found.weights["ov"][place]]))
     sections.append(Section(f"{against}: heads", rows, f"{note}. Largest relative change of weights: {number(float(moved))}"))

@@ -1,7 +1,7 @@
 """What the tools for heads and neurons found: in words and tables for the terminal, and as a page that opens offline."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from os import PathLike
 from pathlib import Path
@@ -15,10 +15,12 @@ from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neuron_analysis import NeuronAnalysis
 from circuitdisc.heads.neuron_table import NeuronTable
 from circuitdisc.heads.roles import HeadRoles
+from circuitdisc.report.chance import chance_caveats
 from circuitdisc.report.heads_figures import bars_figure, curve_figure, head_map, layers_figure, masked_figure
 from circuitdisc.report.page import Picture, picture, render
 from circuitdisc.report.tables import text_table
-from circuitdisc.report.wording import SPLIT_WORDS, number, percent
+from circuitdisc.report.verdict import Verdict, as_sentences, few_caveats, may_be_zero, plain_text
+from circuitdisc.report.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""
@@ -61,8 +63,12 @@ class Section:
 class Description:
     """A result in words, and its parts."""
 
-    lead: tuple[str, ...]
+    said: Verdict
     sections: tuple[Section, ...]
+
+    def noted(self, notes: Iterable[str]) -> "Description":
+        """With what a reader must know of the task, among the caveats."""
+        return replace(self, said=self.said + Verdict((), as_sentences(notes)))
 
 
 def cell(value: object) -> str:
@@ -86,7 +92,7 @@ def _(found: LogitAttribution) -> Description:
     row = found.table()[0]
     lead = [
         f"On {found.n:,} {SPLIT_WORDS[found.split]} the logit difference is {number(float(found.logit_diff.mean()))}; "
-        f"{row['component']} adds most to it: {cell(row['adds'])} ({cell(row['low'])} to {cell(row['high'])}).",
+        f"the largest part of it, of either sign, is that of {row['component']}: {_with_ends(row, 'adds')}.",
         f"The parts add up to it within {number(found.error)}.",
     ]
     by_layer = Section(
@@ -100,11 +106,24 @@ def _(found: LogitAttribution) -> Description:
     parts = Section(
         "Components",
         found.table(),
-        "The largest part, of either sign, first; bootstrap intervals",
+        f"The largest part, of either sign, first; {intervals_over(found.over)}",
         heads,
         f"What every head adds. {_MAP}",
     )
-    return Description(tuple(lead) + ((f"Note: {found.note}.",) if found.note else ()), (by_layer, parts))
+    caveats = (*as_sentences([found.note or ""]), *_first_caveats(row, f"the part of {row['component']}", found.n))
+    return Description(Verdict(tuple(lead), caveats), (by_layer, parts))
+
+
+def _with_ends(row: Row, name: str) -> str:
+    """`0.40 (0.13 to 0.79)`."""
+    return f"{cell(row[name])} ({cell(row['low'])} to {cell(row['high'])})"
+
+
+def _first_caveats(row: Row, what: str, n: int) -> tuple[str, ...]:
+    """What comes first of many may be nothing, and looks larger than it is."""
+    crosses = may_be_zero(row["low"], row["high"])
+    nothing = (f"The interval of {what} holds 0, although it comes first of many: it may be nothing.",) if crosses else ()
+    return (*nothing, *few_caveats(n))
 
 
 @describe.register
@@ -126,7 +145,7 @@ def _(found: HeadRoles) -> Description:
             shown = picture(f"role-{role}", head_map(found.mean[p], largest=1.0), f"Score of every head as {role}.")
             sections.append(Section(role.replace("_", " ").capitalize(), picture=shown, caption=_MAP))
     sections.append(Section("Scores", found.table(), "Mean attention to the role's key, over the examples where it is defined"))
-    return Description(tuple(lead), tuple(sections))
+    return Description(Verdict(tuple(lead), tuple(few_caveats(found.n))), tuple(sections))
 
 
 @describe.register
@@ -137,20 +156,25 @@ def _(found: AttentionTo) -> Description:
         f"{rows[0]['head']} pays most attention, {cell(rows[0]['attention'])} on average.",
     )
     shown = picture("attention", head_map(found.mean, largest=1.0), "Attention of every head; the table has the numbers.")
-    return Description(lead, (Section("Heads", rows, "Mean attention over examples; bootstrap intervals", shown, _MAP),))
+    said = Verdict(lead, tuple(few_caveats(found.n)))
+    return Description(said, (Section("Heads", rows, f"Mean attention; {intervals_over(found.over)}", shown, _MAP),))
 
 
 @describe.register
 def _(found: HeadEffects) -> Description:
     rows = found.table()
+    first = rows[0]
+    falls = is_number(first["effect"]) and first["effect"] < 0
+    which = "the largest fall" if falls else "the lowest change of all heads: without no head does it fall"
     lead = (
         f"On {found.n:,} {SPLIT_WORDS[found.split]} the full model's {found.metric} is {number(float(found.full.mean()))}; "
-        f"without {rows[0]['head']} it changes by {cell(rows[0]['effect'])}, the largest fall. "
+        f"without {first['head']} it changes by {_with_ends(first, 'effect')}, {which}.",
         f"An ablated head carries: {found.ablation}.",
     )
+    said = Verdict(lead, _first_caveats(first, f"the effect of {first['head']}", found.n))
     shown = picture("effects", head_map(found.mean, signed=True), "Effect of every head.")
-    note = "Metric with the head ablated minus the full model's; bootstrap intervals"
-    return Description(lead, (Section("Heads", rows, note, shown, f"Change of {found.metric}. {_MAP}"),))
+    note = f"Metric with the head ablated minus the full model's; {intervals_over(found.over)}"
+    return Description(said, (Section("Heads", rows, note, shown, f"Change of {found.metric}. {_MAP}"),))
 
 
 @describe.register
@@ -160,14 +184,19 @@ def _(found: KnockoutCurve) -> Description:
         f"{found.sizes[0]} heads ablated to {number(float(found.mean[-1]))} with {found.sizes[-1]}. "
         f"An ablated head carries: {found.ablation}."
     ]
-    if len(found.random):
-        as_large = int((found.random_areas >= found.area).sum())
+    areas = found.random_areas.tolist() if len(found.random) else []
+    as_large = sum(area >= found.area for area in areas)
+    if areas:
         lead.append(
             f"Between the random orders' median and this order lies an area of {number(found.area)} (mean difference of the "
-            f"metric over the curve); {as_large:,} of {len(found.random):,} random orders reach as much."
+            f"metric over the curve); {as_large:,} of {len(areas):,} random orders reach as much."
         )
+    caveats = [*chance_caveats("random orders", "reach as much", areas, as_large), *few_caveats(found.n)]
+    if found.area < 0:
+        caveats.append("The area is below 0: ablated in this order the heads do less harm than in the random ones.")
     curve = picture("curve", curve_figure(found), "The metric over the number of ablated heads; the table has the numbers.")
-    note = f"last: the head that is ablated last at this point; low, high: {percent(found.confidence)} bootstrap interval"
+    ends = f"{percent(found.confidence)} {intervals_over(found.over)}"
+    note = f"last: the head that is ablated last at this point; low, high: {ends}"
     sections = [Section("Curve", found.table(), note, curve, "")]
     if found.effects is not None:
         shown = picture("effects", head_map(found.effects, signed=True), "Effect of every head.")
@@ -178,7 +207,7 @@ def _(found: KnockoutCurve) -> Description:
                 caption=f"Change of {found.metric} with every head ablated alone. {_MAP}",
             )
         )
-    return Description(tuple(lead), tuple(sections))
+    return Description(Verdict(tuple(lead), tuple(caveats)), tuple(sections))
 
 
 @describe.register
@@ -188,7 +217,8 @@ def _(found: NeuronAnalysis) -> Description:
     heads = ", ".join(importance.knocked_out)
     what = f"importance lost without {heads}" if found.by == "change" else "importance for the right answer"
     lead = (
-        f"By {what} {rows[0]['neuron']} comes first ({cell(rows[0][found.by])} nats on {importance.n:,} search examples).",
+        f"By {what} {rows[0]['neuron']} comes first ({_with_ends(rows[0], found.by)}, in nats, on {importance.n:,} search "
+        "examples).",
         f"Importance: the rise of the right answer's log-probability when a neuron's output is {importance.method} "
         f"{'to the residual of its layer' if importance.method == 'added' else 'from the final residual'}, the final norm's "
         f"scale held. What is ablated carries: {table.ablation}.",
@@ -203,7 +233,7 @@ def _(found: NeuronAnalysis) -> Description:
     masked = picture("masked", masked_figure(table), "Metric with neurons masked, or alone kept; the table has the numbers.")
     layers = ", ".join(map(str, table.layers))
     return Description(
-        lead,
+        Verdict(lead, _first_caveats(rows[0], f"the {found.by} of {names[0]}", importance.n)),
         (
             Section("Neurons", rows, note, bars, "The first neurons of the order."),
             Section(
@@ -235,8 +265,8 @@ def _masked_rows(table: NeuronTable) -> list[Row]:
 
 
 def description_text(description: Description) -> str:
-    """The result for the terminal."""
-    parts = ["\n".join(description.lead)]
+    """The result for the terminal: tables, then what they say."""
+    parts = []
     for section in description.sections:
         if section.rows:
             align = "".join("l" if at in section.words else "r" for at in range(len(section.headers)))
@@ -244,7 +274,7 @@ def description_text(description: Description) -> str:
             if len(section.rows) > PRINTED_AT_MOST:
                 parts[-1] += f"\n... {len(section.rows) - PRINTED_AT_MOST:,} more lines on the page"
             parts[-1] += f"\n{section.note}" if section.note else ""
-    return "\n\n".join(parts).replace("−", "-")
+    return plain_text("\n\n".join([*parts, description.said.text]))
 
 
 def _words(value: object) -> str:
@@ -271,7 +301,7 @@ def write_description(
         "heads.html.j2",
         heading=heading,
         subject=subject,
-        lead=description.lead,
+        said=description.said,
         sections=[
             {
                 "title": one.title,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.errors import BadFile
+from circuitdisc.report.judged import reads
 from circuitdisc.report.judgement_figures import (
     BARS_AT_MOST,
     completeness_figure,
@@ -17,7 +17,7 @@ from circuitdisc.report.judgement_figures import (
     size_figure,
     stability_figure,
 )
-from circuitdisc.report.wording import SPLIT_WORDS, number, percent, share, span
+from circuitdisc.report.wording import SPLIT_WORDS, number, percent, span
 
 _NAMES_AT_MOST = 30  # parts that fail, in a sentence
 
@@ -53,17 +53,8 @@ def judgement_parts(judgement: Mapping[str, Any]) -> list[Part]:
     Raises:
         BadFile: it is not a judgement.
     """
-    try:
+    with reads("judgement.json", "a judgement", "circuitdisc score RUN --all"):
         return list(_parts(judgement))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise BadFile(
-            f"judgement.json is not a judgement (missing or malformed: {error}): `circuitdisc score RUN --all` writes it again"
-        ) from error
-
-
-def verdict_lines(judgement: Mapping[str, Any]) -> list[str]:
-    """The sentences that stand at the top of the page."""
-    return [str(line) for line in judgement.get("verdict", ())]
 
 
 _MISSING = {"tests": "hypothesis tests"}  # what `missing` calls them
@@ -82,14 +73,15 @@ def _parts(judgement: Mapping[str, Any]) -> Iterator[Part]:
         yield Part(f"No {name}", lines=(f"It could not be computed: {why}",))
 
 
-def of_words(n: int, split: str, metric: str, ablation: str, confidence: float | None = None) -> str:
-    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals`."""
+def of_words(n: int, split: str, metric: str, ablation: str, confidence: float | None = None, method: str = "") -> str:
+    """`On 300 held-out examples; metric logit_diff; cut edges carry resample; 95 % intervals, Wilson's over ...`."""
     words = f"On {n:,} {SPLIT_WORDS.get(split, split)}; metric {metric}; cut edges carry {ablation}"
-    return words + ("" if confidence is None else f"; {percent(confidence)} intervals")
+    return words + ("" if confidence is None else f"; {percent(confidence)} intervals{method and f', {method}'}")
 
 
 def _of(found: Mapping[str, Any]) -> str:
-    return of_words(found["n"], found["split"], found["metric"], found["ablation"], found["confidence"])
+    method = str(found.get("method") or found.get("cmd", {}).get("method") or "")
+    return of_words(found["n"], found["split"], found["metric"], found["ablation"], found["confidence"], method)
 
 
 def _valued(name: str, value: float | None, low: float | None, high: float | None) -> str:
@@ -110,9 +102,10 @@ def _completeness(found: Mapping[str, Any]) -> Part:
     lines.append(f"Faithfulness of the model without the circuit: {without}{'; ' + left['note'] if left['note'] else ''}.")
     figure = completeness_figure(found)
     label = f"The metric of circuit and model without each of {len(found['gaps'])} sets K; on the dotted line there is no gap."
+    beside = found.get("matched") or f"random circuits: {len(controls)}"
     caption = (
         f"{_of(found)}. Each mark is one set K of {found['by']}s, taken out of both; the farther from the dotted line, the "
-        f"less complete. Right: the same for {len(controls)} random circuits of the same size and kind."
+        f"less complete. Right: the same for {beside}."
     )
     return Part("Completeness", _of(found), tuple(lines), figures=(("completeness", figure, label, caption),))
 
@@ -168,7 +161,7 @@ def _tests(found: Mapping[str, Any]) -> Part:
     )  # fmt: skip
     headers = ("Test", "Null hypothesis", "Statistic", "p", "n", "Reads")
     of = of_words(found["n"], settings["split"], settings["metric"], settings["ablation"])
-    of += f"; {settings['n_random']} random circuits"
+    of += f"; {len(found['random'])} random circuits"
     caption = (
         f"{of}. n is what each test counts: examples, or random draws. A hypothesis that is not rejected has not been proved"
     )
@@ -193,12 +186,8 @@ def stability_part(found: Mapping[str, Any], circuit: Circuit) -> Part:
     Raises:
         BadFile: it is not a stability.
     """
-    try:
+    with reads("stability.json", "a stability", "circuitdisc stability RUN"):
         return _stability(found, circuit)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile(
-            f"stability.json is not a stability (missing or malformed: {error}): `circuitdisc stability RUN` writes it again"
-        ) from error
 
 
 def _stability(found: Mapping[str, Any], circuit: Circuit) -> Part:
@@ -206,9 +195,6 @@ def _stability(found: Mapping[str, Any], circuit: Circuit) -> Part:
     rows = tuple(_likeness_row(row, by_chance.get(row["of"])) for row in found["table"])
     kind = "heads" if circuit.granularity == "head" else "edges"
     kept = frozenset(circuit.heads() if kind == "heads" else (edge.name for edge in circuit.edges()))
-    own = [found["shares"][kind].get(name, 0.0) for name in kept]
-    always = sum(one == 1.0 for one in own)
-    lines = (f"{always:,} of this circuit's {len(kept):,} {kind} ({share(always, len(kept))}) are found on every sample.",)
     figure = stability_figure(found["shares"][kind], kept, kind, found["n"])
     label = f"The share of {found['n']} bootstrap samples in which each of the {kind} was found."
     caption = (
@@ -218,7 +204,7 @@ def _stability(found: Mapping[str, Any], circuit: Circuit) -> Part:
     headers = ("Of", "Mean Jaccard index", "Interval", "n", "Random circuits", "With the whole split's", "Ever found", "Always")
     note = "Of all pairs of samples; above .8 is called stable. Random circuits have the size and kind of this one"
     figures = () if figure is None else (("stability", figure, label, caption),)
-    return Part("Stability", "", lines, headers, rows, note, figures)
+    return Part("Stability", "", (), headers, rows, note, figures)
 
 
 def _likeness_row(row: Mapping[str, Any], by_chance: float | None) -> tuple[str, ...]:

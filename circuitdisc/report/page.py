@@ -20,11 +20,12 @@ from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.report.drawing import draw_circuit
 from circuitdisc.report.figures import controls_figure, search_figure
-from circuitdisc.report.judgement import all_figures, judgement_parts, stability_part, verdict_lines
+from circuitdisc.report.judged import judged, stability_verdict
+from circuitdisc.report.judgement import all_figures, judgement_parts, stability_part
 from circuitdisc.report.rounds import round_figures, round_rows
-from circuitdisc.report.tables import controls_words
+from circuitdisc.report.tables import controls_words, how_lines, score_notes
 from circuitdisc.report.verdict import verdict
-from circuitdisc.report.wording import SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
+from circuitdisc.report.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 from circuitdisc.scoring.base import Score, Scores
 
 LISTED_AT_MOST = 2000
@@ -34,8 +35,10 @@ _MEANINGS = {
     "faithfulness": "(circuit − empty) / (full − empty), of the means: 100 % is the full model, 0 % the empty circuit",
     "ratio": "circuit / full, of the means",
     "difference": "|full − circuit|, of the means: 0 is equal",
-    "accuracy": "share of examples whose most likely token is right when only the circuit runs",
+    "accuracy": f"when the circuit runs, the share of examples where {ACCURACIES['accuracy']}",
     "full_accuracy": "the same share when the full model runs",
+    "pair_accuracy": f"when the circuit runs, the share of examples where {ACCURACIES['pair_accuracy']}",
+    "full_pair_accuracy": "the same share when the full model runs",
     "accuracy_ratio": "accuracy of the circuit / accuracy of the full model",
     "kl": "divergence of the circuit's answer from the full model's, in nats: 0 is equal",
     "completeness": "how far cutting parts of the circuit differs from cutting them in the full model: lower is better",
@@ -95,20 +98,23 @@ def write_report(
     model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
     rounds = round_rows(circuit.graph, trace or ())
-    judged = judgement_parts(judgement) if judgement is not None else []
-    stable = stability_part(stability, circuit) if stability is not None else None
-    later = (*round_figures(rounds), *all_figures([*judged, *([stable] if stable else [])]))
+    said, parts, stable = verdict(scores, circuit), [], None
+    if judgement is not None:
+        said, parts = said + judged(judgement), judgement_parts(judgement)
+    if stability is not None:
+        said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
+    later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
     pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*one) for one in later)]
     page = render(
         "page.html.j2",
         heading=f"Circuit for {task or 'an unnamed task'} in {model or 'an unnamed model'}",
         algorithm=came_from.algorithm,
-        verdict=verdict(scores, circuit.granularity),
-        judged_lines=verdict_lines(judgement) if judgement is not None else [],
-        judgement=judged,
+        verdict=said,
+        judgement=parts,
         stability=stable,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
+        how=" ".join(how_lines(scores)) if scores else "",
         pictures={one.name: one for one in pictures},
         rounds=rounds,
         circuit_caption=_CAPTIONS[circuit.granularity],
@@ -116,6 +122,7 @@ def write_report(
         controlled={score.split for score in (scores.scores if scores else ()) if score.controls},
         split_words={split: SPLIT_WORDS.get(split, split) for split in _splits(scores)},
         score_rows=_score_rows(scores),
+        score_notes=score_notes(scores) if scores is not None else [],
         means=_means(scores),
         meanings=_meanings(scores),
         settings=list(_settings(circuit, run, model, task)),
@@ -208,16 +215,8 @@ def _score_rows(scores: Scores | None) -> list[dict[str, Any]]:
         apart = [metric] if metric not in (name, _main_metric(scores)) else []
         apart += [ablation] if len(_ablations(scores)) > 1 else []
         cells = {split: _score_cell(score) for split, score in by_split.items()}
-        table.append({"name": name, "apart": ", ".join(apart), "cells": cells, "note": _note(by_split)})
+        table.append({"name": name, "apart": ", ".join(apart), "cells": cells})
     return table
-
-
-def _note(by_split: Mapping[str, Score]) -> str:
-    """The notes of a row's scores: once if they are all the same. That of an undefined score stands in its cell."""
-    notes = {split: score.note for split, score in by_split.items() if score.note and is_number(score.value)}
-    if len(notes) == len(by_split) and len(set(notes.values())) == 1:
-        return next(iter(notes.values()))
-    return "; ".join(f"{SPLIT_WORDS.get(split, split)}: {text}" for split, text in notes.items())
 
 
 def _score_cell(score: Score) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from circuitdisc.report.wording import is_number, score_value, share, span, undefined
+from circuitdisc.circuit import Circuit
+from circuitdisc.report.verdict import headline_score, plain_text, verdict
+from circuitdisc.report.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
 from circuitdisc.scoring.base import Score, Scores
 
 
@@ -30,12 +32,18 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def scores_table(scores: Scores, model: str = "") -> str:
-    """The scores of a circuit as plain text: its size, a line for each score on each split, the notes, and accuracies.
+def scores_table(scores: Scores, model: str = "", circuit: Circuit | None = None) -> str:
+    """The scores of a circuit as plain text: its size, a line for each score on each split, notes, accuracies, the verdict.
 
     Args:
         model: name of the model, for the table of accuracies.
+        circuit: the circuit, whose notes belong to the verdict.
     """
+    return f"{scores_alone(scores, model)}\n\n{verdict(scores, circuit).text}"
+
+
+def scores_alone(scores: Scores, model: str = "") -> str:
+    """The same without the verdict, for a page of text that ends with another."""
     size = (
         f"{scores.circuit_edges:,} of {scores.graph_edges:,} edges "
         f"({share(scores.circuit_edges, scores.graph_edges)}), "
@@ -56,36 +64,57 @@ def scores_table(scores: Scores, model: str = "") -> str:
         for score in scores.scores
         if score.name not in _BESIDE
     ]
-    notes = [
-        f"{score.name} ({score.split}): {score.note if is_number(score.value) else undefined(score.note)}"
-        for score in scores.scores
-        if score.name not in _BESIDE and (score.note or not is_number(score.value))
-    ]
-    table = text_table(headers, rows, "llrrrlll")
+    table, notes = text_table(headers, rows, "llrrrlll"), score_notes(scores)
     accuracies = accuracy_table(scores, model)
+    how = how_lines(scores)
     parts = [size, "", table, *(["", *notes] if notes else []), *(["", accuracies] if accuracies else [])]
-    return "\n".join(parts).replace("−", "-")
+    parts += ["", *how] if how else []
+    return plain_text("\n".join(parts))
+
+
+def score_notes(scores: Scores) -> list[str]:
+    """What a reader must know of each score: `kl (held-out examples): ...`. The headline's own note is its verdict's."""
+    told: dict[str, list[str]] = {}
+    headline = headline_score(scores)
+    for score in scores.scores:
+        if score.name in _BESIDE or score is headline or (is_number(score.value) and not score.note):
+            continue
+        note = score.note if is_number(score.value) else undefined(score.note)
+        told.setdefault(note, []).append(f"{score.name} ({SPLIT_WORDS.get(score.split, score.split)})")
+    return [f"{', '.join(whose)}: {note}" for note, whose in told.items()]
+
+
+def how_lines(scores: Scores) -> list[str]:
+    """How the intervals were made, and over what; and what the random circuits have in common with the circuit."""
+    lines = []
+    for split in dict.fromkeys(score.split for score in scores.scores):
+        methods = dict.fromkeys(score.method for score in scores.scores if score.split == split and score.method)
+        if methods:
+            lines.append(f"Intervals, {SPLIT_WORDS.get(split, split)}: {'; '.join(methods)}.")
+    matched = dict.fromkeys(score.matched for score in scores.scores if score.matched)
+    return [*lines, *(f"Controls: {one}." for one in matched)]
 
 
 def accuracy_table(scores: Scores, model: str = "") -> str:
-    """Accuracies of the model, the circuit and random circuits beside each other, a line a split; nothing if not computed."""
+    """Accuracies of the model, the circuit and random circuits beside each other, a line a kind and split; "" without any."""
     found = {(score.name, score.split): score for score in scores.scores}
-    rows, ablation = [], ""
-    for name, split in found:
-        whole = ("full_accuracy", "accuracy", "accuracy_ratio")
-        if name != "accuracy" or not all((one, split) in found for one in whole):
+    rows, kinds, ablation = [], {}, ""
+    for (name, split), circuit in found.items():
+        full, ratio = found.get((f"full_{name}", split)), found.get((f"{name}_ratio", split))
+        if name not in ACCURACIES or full is None:
             continue
-        full, circuit, ratio = (found[one, split] for one in whole)
-        cells = [valued(full), valued(circuit), controls_words(circuit) or "-", valued(ratio), controls_words(ratio) or "-"]
-        rows.append([*([model] if model else []), split, f"{circuit.n:,}", *cells])
-        ablation = circuit.ablation
+        cells = [valued(full), valued(circuit), controls_words(circuit) or "-"]
+        cells += ["-", "-"] if ratio is None else [valued(ratio), controls_words(ratio) or "-"]
+        rows.append([name, *([model] if model else []), split, f"{circuit.n:,}", *cells])
+        kinds[name], ablation = ACCURACIES[name], circuit.ablation
     if not rows:
         return ""
-    headers = (*(("model",) if model else ()), *_ACCURACIES)
-    return f"accuracy, {ablation} ablation\n\n" + text_table(headers, rows)
+    headers = ("of", *(("model",) if model else ()), *_ACCURACIES)
+    meanings = "\n".join(f"{name}: share of examples where {meaning}" for name, meaning in kinds.items())
+    return f"accuracies, {ablation} ablation\n\n{text_table(headers, rows)}\n{meanings}"
 
 
-_BESIDE = ("full_accuracy", "accuracy_ratio")  # in the table of accuracies alone
+_BESIDE = ("full_accuracy", "accuracy_ratio", "full_pair_accuracy")  # in the table of accuracies alone
 _ACCURACIES = ("split", "n", "full model", "circuit", "random circuits", "circuit / full model", "random / full model")
 
 

@@ -8,12 +8,21 @@ from pathlib import Path
 from circuitdisc.checkpoints.ladder import Pair, Step
 from circuitdisc.checkpoints.matrix import Found, Transfer
 from circuitdisc.files import write_text
+from circuitdisc.report.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.report.page import picture, render
 from circuitdisc.report.tables import controls_words, text_table
-from circuitdisc.report.transfer_figures import kind_words, ladder_figure, matrix_figure, share_words, shown_kinds
-from circuitdisc.report.wording import SPLIT_WORDS, number, percent, score_value, span, undefined
+from circuitdisc.report.transfer_figures import LOW_IS_GOOD, kind_words, ladder_figure, matrix_figure, share_words, shown_kinds
+from circuitdisc.report.verdict import (
+    OVERSHOOT,
+    Verdict,
+    as_sentences,
+    circuit_caveats,
+    few_caveats,
+    plain_text,
+    within_noise,
+)
+from circuitdisc.report.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
-from circuitdisc.scoring.faithfulness import UNCLEAR
 from circuitdisc.scoring.overlap import HEADS_DECIDE, Chance, Overlap
 
 CIRCUIT_HEADERS = ("circuit", "found on", "edges", "heads", "note")
@@ -37,8 +46,7 @@ def transfer_text(found: Transfer) -> str:
         parts.append(
             f"{matrix_caption(found, name, metric, 'heldout')}\n\n{text_table(headers, matrix_rows(found, name, metric))}"
         )
-    parts.append("\n".join([*headlines(found), *notes(found)]))
-    return "\n\n".join(parts).replace("−", "-")
+    return plain_text("\n\n".join([*parts, transfer_verdict(found).text]))
 
 
 def circuit_rows(found: Transfer) -> list[Row]:
@@ -64,14 +72,14 @@ def matrix_caption(found: Transfer, name: str, metric: str, split: str) -> str:
 def matrix_rows(found: Transfer, name: str, metric: str, split: str = "heldout") -> list[Row]:
     """A row a circuit, a column a checkpoint: value and interval; below each circuit random ones, above all the full model."""
     rows: list[Row] = []
-    if name == "accuracy" and ("full_accuracy", metric) in found.kinds():
-        full = [found.get(found.labels[0], column, "full_accuracy", split, metric) for column in found.checkpoints]
+    if name in ACCURACIES and (f"full_{name}", metric) in found.kinds():
+        full = [found.get(found.labels[0], column, f"full_{name}", split, metric) for column in found.checkpoints]
         rows.append(("the full model", *(_cell(score) for score in full)))
     for label in found.labels:
         scores = [found.get(label, column, name, split, metric) for column in found.checkpoints]
         rows.append((label, *(_cell(score) for score in scores)))
         if any(score.controls for score in scores):
-            drawn = ("-" if score.note.startswith(UNCLEAR) else controls_words(score) or "-" for score in scores)
+            drawn = ("-" if within_noise(score) else controls_words(score) or "-" for score in scores)
             rows.append(("  random circuits", *drawn))
     return rows
 
@@ -79,7 +87,7 @@ def matrix_rows(found: Transfer, name: str, metric: str, split: str = "heldout")
 def _cell(score: Score) -> str:
     if score.value is None:
         return "undefined"
-    if score.note.startswith(UNCLEAR):
+    if within_noise(score):
         return "within noise"
     between = span(score.name, score.low, score.high)
     return score_value(score.name, score.value) + (f" [{between}]" if between else "")
@@ -144,24 +152,67 @@ def _names(names: tuple[str, ...]) -> list[str]:
 # --- words ----------------------------------------------------------------------------------------------------------------
 
 
+def transfer_verdict(found: Transfer) -> Verdict:
+    """Which circuit comes first on each checkpoint, and all that speaks against believing it."""
+    able = [name for name in found.checkpoints if name not in found.notes]
+    caveats = [f"On {name}: {text}" for name in able for text in _headline_caveats(found, name)]
+    circuits = [f"Circuit of {one.label}: {text}" for one in found.circuits for text in circuit_caveats(one.circuit)]
+    lines = headlines(found) or ["No checkpoint does the task, so that no circuit serves one."]
+    return Verdict(tuple(lines), tuple(dict.fromkeys((*as_sentences(notes(found)), *caveats, *circuits))))
+
+
 def headlines(found: Transfer) -> list[str]:
-    """For each checkpoint that does the task: which circuit serves it best, chosen on search examples and judged on others."""
+    """For each checkpoint that does the task: which circuit comes first, chosen on search examples and judged on others."""
     return [_headline(found, name) for name in found.checkpoints if name not in found.notes]
 
 
 def _headline(found: Transfer, name: str) -> str:
     best, score = found.best_for(name), found.metric
     here = found.get(best.label, name, score)
-    words = f"On {name}: by the {found.get(best.label, name, score, 'train').n:,} search examples"
+    words = f"On {name}: by {score} on the {found.get(best.label, name, score, 'train').n:,} search examples"
     own = next((one for one in found.circuits if one.kind == "own" and one.label == name), None)
     if own is None or best.label == own.label:
         which = "its own circuit" if own is not None else f"the circuit {best.label}"
-        return f"{words} {which} serves it best; {score} on {here.n:,} held-out examples {_words(here)}."
+        return f"{words} {which} comes first; {score} on {here.n:,} held-out examples {_words(here)}."
     there = found.get(own.label, name, score)
     return (
-        f"{words} {_the(best)} serves it best; {score} on {here.n:,} held-out examples {_words(here)}, against "
+        f"{words} {_the(best)} comes first; {score} on {here.n:,} held-out examples {_words(here)}, against "
         f"{_words(there)} with its own."
     )
+
+
+def _headline_caveats(found: Transfer, name: str) -> Iterator[str]:
+    best, score = found.best_for(name), found.metric
+    here = found.get(best.label, name, score)
+    if not is_number(here.value):
+        return
+    yield from few_caveats(here.n)
+    sign, value = (-1 if score in LOW_IS_GOOD else 1), float(here.value or 0.0)
+    own = next((one for one in found.circuits if one.kind == "own" and one.label == name), None)
+    if own is not None and own is not best:
+        there = found.get(own.label, name, score)
+        if is_number(there.value) and sign * float(there.value or 0.0) > sign * value:
+            yield f"On the held-out examples its own circuit is ahead of {_the(best)}."
+        elif _overlap(here, there):
+            yield f"On the held-out examples the intervals of {_the(best)} and of its own overlap: neither is clearly ahead."
+    as_good = sum(sign * control >= sign * value for control in defined(here.controls))
+    doing = f"have {score} at least as {'low' if sign < 0 else 'high'}"
+    yield from chance_caveats(RANDOM_CIRCUITS, doing, here.controls, as_good)
+    faithful = next((one for one in found.cells[best.label, name] if _is_faithfulness(one, score)), None)
+    if faithful is not None and is_number(faithful.value) and float(faithful.value or 0.0) > OVERSHOOT:
+        yield f"The faithfulness of {_the(best)}, {_words(faithful)}, passes 100 %, which is no merit."
+
+
+def _is_faithfulness(one: Score, metric: str) -> bool:
+    return (one.name, one.metric, one.split) == ("faithfulness", metric, "heldout") and not within_noise(one)
+
+
+def _overlap(one: Score, other: Score) -> bool:
+    ends = (one.low, one.high, other.low, other.high)
+    if not all(is_number(end) for end in ends):
+        return True
+    low, high, other_low, other_high = (float(end or 0.0) for end in ends)
+    return low <= other_high and other_low <= high
 
 
 def _the(one: Found) -> str:
@@ -211,8 +262,7 @@ def write_transfer(path: str | PathLike[str], found: Transfer, command: str = ""
         "transfer.html.j2",
         heading=f"Circuits for {found.settings.get('task', {}).get('name', 'a task')}, each on every checkpoint",
         subject=", ".join(found.checkpoints),
-        headlines=headlines(found),
-        notes=notes(found),
+        said=transfer_verdict(found),
         matrix=picture("matrix", matrix_figure(found), matrix),
         ladder=picture("ladder", ladder_figure(found), steps),
         circuit_headers=CIRCUIT_HEADERS,

@@ -17,7 +17,7 @@ from circuitdisc.graph import Node
 from circuitdisc.report.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, plain_layout
 from circuitdisc.report.layout import Layout
 from circuitdisc.report.tables import controls_words
-from circuitdisc.report.wording import SHARES, SPLIT_WORDS, percent, score_value, span, undefined
+from circuitdisc.report.wording import ACCURACIES, SHARES, SPLIT_WORDS, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
 
 CLASSES = {
@@ -29,7 +29,7 @@ CLASSES = {
 _CELL, _ROW, _LEFT = 118, 62, 190  # pixels of the heat map
 _PANEL, _PANELS_A_ROW = 320, 3
 _LABEL_FROM = 24  # pixels: squares of this size carry their name
-_LOW_IS_GOOD = ("kl", "difference")
+LOW_IS_GOOD = ("kl", "difference")
 
 
 # --- the matrix -----------------------------------------------------------------------------------------------------------
@@ -37,10 +37,11 @@ _LOW_IS_GOOD = ("kl", "difference")
 
 def shown_kinds(found: Transfer) -> list[tuple[str, str]]:
     """Name and metric of the scores that are shown: accuracy and its ratio to the model's, means, faithfulness, KL."""
-    means = [(name, metric) for name, metric in found.kinds() if name == metric and name not in ("accuracy", "kl")]
+    means = [(name, metric) for name, metric in found.kinds() if name == metric and name not in (*ACCURACIES, "kl")]
     faithful = [(name, metric) for name, metric in found.kinds() if name == "faithfulness"]
     ratio = [kind for kind in found.kinds() if kind[0] == "accuracy_ratio"]
-    return [("accuracy", "accuracy"), *ratio, *means, *faithful, ("kl", "kl")]
+    accuracies = [(name, name) for name in ACCURACIES if (name, name) in found.kinds()]
+    return [*accuracies, *ratio, *means, *faithful, ("kl", "kl")]
 
 
 def kind_words(name: str, metric: str) -> str:
@@ -92,7 +93,7 @@ def _heat_map(found: Transfer, name: str, metric: str, split: str, visible: bool
         y=[_broken(label) for label in found.labels],
         zmin=low,
         zmax=high,
-        colorscale="Blues_r" if name in _LOW_IS_GOOD else "Blues",
+        colorscale="Blues_r" if name in LOW_IS_GOOD else "Blues",
         xgap=2,
         ygap=2,
         text=[[_cell_words(cell) for cell in row] for row in cells],

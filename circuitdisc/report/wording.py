@@ -2,10 +2,23 @@
 
 import math
 
-SHARES = frozenset({"faithfulness", "ratio", "accuracy", "full_accuracy", "accuracy_ratio"})
+from circuitdisc.stats import Partition
+
+ACCURACIES = {
+    "accuracy": "the most likely token of the whole vocabulary is right",
+    "pair_accuracy": "a right answer's logit lies above that of every wrong one, whatever other tokens have",
+}
+"""What each kind of accuracy counts."""
+
+SHARES = frozenset({"faithfulness", "ratio", "accuracy_ratio", *ACCURACIES, *(f"full_{name}" for name in ACCURACIES)})
 """Scores that are shares of a whole, shown as percentages."""
 
 SPLIT_WORDS = {"train": "search examples", "heldout": "held-out examples"}
+
+
+def intervals_over(over: Partition | None) -> str:
+    """`intervals over 300 examples in 16 groups`."""
+    return "intervals over examples" if over is None else f"intervals over {over.words}"
 
 
 def is_number(value: float | None) -> bool:

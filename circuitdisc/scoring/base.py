@@ -6,7 +6,8 @@ from typing import Any
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Provenance
-from circuitdisc.errors import BadFile, BadSetting
+from circuitdisc.errors import BadSetting
+from circuitdisc.schemas import validate
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Score:
         metric: the metric that it is computed from.
         n: examples.
         value: the score; None where it is undefined, and then `note` says why.
-        low, high: bootstrap interval of `value`.
+        low, high: interval of `value`.
         confidence: coverage of that interval.
-        controls: the same score of random circuits of equal size and kind.
+        controls: the same score of random circuits (`circuitdisc/controls.py`).
         note: anything a reader must know.
+        method: how the interval was made, and over what.
+        matched: what the controls have in common with the circuit; or why there are none.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Score:
     confidence: float = 0.95
     controls: tuple[float | None, ...] = ()
     note: str = ""
+    method: str = ""
+    matched: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,7 @@ class Scores:
         Raises:
             BadFile: it is not a table of scores.
         """
-        try:
-            rows = tuple(Score(**{**row, "controls": tuple(row["controls"])}) for row in data["scores"])
-            fields = ("circuit_edges", "graph_edges", "circuit_heads", "graph_heads", "means")
-            return cls(**{name: data[name] for name in fields}, scores=rows)
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"not a table of scores: missing or malformed key {error}") from error
+        return validate(cls, data, "not a table of scores")
 
 
 def judging_ablation(ablation: str | Ablation | Mapping[str, Any] | None, found_with: Provenance) -> Ablation:

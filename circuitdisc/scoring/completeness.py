@@ -10,7 +10,7 @@ With m the mean of the metric over a split, M the full model, C the circuit and 
 3. K is a class of heads.
 4. K is greedy: grown on the train split, one part at a time, each time by the best of a few random candidates; the best of
    several starts is judged on the split asked for.
-5. The same random K for random circuits of the same size and kind: what gaps a circuit has by chance.
+5. The same random K for random circuits (`circuitdisc/controls.py`): what gaps a circuit has by chance.
 
 Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arxiv.org/abs/2211.00593).
 """
@@ -24,15 +24,17 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.parts import PartKind, parts_of, without
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score
-from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
-from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
+from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 
 
@@ -46,7 +48,7 @@ class Gap:
         removed: the set K.
         circuit, full: m(C \\ K) and m(M \\ K).
         value: the gap between them.
-        low, high: its bootstrap interval over examples; None for fewer than two examples.
+        low, high: its interval over examples; None for fewer than two examples.
     """
 
     kind: str
@@ -61,7 +63,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Chance:
-    """Gaps of one random circuit of the same size and kind, over random K alone."""
+    """Gaps of one random circuit, over random K alone."""
 
     mean: float
     worst: float
@@ -74,13 +76,15 @@ class Completeness:
     Args:
         gaps: one for each set K.
         mean: mean gap of the random K; None without any.
-        mean_low, mean_high: its bootstrap interval.
+        mean_low, mean_high: its interval.
         complement: faithfulness of the model without the circuit.
         controls: the gaps of random circuits.
         n: examples.
         by: what the parts are.
         parts: all of them.
         cost: node evaluations, runs and seconds.
+        method: how the intervals were made, and over what.
+        matched: what the random circuits have in common with the circuit; or why there are none.
     """
 
     gaps: tuple[Gap, ...]
@@ -97,6 +101,8 @@ class Completeness:
     metric: str
     confidence: float
     cost: Mapping[str, float]
+    method: str = ""
+    matched: str = ""
 
     @property
     def worst(self) -> Gap:
@@ -122,6 +128,15 @@ class Completeness:
         return {**asdict(self), "worst": asdict(self.worst)}
 
 
+@bounded(
+    n_random=N_RANDOM,
+    greedy_size=Whole(0, 100_000),
+    greedy_width=Whole(1, 100_000),
+    greedy_starts=Whole(1, 10_000),
+    n_controls=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def completeness(
     model: Model,
     task: Task,
@@ -136,7 +151,7 @@ def completeness(
     n_controls: int = 5,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
@@ -151,7 +166,7 @@ def completeness(
         greedy_size: the largest greedy set; 0 leaves greedy sets out.
         greedy_width: random candidates at each step.
         greedy_starts: how often a greedy set is grown.
-        n_controls: random circuits of the same size and kind.
+        n_controls: random circuits matched with this one; fewer where there are no more.
         split: `train` or `heldout`.
         ablation: what cut edges carry; None takes what the circuit was found with.
         metric: None takes what the circuit was found with.
@@ -166,18 +181,13 @@ def completeness(
 
     Source: Wang et al. 2022, section 4.
     """
-    counts = {"n_random": n_random, "greedy_size": greedy_size, "n_controls": n_controls}
-    for name, value in counts.items():
-        check_whole(name, value, 0)
-    check_whole("greedy_width", greedy_width)
-    check_whole("greedy_starts", greedy_starts)
-    check_confidence(confidence)
     started = time.perf_counter()
     one = subject(model, task, circuit, by, split, ablation, metric, memory)
     named = class_sets(one, classes)
     generator = np.random.default_rng(seed)
     steps = greedy_starts * min(greedy_size, len(one.parts))
-    n_sets = (1 + n_random + len(named) + bool(steps)) + steps + n_controls * n_random
+    drawn = random_circuits(circuit, n_controls if n_random else 0, generator)
+    n_sets = (1 + n_random + len(named) + bool(steps)) + steps + len(drawn) * n_random
     with progress_bar(n_sets, "completeness", "set", progress) as bar:
         sets = [("empty", "nothing", ())]
         sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(one.parts, n_random, generator))]
@@ -185,12 +195,13 @@ def completeness(
         if steps:
             sets.append(("greedy", "greedy", _greedy(one, greedy_size, greedy_width, greedy_starts, generator, bar.update)))
         pairs = _pairs(one, circuit, [k for _, _, k in sets], bar.update)
-        controls = tuple(_control(one, n_random, generator, bar.update) for _ in range(n_controls if n_random else 0))
+        controls = tuple(_control(one, other, n_random, generator, bar.update) for other in drawn.circuits)
         left = _complement(one, confidence, seed)
-    gaps, mean = _gaps(sets, pairs, confidence, seed)
+    gaps, mean, method = _gaps(one, sets, pairs, confidence, seed)
     one.patching.cost.seconds = time.perf_counter() - started
     label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    return Completeness(gaps, *mean, left, controls, one.by, one.parts, one.n, split, label, one.metric.name, confidence, cost)
+    labels = (one.by, one.parts, one.n, split, label, one.metric.name, confidence)
+    return Completeness(gaps, *mean, left, controls, *labels, cost, method, drawn.words)
 
 
 def _pairs(one: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:
@@ -210,26 +221,29 @@ def _greedy(one: Subject, size: int, width: int, starts: int, generator: np.rand
 
 
 def _gaps(
-    sets: list[tuple[str, str, Names]], pairs: Float[np.ndarray, "K 2 B"], confidence: float, seed: int
-) -> tuple[tuple[Gap, ...], tuple[float | None, float | None, float | None]]:
-    """The gap of each set, and the mean gap of the random ones, with intervals."""
-    means = pairs.mean(-1)
-    resampled = np.abs(np.diff(resampled_means(pairs, seed), axis=1))[:, 0]
-    low, high = interval(resampled, confidence)
+    one: Subject, sets: list[tuple[str, str, Names]], pairs: Float[np.ndarray, "K 2 B"], confidence: float, seed: int
+) -> tuple[tuple[Gap, ...], tuple[float | None, float | None, float | None], str]:
+    """The gap of each set, and the mean gap of the random ones, with intervals; and how these were made."""
+    means, over = pairs.mean(-1), partition_of(one.task.split(one.split))
+    apart = pairs[:, 0] - pairs[:, 1]
+    ends = interval((apart,), groups=over, confidence=confidence, seed=seed).size()
     gaps = tuple(
-        Gap(kind, name, removed, float(c), float(m), float(abs(c - m)), plain(low[row]), plain(high[row]))
+        Gap(kind, name, removed, float(c), float(m), float(abs(c - m)), plain(ends.low[row]), plain(ends.high[row]))
         for row, ((kind, name, removed), (c, m)) in enumerate(zip(sets, means, strict=True))
     )
     random = [row for row, gap in enumerate(gaps) if gap.kind == "random"]
     if not random:
-        return gaps, (None, None, None)
-    ends = interval(resampled[random].mean(0), confidence)
-    return gaps, (float(np.mean([gaps[row].value for row in random])), plain(ends[0]), plain(ends[1]))
+        return gaps, (None, None, None), ends.method
+    mean = interval(tuple(apart[random]), _mean_size, groups=over, confidence=confidence, seed=seed)
+    return gaps, (float(np.mean([gaps[row].value for row in random])), *mean.ends), ends.method
 
 
-def _control(one: Subject, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
+def _mean_size(means: Float[np.ndarray, "K *W"]) -> Float[np.ndarray, "*W"]:
+    return np.abs(means).mean(0)
+
+
+def _control(one: Subject, circuit: Circuit, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
     """Random K taken out of a random circuit."""
-    circuit = random_circuit(one.circuit, generator)
     pairs = _pairs(one, circuit, list(random_sets(parts_of(circuit, one.by), n_random, generator)), on_step)
     gaps = np.abs(np.diff(pairs.mean(-1), axis=1))
     return Chance(float(gaps.mean()), float(gaps.max()))
@@ -246,6 +260,7 @@ def _complement(one: Subject, confidence: float, seed: int) -> Score:
     labels = ("complement", one.split, one.patching.ablation.label, one.metric.name, one.n)
     if why := why_undefined(full, nothing):
         return Score(*labels, None, confidence=confidence, note=why)
-    full_W, rest_W, nothing_W = resampled_means(values, seed)
-    low, high = interval(normalised(rest_W, full_W, nothing_W), confidence)
-    return Score(*labels, float(normalised(rest, full, nothing)), plain(low), plain(high), confidence)
+    over = partition_of(one.task.split(one.split))
+    found = interval(tuple(values), normalised, groups=over, confidence=confidence, seed=seed)
+    value = float(normalised(np.array([full, rest, nothing])))
+    return Score(*labels, value, *found.ends, confidence, method=found.method)

@@ -26,22 +26,31 @@ from jaxtyping import Float
 from scipy import integrate
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    CONFIDENCE,
+    N_RANDOM,
+    SEED,
+    Real,
+    bounded,
+    check_choice,
+)
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_places, relabelled
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import check_finite
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
-from circuitdisc.scoring.controls import random_circuit
+from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.removals import check_graph, check_split
-from circuitdisc.scoring.resampled import interval, normalised, plain, resampled_means, why_undefined
+from circuitdisc.stats import Partition, interval, partition_of, plain
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -55,7 +64,7 @@ class Point:
         edges: how many the circuit has.
         mean: m(C).
         faithfulness: f; None where it is undefined.
-        low, high: its bootstrap interval over examples.
+        low, high: its interval over examples.
         controls: f of the random circuits.
     """
 
@@ -113,6 +122,7 @@ class Curve:
         return asdict(self)
 
 
+@bounded(shares=Real(0, 1, open_low=True, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def curve(
     model: Model,
     task: Task,
@@ -125,7 +135,7 @@ def curve(
     mix: bool = False,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
@@ -138,8 +148,8 @@ def curve(
         shares: of the graph's edges, growing; the number of edges is rounded up.
         grow: `top_k` or `greedy`: how a circuit is chosen from scores, those of the random controls included.
         by: `absolute` or `signed`, as for `grow`.
-        n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, it has
-            random circuits of as many heads in each layer.
+        n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, the heads
+            of each layer change places at random. The circuit of all edges is the whole model on every curve.
         mix: also draw a curve through circuits that were found under different ablations.
         split: `train` or `heldout`.
         ablation: what cut edges carry; None takes what the source's circuit was found with.
@@ -161,8 +171,6 @@ def curve(
     shares = _check_shares(shares)
     check_choice("grow", grow, get_args(Grow))
     check_choice("by", by, get_args(By))
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     circuits = _circuits(model.graph, source, shares, grow, by)
     for circuit in circuits:
         check_graph(model, circuit)
@@ -170,7 +178,7 @@ def curve(
     whole_heads = _whole_heads(circuits)
     provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
     cut = judging_ablation(ablation, provenance)
-    measure = get_metric(metric or provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, provenance.metric)
     generator = np.random.default_rng(seed)
     empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
     curves = [circuits] + [_control(model.graph, circuits, shares, grow, by, whole_heads, generator) for _ in range(n_random)]
@@ -184,7 +192,7 @@ def curve(
     values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
     patching.cost.seconds = time.perf_counter() - started
     labels = (split, cut.label, measure.name, len(full))
-    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, confidence, seed)
+    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, partition_of(examples), confidence, seed)
     ends = float(full.mean()), float(nothing.mean())
     cost = dict(vars(patching.cost))
     return Curve(points, *areas, *ends, model.graph.n_edges, len(full), split, cut.label, measure.name, confidence, cost)
@@ -198,7 +206,7 @@ def area(shares: Sequence[float], heights: Float[np.ndarray, "X *W"]) -> Float[n
 def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     if isinstance(shares, str) or not isinstance(shares, Sequence) or len(shares) < 2:
         raise BadSetting(f"shares={shares!r} cannot be used: give at least two shares of the edges, such as (.01, .1, 1)")
-    found = tuple(check_number("shares", share, low=0.0, high=1.0) for share in shares)
+    found = tuple(map(float, shares))
     if found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
         raise BadSetting(f"shares={tuple(shares)} must grow from above 0 to at most 1")
     return found
@@ -246,7 +254,8 @@ def _control(
 ) -> list[Circuit]:
     """A random curve: the same choice from random scores; random heads for head circuits."""
     if whole_heads:
-        return [random_circuit(circuit, generator) for circuit in circuits]
+        places = random_places(graph, generator)
+        return [relabelled(circuit, places) for circuit in circuits]
     scores = np.where(graph.edge_mask, generator.standard_normal(graph.edge_mask.shape), np.nan)
     return [Selection(n_edges(graph, share), grow=grow, by=by).circuit(graph, scores) for share in shares]
 
@@ -258,23 +267,27 @@ def _figures(
     full: Float[np.ndarray, "B"],
     empty: Float[np.ndarray, "B"],
     labels: tuple[str, str, str, int],
+    over: Partition,
     confidence: float,
     seed: int,
 ) -> tuple[tuple[Point, ...], tuple[Score, Score, Score]]:
     """Points and areas, with intervals, from the values of the curve (row 0) and its controls."""
+    heads = circuits[0].granularity == "head"
+    matched = (
+        "the same circuits between other heads of each layer" if heads else "curves chosen in the same way from random scores"
+    )
     why = why_undefined(full.mean(), empty.mean())
-    f_CX = normalised(values.mean(-1), full.mean(), empty.mean())
-    sampled = resampled_means(np.stack([*values[0], full, empty]), seed)
-    f_XW = normalised(sampled[:-2], sampled[-2], sampled[-1])
-    low, high = interval(f_XW, confidence)
+    means_CX = values.mean(-1)
+    f_CX = normalised(np.stack([np.full_like(means_CX, full.mean()), means_CX, np.full_like(means_CX, empty.mean())]))
+    ends_X = interval((full, values[0], empty), normalised, groups=over, confidence=confidence, seed=seed)
     points = tuple(
         Point(
             share,
             circuits[at].n_edges,
             float(values[0, at].mean()),
             None if why else plain(f_CX[0, at]),
-            None if why else plain(low[at]),
-            None if why else plain(high[at]),
+            None if why else plain(ends_X.low[at]),
+            None if why else plain(ends_X.high[at]),
             () if why else tuple(plain(f) for f in f_CX[1:, at]),
         )
         for at, share in enumerate(shares)
@@ -283,9 +296,17 @@ def _figures(
     def score(name: str, of: Callable[[Float[np.ndarray, "X *W"]], Float[np.ndarray, "*W"]]) -> Score:
         if why:
             return Score(name, *labels, None, confidence=confidence, note=why)
-        ends = interval(of(f_XW), confidence)
+
+        def figure(means: Float[np.ndarray, "V *W"]) -> Float[np.ndarray, "*W"]:
+            full, empty = (np.broadcast_to(one, means[2:].shape) for one in means[:2])
+            return of(normalised(np.stack([full, means[2:], empty])))
+
+        ends = interval((full, empty, *values[0]), figure, groups=over, confidence=confidence, seed=seed)
+        if name == "cmd" or (name == "overshoot" and shares[-1] == 1):  # the whole graph is at f = 1
+            ends = ends.within(0.0)
         controls = tuple(plain(float(of(f_X))) for f_X in f_CX[1:])
-        return Score(name, *labels, plain(float(of(f_CX[0]))), plain(ends[0]), plain(ends[1]), confidence, controls)
+        value = plain(float(of(f_CX[0])))
+        return Score(name, *labels, value, *ends.ends, confidence, controls, method=ends.method, matched=matched)
 
     areas = (
         score("cpr", lambda f: area(shares, f)),

@@ -16,7 +16,7 @@ An ideal circuit keeps the first three hypotheses and rejects the last two. In a
 Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (https://arxiv.org/abs/2410.13032).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice, check_number, check_whole
+from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadSetting, GraphMismatch
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.identity import identity_of
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
-from circuitdisc.scoring.controls import random_circuit
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
-from circuitdisc.scoring.units import Units, identity
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.measured import metric_for
 
 SPLITS = ("train", "heldout")
 RANDOM = ("matched", "paths")
@@ -48,6 +50,15 @@ Values = Mapping[str, Float[np.ndarray, "B"]]
 """Name of a circuit -> its metric, example by example."""
 
 
+@bounded(
+    alpha=SHARE,
+    epsilon=Real(0, 0.5, open_high=True),
+    quantile=SHARE,
+    n_permutations=Whole(1, 10_000_000),
+    n_random=Whole(1, 100_000),
+    most_members=Whole(1, 2**31 - 1),
+    seed=SEED,
+)
 def hypothesis_tests(
     model: Model,
     task: Task,
@@ -79,9 +90,10 @@ def hypothesis_tests(
         quantile: q of the last three tests.
         n_permutations: of the independence test; its p value is no smaller than 1 / (n_permutations + 1).
         n_random: inflated circuits, and random circuits.
-        random: `paths`: random paths from an embedding to `logits` until there are at least as many edges; `matched`: random
-            edges of the same kinds and layers, exactly as many, as for `score`; in a small graph many of these are the circuit
-            itself. For head circuits always as many heads in each layer.
+        random: `paths`, the published test: random paths from an embedding to `logits` until there are at least as many edges,
+            each drawn without regard to the others and to the circuit. `matched`: the controls of `score`, all different and
+            none of them the circuit; fewer than n_random where there are no more. Head circuits always have these: as many
+            heads in each layer.
         most_members: test so many of the circuit's edges for minimality, drawn at random; None tests all.
         seed: of the permutations and everything drawn.
         memory: budget for activations.
@@ -94,7 +106,7 @@ def hypothesis_tests(
     Raises:
         GraphMismatch: the circuit belongs to another architecture.
         BadSetting: a number is out of its bounds, the metric compares with the full model, a value is not finite, or the
-            circuit is empty or the whole graph.
+            circuit is empty or the whole graph, or no other circuit is matched with it.
         UnknownName: the metric, the ablation or a word is not known.
         BadRun: the journal was begun with other settings, or cannot be written.
 
@@ -106,28 +118,27 @@ def hypothesis_tests(
         )
     check_choice("split", split, SPLITS)
     check_choice("random", random, RANDOM)
-    check_number("alpha", alpha, low=0.0, high=1.0)
-    check_number("quantile", quantile, low=0.0, high=1.0)
-    if not 0 <= check_number("epsilon", epsilon) < 0.5:
+    if not 0 <= epsilon < 0.5:
         raise BadSetting(f"epsilon={epsilon!r} must lie from 0 to below 1/2: shares further from 1/2 than that do not exist")
-    check_whole("n_permutations", n_permutations)
-    check_whole("n_random", n_random)
-    if most_members is not None:
-        check_whole("most_members", most_members)
     if not members(circuit):
         raise BadSetting("the circuit is empty, so that there is nothing to test")
-    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, circuit.provenance.metric)
     cut = judging_ablation(ablation, circuit.provenance)
     examples = _examples(task, split, measure)
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
-    circuits = dict(_circuits(circuit, tested, n_random, random, np.random.default_rng([seed, 1])))
+    by_paths = random == "paths" and circuit.granularity == "edge"
+    drawn = None if by_paths else _matched(circuit, n_random, np.random.default_rng([seed, 3]))
+    circuits = dict(_circuits(circuit, tested, n_random, drawn, np.random.default_rng([seed, 1])))
+    n_drawn = n_random if drawn is None else len(drawn)
     patching = Patching(model, cut, task.train, memory=memory)
     settings: dict[str, Any] = {
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
         "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
     }  # fmt: skip
-    begun_with = {**settings, "memory": str(memory), **identity(model, task, circuit)}
-    units = Units(journal, begun_with)
+    of = {"train examples": task.train, "tested examples": examples}
+    matched = {} if drawn is None else {"drawn": [one.n_edges for one in drawn]}
+    # the budget decides on the chunks, and each chunk of examples is a unit
+    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(memory), **matched}, circuit))
     try:
         values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
     finally:
@@ -137,15 +148,15 @@ def hypothesis_tests(
         _equivalence(values, epsilon, alpha),
         _independence(values, n_permutations, alpha, np.random.default_rng([seed, 2])),
         _minimality(members_tested, quantile, alpha, n_random, len(members(circuit))),
-        _sufficiency(values, n_random, quantile, alpha),
-        _partial_necessity(values, n_random, quantile, alpha),
+        _sufficiency(values, n_drawn, quantile, alpha),
+        _partial_necessity(values, n_drawn, quantile, alpha),
     )
     return HypothesisTests(
         tests,
         members_tested,
         {name: values[name] for name in ("full", "circuit", "complement")},
-        np.array([distance(values["full"], values[f"random{index}"]) for index in range(n_random)]),
-        np.array([distance(values["full"], values[f"random_complement{index}"]) for index in range(n_random)]),
+        np.array([distance(values["full"], values[f"random{index}"]) for index in range(n_drawn)]),
+        np.array([distance(values["full"], values[f"random_complement{index}"]) for index in range(n_drawn)]),
         len(examples),
         settings,
     )
@@ -177,21 +188,38 @@ def _draw_members(circuit: Circuit, most: int | None, generator: np.random.Gener
     return [names[index] for index in np.sort(generator.choice(len(names), most, replace=False))]
 
 
+def _matched(circuit: Circuit, n: int, generator: np.random.Generator) -> tuple[Circuit, ...]:
+    controls = random_circuits(circuit, n, generator)
+    if not controls.circuits:
+        raise BadSetting(
+            f"the circuit {controls.note}, so that two of the tests cannot be made: take random=paths, or another circuit"
+        )
+    return controls.circuits
+
+
 def _circuits(
-    circuit: Circuit, tested: list[str], n_random: int, random: str, generator: np.random.Generator
+    circuit: Circuit, tested: list[str], n_random: int, matched: Sequence[Circuit] | None, generator: np.random.Generator
 ) -> Iterator[tuple[str, Circuit]]:
-    """Every circuit that is run, by name."""
+    """Every circuit that is run, by name.
+
+    Args:
+        matched: the random circuits; None draws random paths.
+    """
     yield "full", Circuit.full(circuit.graph)
     yield "circuit", circuit
     yield "complement", complement(circuit)
     for name in tested:
         yield f"without {name}", without(circuit, name)
-    draw = random_paths if random == "paths" and circuit.granularity == "edge" else random_circuit
     for index in range(n_random):
         inflated, reduced = inflate(circuit, generator)
-        drawn = draw(circuit, generator)
         yield f"inflated{index}", inflated
         yield f"reduced{index}", reduced
+        if matched is None:
+            drawn = random_paths(circuit, generator)
+        elif index < len(matched):
+            drawn = matched[index]
+        else:
+            continue
         yield f"random{index}", drawn
         yield f"random_complement{index}", complement(drawn)
 
@@ -203,7 +231,7 @@ def _evaluate(
     circuits: dict[str, Circuit],
     tested: list[str],
     measure: Metric,
-    units: Units,
+    units: Memo,
     progress: bool,
 ) -> Values:
     """The metric of every circuit, example by example. Those that lack one edge are run incrementally."""

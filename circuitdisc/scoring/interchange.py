@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.causal import UNDEFINED, CausalModel, Setting
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interchange import check_nodes, interchange_chunks, interchanged_logits
@@ -31,12 +31,14 @@ from circuitdisc.patching.prepared import Chunk
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
 from circuitdisc.scoring.interchange_result import Control, InterchangeScores, VariableScore
-from circuitdisc.scoring.intervals import bootstrap_interval, wilson_interval
+from circuitdisc.stats import Interval, partition, share_interval
 from circuitdisc.tasks.base import Example
+from circuitdisc.tasks.measured import need_choice
 
 Alignment = Mapping[str, str | Sequence[str]]
 
 
+@bounded(n_sources=Whole(1, 100_000), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def interchange_accuracy(
     model: Model,
     causal: CausalModel,
@@ -63,7 +65,7 @@ def interchange_accuracy(
         n_sources: source prompts for each base prompt, different ones of the same length.
         n_random: sets of other nodes to try; fewer where the model has no more.
         confidence: coverage of the intervals.
-        seed: of source prompts, controls and the bootstrap.
+        seed: of source prompts and controls.
         memory: budget for activations.
 
     Raises:
@@ -73,10 +75,8 @@ def interchange_accuracy(
 
     Source: Geiger et al. 2021.
     """
+    need_choice(model, "interchange accuracy")
     homes = _checked(model, causal, alignment, variables)
-    check_whole("n_sources", n_sources)
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     where = _checked_positions(positions, examples)
     rng = np.random.default_rng(seed)
     pairs, bases = source_pairs(examples, n_sources, rng)
@@ -95,7 +95,7 @@ def interchange_accuracy(
                     logits = interchanged_logits(model, chunk, one, None if rows is None else rows.to(model.device))
                     hits[index] = hits[index].add(chunk.batch.reads, logits, wanted, right)
                     bar.update(chunk.batch.n_examples)
-            found.append(_score(name, nodes, drawn[name], hits, bases, confidence, seed))
+            found.append(_score(name, nodes, drawn[name], hits, bases, examples, confidence))
     return InterchangeScores(model.name, causal.name, tuple(found))
 
 
@@ -187,14 +187,14 @@ def _score(
     others: list[tuple[str, ...]],
     hits: list[Hits],
     bases: Int[np.ndarray, "B"],
+    examples: Sequence[Example],
     confidence: float,
-    seed: int,
 ) -> VariableScore:
     own = hits[0].shares()
     known = ~np.isnan(own)
     if not known.any():
         raise BadTask(f"after none of the {len(own)} interventions on '{name}' does the causal model have an answer")
-    low, high = _interval(own[known], bases[known], confidence, seed)
+    ends = _interval(own[known], bases[known], [one.group for one in examples], confidence)
     effective = hits[0].shares(hits[0].changed)
     return VariableScore(
         variable=name,
@@ -202,11 +202,12 @@ def _score(
         n=int(known.sum()),
         undefined=int((~known).sum()),
         value=float(own[known].mean()),
-        low=low,
-        high=high,
+        low=float(ends.low),
+        high=float(ends.high),
         n_effective=int((~np.isnan(effective)).sum()),
         effective=_mean(effective),
         confidence=confidence,
+        method=ends.method,
         controls=tuple(
             Control(set_, float(np.nanmean(one.shares())), _mean(one.shares(one.changed)))
             for set_, one in zip(others, hits[1:], strict=True)
@@ -218,14 +219,11 @@ def _mean(shares: Float[np.ndarray, "B"]) -> float | None:
     return None if np.isnan(shares).all() else float(np.nanmean(shares))
 
 
-def _interval(shares: Float[np.ndarray, "B"], bases: Int[np.ndarray, "B"], confidence: float, seed: int) -> tuple[float, float]:
-    """Base prompts are drawn again, each with all of its interventions."""
-    _, of = np.unique(bases, return_inverse=True)
-    sums, counts = np.bincount(of, weights=shares), np.bincount(of).astype(float)
-    if shares.min() == shares.max() and shares[0] in (0.0, 1.0):
-        return wilson_interval(int((sums == counts).sum()), len(counts), confidence)
-
-    def share(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-        return sums.sum(axis) / counts.sum(axis)
-
-    return bootstrap_interval((sums, counts), share, confidence, seed)
+def _interval(
+    shares: Float[np.ndarray, "B"], bases: Int[np.ndarray, "B"], groups: Sequence[str], confidence: float
+) -> Interval:
+    """Base prompts are drawn again, each with all of its interventions; where they come in groups, groups of them."""
+    prompts, of = np.unique(bases, return_inverse=True)
+    hits, counts = np.bincount(of, weights=shares), np.bincount(of).astype(float)
+    over = partition(len(prompts), [groups[prompt] for prompt in prompts])
+    return share_interval(hits, counts, groups=over, confidence=confidence)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.tasks.base import Example
-
-_TRIES = 50  # draws for each control that is wanted, before it is taken that there are no more
 
 
 def source_pairs(
@@ -54,10 +53,5 @@ def random_nodes(graph: ComputationGraph, nodes: Sequence[str], n: int, rng: np.
     }
     if any(len(others[key]) < len(own) for key, own in groups.items()):
         return []
-    found: dict[tuple[str, ...], None] = {}
-    for _ in range(_TRIES * n):
-        if len(found) == n:
-            break
-        drawn = [rng.choice(len(others[key]), size=len(own), replace=False) for key, own in groups.items()]
-        found[tuple(others[key][i] for key, places in zip(groups, drawn, strict=True) for i in sorted(places))] = None
-    return list(found)
+    drawn = different_sets([len(others[key]) for key in groups], [len(own) for own in groups.values()], n, rng)
+    return [tuple(others[key][i] for key, places in zip(groups, one, strict=True) for i in places) for one in drawn]

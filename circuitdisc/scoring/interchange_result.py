@@ -25,11 +25,12 @@ class VariableScore:
         n: interventions.
         undefined: how many more were left out, after which the causal model has no answer.
         value: share whose output is the causal model's answer; of a prompt with several answers, the share of those.
-        low, high: bootstrap interval over base prompts; Wilson's where all interventions agree.
+        low, high: Wilson's interval, base prompts (or their groups) drawn again with all of their interventions.
         n_effective: interventions that change an answer of the causal model.
         effective: the share among the answers that change; None if none does.
         confidence: coverage of the interval.
         controls: the same at other nodes.
+        method: how the interval was made, and over what.
     """
 
     variable: str
@@ -43,6 +44,7 @@ class VariableScore:
     effective: float | None
     confidence: float = 0.95
     controls: tuple[Control, ...] = ()
+    method: str = ""
 
     def row(self) -> dict[str, Any]:
         """The figures in one line."""

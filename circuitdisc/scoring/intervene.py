@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.interventions import Intervention, check_interventions, evaluate_interventions, head_places
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.intervals import bootstrap_interval
+from circuitdisc.stats import interval, partition_of
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 SPLITS = ("train", "heldout")
 _TRIES = 50  # draws for each control that is wanted, before it is taken that there are no more
@@ -29,8 +30,9 @@ class Effect:
         interventions: what was done, to all heads at once.
         metric, split, n: measured on which examples, and how many.
         before, after: mean of the metric without and with the interventions.
-        low, high: bootstrap interval of `difference`, examples drawn in pairs; None for a single example.
+        low, high: interval of `difference`, examples drawn in pairs; None for a single example.
         confidence: coverage of that interval.
+        method: how it was made, and over what.
         controls: the difference when other heads of the same layers are changed in the same way, one for each draw.
     """
 
@@ -44,6 +46,7 @@ class Effect:
     high: float | None = None
     confidence: float = 0.95
     controls: tuple[float, ...] = ()
+    method: str = ""
 
     @property
     def difference(self) -> float:
@@ -82,6 +85,7 @@ def intervene(
     return effects(model, task, interventions, metrics=[metric or task.metric], **settings)[0]
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def effects(
     model: Model,
     task: Task,
@@ -105,13 +109,11 @@ def effects(
         seed: of the draws and the bootstrap.
         memory: budget for activations.
     """
-    measures = list({one.name: one for one in map(get_metric, metrics)}.values())
+    measures = list({one.name: one for one in (metric_for(model, task, each) for each in metrics)}.values())
     if not interventions:
         raise BadSetting('no head is to be changed: give at least one, for example Intervention("a3.h1", scale=0)')
     if split not in SPLITS or not task.split(split):
         raise BadSetting(f"split={split!r} has no examples: take one of {', '.join(s for s in SPLITS if task.split(s))}")
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     check_interventions(model, interventions)
     examples = task.split(split)
     drawn = random_heads(model.graph, interventions, n_random, np.random.default_rng(seed))
@@ -122,7 +124,8 @@ def effects(
     found = []
     for measure in measures:
         arrays = {name: by_metric[measure.name].double().cpu().numpy() for name, by_metric in values.items()}
-        low, high = bootstrap_interval((arrays["before"], arrays["after"]), _difference, confidence, seed)
+        moved = arrays["after"] - arrays["before"]
+        ends = interval((moved,), groups=partition_of(examples), confidence=confidence, seed=seed)
         found.append(
             Effect(
                 tuple(interventions),
@@ -131,17 +134,13 @@ def effects(
                 len(examples),
                 float(arrays["before"].mean()),
                 float(arrays["after"].mean()),
-                low if np.isfinite(low) else None,
-                high if np.isfinite(high) else None,
+                *ends.ends,
                 confidence,
                 tuple(float(arrays[name].mean() - arrays["before"].mean()) for name in controls),
+                ends.method,
             )
         )
     return tuple(found)
-
-
-def _difference(before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
-    return after.mean(axis) - before.mean(axis)
 
 
 def random_heads(

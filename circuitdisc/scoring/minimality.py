@@ -22,15 +22,23 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_number, check_whole
+from circuitdisc.checks import (
+    CONFIDENCE,
+    N_RANDOM,
+    SEED,
+    THRESHOLD,
+    Whole,
+    bounded,
+)
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import PartKind
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
-from circuitdisc.scoring.resampled import interval, plain, resampled_means
+from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 
 
@@ -44,7 +52,7 @@ class Need:
         removed: the set K.
         before, after: m(C \\ K) and m(C \\ (K + v)).
         change: how far they lie apart.
-        low, high: its bootstrap interval over examples; None for fewer than two examples.
+        low, high: its interval over examples; None for fewer than two examples.
         share: the change as a fraction of |m(M)|.
         passes: the share reaches the threshold.
     """
@@ -72,6 +80,7 @@ class Minimality:
         n: examples.
         by: what the parts are.
         cost: node evaluations, runs and seconds.
+        method: how the intervals were made, and over what.
     """
 
     needs: tuple[Need, ...]
@@ -84,6 +93,7 @@ class Minimality:
     metric: str
     confidence: float
     cost: Mapping[str, float]
+    method: str = ""
 
     @property
     def n_passed(self) -> int:
@@ -114,6 +124,14 @@ class Minimality:
         return {**asdict(self), "n_passed": self.n_passed, "share_passed": self.share_passed}
 
 
+@bounded(
+    threshold=THRESHOLD,
+    n_random=N_RANDOM,
+    greedy_size=Whole(0, 100_000),
+    greedy_width=Whole(1, 100_000),
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
 def minimality(
     model: Model,
     task: Task,
@@ -127,7 +145,7 @@ def minimality(
     greedy_width: int = 5,
     split: str = "heldout",
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
@@ -157,11 +175,7 @@ def minimality(
 
     Source: Wang et al. 2022, section 4.
     """
-    check_number("threshold", threshold, low=0.0)
-    check_whole("n_random", n_random, 0)
-    size = (0 if by == "edge" else 5) if greedy_size is None else check_whole("greedy_size", greedy_size, 0)
-    check_whole("greedy_width", greedy_width)
-    check_confidence(confidence)
+    size = (0 if by == "edge" else 5) if greedy_size is None else greedy_size
     started = time.perf_counter()
     one = subject(model, task, circuit, by, split, ablation, metric, memory)
     full = float(one.judge.values(one.full).mean())
@@ -186,10 +200,11 @@ def minimality(
         for part in one.parts if size else ():
             grown, change = _greedy(one, part, size, greedy_width, generator, bar.update)
             chosen.offer("greedy", grown, (part,), (change,))
-        needs = _judged(one, chosen, full, threshold, confidence, seed)
+        needs, method = _judged(one, chosen, full, threshold, confidence, seed)
     one.patching.cost.seconds = time.perf_counter() - started
     label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    return Minimality(needs, full, float(threshold), one.by, one.n, one.split, label, one.metric.name, confidence, cost)
+    labels = (one.by, one.n, one.split, label, one.metric.name, confidence)
+    return Minimality(needs, full, float(threshold), *labels, cost, method)
 
 
 class _Chosen:
@@ -244,21 +259,24 @@ def _greedy(
     return grow(others, changes, size, width, generator, on_step)
 
 
-def _judged(one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int) -> tuple[Need, ...]:
-    """Each part's change under its chosen K, on the split that figures are given for."""
+def _judged(
+    one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
+) -> tuple[tuple[Need, ...], str]:
+    """Each part's change under its chosen K, on the split that figures are given for; and how their intervals were made."""
     pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
     for removed, parts in _by_set(chosen):
         pairs |= zip(parts, _changes(one.judge, one.circuit, removed, parts), strict=True)
     values = np.stack([pairs[part] for part in one.parts])
-    low, high = interval(np.abs(np.diff(resampled_means(values, seed), axis=1))[:, 0], confidence)
+    over = partition_of(one.task.split(one.split))
+    ends = interval((values[:, 1] - values[:, 0],), groups=over, confidence=confidence, seed=seed).size()
     needs = []
     for row, part in enumerate(one.parts):
         before, after = (float(mean) for mean in values[row].mean(-1))
         _, kind, removed = chosen.best[part]
         change, share = abs(after - before), abs(after - before) / abs(full)
-        ends = plain(low[row]), plain(high[row])
-        needs.append(Need(part, kind, removed, before, after, change, *ends, share, share >= threshold))
-    return tuple(needs)
+        low, high = plain(ends.low[row]), plain(ends.high[row])
+        needs.append(Need(part, kind, removed, before, after, change, low, high, share, share >= threshold))
+    return tuple(needs), ends.method
 
 
 def _by_set(chosen: _Chosen) -> Iterator[tuple[Names, Names]]:

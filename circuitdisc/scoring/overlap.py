@@ -7,9 +7,9 @@ With A and B the kept heads (or nodes, or edges) of two circuits, and N all of t
     recall      |A & B| / |A|: how much of A is in B
 
 Two chances stand beside the number shared. `uniform`: a random set of |B| out of all N; the number shared is hypergeometric.
-`matched`: a random circuit with as many members as B in each layer and of each kind (`scoring/controls.py`), which shares more
-with A if both circuits favour the same layers; the number shared is then a sum of one hypergeometric number for each layer or
-kind. Both distributions are exact: nothing is drawn.
+`matched`: a random set with as many members as B in each layer and of each kind, connected or not, which shares more with A if
+both circuits favour the same layers; the number shared is then a sum of one hypergeometric number for each layer or kind. Both
+distributions are exact: nothing is drawn.
 
 Sources: Merullo et al. 2024, "Circuit Component Reuse Across Tasks in Transformer Language Models" (shared heads of circuits of
 two tasks); the hypergeometric test of a shared set is Fisher's exact test, one-sided.
@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import edge_strata
 from circuitdisc.errors import GraphMismatch
-from circuitdisc.graph import ComputationGraph
 from circuitdisc.scoring.base import check_one_ablation
 
 HEADS_DECIDE = "the edges and nodes of a head circuit follow from its heads, so their overlap is no evidence of its own"
@@ -156,14 +156,6 @@ def _of_edges(a: Circuit, b: Circuit) -> Overlap:
 
 def _without_chance(found: Overlap) -> Overlap:
     return Overlap(**{**vars(found), "uniform": None, "matched": None, "note": HEADS_DECIDE})
-
-
-def edge_strata(graph: ComputationGraph) -> Int[np.ndarray, "R S"]:
-    """A number for each edge: edges with an equal one have senders, and receivers, of one kind and layer."""
-    places: dict[Any, int] = {}
-    senders = [places.setdefault((node.kind, node.layer), len(places)) for node in graph.senders]
-    receivers = [places.setdefault((one.kind, one.node.layer), len(places)) for one in graph.receivers]
-    return np.array(receivers)[:, None] * len(places) + np.array(senders)[None, :]
 
 
 def _chances(in_a: Bool[np.ndarray, "N"], in_b: Bool[np.ndarray, "N"], strata: Int[np.ndarray, "N"]) -> tuple[Chance, Chance]:

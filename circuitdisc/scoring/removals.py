@@ -17,13 +17,14 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.patching.parts import PartKind, check_parts, part_kind, parts_of
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 SPLITS = ("train", "heldout")
 Names = tuple[str, ...]
@@ -72,7 +73,7 @@ def subject(
     by: str | None,
     split: str,
     ablation: str | Ablation | dict[str, Any] | None,
-    metric: str | None,
+    metric: str | Metric | None,
     memory: str | int,
 ) -> Subject:
     """The circuit, made ready.
@@ -91,7 +92,7 @@ def subject(
             f"the circuit has no {kind}s, so that nothing can be taken out of it: give a larger circuit, or another by="
         )
     cut = judging_ablation(ablation, circuit.provenance)
-    measure = get_metric(metric or circuit.provenance.metric or task.metric)
+    measure = metric_for(model, task, metric, circuit.provenance.metric)
     return Subject(task, circuit, Patching(model, cut, task.train, memory=memory), measure, kind, parts, split)
 
 

@@ -6,40 +6,43 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import Controls, random_circuits
 from circuitdisc.errors import GraphMismatch
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import OUTPUT, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, Scores, judging_ablation
-from circuitdisc.scoring.controls import random_circuit
-from circuitdisc.scoring.faithfulness import faithfulness_scores
+from circuitdisc.scoring.faithfulness import TARGET, faithfulness_scores
+from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_for
 
 SPLITS = ("train", "heldout")
 
 
+@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
 def score(
     model: Model,
     task: Task,
     circuit: Circuit,
     *,
     ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     n_random: int = 20,
     confidence: float = 0.95,
     seed: int = 0,
     memory: str | int = "4GiB",
     progress: bool = False,
 ) -> Scores:
-    """Score a circuit on both splits, with bootstrap intervals and random controls.
+    """Score a circuit on both splits, with intervals (`circuitdisc/stats.py`) and random controls (`circuitdisc/controls.py`).
 
     Args:
         ablation: what cut edges carry; None takes what the circuit was found with. Means are those of the train split.
         metric: None takes what the circuit was found with.
-        n_random: random circuits of equal size, kinds and layers.
+        n_random: random circuits matched with this one; fewer where there are no more.
         confidence: coverage of the intervals.
         seed: of the random circuits and the bootstrap.
 
@@ -51,12 +54,13 @@ def score(
         raise GraphMismatch(
             f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
         )
-    check_whole("n_random", n_random, 0)
-    check_confidence(confidence)
     cut = judging_ablation(ablation, circuit.provenance)
-    measure = get_metric(metric or circuit.provenance.metric or task.metric)
-    masks = _masks(model, circuit, n_random, seed)
-    metrics = list({one.name: one for one in (measure, get_metric("accuracy"), get_metric("kl"))}.values())
+    measure = metric_for(model, task, metric, circuit.provenance.metric)
+    controls = random_circuits(circuit, n_random, np.random.default_rng(seed))
+    masks = _masks(circuit, controls)
+    metrics = beside(model, measure, "accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
+    numeric = is_numeric((*task.train, *task.heldout))
+    metrics += [OUTPUT] if numeric else []
     patching = Patching(model, cut, task.train, memory=memory)
     scores: list[Score] = []
     means: dict[str, dict[str, float]] = {}
@@ -67,6 +71,9 @@ def score(
                 continue
             values = patching.evaluate(task.split(split), masks, metrics, bar.update)
             arrays = {name: {m: v.double().cpu().numpy() for m, v in found.items()} for name, found in values.items()}
+            if numeric:
+                right = mean_targets(task.split(split))
+                arrays = {name: {**by_metric, TARGET: right} for name, by_metric in arrays.items()}
             means[split] = {which: float(arrays[which][measure.name].mean()) for which in ("full", "circuit", "empty")}
             scores += faithfulness_scores(
                 arrays,
@@ -74,6 +81,8 @@ def score(
                 split=split,
                 metric=measure.name,
                 ablation=cut.label,
+                over=partition_of(task.split(split)),
+                matched=controls.words,
                 confidence=confidence,
                 seed=seed,
             )
@@ -81,8 +90,8 @@ def score(
     return Scores(circuit.n_edges, model.graph.n_edges, len(circuit.heads()), n_heads, means, tuple(scores))
 
 
-def _masks(model: Model, circuit: Circuit, n_random: int, seed: int) -> dict[str, Bool[np.ndarray, "R S"]]:
-    generator = np.random.default_rng(seed)
-    empty = Circuit.from_heads(model.graph, []) if circuit.granularity == "head" else Circuit.empty(model.graph)
-    controls = {f"random{index}": random_circuit(circuit, generator).mask for index in range(n_random)}
-    return {"full": model.graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **controls}
+def _masks(circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
+    graph = circuit.graph
+    empty = Circuit.from_heads(graph, []) if circuit.granularity == "head" else Circuit.empty(graph)
+    drawn = {f"random{index}": one.mask for index, one in enumerate(controls.circuits)}
+    return {"full": graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **drawn}

@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
-from circuitdisc.checks import check_confidence, check_whole
+from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.discovery import discover
+from circuitdisc.discovery.registry import search_identity
 from circuitdisc.errors import BadTask
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.controls import random_circuit
-from circuitdisc.scoring.units import Units, identity
+from circuitdisc.runs import Memo
+from circuitdisc.stats import jackknife_interval, mean_of_pairs
 from circuitdisc.tasks.base import Task
 
 STABLE = 0.8
+_OF_DISCOVER = ("ablation", "metric", "memory", "allow_chance")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Stability:
         }
 
 
+@bounded(n_bootstrap=Whole(2, 100_000), confidence=CONFIDENCE, seed=SEED)
 def stability(
     model: Model,
     task: Task,
@@ -152,8 +155,6 @@ def stability(
         BadRun: the journal was begun with other settings, or cannot be written.
         CircuitdiscError: as `discover`; whether the model does the task is asked once, on the whole split.
     """
-    check_whole("n_bootstrap", n_bootstrap, 2)
-    check_confidence(confidence)
     n = len(task.train)
     if n < 2:
         raise BadTask(
@@ -161,8 +162,10 @@ def stability(
         )
     generator = np.random.default_rng(seed)
     found: list[Circuit] = []
-    asked = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, "settings": repr(sorted(settings.items()))}
-    units = Units(journal, {**asked, **identity(model, task)})
+    own = {name: value for name, value in settings.items() if name not in _OF_DISCOVER}
+    ablation, metric = settings.get("ablation", "mean"), settings.get("metric")
+    search = search_identity(model, task, algorithm, ablation, metric, seed, own)
+    units = Memo(journal, replace(search, settings={**search.settings, "vary_seed": vary_seed}))
 
     def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:
         def run() -> dict[str, Any]:
@@ -197,10 +200,15 @@ def stability(
 
 
 def by_chance(circuit: Circuit, n: int = 20, seed: int = 0) -> dict[str, float]:
-    """Mean Jaccard index of the edges, and of the heads, of n random circuits of this one's size and kind."""
+    """Mean Jaccard index of the edges, and of the heads, of n random circuits matched with this one.
+
+    These (`circuitdisc/controls.py`) are all different, so that it is a little lower than that of independent draws where there
+    are few. Empty if there are fewer than two.
+    """
     check_whole("n", n, 2)
-    generator = np.random.default_rng(seed)
-    drawn = [random_circuit(circuit, generator) for _ in range(n)]
+    drawn = random_circuits(circuit, n, np.random.default_rng(seed)).circuits
+    if len(drawn) < 2:
+        return {}
     kinds = {"edges": _edges(circuit.graph, drawn)[1], "heads": _heads(circuit.graph, drawn)[1]}
     return {kind: mean_of_pairs(jaccard(sets, sets)) for kind, sets in kinds.items()}
 
@@ -228,25 +236,6 @@ def jaccard(first: Bool[np.ndarray, "C N"], second: Bool[np.ndarray, "D N"]) -> 
     shared = first.astype(np.float64) @ second.astype(np.float64).T
     union = first.sum(1)[:, None] + second.sum(1)[None, :] - shared
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
-
-
-def mean_of_pairs(pairs: Float[np.ndarray, "C C"]) -> float:
-    """Mean off the diagonal."""
-    n = len(pairs)
-    return float((pairs.sum() - np.trace(pairs)) / (n * (n - 1)))
-
-
-def jackknife_interval(pairs: Float[np.ndarray, "C C"], confidence: float) -> tuple[float | None, float | None]:
-    """Interval of the mean over pairs, by leaving out one circuit at a time; within 0 and 1. None for fewer than three."""
-    n = len(pairs)
-    if n < 3:
-        return None, None
-    with_others = pairs.sum(1) - np.diag(pairs)
-    left_out = (with_others.sum() - 2 * with_others) / ((n - 1) * (n - 2))
-    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
-    reach = error * float(stats.t.ppf((1 + confidence) / 2, n - 1))
-    mean = mean_of_pairs(pairs)
-    return max(0.0, mean - reach), min(1.0, mean + reach)
 
 
 def _edges(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:

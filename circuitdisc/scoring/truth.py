@@ -7,21 +7,20 @@ Source: Conmy et al. 2023, whose appendix gives the true edges of two compiled m
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-from circuitdisc.ablation import Ablation, Kind, Prompts, Scope, Target, get_ablation
+from circuitdisc.ablation import Ablation, Kind, every_ablation, get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.files import read_json, write_json
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.schemas import check_format, validate
 
 FORMAT = "circuitdisc.truth"
-_KINDS = tuple(product(get_args(Kind), get_args(Scope), get_args(Prompts), get_args(Target)))
-_LABELS = {Ablation(*settings).label for settings in _KINDS}
+_LABELS = {ablation.label for ablation in every_ablation()}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Truth:
     """
 
     graph: ComputationGraph
-    edges: Mapping[str, Iterable[str]]
+    edges: Mapping[str, Sequence[str]]
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -75,13 +74,11 @@ class Truth:
         Raises:
             BadFile: a key is missing or of the wrong kind.
         """
+        check_format(data, FORMAT, "not a truth")
         try:
-            if data["format"] != FORMAT or data["version"] != 1:
-                raise BadFile(f"not a truth: {data['format']!r}, version {data['version']!r}; {FORMAT!r}, 1 was expected")
-            edges = {str(ablation): tuple(names) for ablation, names in data["edges"].items()}
-            return cls(ComputationGraph(**data["graph"]), edges, str(data["name"]))
-        except (KeyError, TypeError, AttributeError, GraphMismatch, UnknownName) as error:
-            raise BadFile(f"not a truth: missing or malformed key {error}") from error
+            return validate(cls, data, "not a truth")
+        except (GraphMismatch, UnknownName) as error:
+            raise BadFile(f"not a truth: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, beside the target first, then renamed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuitdisc.causal import CausalModel
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import UnknownName
 from circuitdisc.files import read_json
 from circuitdisc.models.load import DTYPES, read_model
@@ -71,6 +71,7 @@ def program_of(name: str) -> SiitProgram:
     return CASES[name]()
 
 
+@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
 def load(
     name: str, *, n: int = 32, n_heldout: int = 64, seed: int = 0, dtype: str = "float32", split_embeddings: bool = False
 ) -> SiitCase:
@@ -91,8 +92,6 @@ def load(
     program = program_of(name)
     if dtype not in DTYPES:
         raise UnknownName("dtype", dtype, DTYPES)
-    for setting, value in (("n", n), ("n_heldout", n_heldout)):
-        check_whole(setting, value)
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.pair(rng), n + n_heldout, f"siit/{name}")
     split = split_examples(examples, n, None, n_heldout=n_heldout)

@@ -54,7 +54,7 @@ class SiitProgram:
     @property
     def graph(self) -> ComputationGraph:
         """Graph of the transformer, with one sender for the embedding."""
-        return ComputationGraph(self.config.n_layers, self.config.n_heads)
+        return ComputationGraph(self.config.n_layers, self.config.n_heads, d_model=self.config.d_model)
 
     @property
     def one_hot_width(self) -> int:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuitdisc.errors import BadSetting, BadTask
+from circuitdisc.checks import Whole, bounded
+from circuitdisc.errors import BadTask
 from circuitdisc.tasks.arithmetic_sums import FRAME, MOST_DIGITS, NONE, OPERATORS, STYLES, Sums
 from circuitdisc.tasks.base import Task, TextExample
 from circuitdisc.tasks.check import check_names
@@ -30,6 +31,7 @@ CORRUPTIONS = ("operand", "operator")
 TRIES = 1000  # sums drawn for one that has a corrupted partner
 
 
+@bounded(digits=Whole(1, MOST_DIGITS))
 def build(
     model: TaskModel,
     *,
@@ -67,8 +69,6 @@ def build(
     chosen = check_names("operator of task 'arithmetic'", operators, OPERATORS)
     check_names("style of task 'arithmetic'", style, STYLES)
     check_names("corruption of task 'arithmetic'", corruption, CORRUPTIONS)
-    if not 1 <= digits <= MOST_DIGITS:
-        raise BadSetting(f"digits={digits} cannot be used in task 'arithmetic': give 1 to {MOST_DIGITS}")
     tokenizer = need_tokenizer(model, "arithmetic")
     way = STYLES[style]
     sums = Sums(tokenizer, way, digits=digits, negative=negative, first_token=first_token)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitdisc.metrics import Labels
+from circuitdisc.metrics import Labels, Metric
 from circuitdisc.tasks.roles import position_of
 
 
@@ -28,6 +28,7 @@ class TextExample:
         group: what `mean` ablation may average over, for example the template.
         roles: named positions: the characters (first, one past the last) of the clean prompt at which each stands; see
             `tasks/roles.py`. The corrupted prompt has the same roles at the same tokens.
+        target: the number that the model should put out, in place of answers, where its output is a number.
     """
 
     clean: str
@@ -36,6 +37,7 @@ class TextExample:
     wrong: tuple[str, ...] = ()
     group: str = ""
     roles: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Example:
         roles: named positions: the token index of each, in both prompts.
         whole: all tokens of the first right answer, where it follows the prompt and has several; `answers` then holds the
             first of them alone.
+        targets: for each position the number that the model should put out, where its output is a number; `answers` then
+            names the output that is read. Empty for tasks whose answers are tokens.
     """
 
     clean: tuple[int, ...]
@@ -64,6 +68,7 @@ class Example:
     text: str = ""
     roles: Mapping[str, int] = field(default_factory=dict, hash=False)
     whole: tuple[int, ...] = ()
+    targets: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -77,7 +82,7 @@ class Task:
         name: registry name, or the path of the user's file.
         train: examples that `discover` sees.
         heldout: examples that `score` judges on; shares none with `train`.
-        metric: name of the metric used unless another is asked for.
+        metric: what is used unless another is asked for: a name, or a metric of your own.
         settings: how it was made (n, seed, and the task's own settings).
         notes: what a reader must know of these examples, in sentences (answers of several tokens, say).
     """
@@ -85,13 +90,18 @@ class Task:
     name: str
     train: tuple[Example, ...]
     heldout: tuple[Example, ...]
-    metric: str = "logit_diff"
+    metric: str | Metric = "logit_diff"
     settings: dict[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Example, ...]:
         """`train` or `heldout`."""
         return {"train": self.train, "heldout": self.heldout}[name]
+
+    @property
+    def has_wrong(self) -> bool:
+        """Whether every answer position of both splits has wrong answers, too."""
+        return all(all(example.wrong) for example in (*self.train, *self.heldout))
 
 
 @dataclass(frozen=True)
@@ -174,6 +184,8 @@ def collate(examples: Sequence[Example], padding_side: str = "right", device: to
         for index, example in enumerate(examples)
         for position, answers, wrong in zip(example.positions, example.answers, example.wrong, strict=True)
     ]
+    given = [target for example in examples for target in example.targets]
+    targets = torch.tensor(given, dtype=torch.float64).to(device) if len(given) == len(reads) else None
     answers, answers_mask = _pad_columns([read[2] for read in reads], device)
     wrong, wrong_mask = _pad_columns([read[3] for read in reads], device)
     return PromptBatch(
@@ -182,7 +194,7 @@ def collate(examples: Sequence[Example], padding_side: str = "right", device: to
         is_token=is_token,
         read_example=torch.tensor([read[0] for read in reads], device=device),
         read_position=torch.tensor([read[1] for read in reads], device=device),
-        labels=Labels(answers, answers_mask, wrong, wrong_mask),
+        labels=Labels(answers, answers_mask, wrong, wrong_mask, targets=targets),
         groups=tuple(example.group for example in examples),
         examples=tuple(examples),
         offsets=tuple(offsets),

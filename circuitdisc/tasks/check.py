@@ -1,12 +1,19 @@
 """What must hold of every example before a model sees it."""
 
+import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from circuitdisc.errors import BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.tasks.base import Example
 from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.show import show_difference, show_token, show_tokens, special_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 3  # problems named in one message
+MOST_LETTERS = 450  # of a message; the first problem is named whatever its length
 
 
 def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> None:
@@ -14,8 +21,11 @@ def raise_problems(problems: Sequence[str], error: type[CircuitdiscError]) -> No
     distinct = list(dict.fromkeys(problems))
     if not distinct:
         return
-    more = len(distinct) - SHOWN
-    raise error("\n".join(distinct[:SHOWN]) + (f"\n... and {more} more" if more > 0 else ""))
+    shown = distinct[:SHOWN]
+    while len(shown) > 1 and len("\n".join(shown)) > MOST_LETTERS:
+        shown.pop()
+    more = len(distinct) - len(shown)
+    raise error("\n".join(shown) + (f"\n... and {more:,} more" if more > 0 else ""))
 
 
 def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[str]) -> list[str]:
@@ -29,7 +39,7 @@ def check_names(kind: str, given: str | Sequence[str] | None, known: Collection[
     if not isinstance(names, Sequence) or not names:
         raise BadSetting(f"{given!r} is not a list of names ({kind}): leave it out, or give some of {', '.join(known)}")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UnknownName(kind, str(name), known)
     return list(dict.fromkeys(names))
 
@@ -48,37 +58,62 @@ def resolve_position(position: int, length: int) -> int:
     return position % length
 
 
-def check_example(example: Example, model: TaskModel | None = None) -> None:
+def check_example(example: Example, model: TaskModel | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
     """Refuse an example that cannot be used.
 
     Args:
         example: the example.
         model: if given, ids and length must also fit it.
+        tokenizer: what says the tokens in messages; None: the model's.
 
     Raises:
         BadTask: what is wrong with the example and what to do.
     """
     length = len(example)
+    tokenizer = tokenizer or (None if model is None else model.tokenizer)
     if length == 0:
         raise BadTask("the clean prompt has no tokens: give it at least one")
     if example.corrupted is not None and len(example.corrupted) != length:
         raise BadTask(
-            f"the clean prompt has {length} tokens and the corrupted one {len(example.corrupted)}: "
-            "reword one of them so that both have as many"
+            f"the clean prompt has {length} tokens and the corrupted one {len(example.corrupted)} "
+            f"({show_difference(example.clean, example.corrupted, tokenizer)}): reword one of them so that both have as many"
         )
     if example.corrupted == example.clean:
-        raise BadTask("the corrupted prompt is the same as the clean one: change it, or leave it out")
+        raise BadTask(
+            f"the corrupted prompt is the same as the clean one ({show_tokens(example.clean, tokenizer)}): change it, or "
+            "leave it out of the whole file"
+        )
     if not len(example.positions) == len(example.answers) == len(example.wrong) > 0:
         raise BadTask("positions, answers and wrong answers must have one entry for each position")
+    if example.targets and len(example.targets) != len(example.positions):
+        raise BadTask("targets must have one number for each position")
+    if not all(math.isfinite(target) for target in example.targets):
+        raise BadTask("a target is not a finite number")
     for position, answers, wrong in zip(example.positions, example.answers, example.wrong, strict=True):
         if not 0 <= position < length:
             raise BadTask(f"position {position} is outside the prompt, which has {length} tokens")
         if not answers:
             raise BadTask(f"there is no answer at position {position}: give one")
         if both := set(answers) & set(wrong):
-            raise BadTask(f"token {min(both)} is both a right and a wrong answer: take it from one of the two")
+            shown = show_token(min(both), tokenizer)
+            raise BadTask(f"token {shown} is both a right and a wrong answer: take it from one of the two")
+    _refuse_padding(example, tokenizer)
     if model is not None:
         _check_fits(example, model)
+
+
+def _refuse_padding(example: Example, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    """Padding that came with the ids would be attended to as if it were text; prompts are padded and masked here."""
+    pad = None if tokenizer is None else special_id("pad", tokenizer)
+    last = max(example.positions)
+    for ids, kind in ((example.clean, "clean"), (example.corrupted or (), "corrupted")):
+        if tokenizer is None or not ids or pad not in (ids[0], ids[last]):
+            continue
+        if pad in (special_id(other, tokenizer) for other in ("bos", "eos", "unk")):
+            return  # the token may have been meant as one of the others
+        where = "begins with" if ids[0] == pad else "is read at"
+        shown = show_tokens(ids[:4] if ids[0] == pad else ids[max(0, last - 3) : last + 1], tokenizer)
+        raise BadTask(f"the {kind} prompt {where} the padding token ({shown}): give it without padding")
 
 
 def _check_fits(example: Example, model: TaskModel) -> None:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from circuitdisc.checks import check_whole
+from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.check import check_names, raise_problems
+from circuitdisc.tasks.examine import examine
 from circuitdisc.tasks.file import encode_rows
 from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.registry import load_task
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates
@@ -88,6 +90,7 @@ class Desideratum:
                     )
 
 
+@bounded(n_train=EXAMPLES, n_choose=EXAMPLES, n_report=EXAMPLES, seed=SEED)
 def load_desiderata(
     name_or_path: str | Path,
     model: TaskModel,
@@ -115,8 +118,7 @@ def load_desiderata(
         BadTask: there are too few examples, or they cannot be used with this model.
         BadSetting: a size is no whole number from 1, or a setting cannot be used.
     """
-    given = {"n_train": n_train, "n_choose": n_choose, "n_report": n_report}
-    sizes = {name: None if size is None else check_whole(name, size) for name, size in given.items()}
+    sizes = {"n_train": n_train, "n_choose": n_choose, "n_report": n_report}
     if Path(str(name_or_path)).suffix.lower() in (".jsonl", ".csv"):
         return _of_file(Path(name_or_path), model, names, sizes, seed, settings)
     task = str(name_or_path)
@@ -151,7 +153,7 @@ def of_task(task: Task, n_choose: int | None = None, name: str | None = None) ->
     Raises:
         BadTask: an example has no wrong answer, or a split would be empty.
     """
-    n_choose = len(task.train) // 2 if n_choose is None else check_whole("n_choose", n_choose)
+    n_choose = len(task.train) // 2 if n_choose is None else n_choose
     train, heldout = (tuple(_aimed(one, task.name) for one in task.split(split)) for split in ("train", "heldout"))
     cut = max(0, len(train) - n_choose)
     return Desideratum(name or task.name, train[:cut], train[cut:], heldout)
@@ -186,6 +188,8 @@ def _of_file(
     raise_problems(problems, BadFile)
     first_token, prepend_bos = bool(settings.get("first_token", False)), settings.get("prepend_bos")
     examples = encode_rows(rows, model, first_token, None if prepend_bos is None else bool(prepend_bos))
+    for sentence in examine(examples, model.tokenizer):
+        note(sentence)
     known = list(dict.fromkeys(row.extra[FIELD] for row in rows))
     chosen = known if names is None else check_names(f"desideratum of {path}", names, known)
     return tuple(

@@ -1,12 +1,12 @@
-"""Draw prompts until enough of them can be used with a tokenizer; the others are counted in a warning."""
+"""Draw prompts until enough of them can be used with a tokenizer; the others are counted in a note."""
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Example, TextExample
 from circuitdisc.tasks.encode import encode_fitting
+from circuitdisc.tasks.notes import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def draw_examples(
             )
         usable += encode_fitting(fresh, tokenizer, len(fresh), first_token=first_token, prepend_bos=prepend_bos)
     if len(usable) < len(drawn):
-        warnings.warn(
+        note(
             f"task '{task}': {len(drawn) - len(usable)} of {len(drawn)} prompts drawn cannot be used with this model's "
             "tokenizer (a corrupted prompt of another length, or answers that one token does not tell apart) and are left out"
         )

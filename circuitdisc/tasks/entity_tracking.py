@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuitdisc.errors import BadSetting
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.tasks.base import Task, TextExample
 from circuitdisc.tasks.check import check_names
 from circuitdisc.tasks.encode import encode_examples, one_token_words
@@ -41,6 +41,7 @@ CORRUPTIONS = ("query", "value", "position", "label")
 LEAST_BOXES = 2
 
 
+@bounded(boxes=Whole(LEAST_BOXES, 1000))
 def build(
     model: TaskModel,
     *,
@@ -68,8 +69,6 @@ def build(
         BadTask: the model has no tokenizer, it knows too few of the words as single tokens, or the prompt is too long.
     """
     check_names("corruption of task 'entity_tracking'", corruption, CORRUPTIONS)
-    if boxes < LEAST_BOXES:
-        raise BadSetting(f"boxes={boxes} is too few for task 'entity_tracking': give at least {LEAST_BOXES}")
     tokenizer = need_tokenizer(model, "entity_tracking")
     objects = one_token_words(
         OBJECTS, tokenizer, task="entity_tracking", kind="objects", need=2 * boxes if corruption == "value" else boxes

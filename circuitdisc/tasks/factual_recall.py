@@ -3,7 +3,7 @@
 Three relations, each with frames of its own: a country's capital, the language that most people in a country speak, and the
 kind of animal that an animal is. The corrupted prompt names another subject of the same relation, of as many tokens and with
 another answer, which is the wrong answer. Answers that are not one token are left out with their subjects, and so are
-subjects for which there is no partner; warnings count both. Examples of one relation and frame form a group.
+subjects for which there is no partner; notes count both. Examples of one relation and frame form a group.
 
 Roles: `subject` (its last token, where a factual-recall circuit gathers what it knows of it); `relation`, the word that says
 what is asked for; the last token is `end`.
@@ -11,7 +11,6 @@ what is asked for; the last token is `end`.
 Source: Meng et al. 2022 (the subject's last token); Chughtai et al. 2024 (relation and subject add up); own facts and frames.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from circuitdisc.tasks.encode import one_token_words
 from circuitdisc.tasks.factual_recall_text import RELATIONS
 from circuitdisc.tasks.follow import tokens_after
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.roles import fill
 from circuitdisc.tasks.split import split_examples
 
@@ -102,7 +102,7 @@ def _partners(relation: str, tokenizer: "PreTrainedTokenizerBase", first_token: 
     }
     kept = {subject: others for subject, others in partners.items() if others}
     if len(kept) < len(facts):
-        warnings.warn(
+        note(
             f"task 'factual_recall': {len(facts) - len(kept)} of {len(facts)} subjects of '{relation}' have no partner of as "
             "many tokens with another answer, for this model's tokenizer, and are left out"
         )

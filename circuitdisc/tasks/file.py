@@ -7,8 +7,10 @@ from pathlib import Path
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Example, Task, TextExample
 from circuitdisc.tasks.check import check_examples, raise_problems, resolve_position
-from circuitdisc.tasks.encode import encode_examples
+from circuitdisc.tasks.encode import encode_examples, special_prefix
+from circuitdisc.tasks.examine import examine_ids
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates, split_examples
 
@@ -35,7 +37,8 @@ def build(
         prepend_bos: whether text prompts begin with the BOS token; None leaves it to the tokenizer.
 
     Returns:
-        The task. Its metric is `logit_diff` if every example has wrong answers, else `log_prob`.
+        The task. Its metric is `squared_error` if the lines have targets, `logit_diff` if every example has wrong answers,
+        else `log_prob`.
 
     Raises:
         BadFile: the file is missing or malformed.
@@ -48,8 +51,17 @@ def build(
         train, heldout = split.train, split.heldout
     else:
         train, heldout = _named_splits(rows, examples, n, n_heldout)
-    has_wrong = all(all(example.wrong) for example in (*train, *heldout))
-    return Task(str(path), train, heldout, metric="logit_diff" if has_wrong else "log_prob")
+    lacking = {example.clean for example in (*train, *heldout) if not all(example.wrong)}
+    if lacking and not rows[0].targets and len(lacking) < len(train) + len(heldout):
+        lines = [row.where for row, example in zip(rows, examples, strict=True) if example.clean in lacking]
+        note(
+            f"{lines[0]} has no wrong answer"
+            + (f", and {len(lines) - 1} more lines have none" if len(lines) > 1 else "")
+            + ", although others do: the metric of the whole file is log_prob, not logit_diff. Give every line 'wrong' for "
+            "logit_diff, or leave it out of the whole file"
+        )
+    of_tokens = "log_prob" if lacking else "logit_diff"
+    return Task(str(path), train, heldout, metric="squared_error" if rows[0].targets else of_tokens)
 
 
 def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
@@ -58,8 +70,20 @@ def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepen
     Raises:
         BadTask: some cannot be used with this model; the first few are named.
     """
-    examples = _encode_rows(rows, model, first_token, prepend_bos) if rows[0].is_text else _id_examples(rows, model)
+    is_text = rows[0].is_text
+    examples = _encode_rows(rows, model, first_token, prepend_bos) if is_text else _id_examples(rows, model)
     check_examples(examples, [row.where for row in rows], model)
+    if rows[0].targets and model.d_vocab_out > 1 and not all(row.names_output for row in rows):
+        raise BadTask(
+            f"{rows[0].where} has a 'target', and model '{model.name}' has {model.d_vocab_out} outputs: "
+            "say which of them is the number, as its index in 'answers'"
+        )
+    if not is_text:
+        if prepend_bos is not None:
+            note(f"prepend_bos={str(prepend_bos).lower()} does nothing to {rows[0].where}: token ids are used as they stand")
+        prefix = () if prepend_bos is False else special_prefix(model.tokenizer)
+        for sentence in examine_ids(examples, model.tokenizer, prefix):
+            note(sentence)
     return examples
 
 
@@ -77,7 +101,7 @@ def _id_examples(rows: Sequence[Row], model: TaskModel) -> list[Example]:
             continue
         answers = tuple(_only_ids(one) for one in row.answers)
         wrong = tuple(_only_ids(one) for one in row.wrong)
-        examples.append(Example(clean, corrupted, positions, answers, wrong, group=row.group, text=text))
+        examples.append(Example(clean, corrupted, positions, answers, wrong, group=row.group, text=text, targets=row.targets))
     raise_problems(problems, BadTask)
     return _with_indices(rows, examples)
 
@@ -91,10 +115,13 @@ def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepe
     positions: list[int] = []
     for owner, row in enumerate(rows):
         corrupted = None if row.corrupted is None else str(row.corrupted)
-        for position, answers, wrong in zip(row.positions, row.answers, row.wrong, strict=True):
+        for at, (position, answers, wrong) in enumerate(zip(row.positions, row.answers, row.wrong, strict=True)):
             right, not_right = tuple(map(str, answers)), tuple(map(str, wrong))
             spans = {role: place for role, place in row.roles.items() if isinstance(place, tuple)}
-            texts.append(TextExample(str(row.clean), corrupted, right, not_right, row.group, spans))
+            if row.targets:
+                texts.append(TextExample(str(row.clean), corrupted, (), (), row.group, spans, row.targets[at]))
+            else:
+                texts.append(TextExample(str(row.clean), corrupted, right, not_right, row.group, spans))
             owners.append(owner)
             positions.append(position)
     parts = encode_examples(
@@ -109,6 +136,9 @@ def _encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepe
     for owner, part in zip(owners, parts, strict=True):
         before = joined.get(owner)
         joined[owner] = part if before is None else _join(before, part)
+    for owner, example in joined.items():
+        if rows[owner].targets:  # which output each number is read from
+            joined[owner] = replace(example, answers=tuple(_only_ids(columns) for columns in rows[owner].answers))
     return _with_indices(rows, joined.values())
 
 
@@ -135,6 +165,7 @@ def _join(first: Example, second: Example) -> Example:
         answers=first.answers + second.answers,
         wrong=first.wrong + second.wrong,
         whole=first.whole or second.whole,
+        targets=first.targets + second.targets,
     )
 
 

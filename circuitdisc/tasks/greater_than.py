@@ -3,7 +3,7 @@
 A year is written as two tokens of two digits, so that the end year's century stands in the prompt and its ending is one
 token. The answers are all endings above the start year's, the wrong answers all others; the metric is `prob_diff`, which
 sums over both. In the corrupted prompt the start year ends in 01, so that nearly every ending is right. Years that the
-tokenizer does not write in this way are neither shown nor counted as endings; a warning says how many they are. Examples
+tokenizer does not write in this way are neither shown nor counted as endings; a note says how many they are. Examples
 of one frame form a group.
 
 Roles: `noun`; `century1` and `year`, the two halves of the start year; `century2`, the end year's century, which is also
@@ -12,7 +12,6 @@ Roles: `noun`; `century1` and `year`, the two halves of the start year; `century
 Source: Hanna et al. 2023, section 2; own frames and nouns.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from circuitdisc.tasks.encode import one_token_words
 from circuitdisc.tasks.follow import tokens_after
 from circuitdisc.tasks.greater_than_text import CENTURIES, FRAMES, NOUNS
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.roles import fill
 from circuitdisc.tasks.split import split_examples
 
@@ -111,7 +111,7 @@ def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]
         )
     total = len(CENTURIES) * len(ENDINGS)
     if (kept_in_all := sum(map(len, found.values()))) < total:
-        warnings.warn(
+        note(
             f"task 'greater_than': {total - kept_in_all} of {total} years are not two tokens of two digits for this model's "
             "tokenizer and are left out"
         )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.encode import special_prefix
@@ -25,6 +26,7 @@ from circuitdisc.tasks.split import draw_distinct, split_examples
 LEAST_LENGTH = 5
 
 
+@bounded(length=Whole(LEAST_LENGTH, 100_000), tokens=Whole(0, 2**31 - 1, many=True))
 def build(
     model: TaskModel,
     *,
@@ -50,8 +52,6 @@ def build(
         BadSetting: `length` is below 5, or `tokens` are not ids.
         BadTask: the prompt is too long for the model, or its vocabulary too small.
     """
-    if length < LEAST_LENGTH:
-        raise BadSetting(f"length={length} is too short for task 'induction': give at least {LEAST_LENGTH}")
     prefix = special_prefix(model.tokenizer, prepend_bos)
     if len(prefix) + 2 * length > model.n_ctx:
         raise BadTask(

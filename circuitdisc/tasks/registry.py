@@ -2,14 +2,18 @@
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.checks import EXAMPLES, SEED, bounded
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
+from circuitdisc.tasks.examine import examine, examine_variety
 from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.notes import collect_notes
 
 COMMON = ("n", "n_heldout", "seed")
 UNSET = "???"  # what a YAML file writes for a value that has to be given
@@ -72,6 +76,7 @@ TASKS: dict[str, TaskKind] = {
 }
 
 
+@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
 def load_task(
     name_or_path: str | Path,
     model: TaskModel,
@@ -92,7 +97,8 @@ def load_task(
         **settings: the task's own settings.
 
     Returns:
-        The task; its examples fit the model.
+        The task; its examples fit the model. What is odd about their tokens stands in its `notes`, and each note is a
+        `CircuitdiscWarning`.
 
     Raises:
         UnknownName: no task, or no setting of it, has this name.
@@ -107,20 +113,18 @@ def load_task(
         name, settings = "file", {"path": name, **settings}
     kind = TASKS[name]
     own = _with_defaults(name, settings, kind.settings)
-    _check_count("seed", seed, 0)
-    n = kind.n if n is None else _check_count("n", n, 1)
-    n_heldout = n if n_heldout is None else _check_count("n_heldout", n_heldout, 1)
-    task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
+    n = kind.n if n is None else n
+    n_heldout = n if n_heldout is None else n_heldout
+    with collect_notes() as notes:
+        task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
     examples = (*task.train, *task.heldout)
     check_examples(examples, [f"task '{task.name}', example {index}" for index in range(len(examples))], model)
     made = {"n": len(task.train), "n_heldout": len(task.heldout), "seed": seed, **own}
-    return replace(task, settings={**made, **task.settings})
-
-
-def _check_count(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadSetting(f"{name}={value!r} cannot be used: give a whole number of at least {least}")
-    return value
+    notes += [*examine(examples, model.tokenizer), *examine_variety(examples, model.tokenizer)]
+    notes = tuple(dict.fromkeys((*task.notes, *notes)))
+    for sentence in notes:
+        warnings.warn(sentence, CircuitdiscWarning, stacklevel=2)
+    return replace(task, settings={**made, **task.settings}, notes=notes)
 
 
 def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> dict[str, object]:

@@ -8,19 +8,21 @@ Both hold the same fields. A prompt is text or a list of token ids; in CSV the i
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from circuitdisc.errors import BadFile, UnknownName
+from circuitdisc.errors import BadFile, UnknownName, shown
 from circuitdisc.files import read_text
 from circuitdisc.tasks.check import raise_problems
 
-FIELDS = ("clean", "corrupted", "answers", "wrong", "positions", "group", "split", "roles")
+FIELDS = ("clean", "corrupted", "answers", "wrong", "target", "positions", "group", "split", "roles")
 ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
 CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
+MOST_LINES, MOST_CHARACTERS = 1_000_000, 1_000_000  # of a file, and in a line of it
 SPLITS = ("train", "heldout")
 ROLE = re.compile(r"[A-Za-z_]\w*")
 
@@ -44,6 +46,9 @@ class Row:
         roles: named positions: a token's index, which may count from the end, or the characters (first, one past the
             last) of the clean prompt.
         extra: text fields that the reader asked for beside these.
+        targets: for each position the number that the model should put out; `answers` then names the output that is read.
+            Empty where the answers are tokens.
+        names_output: whether the line itself has `answers`; without, a target is read from the first output.
     """
 
     where: str
@@ -56,6 +61,8 @@ class Row:
     split: str | None = None
     roles: Mapping[str, Place] = field(default_factory=dict, hash=False)
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    targets: tuple[float, ...] = ()
+    names_output: bool = True
 
     @property
     def is_text(self) -> bool:
@@ -75,6 +82,8 @@ def read_rows(path: Path, extra: Sequence[str] = ()) -> list[Row]:
     if suffix not in (".jsonl", ".csv"):
         raise BadFile(f"{path} is not a task file: give one that ends in .jsonl or .csv")
     text = read_text(path).removeprefix("\ufeff")
+    if text.count("\n") > MOST_LINES:
+        raise BadFile(f"{path} has {text.count(chr(10)):,} lines, more than the {MOST_LINES:,} that a task may have")
     records = _csv_records(path, text) if suffix == ".csv" else _jsonl_records(path, text)
     rows: list[Row] = []
     problems: list[str] = []
@@ -99,6 +108,7 @@ def _check_alike(rows: Sequence[Row]) -> None:
         ("holds text and {0} token ids: use one of the two in the whole file", lambda row: row.is_text),
         ("and {0} differ in having a 'corrupted' prompt: give one in all lines or in none", lambda row: row.corrupted),
         ("and {0} differ in having a 'split': give one in all lines or in none", lambda row: row.split),
+        ("and {0} differ in having a 'target': give one in all lines or in none", lambda row: row.targets),
     )
     for sentence, trait in traits:
         for row in rows[1:]:
@@ -113,6 +123,9 @@ def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, dict[str, objec
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        if len(line) > MOST_CHARACTERS:
+            yield where, BadFile(f"the line has {len(line):,} characters, more than the {MOST_CHARACTERS:,} that one may have")
+            continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -170,6 +183,8 @@ def _csv_record(cells: dict[str, str]) -> dict[str, object] | BadFile:
                 record[name] = [_ids(column, " ".join(one)) for one in positions] if is_ids else positions
             elif name == "roles":
                 record[name] = _json_cell(column, cell)
+            elif name == "target":
+                record[name] = _numbers(column, cell)
             else:
                 record[name] = _ids(column, cell) if is_ids or name == "positions" else cell
     except BadFile as problem:
@@ -183,6 +198,13 @@ def _ids(column: str, cell: str) -> list[int]:
         if not re.fullmatch(r"-?\d{1,18}", word):
             raise BadFile(f"{word!r} in column '{column}' is not a whole number: write numbers separated by spaces")
     return [int(word) for word in words]
+
+
+def _numbers(column: str, cell: str) -> list[float]:
+    try:
+        return [float(word) for word in cell.split()]
+    except ValueError:
+        raise BadFile(f"{cell!r} in column '{column}' is not a number: write numbers separated by spaces") from None
 
 
 def _json_cell(column: str, cell: str) -> object:
@@ -200,15 +222,19 @@ def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Ro
             raise BadFile(str(UnknownName("field", name, (*FIELDS, *extra))))
         if name in extra and not (_is_text(value) and value.strip()):
             raise BadFile(f"'{name}' is {_shown(value)}: give a text that is not empty")
+    names_output = "answers" in record
+    if "target" in record:
+        record = {"answers": 0 if "positions" not in record else [0] * len(_positions(record["positions"])), **record}
     for name in ("clean", "answers"):
         if name not in record:
-            raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers'")
+            raise BadFile(f"the field '{name}' is missing: every line needs 'clean' and 'answers' (or a number as 'target')")
     clean = _prompt("clean", record["clean"])
     corrupted = _prompt("corrupted", record["corrupted"]) if "corrupted" in record else None
     if corrupted is not None and isinstance(corrupted, str) != isinstance(clean, str):
         raise BadFile("'clean' and 'corrupted' mix text and token ids: use one of the two in the whole file")
     positions = _positions(record.get("positions", -1))
-    kind = str if isinstance(clean, str) else int
+    targets = _targets(record["target"], len(positions)) if "target" in record else ()
+    kind = str if isinstance(clean, str) and not targets else int
     answers = _per_position("answers", record["answers"], len(positions), kind)
     wrong = _per_position("wrong", record.get("wrong", [[] for _ in positions]), len(positions), kind)
     if not all(answers):
@@ -217,8 +243,23 @@ def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Ro
     if split is not None and split not in SPLITS:
         raise BadFile(str(UnknownName("split", str(split), SPLITS)))
     group, roles = str(record.get("group", "")), _roles(record.get("roles", {}), clean)
+    if targets and any(wrong):
+        raise BadFile("'wrong' beside 'target': a number has no wrong answers; leave one of the two out")
     more = {name: str(record[name]) for name in extra if name in record}
-    return Row(where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles, more)
+    return Row(
+        where, clean, corrupted, positions, answers, wrong, group, split and str(split), roles, more, targets, names_output
+    )
+
+
+def _targets(value: object, n_positions: int) -> tuple[float, ...]:
+    """The right number at each position."""
+    values: list[object] = value if isinstance(value, list) else [value]
+    numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) < len(values) or not all(math.isfinite(one) for one in numbers):
+        raise BadFile(f"'target' is {_shown(value)}: give the number that the model should put out")
+    if len(numbers) != n_positions:
+        raise BadFile(f"'target' has {len(numbers)} numbers for {n_positions} positions: give one for each position")
+    return tuple(map(float, numbers))
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -261,6 +302,7 @@ def _answers(name: str, value: object, kind: type[Item]) -> tuple[Item, ...]:
     for one in values:
         if not (_is_int(one) if kind is int else _is_text(one)):
             wanted = "token ids, as the prompt is" if kind is int else "text, as the prompt is"
+            wanted += "; a number that the model should put out goes into 'target'" if isinstance(one, float) else ""
             raise BadFile(f"'{name}' holds {_shown(one)}: give {wanted}")
     return tuple(one for one in values if isinstance(one, str | int))
 
@@ -298,5 +340,8 @@ def _words(role: str, words: str, clean: str) -> tuple[int, int]:
 
 
 def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+    try:
+        written = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, ValueError):
+        return shown(value)
+    return written if len(written) <= 40 else f"{written[:37]}..."

@@ -1,6 +1,5 @@
 """Train and held-out examples that share no clean prompt."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Example, TextExample
+from circuitdisc.tasks.notes import note
 
 AnyExample = TypeVar("AnyExample", Example, TextExample)
 
@@ -21,12 +21,17 @@ class Split(NamedTuple):
 
 
 def drop_duplicates(examples: Sequence[Example]) -> list[Example]:
-    """The first example of each clean prompt; the others are counted in a warning."""
+    """The first example of each clean prompt; the others are counted in a note."""
     first: dict[tuple[int, ...], Example] = {}
     for example in examples:
         first.setdefault(example.clean, example)
     if len(first) < len(examples):
-        warnings.warn(f"{len(examples) - len(first)} of {len(examples)} examples repeat a clean prompt and are dropped")
+        said: dict[tuple[int, ...], set[str]] = {}
+        for example in examples:
+            said.setdefault(example.clean, set()).add(example.text)
+        merged = next((sorted(texts) for texts in said.values() if len(texts) > 1), None)
+        alike = "" if merged is None else f"; the tokenizer reads {merged[0][-40:]!r} and {merged[1][-40:]!r} alike"
+        note(f"{len(examples) - len(first)} of {len(examples)} examples repeat a clean prompt and are dropped{alike}")
     return list(first.values())
 
 

@@ -56,5 +56,6 @@ def _layer(layer: Any, n_heads: int, n_kv_heads: int) -> LayerWeights:
         W_gate=inputs_first(mlp.gate_proj),
         W_out=inputs_first(mlp.down_proj),
         b_in=mlp.up_proj.bias,
+        b_gate=mlp.gate_proj.bias,
         b_out=mlp.down_proj.bias,
     )

@@ -1,0 +1,11 @@
+"""Folders of runs: what they hold, who writes in them, and how work that was killed goes on."""
+
+from circuitdisc.runs.folders import check_free as check_free
+from circuitdisc.runs.folders import stoppable as stoppable
+from circuitdisc.runs.folders import with_out as with_out
+from circuitdisc.runs.folders import workspace as workspace
+from circuitdisc.runs.folders import writing as writing
+from circuitdisc.runs.journal import Journal as Journal
+from circuitdisc.runs.memo import Memo as Memo
+from circuitdisc.runs.run import Run as Run
+from circuitdisc.runs.run import versions as versions

@@ -1,0 +1,49 @@
+"""The sections of a configuration: seen to be of their kind and within bounds before a model is loaded."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from circuitdisc.checks import SEED, check_values
+from circuitdisc.discovery.registry import get_algorithm
+from circuitdisc.errors import BadRun, BadSetting, shown
+from circuitdisc.patching.memory import parse_memory
+from circuitdisc.runs import Run, versions
+from circuitdisc.schemas import RunConfig, validate
+from circuitdisc.scoring import score
+from circuitdisc.tasks.registry import TASKS, load_task
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Every section has what the code that takes it expects, and its numbers lie within that code's bounds.
+
+    Args:
+        config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and the settings beside them.
+
+    Raises:
+        BadSetting: a section or a value is of another kind, or out of bounds.
+        UnknownName: there is no such algorithm.
+    """
+    validate(RunConfig, config, "settings", error=BadSetting)
+    SEED.check("seed", config["seed"])
+    parse_memory(config["memory"])
+    check_values(score, config["scoring"])
+    task, algorithm = config["task"], config["algorithm"]
+    check_values(load_task, task)
+    if task["name"] in TASKS:
+        check_values(TASKS[task["name"]].build, task)
+    check_values(get_algorithm(algorithm["name"]).function, algorithm)
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """An existing run, with a configuration that this version knows.
+
+    Raises:
+        BadRun: the folder is not a run, or its configuration lacks a section, has one more, or one with another content.
+    """
+    run = Run.open(folder)
+    by = run.config.get("versions")
+    written = f"the file says {shown(by.get('circuitdisc'))}" if isinstance(by, dict) else "the file does not say which"
+    remedy = f"was it changed, or written by another version (this is {versions()['circuitdisc']}, {written})?"
+    validate(RunConfig, run.config, str(run.path("config.json")), error=BadRun, closed=True, remedy=remedy)
+    return run
