@@ -28,6 +28,7 @@ from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
 from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of, share_interval
@@ -215,7 +216,6 @@ def values_of(
     for start in range(0, len(examples), at_once):
         batch = collate(examples[start : start + at_once], device=model.device)
         logits = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)[batch.reads]
-        for metric in metrics:
-            values = batch.per_example(metric(logits, batch.labels))
-            found[metric.name].append(values.double().cpu().numpy())
+        for name, values in of_logits(batch, batch.labels, logits, metrics).items():
+            found[name].append(values.double().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}

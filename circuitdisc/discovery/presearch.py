@@ -11,6 +11,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.memory import examples_that_fit, parse_memory
 from circuitdisc.tasks.base import Task, collate
 
@@ -71,6 +72,6 @@ def clean_and_corrupted(
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if labels.full_logprobs is None:  # the clean prompts come first
                 labels = replace(labels, full_logprobs=logits.log_softmax(-1))
-            values.append(batch.per_example(metric(logits, labels)).double().cpu())
+            values.append(of_logits(batch, labels, logits, [metric])[metric.name].double().cpu())
     clean, corrupted = (torch.cat(values) for values in parts)
     return clean, corrupted

@@ -20,6 +20,7 @@ from circuitdisc.metrics import Metric, log_probabilities
 from circuitdisc.models.components import Components, NormWeights
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_patch import patched_tokens
+from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.forward import LayerState, clean_states, logits_at
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, collate
@@ -160,8 +161,8 @@ def keep_activations(
         labels = replace(batch.labels, full_logprobs=log_probabilities(logits))
         if any(metric.zero_at_full for metric in metrics):
             given.log_probs[chunk] = log_probabilities(logits).cpu()
-        for metric in metrics:
-            values[metric.name].append(batch.per_example(metric(logits, labels)).double().cpu())
+        for name, each in of_logits(batch, labels, logits, metrics).items():
+            values[name].append(each.double().cpu())
         if on_progress is not None:
             on_progress(batch.n_examples)
     given.metrics = {name: torch.cat(parts) for name, parts in values.items()}

@@ -22,6 +22,7 @@ from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.cross_cache import Given
 from circuitdisc.patching.cross_patch import HEAD_KINDS, SHARED_KINDS, Patch, patched_tokens
+from circuitdisc.patching.evaluate import of_logits
 from circuitdisc.patching.forward import LayerState, attend, clean_states, for_heads, write
 from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Example, PromptBatch, collate
@@ -87,8 +88,8 @@ class CrossRun:
             rows: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
             for patch in distinct:
                 logits = run.logits(patch)
-                for metric in metrics:
-                    rows[metric.name].append(run.batch.per_example(metric(logits, run.labels)).double().cpu())
+                for name, values in of_logits(run.batch, run.labels, logits, metrics).items():
+                    rows[name].append(values.double().cpu())
                 if on_progress is not None:
                     on_progress(1)
             for name, values in rows.items():

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import Labels, Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.patching.prepared import Chunk
+from circuitdisc.tasks.base import PromptBatch
 
 Values = dict[str, dict[str, Float[Tensor, "B"]]]
 Variant = Callable[[Chunk], Float[Tensor, "N V"]]
@@ -40,16 +41,29 @@ def evaluate(
     found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in variants}
     for chunk in chunks:
         for name, run in variants.items():
-            for metric, values in of_logits(chunk, run(chunk), metrics).items():
+            for metric, values in of_logits(chunk.batch, chunk.labels, run(chunk), metrics).items():
                 found[name][metric].append(values)
             if on_progress is not None:
                 on_progress(1)
     return {name: {metric: torch.cat(parts) for metric, parts in values.items()} for name, values in found.items()}
 
 
-def of_logits(chunk: Chunk, logits: Float[Tensor, "*C N V"], metrics: Sequence[Metric]) -> dict[str, Float[Tensor, "*C B"]]:
-    """Several metrics from the logits of the whole vocabulary."""
-    return {metric.name: chunk.batch.per_example(metric(logits, chunk.labels)) for metric in metrics}
+def of_logits(
+    batch: PromptBatch, labels: Labels, logits: Float[Tensor, "*C N V"], metrics: Sequence[Metric]
+) -> dict[str, Float[Tensor, "*C B"]]:
+    """Several metrics from the logits of the whole vocabulary at the readings."""
+    return {metric.name: batch.per_example(metric(logits, labels)) for metric in metrics}
+
+
+def of_columns(batch: PromptBatch, labels: Labels, unembed: Unembed, metric: Metric) -> Float[Tensor, "*C B"]:
+    """One metric, from no more columns of the unembedding than it needs.
+
+    Args:
+        unembed: columns at each reading (None: the whole vocabulary) to logits.
+    """
+    if metric.columns == "answers":
+        return batch.per_example(metric(unembed(labels.columns), labels.among_columns()))
+    return batch.per_example(metric(unembed(None), labels))
 
 
 def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metric: Metric) -> Float[Tensor, "C B"]:
@@ -61,17 +75,7 @@ def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metri
             return cut.unembed(final, columns)
         return final if columns is None else final.gather(-1, columns.expand(final.shape[0], -1, -1))
 
-    return of_columns(chunk, unembed, metric)
-
-
-def of_columns(chunk: Chunk, unembed: Unembed, metric: Metric) -> Float[Tensor, "*C B"]:
-    """One metric, from no more columns of the unembedding than it needs.
-
-    Args:
-        unembed: columns at each reading (None: the whole vocabulary) to logits.
-    """
-    columns = chunk.labels.columns if metric.columns == "answers" else None
-    return chunk.batch.per_example(metric(unembed(columns), chunk.metric_labels(metric)))
+    return of_columns(chunk.batch, chunk.labels, unembed, metric)
 
 
 def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric) -> int:

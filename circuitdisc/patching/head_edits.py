@@ -257,6 +257,8 @@ def edit_values(
     measures = [get_metric(metric) for metric in metrics]
     found: dict[str, list[Tensor]] = {metric.name: [] for metric in measures}
     for held in helds:
-        for name, values in of_logits(held.chunk, changed_logits(model, held, change), measures).items():
+        for name, values in of_logits(
+            held.chunk.batch, held.chunk.labels, changed_logits(model, held, change), measures
+        ).items():
             found[name].append(values)
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -64,6 +64,6 @@ class HeadRemoval:
                 self.patching.cost.node_evaluations += nodes
             else:
                 logits = self.patching.circuit_logits(chunk, head_circuit(self.graph, kept).mask)
-            total += float(of_logits(chunk, logits, [self.metric])[self.metric.name].double().sum())
+            total += float(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
             n += chunk.batch.n_examples
         return total / n

@@ -120,7 +120,7 @@ def masked_values(
 ) -> Float[Tensor, "B"]:
     """The metric of a soft mask's run, example by example, with gradients to the mask."""
     residual = MaskedRun(components, graph, chunk, mask).residual[chunk.batch.reads]
-    return of_columns(chunk, lambda columns: wide(components.unembed(residual[None], columns)[0]), metric)
+    return of_columns(chunk.batch, chunk.labels, lambda columns: wide(components.unembed(residual[None], columns)[0]), metric)
 
 
 @dataclass

@@ -256,7 +256,7 @@ class PartRemoval:
         self._known[np.packbits(mask).tobytes()] = values
 
     def _per_example(self, logits: Float[Tensor, "N V"], chunk: Chunk) -> Values:
-        values = of_logits(chunk, logits, [self.metric])[self.metric.name].double().cpu().numpy()
+        values = of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().cpu().numpy()
         return check_finite(values, self.metric)
 
 

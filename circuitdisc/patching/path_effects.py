@@ -195,7 +195,7 @@ class PathPatching:
 
     def _values(self, run: PathRun, final: Float[Tensor, "C Nr D"]) -> Float[Tensor, "C B"]:
         """The metric of every row, example by example."""
-        return of_columns(run.chunk, partial(run.logits, final), self.metric)
+        return of_columns(run.chunk.batch, run.chunk.labels, partial(run.logits, final), self.metric)
 
 
 def positions_mask(batch: PromptBatch, positions: Positions) -> Bool[Tensor, "B T"]:

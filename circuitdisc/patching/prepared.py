@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.metrics import Labels, Metric, log_probabilities
+from circuitdisc.metrics import Labels, log_probabilities
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.models.model import Model
 from circuitdisc.patching.folded import folded_senders
@@ -56,10 +56,6 @@ class Chunk:
         if n_senders not in self._ablated_sums:
             self._ablated_sums[n_senders] = self.ablated[:n_senders].sum(0)
         return self._ablated_sums[n_senders]
-
-    def metric_labels(self, metric: Metric) -> Labels:
-        """The labels as `metric` wants them: columns of the vocabulary, or positions among the answers' columns."""
-        return self.labels.among_columns() if metric.columns == "answers" else self.labels
 
 
 class AblationTable(NamedTuple):

@@ -18,6 +18,7 @@ from torch import Tensor
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components, Frame
+from circuitdisc.patching.evaluate import of_columns
 from circuitdisc.patching.layers import HEADS, MLP, Place, heads_sum, projections
 from circuitdisc.tasks.base import PromptBatch
 
@@ -237,11 +238,9 @@ def readout(
         full_logprobs: log-probabilities of the full model at the readings, for KL. [N, V]
     """
     labels = replace(batch.labels, full_logprobs=full_logprobs)
-    columns = labels.columns if metric.columns == "answers" else None
     with torch.enable_grad():
         read = residual.detach()[:, batch.read_example, batch.read_position].requires_grad_()
-        logits = wide(cut.unembed(read, columns))
-        values = batch.per_example(metric(logits, labels.among_columns() if columns is not None else labels))
+        values = of_columns(batch, labels, lambda columns: wide(cut.unembed(read, columns)), metric)
         (gradient,) = torch.autograd.grad(values.sum(), read)
     into = torch.zeros_like(residual)
     rows = torch.arange(residual.shape[0], device=residual.device)[:, None]
