@@ -29,10 +29,10 @@ from torch import Tensor
 
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
+from circuitdisc.engine.full_run import uncut_run
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
 from circuitdisc.models.components import Components
-from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.tasks.base import Example, PromptBatch, Task, collate
 
 RESULTS = Path(__file__).parent / "results" / "ATTRIBUTION.md"

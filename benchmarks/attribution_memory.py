@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
+from circuitdisc.engine.gradients.memory import Gradient, Shapes, buffer_bytes, examples_in_budget, peak_bytes
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
 from circuitdisc.models.components import Components, ModelSpec
-from circuitdisc.patching.attribution_memory import Gradient, Shapes, buffer_bytes, examples_in_budget, peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "ATTRIBUTION_MEMORY.md"
 LLAMAS: dict[str, dict[str, Any]] = {

@@ -26,13 +26,13 @@ from attribution import reset_peak, resident, rise
 from common import machine, markdown
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.cmap_job import Job
-from circuitdisc.checkpoints.cmap_plan import plan_patching
-from circuitdisc.checkpoints.cmap_sets import Wanted
-from circuitdisc.patching.cross_patch import HEAD_KINDS
-from circuitdisc.patching.cross_plan import CrossPlan, Shapes, shapes_from_config
-from circuitdisc.patching.forward import clean_states
-from circuitdisc.patching.requirements import components_of
+from circuitdisc.checkpoints.cmap.job import Job
+from circuitdisc.checkpoints.cmap.plan import plan_patching
+from circuitdisc.checkpoints.cmap.sets import Wanted
+from circuitdisc.engine.cross.patch import HEAD_KINDS
+from circuitdisc.engine.cross.plan import CrossPlan, Shapes, shapes_from_config
+from circuitdisc.engine.forward import clean_states
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.tasks.base import Example, Task, collate
 
 RESULTS = Path(__file__).parent / "results" / "CMAP_PLAN.md"

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 import circuitdisc as cd
 from circuitdisc.ablation import get_ablation
+from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import get_metric
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.faithfulness import normalised
 from circuitdisc.stats import RESAMPLES, Interval, interval, share_interval
 

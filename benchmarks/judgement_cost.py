@@ -29,9 +29,9 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import greedy
+from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.curves import MIB_SHARES, n_edges
 from circuitdisc.tasks.base import Task
 

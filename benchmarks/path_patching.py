@@ -18,10 +18,10 @@ from common import in_turn, machine, markdown, random_gpt2, random_task
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.path_effects import PathEffects, PathPatching
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.path_effects import PathEffects, PathPatching
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task, collate
 

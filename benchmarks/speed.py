@@ -37,11 +37,11 @@ from circuitdisc.discovery.acdc import acdc
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.eap import eap
 from circuitdisc.discovery.selection import greedy
+from circuitdisc.engine.circuit_run import CircuitRun
+from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import METRICS, get_metric
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
-from circuitdisc.patching.circuit_run import CircuitRun
-from circuitdisc.patching.engine import Patching
 from circuitdisc.tasks.base import Task
 
 RESULTS = Path(__file__).parent / "results"

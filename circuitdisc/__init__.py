@@ -15,28 +15,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitdisc import compiled, heads, siit
+    from circuitdisc import heads
     from circuitdisc.ablation import Ablation
-    from circuitdisc.causal import CausalModel, Variable
     from circuitdisc.checkpoints.baselines import baselines
-    from circuitdisc.checkpoints.cmap import cmap
+    from circuitdisc.checkpoints.cmap.cmap import cmap
     from circuitdisc.checkpoints.drift import drift
-    from circuitdisc.checkpoints.finetune import finetune
-    from circuitdisc.checkpoints.transfer import transfer
+    from circuitdisc.checkpoints.finetune.finetune import finetune
+    from circuitdisc.checkpoints.transfer.transfer import transfer
     from circuitdisc.circuit import Circuit
-    from circuitdisc.compare import compare_runs
     from circuitdisc.discovery import Discovery, discover
+    from circuitdisc.engine.interventions import Intervention
+    from circuitdisc.engine.path_effects import path_patch
+    from circuitdisc.engine.selfcheck import load_model
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.exchange import read_edge_scores, write_graph_json
     from circuitdisc.graph import ComputationGraph
-    from circuitdisc.heads.dcm import dcm
-    from circuitdisc.heads.localised import localised
+    from circuitdisc.heads.dcm.dcm import dcm
+    from circuitdisc.heads.localised.head_edits import HeadEdit
+    from circuitdisc.heads.localised.localised import localised
+    from circuitdisc.jobs.compare_runs import compare_runs
+    from circuitdisc.known import compiled, siit
+    from circuitdisc.known.causal import CausalModel, Variable
     from circuitdisc.metrics import Metric
-    from circuitdisc.patching.head_edits import HeadEdit
-    from circuitdisc.patching.interventions import Intervention
-    from circuitdisc.patching.path_effects import path_patch
-    from circuitdisc.patching.selfcheck import load_model
-    from circuitdisc.report import report
+    from circuitdisc.pages import report
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
     from circuitdisc.scoring.completeness import completeness
@@ -53,47 +54,48 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Ablation": "circuitdisc.ablation",
-    "CausalModel": "circuitdisc.causal",
+    "CausalModel": "circuitdisc.known.causal",
     "Circuit": "circuitdisc.circuit",
     "CircuitdiscError": "circuitdisc.errors",
     "ComputationGraph": "circuitdisc.graph",
     "Desideratum": "circuitdisc.tasks.desiderata",
     "Discovery": "circuitdisc.discovery",
-    "HeadEdit": "circuitdisc.patching.head_edits",
-    "Intervention": "circuitdisc.patching.interventions",
+    "HeadEdit": "circuitdisc.heads.localised.head_edits",
+    "Intervention": "circuitdisc.engine.interventions",
     "Metric": "circuitdisc.metrics",
     "Scores": "circuitdisc.scoring",
     "Truth": "circuitdisc.scoring.truth",
-    "Variable": "circuitdisc.causal",
+    "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
     "baselines": "circuitdisc.checkpoints.baselines",
-    "cmap": "circuitdisc.checkpoints.cmap",
-    "compare_runs": "circuitdisc.compare",
+    "cmap": "circuitdisc.checkpoints.cmap.cmap",
+    "compare_runs": "circuitdisc.jobs.compare_runs",
     "completeness": "circuitdisc.scoring.completeness",
     "curve": "circuitdisc.scoring.curves",
-    "dcm": "circuitdisc.heads.dcm",
+    "dcm": "circuitdisc.heads.dcm.dcm",
     "discover": "circuitdisc.discovery",
     "drift": "circuitdisc.checkpoints.drift",
-    "finetune": "circuitdisc.checkpoints.finetune",
+    "finetune": "circuitdisc.checkpoints.finetune.finetune",
     "hypothesis_tests": "circuitdisc.scoring.hypotheses",
     "interchange_accuracy": "circuitdisc.scoring.interchange",
     "intervene": "circuitdisc.scoring.intervene",
     "load_desiderata": "circuitdisc.tasks.desiderata",
-    "load_model": "circuitdisc.patching.selfcheck",
+    "load_model": "circuitdisc.engine.selfcheck",
     "load_task": "circuitdisc.tasks",
-    "localised": "circuitdisc.heads.localised",
+    "localised": "circuitdisc.heads.localised.localised",
     "minimality": "circuitdisc.scoring.minimality",
     "overlap": "circuitdisc.scoring.overlap",
-    "path_patch": "circuitdisc.patching.path_effects",
+    "path_patch": "circuitdisc.engine.path_effects",
     "read_edge_scores": "circuitdisc.exchange",
-    "report": "circuitdisc.report",
+    "report": "circuitdisc.pages",
     "score": "circuitdisc.scoring",
     "stability": "circuitdisc.scoring.stability",
-    "transfer": "circuitdisc.checkpoints.transfer",
+    "transfer": "circuitdisc.checkpoints.transfer.transfer",
     "write_graph_json": "circuitdisc.exchange",
 }
 
-_ROOMS = ("compiled", "heads", "siit")  # packages that are used by their own name, as in cd.heads.head_roles
+# packages that are used by their own name, as in cd.heads.head_roles
+_ROOMS = {"compiled": "circuitdisc.known.compiled", "heads": "circuitdisc.heads", "siit": "circuitdisc.known.siit"}
 
 __all__ = [
     "Ablation",
@@ -143,11 +145,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return import_module(f"circuitdisc.{name}")
+        return import_module(_ROOMS[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'circuitdisc' has no attribute '{name}'")
     found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = found  # `report` and `score` are also names of packages: the function wins
+    globals()[name] = found
     return found
 
 

@@ -1,7 +1,7 @@
 """Ablation: the value that a sender carries on the edges that are cut.
 
 `zero`: nothing. `zero_folded`: what a head writes from biases alone, and nothing of any other sender; that is `zero` in a model
-whose norms and value biases are folded, as TransformerLens folds them (`patching/folded.py`). `resample`: its value on the
+whose norms and value biases are folded, as TransformerLens folds them (`engine/folded.py`). `resample`: its value on the
 corrupted prompt. `mean`: its average over a set of prompts, taken for each group and position, for each position, or over
 everything.
 

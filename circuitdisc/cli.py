@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discover(args: list[str]) -> int:
-    from circuitdisc.config import check_overrides, compose, discover_help, rewrite
+    from circuitdisc.jobs.config import check_overrides, compose, discover_help, rewrite
 
     if {"-h", "--help"} & set(args):
         print(discover_help())
@@ -106,7 +106,7 @@ def _multirun(overrides: list[str]) -> int:
     """Every combination, by Hydra's sweeper and launcher; jobs may run in other processes."""
     import hydra
 
-    from circuitdisc.config import conf_dir
+    from circuitdisc.jobs.config import conf_dir
 
     given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
     folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -145,15 +145,15 @@ def run_job(config: Any, command: list[str], number: int | None = None) -> int:
         command: what the user typed, for the record.
         number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
-    from circuitdisc.commands.settings import check_call, set_threads
-    from circuitdisc.config import plain
+    from circuitdisc.jobs.config import plain
+    from circuitdisc.jobs.settings import check_call, set_threads
 
     composed = plain(config)
     sections = check_call(composed)
     set_threads(composed["threads"])
     sections["command"] = shlex.join(command)
     sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
-    from circuitdisc.pipeline import default_folder, start
+    from circuitdisc.jobs.discover import default_folder, start
 
     folder = Path(composed["out"]) if composed["out"] else default_folder(sections)
     print(start(sections, folder if number is None else folder / str(number)).summary)
@@ -171,27 +171,27 @@ def _one_run(command: str, args: list[str]) -> Path:
 
 def _score(args: list[str]) -> int:
     if any(arg.partition("=")[0] == "--scores" for arg in args):
-        from circuitdisc.commands.scores_file import scores_file_command
+        from circuitdisc.jobs.scores_file import scores_file_command
 
         print(scores_file_command(args))
         return 0
     folder = _one_run("score", args)
-    from circuitdisc.config import check_overrides, parse_changes, rewrite
+    from circuitdisc.jobs.config import check_overrides, parse_changes, rewrite
 
     overrides = rewrite([arg for arg in args[1:] if arg != "--all"])
     check_overrides(overrides)
     if "--all" in args:
-        from circuitdisc.judge import judge
+        from circuitdisc.jobs.judge import judge
 
         print(judge(folder, parse_changes(overrides), command=shlex.join(["circuitdisc", "score", *args])).text())
         if not overrides:
-            from circuitdisc.pipeline import write_page
+            from circuitdisc.jobs.discover import write_page
 
             print(f"\nreport  {write_page(folder)}")
         return 0
     from circuitdisc.circuit import Circuit
-    from circuitdisc.pipeline import CIRCUIT, rescore
-    from circuitdisc.report import scores_table
+    from circuitdisc.jobs.discover import CIRCUIT, rescore
+    from circuitdisc.pages import scores_table
 
     scores = rescore(folder, parse_changes(overrides))
     print(scores_table(scores, circuit=Circuit.load(folder / CIRCUIT)))
@@ -200,7 +200,7 @@ def _score(args: list[str]) -> int:
 
 def _report(args: list[str]) -> int:
     folder = _one_run("report", args)
-    from circuitdisc.pipeline import write_page
+    from circuitdisc.jobs.discover import write_page
 
     print(write_page(folder))
     return 0
@@ -208,11 +208,11 @@ def _report(args: list[str]) -> int:
 
 def _resume(args: list[str]) -> int:
     folder = _one_run("resume", args)
-    from circuitdisc.checkpoints.store import is_transfer
+    from circuitdisc.checkpoints.transfer.store import is_transfer
 
     if is_transfer(folder):
         return _later("transfer", [f"out={folder}"])
-    from circuitdisc.pipeline import resume
+    from circuitdisc.jobs.discover import resume
 
     print(resume(folder).summary)
     return 0
@@ -228,7 +228,7 @@ def _export(args: list[str]) -> int:
             "which file? `circuitdisc export RUN FILE.json` writes the run's circuit and scores there; prune=true leaves out "
             "the edges that EAP-IG drops before it evaluates a circuit"
         )
-    from circuitdisc.pipeline import export
+    from circuitdisc.jobs.discover import export
 
     print(export(folder, Path(files[0]), prune=bool(prune and prune[0])))
     return 0
@@ -238,7 +238,7 @@ def _later(name: str, args: list[str]) -> int:
     """Run a command of `circuitdisc/commands/`, and print what it gives."""
     from importlib import import_module
 
-    print(getattr(import_module(f"circuitdisc.commands.{name}"), f"{name}_command")(args))
+    print(getattr(import_module(f"circuitdisc.jobs.{name}"), f"{name}_command")(args))
     return 0
 
 
@@ -246,7 +246,7 @@ def _list(args: list[str]) -> int:
     kinds = ("models", "tasks", "algorithms", "metrics")
     if len(args) != 1 or args[0] not in kinds:
         raise UnknownName("list", " ".join(args), kinds, "`circuitdisc list tasks`, for example.")
-    from circuitdisc.report.tables import text_table
+    from circuitdisc.pages.tables import text_table
 
     print(text_table(("name", "what it is"), _rows(args[0])))
     return 0

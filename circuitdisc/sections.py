@@ -6,8 +6,8 @@ from typing import Any
 
 from circuitdisc.checks import SEED, check_values
 from circuitdisc.discovery.registry import get_algorithm
+from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadRun, BadSetting, shown
-from circuitdisc.patching.memory import parse_memory
 from circuitdisc.runs import Run, versions
 from circuitdisc.schemas import RunConfig, validate
 from circuitdisc.scoring import score

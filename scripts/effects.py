@@ -106,44 +106,37 @@ def scores() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "intervene", lambda: plain(cd.intervene(model, task, [cd.Intervention("a1.h2", scale=0.0)]))
 
 
-TASK = ("task.n=12", "task.n_heldout=24", "progress=false")
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "acdc": ("discover", "model=tpp/lightweight", "task=tpp", "algorithm.threshold=0.5", "scoring.n_random=4", *TASK, "out={at}/acdc"),
+TASK = "task.n=12 task.n_heldout=24 progress=false"
+COMMANDS: dict[str, str] = {
+    "acdc": "discover model=tpp/lightweight task=tpp algorithm.threshold=0.5 scoring.n_random=4 {task} out={at}/acdc",
     "heads": (
-        "discover", "model=multitask/base", "task=ioi", "algorithm=path_patching", "ablation=resample", "scoring.n_random=4",
-        *TASK, "out={at}/heads",
+        "discover model=multitask/base task=ioi algorithm=path_patching ablation=resample scoring.n_random=4 {task} out={at}/heads"
     ),
-    "score": ("score", "{at}/acdc", "ablation=zero", "scoring.n_random=2"),
-    "score_all": ("score", "{at}/acdc", "--all"),
-    "stability": ("stability", "{at}/acdc", "n_samples=3", "progress=false"),
-    "report": ("report", "{at}/acdc"),
-    "export": ("export", "{at}/acdc", "{at}/exported.json"),
-    "compare": ("compare", "{at}/acdc", "{at}/acdc"),
+    "score": "score {at}/acdc ablation=zero scoring.n_random=2",
+    "score_all": "score {at}/acdc --all",
+    "stability": "stability {at}/acdc n_samples=3 progress=false",
+    "report": "report {at}/acdc",
+    "export": "export {at}/acdc {at}/exported.json",
+    "compare": "compare {at}/acdc {at}/acdc",
     "transfer": (
-        "transfer", "checkpoints=[tpp/featherweight,tpp/lightweight]", "task=tpp", "algorithm=head_ablation", "n_random=3", *TASK,
-        "out={at}/transfer",
+        "transfer checkpoints=[tpp/featherweight,tpp/lightweight] task=tpp algorithm=head_ablation n_random=3 {task} "
+        "out={at}/transfer"
     ),
-    "baselines": ("baselines", "checkpoints=[tpp/base,tpp/lightweight]", "task=tpp", "n_others=20", "others=[]", *TASK, "out={at}/baselines"),
-    "drift": ("drift", "checkpoints=[tpp/base,tpp/lightweight]", "task=tpp", *TASK, "out={at}/drift"),
+    "baselines": "baselines checkpoints=[tpp/base,tpp/lightweight] task=tpp n_others=20 others=[] {task} out={at}/baselines",
+    "drift": "drift checkpoints=[tpp/base,tpp/lightweight] task=tpp {task} out={at}/drift",
     "cmap": (
-        "cmap", "base=multitask/base", "tuned=multitask/boxes_full", "task=entity_tracking", "n_random=4", "steps=3", "top=2",
-        *TASK, "out={at}/cmap",
+        "cmap base=multitask/base tuned=multitask/boxes_full task=entity_tracking n_random=4 steps=3 top=2 {task} out={at}/cmap"
     ),
-    "dcm": (
-        "dcm", "model=multitask/base", "task=ioi", "penalties=[0.1]", "epochs=1", "n_random=4", *TASK, "out={at}/dcm",
-    ),
-    "localise": (
-        "localise", "model=multitask/base", "task=ioi", "heads=[a3.h1,a2.h0]", "epochs=1", "n_random=1", *TASK, "out={at}/localise",
-    ),
+    "dcm": "dcm model=multitask/base task=ioi penalties=[0.1] epochs=1 n_random=4 {task} out={at}/dcm",
+    "localise": "localise model=multitask/base task=ioi heads=[a3.h1,a2.h0] epochs=1 n_random=1 {task} out={at}/localise",
     "finetune": (
-        "finetune", "model=multitask/base", "task=ioi", "fractions=[1.0]", "epochs=1", "n_pool=64", "others=[]", "batch_size=16",
-        *TASK, "out={at}/finetune",
+        "finetune model=multitask/base task=ioi fractions=[1.0] epochs=1 n_pool=64 others=[] batch_size=16 {task} out={at}/finetune"
     ),
     **{
-        f"heads_{tool}": ("heads", tool, "model=multitask/base", "task=ioi", *TASK, "out={at}/heads_" + tool, *more)
+        f"heads_{tool}": f"heads {tool} model=multitask/base task=ioi {more} {{task}} out={{at}}/heads_{tool}"
         for tool, more in {
-            "roles": (), "attention": (), "logits": (), "effects": (), "knockout": ("n_random=2", "steps=4"),
-            "neurons": ("layers=[3]", "sizes=[10]", "n_random=1", "top=3"),
+            "roles": "", "attention": "", "logits": "", "effects": "", "knockout": "n_random=2 steps=4",
+            "neurons": "layers=[3] sizes=[10] n_random=1 top=3",
         }.items()
     },
 }  # fmt: skip
@@ -152,8 +145,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 def commands() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every command: what it prints, and every file that it leaves."""
     with tempfile.TemporaryDirectory() as at:
-        for name, words in COMMANDS.items():
-            yield name, lambda w=words, n=name: _command([word.format(at=at) for word in w], Path(at))
+        for name, line in COMMANDS.items():
+            yield name, lambda words=line.format(at=at, task=TASK).split(): _command(words, Path(at))
 
 
 def _command(words: list[str], at: Path) -> Any:

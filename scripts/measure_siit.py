@@ -18,13 +18,13 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.patching import Patching
+from circuitdisc.known.siit.case import program_of
+from circuitdisc.known.siit.program import SiitProgram, draw_prompts
+from circuitdisc.known.siit.truth import truth_of
 from circuitdisc.models.load import read_model
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.interchange import interchange_accuracy
-from circuitdisc.siit.case import program_of
-from circuitdisc.siit.program import SiitProgram, draw_prompts
-from circuitdisc.siit.truth import truth_of
 from circuitdisc.tasks.base import Example
 
 N, SEED = 400, 1234

@@ -28,8 +28,8 @@ from training import versions
 import circuitdisc as cd
 from circuitdisc.checkpoints.baselines import Baselines
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
-from circuitdisc.checkpoints.finetune import Ladder
-from circuitdisc.checkpoints.loop import save_checkpoint
+from circuitdisc.checkpoints.finetune.finetune import Ladder
+from circuitdisc.checkpoints.finetune.loop import save_checkpoint
 from circuitdisc.models import read_model
 
 BASE = "multitask/base"

@@ -6,7 +6,7 @@
 
 Each case takes one to four minutes on one idle core; the same seed gives the same weights on the same machine. Writes
 circuitdisc/shipped/siit/<case>/ and, case by case, circuitdisc/shipped/siit/RESULTS.json, from the weights as they ship
-(float16) on prompts that were never trained on. The losses are those of circuitdisc/siit/training.py.
+(float16) on prompts that were never trained on. The losses are those of circuitdisc/known/siit/training.py.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from circuitdisc.files import read_json, write_json
-from circuitdisc.siit.case import CASES, RESULTS, program_of
-from circuitdisc.siit.program import SiitProgram, draw_prompts
-from circuitdisc.siit.training import Trainer
+from circuitdisc.known.siit.case import CASES, RESULTS, program_of
+from circuitdisc.known.siit.program import SiitProgram, draw_prompts
+from circuitdisc.known.siit.training import Trainer
 
 OUT = RESULTS.parent
 STEPS = {"balance": 2000, "copy_or_reverse": 2000, "modular_sum": 1400, "pointers": 1500, "histogram": 1600}

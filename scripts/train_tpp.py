@@ -30,8 +30,8 @@ from torch import Tensor
 from training import Document, accuracy, build_model, save_shipped, scored_logits, train, versions, word_tokenizer, words
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuitdisc.tasks.nouns import NOUNS
-from circuitdisc.tasks.tpp_text import TEMPLATES, TPPExample, tpp_examples
+from circuitdisc.tasks.library.nouns import NOUNS
+from circuitdisc.tasks.library.tpp_text import TEMPLATES, TPPExample, tpp_examples
 
 STATEMENTS = (
     "{x} implies {y}",

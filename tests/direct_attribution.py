@@ -7,10 +7,10 @@ import torch
 from reference import norm, rotate, run_mlp
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
 
 
 def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torch.Tensor:

@@ -402,11 +402,11 @@ def setting_cases(generator: random.Random) -> Iterator[Case]:
 def command_cases() -> Iterator[Case]:
     """Own settings of the other commands."""
     from circuitdisc.checkpoints.baselines import baselines
-    from circuitdisc.checkpoints.cmap import cmap
+    from circuitdisc.checkpoints.cmap.cmap import cmap
     from circuitdisc.checkpoints.drift import drift
-    from circuitdisc.checkpoints.finetune import finetune
-    from circuitdisc.checkpoints.transfer import transfer
-    from circuitdisc.compare import compare_runs
+    from circuitdisc.checkpoints.finetune.finetune import finetune
+    from circuitdisc.checkpoints.transfer.transfer import transfer
+    from circuitdisc.jobs.compare_runs import compare_runs
 
     ladder, task = "checkpoints=[tpp/base,tpp/lightweight]", BASE[1:4]
     commands = [

@@ -15,12 +15,12 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import acdc
 from circuitdisc.discovery.base import SearchContext
+from circuitdisc.engine.memory import COPIES_OF_SENDERS
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.memory import COPIES_OF_SENDERS
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 import circuitdisc as cd
 from circuitdisc import progress
 from circuitdisc.circuit import Circuit
-from circuitdisc.config import conf_dir, discover_help
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import CircuitdiscError, UnknownName
+from circuitdisc.jobs.config import conf_dir, discover_help
 from circuitdisc.runs import Journal
 
 # learned masks take hundreds of steps to be any good; a few show all that is checked here

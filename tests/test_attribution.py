@@ -23,16 +23,16 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
+from circuitdisc.engine import attribution as attribution_module
+from circuitdisc.engine import edge_scores
+from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.node_scores import node_scores
+from circuitdisc.engine.gradients.path_points import equal
+from circuitdisc.engine.gradients.pattern_scores import edges_through_patterns
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import get_metric
-from circuitdisc.patching import attribution as attribution_module
-from circuitdisc.patching import edge_scores
-from circuitdisc.patching.attribution import Attribution
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.node_scores import node_scores
-from circuitdisc.patching.path_points import equal
-from circuitdisc.patching.pattern_scores import edges_through_patterns
 from circuitdisc.tasks.base import Task
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", *TOYS]

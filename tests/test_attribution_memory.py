@@ -11,11 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
-from circuitdisc.errors import BadSetting
-from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
-from circuitdisc.patching import edge_scores
-from circuitdisc.patching.attribution_memory import (
+from circuitdisc.engine import edge_scores
+from circuitdisc.engine.gradients.memory import (
     CPU_TOKEN_ROWS,
     HEAP_HOLES,
     Gradient,
@@ -25,6 +22,9 @@ from circuitdisc.patching.attribution_memory import (
     examples_in_budget,
     peak_bytes,
 )
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import get_metric
+from circuitdisc.models.components import Components
 
 FULL = Gradient(at_full=True)
 

@@ -25,7 +25,7 @@ from circuitdisc.errors import BadFile, BadTask, UnknownName
 from circuitdisc.models import Model
 from circuitdisc.shipped import FOLDER
 from circuitdisc.tasks import Example
-from circuitdisc.tasks.nouns import NOUNS
+from circuitdisc.tasks.library.nouns import NOUNS
 
 SETTINGS = {"name": "tpp", "n": 4, "n_heldout": 12, "seed": 3}
 

@@ -13,9 +13,9 @@ from models import model_of
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
-from circuitdisc.compare import compare_runs
 from circuitdisc.errors import BadRun, CircuitdiscWarning
-from circuitdisc.pipeline import resume
+from circuitdisc.jobs.compare_runs import compare_runs
+from circuitdisc.jobs.discover import resume
 from circuitdisc.runs import Journal
 
 SEARCHES = {

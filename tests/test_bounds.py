@@ -17,8 +17,8 @@ from tiny import word_model
 import circuitdisc as cd
 from circuitdisc.checks import Bounds, Real, Whole, bounded, bounds_of, check_values, takes_none
 from circuitdisc.discovery.registry import ALGORITHMS
+from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadSetting, CircuitdiscError
-from circuitdisc.patching.memory import parse_memory
 from circuitdisc.schemas import ScoringSection
 from circuitdisc.scoring.intervene import effects
 from circuitdisc.tasks.registry import TASKS, load_task
@@ -187,7 +187,7 @@ def test_the_settings_of_the_command_line_are_those_with_bounds():
     """Every number in conf/ is a setting that some function bounds."""
     from omegaconf import OmegaConf
 
-    from circuitdisc.config import conf_dir
+    from circuitdisc.jobs.config import conf_dir
 
     known = {setting for function in FUNCTIONS.values() for setting in bounds_of(function)} | {"n_samples"}
     for path in sorted(Path(conf_dir()).rglob("*.yaml")):

@@ -15,10 +15,10 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checkpoints.joint import joint_discover
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import ToyConfig, ToyTransformer, cut_toy
-from circuitdisc.patching.engine import Patching
 from circuitdisc.tasks.base import Example, Task
 
 DECIDE = ["acdc", "bisect", "head_ablation", "path_patching"]

@@ -16,9 +16,9 @@ from models import model_of
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance, live_receivers, live_senders
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.patching.engine import Patching
 
 SMALL = ComputationGraph(2, 2)
 NAMES = Circuit.full(SMALL).edge_names()

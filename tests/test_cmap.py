@@ -17,19 +17,19 @@ from transformers.models.llama import modeling_llama
 import circuitdisc as cd
 from circuitdisc.checkpoints import cmap_job
 from circuitdisc.checkpoints.attention_difference import attention_difference
-from circuitdisc.checkpoints.cmap import cmap
-from circuitdisc.checkpoints.cmap_plan import plan_patching
-from circuitdisc.checkpoints.cmap_sets import Wanted
+from circuitdisc.checkpoints.cmap.cmap import cmap
+from circuitdisc.checkpoints.cmap.plan import plan_patching
+from circuitdisc.checkpoints.cmap.sets import Wanted
 from circuitdisc.circuit import Circuit
-from circuitdisc.commands.cmap import cmap_command
+from circuitdisc.engine.cross.cache import STORED, keep_activations
+from circuitdisc.engine.cross.patch import HEAD_KINDS, Patch, units_of
+from circuitdisc.engine.cross.plan import shapes_from_config, shapes_of, work_of
+from circuitdisc.engine.cross.run import CrossRun
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadRun, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.jobs.cmap import cmap_command
 from circuitdisc.metrics import get_metric, logit_diff
 from circuitdisc.models import cut_hugging_face, cut_toy
-from circuitdisc.patching.cross_cache import STORED, keep_activations
-from circuitdisc.patching.cross_patch import HEAD_KINDS, Patch, units_of
-from circuitdisc.patching.cross_plan import shapes_from_config, shapes_of, work_of
-from circuitdisc.patching.cross_run import CrossRun
-from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks.base import Task, collate
 from circuitdisc.tasks.roles import position_of
 

@@ -10,10 +10,10 @@ from test_report import Page
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
-from circuitdisc.commands.compare import parse_settings
-from circuitdisc.compare import compare_runs
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
-from circuitdisc.report.comparison import comparison_table, draw_heads, headline
+from circuitdisc.jobs.compare import parse_settings
+from circuitdisc.jobs.compare_runs import compare_runs
+from circuitdisc.pages.comparison import comparison_table, draw_heads, headline
 from circuitdisc.runs import Run
 from circuitdisc.scoring import Scores
 from circuitdisc.scoring.overlap import HEADS_DECIDE
@@ -161,7 +161,7 @@ def test_heads_asked_for_are_changed_as_asked(runs, tmp_path, capsys):
 
 
 def test_without_interventions_no_model_is_run(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("circuitdisc.compare.load_model", None)
+    monkeypatch.setattr("circuitdisc.jobs.compare_runs.load_model", None)
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(capsys, "compare", runs / "short", runs / "long", "interventions=none")
     assert status == 0
@@ -252,7 +252,7 @@ def test_a_failed_write_leaves_nothing(runs, tmp_path, monkeypatch):
     def fail(*_):
         raise BadRun("the disk is full")
 
-    monkeypatch.setattr("circuitdisc.compare.write_comparison", fail)
+    monkeypatch.setattr("circuitdisc.jobs.compare_runs.write_comparison", fail)
     with pytest.raises(BadRun, match="the disk is full"):
         compare_runs(runs / "short", runs / "long", interventions="none", out=tmp_path / "c")
     assert list(tmp_path.iterdir()) == []

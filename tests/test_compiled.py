@@ -8,14 +8,14 @@ import torch
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.compiled import PROGRAMS, CompiledCase, build
-from circuitdisc.compiled.program import one_hot_of
-from circuitdisc.compiled.truth import ABLATIONS, PlainRun, structural_edges, true_edges
 from circuitdisc.discovery import discover
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.known.compiled import PROGRAMS, CompiledCase, build
+from circuitdisc.known.compiled.program import one_hot_of
+from circuitdisc.known.compiled.truth import ABLATIONS, PlainRun, structural_edges, true_edges
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.toy import ToyTransformer
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.truth import Truth
 from circuitdisc.tasks.check import check_examples
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuitdisc.compiled.truth import PlainRun, true_edges
+from circuitdisc.known.compiled.truth import PlainRun, true_edges
 from circuitdisc.models.load import cut_toy
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights
 from circuitdisc.tasks.base import Example

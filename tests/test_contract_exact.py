@@ -10,10 +10,10 @@ from models import TOYS, model_of
 from reference import masked_run
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.selfcheck import check_model
 
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
 # Families whose own code computes norms, softmaxes or rotary angles in float32 whatever the dtype.

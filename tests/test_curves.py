@@ -16,10 +16,10 @@ from scipy import stats
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.curves import MIB_SHARES, area, curve
 
 SHARES = (0.02, 0.1, 0.4, 1.0)

@@ -16,12 +16,12 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
+from circuitdisc.engine.changed_heads import hold
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadRun, BadSetting, BadTask, GraphMismatch, UnknownName
-from circuitdisc.heads.dcm import dcm
-from circuitdisc.heads.dcm_fit import TARGET_LOGIT, target_loss, train_mask
-from circuitdisc.heads.dcm_parts import EdgeParts, HeadParts, draws
-from circuitdisc.patching.changed_heads import hold
-from circuitdisc.patching.engine import Patching
+from circuitdisc.heads.dcm.dcm import dcm
+from circuitdisc.heads.dcm.fit import TARGET_LOGIT, target_loss, train_mask
+from circuitdisc.heads.dcm.parts import EdgeParts, HeadParts, draws
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.desiderata import Desideratum, load_desiderata, of_task
@@ -400,7 +400,7 @@ def test_a_killed_call_goes_on_to_the_same_masks(planted, tmp_path, monkeypatch)
     kept = path.read_text().splitlines()
     path.write_text("\n".join(kept[:3]) + '\n{"unit": "val')  # identity, one mask with its mark, and half a line
     trained = []
-    room = sys.modules["circuitdisc.heads.dcm"]
+    room = sys.modules["circuitdisc.heads.dcm.dcm"]
     monkeypatch.setattr(room, "train_mask", lambda *args: (trained.append(args[4]), train_mask(*args))[1])
     again = dcm(model, one, journal=Journal(path), **settings)
     assert trained == [1.0]  # the penalty whose mask was missing

@@ -12,13 +12,13 @@ import circuitdisc as cd
 from circuitdisc.checkpoints.drift import drift
 from circuitdisc.checkpoints.weight_change import head_weights, weight_change
 from circuitdisc.cli import main
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.head_outputs import head_outputs
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.heads.base import head_names
 from circuitdisc.models import cut_hugging_face
 from circuitdisc.models.components import Components
-from circuitdisc.patching.head_outputs import head_outputs
-from circuitdisc.patching.requirements import components_of
-from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.tasks.base import Example
 
 QUICK = ["task=tpp", "task.n=4", "task.n_heldout=12", "key=c1", "progress=false"]

@@ -13,15 +13,15 @@ from reference import masked_metric
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.cli import main
-from circuitdisc.compiled import build
 from circuitdisc.discovery.base import Rule, SearchContext
 from circuitdisc.discovery.bisect import bisect
 from circuitdisc.discovery.exact import exact
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.files import read_arrays
+from circuitdisc.jobs.discover import export
+from circuitdisc.known.compiled import build
 from circuitdisc.metrics import METRICS
-from circuitdisc.patching.engine import Patching
-from circuitdisc.pipeline import export
 from circuitdisc.runs import Journal
 from circuitdisc.scoring.against_truth import against_truth
 from circuitdisc.scoring.truth import Truth

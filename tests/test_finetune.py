@@ -15,9 +15,9 @@ from tiny import bare_model, bpe_model
 
 import circuitdisc as cd
 from circuitdisc.checkpoints import data, loop
-from circuitdisc.checkpoints.data import UNLEARNED, Reader, draw_pool, pad_rows, training_rows
-from circuitdisc.checkpoints.finetune import Ladder, finetune
-from circuitdisc.checkpoints.heads_only import head_parameters, other_heads, shared_heads
+from circuitdisc.checkpoints.finetune.data import UNLEARNED, Reader, draw_pool, pad_rows, training_rows
+from circuitdisc.checkpoints.finetune.finetune import Ladder, finetune
+from circuitdisc.checkpoints.finetune.heads_only import head_parameters, other_heads, shared_heads
 from circuitdisc.checkpoints.listing import read_checkpoints
 from circuitdisc.cli import main
 from circuitdisc.errors import BadModel, BadRun, BadSetting, BadTask, CircuitdiscError, GraphMismatch, UnknownName

@@ -16,7 +16,7 @@ from models import hugging_face
 from safetensors.torch import load_file
 
 from circuitdisc.checkpoints import data, loop
-from circuitdisc.checkpoints.finetune import finetune
+from circuitdisc.checkpoints.finetune.finetune import finetune
 from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadRun, CircuitdiscWarning
 from circuitdisc.files import fresh_folder

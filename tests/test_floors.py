@@ -11,12 +11,11 @@ PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
     ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
     ("graph", "metrics", "identity"),
-    ("circuit", "models", "tasks", "ablation", "causal"),
-    ("patching", "runs", "exchange", "neuron_sets", "compiled", "siit", "controls"),
+    ("circuit", "models", "tasks", "ablation"),
+    ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "report", "sections", "bound"),
-    ("pipeline", "config", "compare", "judge"),
-    ("commands",),
+    ("checkpoints", "pages", "sections", "bound"),
+    ("jobs",),
     ("cli", "__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -24,7 +23,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("compare", "pipeline"), ("judge", "pipeline"), ("report", "checkpoints"),
+    ("pages", "checkpoints"),
 }  # fmt: skip
 
 

@@ -15,12 +15,12 @@ from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
+from circuitdisc.engine.folded import folded_senders, folded_values
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import cut_hugging_face, cut_toy
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.folded import folded_senders, folded_values
 
 METRIC = get_metric("log_prob")
 RAW, FOLDED = Ablation("zero"), Ablation("zero_folded")

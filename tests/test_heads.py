@@ -17,13 +17,13 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.head_ablation import head_ablation
+from circuitdisc.engine.head_removal import HeadRemoval
+from circuitdisc.engine.head_run import head_circuit, head_logits
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.head_removal import HeadRemoval
-from circuitdisc.patching.head_run import head_circuit, head_logits
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Example, Task, collate
 

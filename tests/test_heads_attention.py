@@ -9,10 +9,10 @@ import torch
 from models import model_of
 
 import circuitdisc as cd
+from circuitdisc.engine.attention import attention_patterns
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.heads import ROLES, attention_to, head_roles
 from circuitdisc.models import Model
-from circuitdisc.patching.attention import attention_patterns
 from circuitdisc.tasks.base import Example, Task
 
 

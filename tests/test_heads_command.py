@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.commands.heads import TOOLS
-from circuitdisc.commands.settings import COMMON
-from circuitdisc.config import conf_dir
+from circuitdisc.jobs.config import conf_dir
+from circuitdisc.jobs.heads import TOOLS
+from circuitdisc.jobs.settings import COMMON
 
 TOY = ["model=toys/induction", "task=induction", "task.length=8", "task.n=20", "task.n_heldout=30", "progress=false"]
 TPP = ["model=tpp/lightweight", "task=tpp", "task.n=10", "task.n_heldout=10", "progress=false"]
@@ -140,7 +140,7 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
 
 def test_help_needs_no_torch():
     calls = "main(['heads']); [main(['heads', tool, '--help']) for tool in TOOLS]"
-    imports = "from circuitdisc.cli import main; from circuitdisc.commands.heads import TOOLS"
+    imports = "from circuitdisc.cli import main; from circuitdisc.jobs.heads import TOOLS"
     code = f"import sys; {imports}; {calls}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("False"), done.stderr

@@ -9,13 +9,13 @@ from models import model_of
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads import head_effects, knockout_curve
 from circuitdisc.heads.base import head_names
 from circuitdisc.heads.knockout import sizes_of_points
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
-from circuitdisc.patching.engine import Patching
 
 
 @cache

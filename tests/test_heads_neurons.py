@@ -12,14 +12,14 @@ from models import model_of
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.neuron_run import NeuronRuns
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadModel, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads import neuron_table, neuron_tokens, neurons
+from circuitdisc.heads.neurons.importance import rise
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.neuron_importance import rise
-from circuitdisc.patching.neuron_run import NeuronRuns
 from circuitdisc.tasks.base import collate
 
 # transformers computes root-mean-square norms and rotary angles in float32, whatever the model's precision

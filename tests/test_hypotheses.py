@@ -16,10 +16,10 @@ from scipy import stats
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
-from circuitdisc.patching.engine import Patching
 from circuitdisc.scoring.changes import complement, inflate, members, random_path, random_paths, without
 from circuitdisc.scoring.exact_tests import holm, sign_test
 from circuitdisc.scoring.hypotheses import _circuits, _matched, distance, hypothesis_tests

@@ -5,7 +5,7 @@ import pytest
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
-from circuitdisc.patching.uncut import uncut_run
+from circuitdisc.engine.full_run import uncut_run
 from circuitdisc.tasks.base import collate
 
 

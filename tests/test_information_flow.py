@@ -10,10 +10,10 @@ from models import model_of
 from reference import norm
 
 import circuitdisc as cd
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.information_flow import Flow, edge_widths
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.components import Components
-from circuitdisc.patching.information_flow import Flow, edge_widths
-from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.tasks.base import collate
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only", "bidirectional"]

@@ -9,15 +9,15 @@ from examples import random_examples
 from models import hugging_face, model_of
 
 import circuitdisc as cd
-from circuitdisc.causal import UNDEFINED, CausalModel, Setting, Variable
-from circuitdisc.compiled import build
+from circuitdisc.engine.interchange import interchange_chunks, interchanged_logits
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
+from circuitdisc.known.causal import UNDEFINED, CausalModel, Setting, Variable
+from circuitdisc.known.compiled import build
+from circuitdisc.known.siit.edge_run import Carried, EdgeRun
+from circuitdisc.known.siit.lookup import causal_match, previous_token
 from circuitdisc.models import ToyTransformer, cut_hugging_face
-from circuitdisc.patching.interchange import interchange_chunks, interchanged_logits
 from circuitdisc.scoring.interchange import Hits, interchange_accuracy
 from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
-from circuitdisc.siit.edge_run import Carried, EdgeRun
-from circuitdisc.siit.lookup import causal_match, previous_token
 from circuitdisc.tasks.base import Example
 
 NODES = [("a0.h1",), ("m0",), ("a1.h0", "a1.h3"), ("a0.h2", "m1", "a2.h0"), ("input",)]

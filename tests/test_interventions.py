@@ -12,10 +12,10 @@ from scipy import stats
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.interventions import Intervention, evaluate_interventions, intervened_logits
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.interventions import Intervention, evaluate_interventions, intervened_logits
 from circuitdisc.scoring.intervene import effects, intervene, random_heads
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.roles import position_of

@@ -15,10 +15,10 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import acdc
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.head_ablation import head_ablation
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
-from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal
 
 PLAIN = {"acdc": acdc, "head_ablation": head_ablation}

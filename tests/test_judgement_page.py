@@ -11,16 +11,16 @@ from test_report import HOSTILE, Page
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.commands.settings import parse
-from circuitdisc.commands.transfer import GROUPS, LISTS
-from circuitdisc.config import check_overrides, compose, rewrite
 from circuitdisc.controls import random_circuits
-from circuitdisc.pipeline import write_page
-from circuitdisc.report.judged import stability_verdict
-from circuitdisc.report.judgement import judgement_parts, named, reading, stability_part
-from circuitdisc.report.judgement_figures import BARS_AT_MOST, completeness_figure, minimality_figure, size_figure
-from circuitdisc.report.tables import accuracy_table
-from circuitdisc.report.wording import number, percent
+from circuitdisc.jobs.config import check_overrides, compose, rewrite
+from circuitdisc.jobs.discover import write_page
+from circuitdisc.jobs.settings import parse
+from circuitdisc.jobs.transfer import GROUPS, LISTS
+from circuitdisc.pages.judged import stability_verdict
+from circuitdisc.pages.judgement import judgement_parts, named, reading, stability_part
+from circuitdisc.pages.judgement_figures import BARS_AT_MOST, completeness_figure, minimality_figure, size_figure
+from circuitdisc.pages.tables import accuracy_table
+from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Scores
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.stability import by_chance
@@ -268,7 +268,7 @@ def test_commands_of_the_studies_page_compose(line):
         assert config["task"]["n_heldout"] == 500
         assert set(config["settings"]["checkpoints"]) <= set(shipped_models())
     elif command == "heads":
-        from circuitdisc.commands.heads import TOOLS, tool_settings
+        from circuitdisc.jobs.heads import TOOLS, tool_settings
 
         assert args[0] in TOOLS
         assert tool_settings(args[0], args[1:])["task"]["n_heldout"] == 500

@@ -18,15 +18,15 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.cli import main
 from circuitdisc.discovery.base import Discovery
+from circuitdisc.engine.memory import bytes_per_token
+from circuitdisc.engine.node_removal import bytes_of_run
+from circuitdisc.engine.part_removal import PartRemoval
+from circuitdisc.engine.parts import parts_of, without
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadRun, BadSetting
-from circuitdisc.judge import Judgement, judge
+from circuitdisc.jobs.judge import Judgement, judge
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.memory import bytes_per_token
-from circuitdisc.patching.node_removal import bytes_of_run
-from circuitdisc.patching.part_removal import PartRemoval
-from circuitdisc.patching.parts import parts_of, without
 from circuitdisc.schemas import validate
 from circuitdisc.scoring import stability as stability_module
 from circuitdisc.scoring.completeness import Completeness, completeness

@@ -15,14 +15,14 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
+from circuitdisc.engine.changed_heads import changed_logits, hold
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadRun, BadSetting, BadTask, GraphMismatch, UnknownName
-from circuitdisc.heads.localised import localised
-from circuitdisc.heads.localised_fit import Fit, Learner, Splits, head_norms, task_vectors
+from circuitdisc.heads.localised.fit import Fit, Learner, Splits, head_norms, task_vectors
+from circuitdisc.heads.localised.head_edits import HeadEdit, evaluate_edit
+from circuitdisc.heads.localised.localised import localised
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
-from circuitdisc.patching.changed_heads import changed_logits, hold
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.head_edits import HeadEdit, evaluate_edit
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 

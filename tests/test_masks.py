@@ -17,14 +17,14 @@ from circuitdisc.discovery.edge_pruning import EdgeMasks
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.discovery.soft_topk import SoftTopK, soft_top_k
 from circuitdisc.discovery.subnetwork_probing import PricedMasks
+from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.masked_run import MaskedRun, MaskedRuns, masked_values
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.prepared import logits_at_readings
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
-from circuitdisc.patching.attribution import Attribution
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.masked_run import MaskedRun, MaskedRuns, masked_values
-from circuitdisc.patching.prepared import logits_at_readings
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
@@ -115,7 +115,7 @@ def test_pieces_of_a_mini_batch_add_up_to_it(monkeypatch):
     model, examples = model_of("gpt2"), random_examples(model_of("gpt2"), 7)
     mask, metric = random_mask(model, hard=False), get_metric("kl")
     whole = MaskedRuns(model, Ablation("mean"), examples, metric, batch=7)
-    monkeypatch.setattr("circuitdisc.patching.masked_run.examples_in_piece", lambda *args: 2)
+    monkeypatch.setattr("circuitdisc.engine.masked_run.examples_in_piece", lambda *args: 2)
     split = MaskedRuns(model, Ablation("mean"), examples, metric, batch=7)
     assert ([len(pieces) for pieces in whole.batches], [len(pieces) for pieces in split.batches]) == ([1], [4])
     one, other = whole.measure(0, mask), split.measure(0, mask)

@@ -8,7 +8,7 @@ from examples import random_task
 from models import model_of
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.cells import Judge
+from circuitdisc.checkpoints.transfer.cells import Judge
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import BadSetting, UnknownName

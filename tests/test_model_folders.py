@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny import word_tokenizer
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.cmap_plan import plan_model
+from circuitdisc.checkpoints.cmap.plan import plan_model
 from circuitdisc.checkpoints.listing import find_checkpoint
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models import read_model
@@ -288,8 +288,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def test_architectures_that_cannot_be_cut_end_in_a_sentence(model_type: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from circuitdisc.engine.selfcheck import check_model
     from circuitdisc.models import cut_hugging_face
-    from circuitdisc.patching.selfcheck import check_model
 
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **ARCHITECTURES[model_type]))
@@ -302,8 +302,8 @@ def test_architectures_that_cannot_be_cut_end_in_a_sentence(model_type: str) -> 
 def test_llama_with_biases_in_its_mlp(components: str) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
+    from circuitdisc.engine.selfcheck import check_model
     from circuitdisc.models import cut_hugging_face
-    from circuitdisc.patching.selfcheck import check_model
 
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, mlp_bias=True, attention_bias=True))

@@ -235,7 +235,7 @@ def test_every_command_that_loads_refuses(tmp_path: Path) -> None:
     name = write(tmp_path / "m", without("h.1.mlp"), "gpt2")
     task = {"name": "induction", "n": 4, "n_heldout": 4}
     from circuitdisc.checkpoints.baselines import baselines
-    from circuitdisc.checkpoints.finetune import finetune
+    from circuitdisc.checkpoints.finetune.finetune import finetune
 
     for call in (
         lambda: cd.load_model(name),

@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine import selfcheck
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel
 from circuitdisc.models import Model, cut_hugging_face, cut_toy
-from circuitdisc.patching import selfcheck
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.requirements import components_of
 from circuitdisc.tasks import Task
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.errors import GraphMismatch
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.neuron_sets import Neuron, circuit_of_neurons, mlps_of_neurons, neurons_of_circuit
+from circuitdisc.heads.neurons.sets import Neuron, circuit_of_neurons, mlps_of_neurons, neurons_of_circuit
 
 GRAPH = ComputationGraph(3, 2)
 GRAPHS = [GRAPH, ComputationGraph(2, 3, has_mlp=False), ComputationGraph(2, 2, parallel=True, split_embeddings=True)]

@@ -11,12 +11,12 @@ from tiny import word_model
 
 import circuitdisc as cd
 from circuitdisc.cli import main
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadSetting, BadTask, MetricAtChance
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
-from circuitdisc.patching.engine import Patching
+from circuitdisc.tasks.library.nouns import NOUNS
 from circuitdisc.tasks.measured import constant_errors
-from circuitdisc.tasks.nouns import NOUNS
 
 
 @pytest.fixture(scope="module")

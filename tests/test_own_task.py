@@ -15,7 +15,7 @@ from tiny import bare_model, word_model, word_tokenizer
 from circuitdisc.errors import BadFile, BadTask, UnknownName
 from circuitdisc.tasks import Task, load_task
 from circuitdisc.tasks.check import raise_problems
-from circuitdisc.tasks.nouns import NOUNS
+from circuitdisc.tasks.library.nouns import NOUNS
 from circuitdisc.tasks.roles import position_of
 from circuitdisc.tasks.rows import CSV_COLUMNS, read_rows
 

@@ -15,12 +15,12 @@ from scipy import stats
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.memory import bytes_per_token
+from circuitdisc.engine.part_removal import PartRemoval
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import METRICS, Metric, get_metric
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.memory import bytes_per_token
-from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.scoring.completeness import completeness
 from circuitdisc.scoring.minimality import minimality
 from circuitdisc.scoring.removals import grow, random_sets

@@ -11,10 +11,10 @@ from two_pass import PlainRun, two_pass_logits
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.path_effects import PathPatching, positions_mask
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.path_effects import PathPatching, positions_mask
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "mistral", "attention_only", "no_norm", "bidirectional", "parallel"]
 TARGETS = [

@@ -10,7 +10,7 @@ from models import model_of
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadRun, BadSetting, CircuitdiscError, UnknownName
-from circuitdisc.report.rounds import round_rows
+from circuitdisc.pages.rounds import round_rows
 from circuitdisc.runs import Journal
 
 PLAN = """

@@ -19,15 +19,15 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
-from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
-from circuitdisc.metrics import get_metric
-from circuitdisc.patching.path_points import (
+from circuitdisc.engine.gradients.path_points import (
     GAUSS_WITH_CLEAN_END,
     PUBLISHED_ENDS,
     PathPoints,
     gauss_between,
     published_between,
 )
+from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
+from circuitdisc.metrics import get_metric
 
 INTEGRATED = ["eap_ig", "eap_ig_activations", "clean_corrupted"]
 

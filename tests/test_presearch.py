@@ -13,10 +13,10 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery import presearch
 from circuitdisc.discovery.presearch import clean_and_corrupted, corruption_notes
 from circuitdisc.discovery.registry import discover
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.tasks.base import Example, Task
 
 

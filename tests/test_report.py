@@ -16,13 +16,13 @@ import pytest
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.errors import BadRun
 from circuitdisc.graph import ComputationGraph, Node
-from circuitdisc.report import draw_circuit, report, scores_table, text_table, write_report
-from circuitdisc.report import page as page_module
-from circuitdisc.report.drawing import DRAWN_AT_MOST, edges_to_draw, heads_touched, node_hover
-from circuitdisc.report.figures import controls_figure, search_figure
-from circuitdisc.report.layout import Layout
-from circuitdisc.report.verdict import verdict
-from circuitdisc.report.wording import duration, number, percent, score_value
+from circuitdisc.pages import draw_circuit, report, scores_table, text_table, write_report
+from circuitdisc.pages import page as page_module
+from circuitdisc.pages.drawing import DRAWN_AT_MOST, edges_to_draw, heads_touched, node_hover
+from circuitdisc.pages.figures import controls_figure, search_figure
+from circuitdisc.pages.layout import Layout
+from circuitdisc.pages.verdict import verdict
+from circuitdisc.pages.wording import duration, number, percent, score_value
 from circuitdisc.scoring.base import Score, Scores
 
 SMALL = ComputationGraph(4, 8)
@@ -232,7 +232,7 @@ def test_report_writes_a_folder(tmp_path):
 
 
 def test_the_package_can_be_called_like_its_function(tmp_path):
-    package = import_module("circuitdisc.report")
+    package = import_module("circuitdisc.pages")
     assert package(MadeUpDiscovery(random_circuit(SMALL, 4)), None, tmp_path / "out").exists()  # type: ignore[operator]  # by design
 
 

@@ -19,11 +19,11 @@ from scipy import stats
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.controls import random_circuits
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import METRICS
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.scoring import Score, Scores, score
 from circuitdisc.scoring.faithfulness import UNCLEAR, faithfulness_scores
 from circuitdisc.stats import partition

@@ -11,19 +11,19 @@ import torch
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.compiled import CompiledCase, CompiledTruth
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.files import read_json
+from circuitdisc.known.compiled import CompiledCase, CompiledTruth
+from circuitdisc.known.siit.case import CASES, RESULTS, SiitCase, load, program_of
+from circuitdisc.known.siit.edge_run import Carried, EdgeRun
+from circuitdisc.known.siit.program import draw_prompts, held_out
+from circuitdisc.known.siit.training import Trainer
+from circuitdisc.known.siit.truth import SiitTruth
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.load import cut_toy
 from circuitdisc.models.toy import ToyTransformer
-from circuitdisc.patching.engine import Patching
 from circuitdisc.shipped import described_models
-from circuitdisc.siit.case import CASES, RESULTS, SiitCase, load, program_of
-from circuitdisc.siit.edge_run import Carried, EdgeRun
-from circuitdisc.siit.program import draw_prompts, held_out
-from circuitdisc.siit.training import Trainer
-from circuitdisc.siit.truth import SiitTruth
 from circuitdisc.tasks.check import check_example
 
 LEAST_INTERCHANGE = {"modular_sum": 0.95}  # the one case that falls short of .97, as docs/siit.md says

@@ -9,12 +9,12 @@ from examples import random_task
 from models import model_of
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.cross.cache import keep_activations
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.memory import rows_that_fit
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.prepared import logits_at_readings
 from circuitdisc.metrics import METRICS, Metric, log_probabilities
-from circuitdisc.patching.cross_cache import keep_activations
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.memory import rows_that_fit
-from circuitdisc.patching.prepared import logits_at_readings
-from circuitdisc.patching.uncut import uncut_run
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 OF_TOKENS = [name for name, metric in METRICS.items() if not metric.needs_targets]

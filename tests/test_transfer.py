@@ -14,17 +14,17 @@ from test_report import Page
 
 import circuitdisc as cd
 from circuitdisc.checkpoints import transfer as module
-from circuitdisc.checkpoints.cells import Judge
-from circuitdisc.checkpoints.ladder import ladder
-from circuitdisc.checkpoints.transfer import resume_transfer, transfer
+from circuitdisc.checkpoints.transfer.cells import Judge
+from circuitdisc.checkpoints.transfer.ladder import ladder
+from circuitdisc.checkpoints.transfer.transfer import resume_transfer, transfer
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
 from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadFile, BadModel, BadRun, BadSetting, GraphMismatch, MetricAtChance, UnknownName
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.report.transfer import headlines, transfer_text
-from circuitdisc.report.transfer_figures import classes_of, ladder_figure, matrix_figure
-from circuitdisc.report.wording import percent
+from circuitdisc.pages.transfer import headlines, transfer_text
+from circuitdisc.pages.transfer_figures import classes_of, ladder_figure, matrix_figure
+from circuitdisc.pages.wording import percent
 
 BASE, LIGHT, WELTER = LADDER = ["tpp/base", "tpp/lightweight", "tpp/welterweight"]
 TASK = {"name": "tpp", "n": 10, "n_heldout": 12}

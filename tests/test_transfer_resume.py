@@ -8,7 +8,7 @@ import pytest
 from changed import change_weights, contents, copied_model, task_file
 
 from circuitdisc.checkpoints import transfer as module
-from circuitdisc.checkpoints.transfer import resume_transfer, transfer
+from circuitdisc.checkpoints.transfer.transfer import resume_transfer, transfer
 from circuitdisc.cli import main
 from circuitdisc.errors import BadRun
 

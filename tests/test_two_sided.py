@@ -12,9 +12,9 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.checkpoints.joint import joint_discover
 from circuitdisc.discovery.base import Rule, SearchContext, check_rule
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import METRICS
-from circuitdisc.patching.engine import Patching
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "acdc": {"threshold": 0.05},

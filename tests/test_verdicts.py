@@ -14,10 +14,10 @@ from test_report import Page
 
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.report import scores_table, write_report
-from circuitdisc.report.judged import judged, stability_verdict
-from circuitdisc.report.verdict import as_sentences, verdict
-from circuitdisc.report.wording import number, percent
+from circuitdisc.pages import scores_table, write_report
+from circuitdisc.pages.judged import judged, stability_verdict
+from circuitdisc.pages.verdict import as_sentences, verdict
+from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.scoring.faithfulness import UNCLEAR
 

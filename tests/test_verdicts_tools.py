@@ -9,24 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verdicts import PATH, has, one_value, searched
 
-from circuitdisc.checkpoints.cmap_result import CrossMap, CrossModel, Gap, GroupScore, Scored, UnitMap
-from circuitdisc.checkpoints.ladder import Ladder
-from circuitdisc.checkpoints.matrix import Found as Row
-from circuitdisc.checkpoints.matrix import Transfer
+from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, Gap, GroupScore, Scored, UnitMap
+from circuitdisc.checkpoints.transfer.ladder import Ladder
+from circuitdisc.checkpoints.transfer.matrix import Found as Row
+from circuitdisc.checkpoints.transfer.matrix import Transfer
 from circuitdisc.circuit import Circuit
-from circuitdisc.heads.dcm_result import Dcm, Found, Met, Trial
+from circuitdisc.heads.dcm.result import Dcm, Found, Met, Trial
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.heads.knockout import KnockoutCurve
-from circuitdisc.heads.localised_fit import Learned
-from circuitdisc.heads.localised_result import EditEffect, Localised
+from circuitdisc.heads.localised.fit import Learned
+from circuitdisc.heads.localised.head_edits import HeadEdit
+from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.heads.logits import LogitAttribution
-from circuitdisc.patching.head_edits import HeadEdit
-from circuitdisc.report.cmap import describe_cmap
-from circuitdisc.report.comparison import comparison_table, comparison_verdict
-from circuitdisc.report.dcm import describe
-from circuitdisc.report.heads import description_text
-from circuitdisc.report.transfer import transfer_text, transfer_verdict
-from circuitdisc.report.wording import number, percent
+from circuitdisc.pages.cmap import describe_cmap
+from circuitdisc.pages.comparison import comparison_table, comparison_verdict
+from circuitdisc.pages.dcm import describe
+from circuitdisc.pages.description import description_text
+from circuitdisc.pages.transfer import transfer_text, transfer_verdict
+from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.comparison import Comparison, Crossing, Side
 from circuitdisc.scoring.faithfulness import UNCLEAR

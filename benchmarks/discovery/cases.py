@@ -1,7 +1,7 @@
 """The cases by name: compiled programs, trained ones (SIIT), programs that tracr compiled, and shipped models with a task.
 
-induction                  a compiled program (`circuitdisc.compiled`), with distractor heads and a rotated basis
-siit/NAME                  a model trained to have a known circuit (`circuitdisc.siit`)
+induction                  a compiled program (`cd.compiled`), with distractor heads and a rotated basis
+siit/NAME                  a model trained to have a known circuit (`cd.siit`)
 tracr/NAME                 a folder NAME in the folder that `tracr` names
 multitask/base:ioi         a model and a task, without a ground truth
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 import circuitdisc as cd
 from benchmarks.discovery.tracr import load_tracr
-from circuitdisc.compiled import PROGRAMS, build
 from circuitdisc.errors import BadSetting
+from circuitdisc.known.compiled import PROGRAMS, build
 from circuitdisc.models.model import Model
 from circuitdisc.scoring.truth import Truth
 from circuitdisc.shipped import FOLDER
@@ -77,7 +77,7 @@ def _load(name: str, n: int, n_heldout: int, distractors: int, seed: int, tracr:
     if family == "tracr":
         return Case("tracr", *load_tracr(Path(tracr) / own, n, n_heldout, seed))
     if family == "siit":
-        found = import_module("circuitdisc.siit").load(own, n=n, n_heldout=n_heldout, seed=seed)
+        found = import_module("circuitdisc.known.siit").load(own, n=n, n_heldout=n_heldout, seed=seed)
         return Case("siit", found.model, found.task, found.truth)
     case = build(name, n=n, n_heldout=n_heldout, seed=seed, rotate=ROTATION, distractors=distractors)
     return Case("compiled", case.model, case.task, case.truth)
@@ -85,6 +85,6 @@ def _load(name: str, n: int, n_heldout: int, distractors: int, seed: int, tracr:
 
 def _siit_cases() -> list[str]:
     """Those whose weights are shipped."""
-    if find_spec("circuitdisc.siit") is None:
+    if find_spec("circuitdisc.known.siit") is None:
         return []
-    return [name for name in import_module("circuitdisc.siit").CASES if (FOLDER / "siit" / name).is_dir()]
+    return [name for name in import_module("circuitdisc.known.siit").CASES if (FOLDER / "siit" / name).is_dir()]

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from benchmarks.discovery.cells import Cell
 from benchmarks.discovery.table import Row
 from circuitdisc.files import write_text
-from circuitdisc.report.drawing import KIND_COLOURS, plain_axes, plain_layout
+from circuitdisc.pages.drawing import KIND_COLOURS, plain_axes, plain_layout
 from circuitdisc.scoring.curves import MIB_SHARES
 
 Rows = Mapping[Cell, Row]

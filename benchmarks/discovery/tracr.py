@@ -3,7 +3,7 @@
 A folder has `config.json` and `weights.npz` in TransformerLens names and `samples.json`, a list with the token `ids` of
 prompts. The task: of the prompts of the most frequent length, each with another one as its corrupted partner; at the
 positions after the first where the two answers differ, the model's own answer is right and its answer to the partner wrong.
-The truth is found as for our own compiled models (`circuitdisc.compiled.truth`, which agrees with what tracr says:
+The truth is found as for our own compiled models (`circuitdisc.known.compiled.truth`, which agrees with what tracr says:
 tests/test_compiled_tracr.py).
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from circuitdisc.compiled.truth import CompiledTruth, true_edges
 from circuitdisc.errors import BadFile, BadTask
 from circuitdisc.files import read_arrays, read_json
+from circuitdisc.known.compiled.truth import CompiledTruth, true_edges
 from circuitdisc.models.load import cut_toy
 from circuitdisc.models.model import Model
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights

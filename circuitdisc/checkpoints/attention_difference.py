@@ -19,13 +19,13 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.listing import check_same, load
 from circuitdisc.checks import check_confidence
+from circuitdisc.engine.cross.plan import plan_cross, shapes_of
+from circuitdisc.engine.forward import clean_states
+from circuitdisc.engine.memory import parse_memory
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import Row, as_list, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
-from circuitdisc.patching.cross_plan import plan_cross, shapes_of
-from circuitdisc.patching.forward import clean_states
-from circuitdisc.patching.memory import parse_memory
-from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate

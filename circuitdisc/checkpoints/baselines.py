@@ -25,11 +25,11 @@ from jaxtyping import Float
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT, N_OTHERS, TEXT, check_others, evaluation_sets
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
 from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
+from circuitdisc.engine.evaluate import of_logits
+from circuitdisc.engine.memory import parse_memory
 from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.evaluate import of_logits
-from circuitdisc.patching.memory import parse_memory
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate

@@ -29,12 +29,12 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import get_algorithm, search_identity
+from circuitdisc.engine.memory import bytes_per_token, parse_memory
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
 from circuitdisc.files import size_words
 from circuitdisc.identity import Identity, hash_circuit, hash_model
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.memory import bytes_per_token, parse_memory
 from circuitdisc.runs import versions
 from circuitdisc.tasks.base import Example, Task
 

@@ -23,10 +23,10 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import Walk, check_settings, search_bar, walk_back
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext
+from circuitdisc.engine.patching import Cost, Patching, Removal
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Cost, Patching, Removal
 from circuitdisc.tasks.base import Task
 
 Values = tuple[float, ...]

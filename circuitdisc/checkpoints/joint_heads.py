@@ -23,11 +23,11 @@ from circuitdisc.checks import check_choice
 from circuitdisc.circuit import kept_heads
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
 from circuitdisc.discovery.head_ablation import ORDERS, layers_in_order, split_to_verify
+from circuitdisc.engine.head_removal import HeadRemoval
+from circuitdisc.engine.head_run import head_circuit
+from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Cost, Patching
-from circuitdisc.patching.head_removal import HeadRemoval
-from circuitdisc.patching.head_run import head_circuit
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 

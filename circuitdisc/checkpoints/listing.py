@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models.load import known_to_hub, model_folder
 from circuitdisc.models.model import Model
 from circuitdisc.models.pretrained import load_tokenizer, pretrained_config
 from circuitdisc.models.stored import ADAPTER, read_config, weight_files
 from circuitdisc.models.toy import ToyConfig
-from circuitdisc.patching.selfcheck import load_model
 from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Example

@@ -24,11 +24,11 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task

@@ -19,9 +19,9 @@ from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.pattern_scores import edges_through_patterns
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.pattern_scores import edges_through_patterns
 from circuitdisc.tasks.base import Task
 
 

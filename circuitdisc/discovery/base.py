@@ -9,10 +9,10 @@ from jaxtyping import Float
 from circuitdisc.checks import THRESHOLD
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
+from circuitdisc.engine.gradients.path_points import PathSum
+from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
-from circuitdisc.patching.engine import Cost
-from circuitdisc.patching.path_points import PathSum
 from circuitdisc.runs import Journal
 
 

@@ -36,11 +36,11 @@ from circuitdisc.checks import THRESHOLD, bounded, check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.errors import BadRun, BadSetting, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Cost, Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task

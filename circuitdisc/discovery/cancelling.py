@@ -16,11 +16,11 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import Discovery
+from circuitdisc.engine.patching import Patching, Values
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import METRICS, Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching, Values
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import check_metric
 

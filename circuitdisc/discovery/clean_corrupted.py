@@ -16,9 +16,9 @@ from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute, takes_gauss
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.path_points import GAUSS_WITH_CLEAN_END, PUBLISHED_ENDS, Points
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.path_points import GAUSS_WITH_CLEAN_END, PUBLISHED_ENDS, Points
 from circuitdisc.tasks.base import Task
 
 

@@ -15,8 +15,8 @@ from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution_memory import Gradient
 from circuitdisc.tasks.base import Task
 
 

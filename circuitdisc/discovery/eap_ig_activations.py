@@ -19,9 +19,9 @@ from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute, takes_gauss
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.path_points import Points, gauss_between, published_between
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.path_points import Points, gauss_between, published_between
 from circuitdisc.tasks.base import Task
 
 

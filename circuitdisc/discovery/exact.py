@@ -18,10 +18,10 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 

@@ -17,11 +17,11 @@ from circuitdisc.checks import bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadSetting
 from circuitdisc.exchange import EdgeFile, Sign, read_edge_scores
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Cost
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 

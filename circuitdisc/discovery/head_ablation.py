@@ -20,12 +20,12 @@ from jaxtyping import Bool
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import THRESHOLD, Real, bounded, check_choice
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.engine.head_removal import HeadRemoval
+from circuitdisc.engine.head_run import head_circuit
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.head_removal import HeadRemoval
-from circuitdisc.patching.head_run import head_circuit
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, Task
 

@@ -19,12 +19,12 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import FRACTION, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.node_scores import node_scores
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution import Attribution
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.node_scores import node_scores
 from circuitdisc.tasks.base import Task
 
 

@@ -28,9 +28,9 @@ from circuitdisc.checks import SHARE, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import SIZE, Grow, Selection
+from circuitdisc.engine.information_flow import flow_scores
+from circuitdisc.engine.patching import Cost
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Cost
-from circuitdisc.patching.information_flow import flow_scores
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 

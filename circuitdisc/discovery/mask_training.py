@@ -22,13 +22,13 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import SearchContext
+from circuitdisc.engine.masked_run import MaskedRuns
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import read_arrays, write_arrays
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.identity import Identity
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.masked_run import MaskedRuns
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 

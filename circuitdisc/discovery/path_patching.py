@@ -2,7 +2,7 @@
 
 1. Patch the direct path from every head into the first round's receivers (usually `logits`), one head at a time: the sender
    takes its ablated value, every other head is frozen, MLPs react; only what the receivers read is carried over into a second
-   run (`patching/path_run.py`).
+   run (`engine/path_run.py`).
 2. Keep the heads that change the metric most: the best few, or all that pass a threshold. They are a named group.
 3. Make them the receivers of the next round, through the input (q, k or v) and at the positions that the plan names.
 4. Go on until the plan ends or, without a plan of one's own (`auto`), until no new head passes.
@@ -25,12 +25,12 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.path_plan import Plan, Round, read_plan
 from circuitdisc.discovery.selection import By
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.path_effects import PathEffects, PathPatching, Rerun
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.path_effects import PathEffects, PathPatching, Rerun
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of, standard_error
 from circuitdisc.tasks.base import Task

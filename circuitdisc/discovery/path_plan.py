@@ -21,10 +21,10 @@ from typing import Any, get_args
 
 from circuitdisc.checks import check_choice, check_number, check_whole
 from circuitdisc.discovery.selection import By
+from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
 from circuitdisc.files import read_yaml
 from circuitdisc.graph import QKV
-from circuitdisc.patching.path_effects import ALL, Positions
 from circuitdisc.schemas import validate
 
 BUILT_IN = ("auto", "direct")

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.evaluate import of_logits
+from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.evaluate import of_logits
-from circuitdisc.patching.memory import examples_that_fit, parse_memory
 from circuitdisc.tasks.base import Task, collate
 
 LOGITS_BYTES = 3 * 4  # of one logit: three copies in float32

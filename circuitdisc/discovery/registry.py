@@ -20,11 +20,11 @@ from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, package_version, with_contents
 from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.runs import Journal, versions
 from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task

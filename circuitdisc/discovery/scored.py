@@ -12,13 +12,13 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import Selection
+from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.path_points import Points, starts_at_nothing
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attribution import Attribution
-from circuitdisc.patching.attribution_memory import Gradient
-from circuitdisc.patching.path_points import Points, starts_at_nothing
 from circuitdisc.tasks.base import Task
 
 FAR_OFF = 0.25

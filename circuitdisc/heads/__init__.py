@@ -16,18 +16,18 @@ Each returns a frozen result with the values of every example, `table()` as line
 """
 
 from circuitdisc.heads.attention import AttentionTo, attention_to
-from circuitdisc.heads.dcm import dcm
-from circuitdisc.heads.dcm_result import Dcm
+from circuitdisc.heads.dcm.dcm import dcm
+from circuitdisc.heads.dcm.result import Dcm
 from circuitdisc.heads.effects import HeadEffects, head_effects
 from circuitdisc.heads.knockout import KnockoutCurve, knockout_curve
-from circuitdisc.heads.localised import localised
-from circuitdisc.heads.localised_result import Localised
+from circuitdisc.heads.localised.localised import localised
+from circuitdisc.heads.localised.result import Localised
 from circuitdisc.heads.logits import LogitAttribution, logit_attribution
-from circuitdisc.heads.neuron_analysis import NeuronAnalysis, neuron_analysis
-from circuitdisc.heads.neuron_table import NeuronTable, neuron_table
-from circuitdisc.heads.neurons import NeuronImportance, neurons
+from circuitdisc.heads.neurons.analysis import NeuronAnalysis, neuron_analysis
+from circuitdisc.heads.neurons.neurons import NeuronImportance, neurons
+from circuitdisc.heads.neurons.table import NeuronTable, neuron_table
+from circuitdisc.heads.neurons.tokens import NeuronTokens, neuron_tokens
 from circuitdisc.heads.roles import ROLES, HeadRoles, head_roles
-from circuitdisc.heads.words import NeuronTokens, neuron_tokens
 
 __all__ = [
     "ROLES",

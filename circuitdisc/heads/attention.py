@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 
 from circuitdisc.checks import CONFIDENCE, SEED, bounded
+from circuitdisc.engine.attention import attention_patterns
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attention import attention_patterns
-from circuitdisc.patching.requirements import components_of
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task

@@ -13,12 +13,12 @@ from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import CONFIDENCE, SEED, bounded
+from circuitdisc.engine.head_values import head_values
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task

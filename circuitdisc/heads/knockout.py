@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_whole
+from circuitdisc.engine.head_values import head_values
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import (
@@ -34,8 +36,6 @@ from circuitdisc.heads.base import (
 from circuitdisc.heads.effects import By, HeadEffects, effect_order, head_effects
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.head_values import head_values
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task

@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Float
 
 from circuitdisc.checks import CONFIDENCE, SEED, bounded
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.memory import examples_that_fit, parse_memory
+from circuitdisc.engine.readout import direct_effects
+from circuitdisc.engine.requirements import components_of
 from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
-from circuitdisc.patching.memory import examples_that_fit, parse_memory
-from circuitdisc.patching.readout import direct_effects
-from circuitdisc.patching.requirements import components_of
-from circuitdisc.patching.uncut import uncut_run
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate

@@ -28,10 +28,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, SHARE, Whole, bounded
+from circuitdisc.engine.attention import Attended, attention_patterns
 from circuitdisc.errors import UnknownName
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
-from circuitdisc.patching.attention import Attended, attention_patterns
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import partition
 from circuitdisc.tasks import load_task

@@ -27,9 +27,9 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
+from circuitdisc.engine.parts import PartKind, parts_of, without
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.parts import PartKind, parts_of, without
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined

@@ -38,12 +38,12 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_places, relabelled
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
+from circuitdisc.engine.part_removal import check_finite
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.part_removal import check_finite
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
 from circuitdisc.scoring.faithfulness import normalised, why_undefined

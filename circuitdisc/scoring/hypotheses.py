@@ -28,12 +28,12 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
+from circuitdisc.engine.part_removal import PartRemoval
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.identity import identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.part_removal import PartRemoval
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import judging_ablation

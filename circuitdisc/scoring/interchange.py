@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitdisc.causal import UNDEFINED, CausalModel, Setting
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.engine.interchange import check_nodes, interchange_chunks, interchanged_logits
+from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
+from circuitdisc.known.causal import UNDEFINED, CausalModel, Setting
 from circuitdisc.models.model import Model
-from circuitdisc.patching.interchange import check_nodes, interchange_chunks, interchanged_logits
-from circuitdisc.patching.prepared import Chunk
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
 from circuitdisc.scoring.interchange_result import Control, InterchangeScores, VariableScore

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
+from circuitdisc.engine.interventions import Intervention, check_interventions, evaluate_interventions, head_places
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.interventions import Intervention, check_interventions, evaluate_interventions, head_places
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of
 from circuitdisc.tasks.base import Task

@@ -31,11 +31,11 @@ from circuitdisc.checks import (
     bounded,
 )
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.part_removal import PartRemoval
+from circuitdisc.engine.parts import PartKind
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.part_removal import PartRemoval
-from circuitdisc.patching.parts import PartKind
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
 from circuitdisc.stats import interval, partition_of, plain

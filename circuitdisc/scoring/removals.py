@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.part_removal import PartRemoval
+from circuitdisc.engine.parts import PartKind, check_parts, part_kind, parts_of
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
-from circuitdisc.patching.part_removal import PartRemoval
-from circuitdisc.patching.parts import PartKind, check_parts, part_kind, parts_of
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for

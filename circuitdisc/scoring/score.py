@@ -9,10 +9,10 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import Controls, random_circuits
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import GraphMismatch
 from circuitdisc.metrics import OUTPUT, Metric
 from circuitdisc.models.model import Model
-from circuitdisc.patching.engine import Patching
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, Scores, judging_ablation
 from circuitdisc.scoring.faithfulness import TARGET, faithfulness_scores

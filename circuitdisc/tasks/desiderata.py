@@ -21,7 +21,7 @@ from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.check import check_names, raise_problems
 from circuitdisc.tasks.examine import examine
-from circuitdisc.tasks.file import encode_rows
+from circuitdisc.tasks.library.file import encode_rows
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.registry import load_task

@@ -46,33 +46,35 @@ class TaskKind:
 
 
 TASKS: dict[str, TaskKind] = {
-    "tpp": TaskKind("circuitdisc.tasks.tpp", "transitive property: from a R b and b R c, continue 'a R' with c"),
-    "induction": TaskKind("circuitdisc.tasks.induction", "random tokens said twice: ... A B ... A is continued with B"),
-    "ioi": TaskKind("circuitdisc.tasks.ioi", "indirect object: of two names, continue with the one that does not act"),
+    "tpp": TaskKind("circuitdisc.tasks.library.tpp", "transitive property: from a R b and b R c, continue 'a R' with c"),
+    "induction": TaskKind("circuitdisc.tasks.library.induction", "random tokens said twice: ... A B ... A is continued with B"),
+    "ioi": TaskKind("circuitdisc.tasks.library.ioi", "indirect object: of two names, continue with the one that does not act"),
     "colored_objects": TaskKind(
-        "circuitdisc.tasks.colored_objects", "of three objects of three colors, continue with the color of the one asked for"
+        "circuitdisc.tasks.library.colored_objects",
+        "of three objects of three colors, continue with the color of the one asked for",
     ),
     "entity_tracking": TaskKind(
-        "circuitdisc.tasks.entity_tracking", "objects in labelled boxes: continue with the object in the box asked for"
+        "circuitdisc.tasks.library.entity_tracking", "objects in labelled boxes: continue with the object in the box asked for"
     ),
     "greater_than": TaskKind(
-        "circuitdisc.tasks.greater_than", "years: after 'from 1732 to 17', continue with an ending above 32"
+        "circuitdisc.tasks.library.greater_than", "years: after 'from 1732 to 17', continue with an ending above 32"
     ),
     "gendered_pronoun": TaskKind(
-        "circuitdisc.tasks.gendered_pronoun", "tag questions: continue with the pronoun that agrees with the name"
+        "circuitdisc.tasks.library.gendered_pronoun", "tag questions: continue with the pronoun that agrees with the name"
     ),
-    "docstring": TaskKind("circuitdisc.tasks.docstring", "a function's docstring: continue with its next argument"),
-    "arithmetic": TaskKind("circuitdisc.tasks.arithmetic", "continue '3 + 5 =' with the result"),
+    "docstring": TaskKind("circuitdisc.tasks.library.docstring", "a function's docstring: continue with its next argument"),
+    "arithmetic": TaskKind("circuitdisc.tasks.library.arithmetic", "continue '3 + 5 =' with the result"),
     "factual_recall": TaskKind(
-        "circuitdisc.tasks.factual_recall", "capitals, languages, kinds of animals: continue with the fact", n=100
+        "circuitdisc.tasks.library.factual_recall", "capitals, languages, kinds of animals: continue with the fact", n=100
     ),
     "subject_verb_agreement": TaskKind(
-        "circuitdisc.tasks.subject_verb_agreement", "continue with a verb in the subject's number, not the nearer noun's"
+        "circuitdisc.tasks.library.subject_verb_agreement",
+        "continue with a verb in the subject's number, not the nearer noun's",
     ),
     "rephrase": TaskKind(
-        "circuitdisc.tasks.rephrase", "say it again in other words: continue with a synonym, not the same adjective"
+        "circuitdisc.tasks.library.rephrase", "say it again in other words: continue with a synonym, not the same adjective"
     ),
-    "file": TaskKind("circuitdisc.tasks.file", "your own prompt pairs from a .jsonl or .csv file", n=None),
+    "file": TaskKind("circuitdisc.tasks.library.file", "your own prompt pairs from a .jsonl or .csv file", n=None),
 }
 
 

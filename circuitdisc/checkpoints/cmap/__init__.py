@@ -1,0 +1,1 @@
+"""Cross-model activation patching: which parts carry what fine-tuning changed."""

@@ -1,0 +1,168 @@
+"""One call of `cmap`: its checked settings, and one direction of it: plan, the giver's activations, the taker's runs."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.checkpoints.attention_difference import ModelLike, attention_between, default_keys
+from circuitdisc.checkpoints.cmap.plan import plan_patching
+from circuitdisc.checkpoints.cmap.result import CrossMap, Gap
+from circuitdisc.checkpoints.cmap.scores import scored
+from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
+from circuitdisc.checkpoints.listing import load
+from circuitdisc.engine.cross.cache import Given, keep_activations
+from circuitdisc.engine.cross.patch import Patch, units_of
+from circuitdisc.engine.cross.plan import MEMORY, CrossPlan, shapes_of
+from circuitdisc.engine.cross.run import CrossRun
+from circuitdisc.engine.requirements import components_of
+from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
+from circuitdisc.heads.base import examples_of
+from circuitdisc.metrics import Metric
+from circuitdisc.models.model import Model
+from circuitdisc.progress import progress_bar
+from circuitdisc.stats import partition_of
+from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
+
+
+@dataclass(frozen=True)
+class Call:
+    """The checked settings of one call."""
+
+    base: ModelLike
+    tuned: ModelLike
+    what: tuple[str, ...]
+    positions: tuple[str | int, ...] | None
+    groups: Mapping[str, Sequence[str]]
+    parts: bool
+    top: int
+    steps: int | Sequence[int] | None
+    grow: bool
+    n_random: int
+    metric: str | Metric | None
+    split: str
+    query: str | int
+    keys: tuple[str | int, ...] | None
+    attention: bool
+    confidence: float
+    seed: int
+    budget: int
+    cache: str
+    folder: Path | None
+    progress: bool
+    model_settings: Mapping[str, Any]
+
+    def open(self, which: str) -> Model:
+        """The `base` or the `tuned` model."""
+        one = getattr(self, which)
+        return one if isinstance(one, Model) else load(str(one), **self.model_settings)
+
+    def name_of(self, which: str) -> str:
+        one = getattr(self, which)
+        return one.name if isinstance(one, Model) else str(one)
+
+    def wanted(self, model: Model) -> Wanted:
+        cut = components_of(model, "cross-model patching")
+        n_units = len(units_of(cut.spec, self.what[0]))
+        sizes = points(self.steps, n_units) if self.grow else ()
+        groups = with_all({name: places_of(model.graph, heads) for name, heads in self.groups.items()})
+        top = min(self.top, n_units)
+        return Wanted(cut.spec, model.graph.has_mlp, self.what, groups, self.parts, top, sizes, self.n_random, self.seed)
+
+
+class Job:
+    """One direction: examples, plan, the giver's activations, the taker's runs."""
+
+    def __init__(self, call: Call, model: Model, task: Task) -> None:
+        self.call, self.task = call, task
+        self.measure, self.wanted = metric_for(model, task, call.metric), call.wanted(model)
+        self.judged = examples_of(task, call.split)
+        self.over = partition_of(self.judged)
+        search = examples_of(task, "train") if self.wanted.needs_order else ()
+        self.n_search, self.examples = len(search), (*search, *self.judged)
+        self.keys = default_keys(self.judged, call.query) if call.keys is None else call.keys
+        self.plan = self._plan(model)
+        self.forwards = 0.0
+
+    def _plan(self, model: Model) -> CrossPlan:
+        call, shapes = self.call, shapes_of(model)
+        return plan_patching(
+            shapes,
+            [len(example) for example in self.examples],
+            self.wanted,
+            call.budget,
+            n_search=self.n_search,
+            n_positions=None if call.positions is None else len(call.positions),
+            on_cpu=model.device.type == "cpu",
+            cache=call.cache,
+        )
+
+    @contextmanager
+    def cache(self) -> Iterator[Path | None]:
+        """A folder for the giver's activations, removed at the end; None if they are kept in memory."""
+        if self.plan.store == MEMORY:
+            yield None
+            return
+        parent = self.call.folder
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="circuitdisc-cmap-", dir=parent) as folder:
+            free = shutil.disk_usage(folder).free
+            if free < self.plan.cache_bytes:
+                raise BadSetting(
+                    f"the activations of one model take {size_words(self.plan.cache_bytes)} on disk, and {folder} has "
+                    f"{size_words(free)} free: name another folder (cache_folder=), take fewer examples, or raise memory="
+                )
+            yield Path(folder)
+
+    def keep(self, model: Model, folder: Path | None) -> Given:
+        """The giver's activations and metrics."""
+        call, description = self.call, f"activations of {model.name}"
+        with progress_bar(len(self.examples), description, "example", call.progress) as bar:
+            return keep_activations(
+                model,
+                self.examples,
+                self.plan.chunks,
+                self.wanted.kinds,
+                [self.measure],
+                positions=call.positions,
+                readout=self.wanted.readout,
+                folder=folder,
+                on_progress=bar.update,
+            )
+
+    def attention(self, model: Model) -> Float[np.ndarray, "R L H B"]:
+        """Where every head looks, on the examples that judge."""
+        call = self.call
+        return attention_between(model, self.judged, call.query, self.keys, call.budget, call.progress)
+
+    def run(self, direction: str, model: Model, given: Given) -> CrossMap:
+        """All patched runs of the taker, scored."""
+        run = CrossRun(model, given, self.call.positions)
+        judge_chunks = [at for at, (first, _) in enumerate(given.chunks) if first >= self.n_search]
+        search_chunks = [at for at, (first, _) in enumerate(given.chunks) if first < self.n_search]
+        metrics = given.metrics[self.measure.name].numpy()
+        order: list[int] = []
+        if self.wanted.needs_order:
+            values = self._values(run, self.wanted.singles(self.wanted.what[0]) | {("taker",): Patch()}, search_chunks)
+            gap = Gap(values.pop(("taker",)), metrics[: self.n_search], self.call.confidence, self.call.seed)
+            scores = gap.scores(np.stack(list(values.values())))
+            order = np.argsort(-np.nan_to_num(scores), kind="stable").tolist()
+        values = self._values(run, self.wanted.patches(order) | {("taker",): Patch()}, judge_chunks)
+        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed, self.over)
+        self.forwards = shapes_of(model).forwards(run.work.reads, run.work.writes, run.work.mlps)
+        return scored(direction, given.name, model.name, self.wanted, gap, values, order)
+
+    def _values(self, run: CrossRun, patches: Mapping[Label, Any], chunks: Sequence[int]) -> dict[Label, np.ndarray]:
+        total = len(set(patches.values())) * len(chunks)
+        with progress_bar(total, f"patching {run.model.name}", "run", self.call.progress) as bar:
+            found = run.values(self.examples, list(patches.values()), [self.measure], chunks=chunks, on_progress=bar.update)
+        return dict(zip(patches, found[self.measure.name], strict=True))

@@ -1,0 +1,83 @@
+"""Values of patched runs to scores: maps, pieces, groups beside random ones, pairs, a growing set."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.checkpoints.cmap.result import CrossMap, Gap, GroupScore, Growth, Scored, UnitMap
+from circuitdisc.checkpoints.cmap.sets import Label, Wanted
+from circuitdisc.engine.cross.patch import unit_heads, unit_name, units_of
+
+Values = Mapping[Label, Float[np.ndarray, "B"]]
+
+
+def scored(direction: str, giver: str, taker: str, wanted: Wanted, gap: Gap, values: Values, order: Sequence[int]) -> CrossMap:
+    """One direction's result.
+
+    Args:
+        values: metric of every patched run, by label, example by example.
+        order: units of the first kind, the best on the search examples first; empty if none was needed.
+    """
+    return CrossMap(
+        direction,
+        giver,
+        taker,
+        gap,
+        maps={kind: _unit_map(kind, wanted, gap, values) for kind in wanted.what},
+        parts=tuple(_one(gap, str(label[1]), values[label]) for label in values if label[0] == "part"),
+        groups=tuple(_groups(wanted, gap, values)),
+        pairs=tuple(_pairs(wanted, gap, values)),
+        growth=_growth(wanted, gap, values, order) if wanted.sizes else None,
+    )
+
+
+def _one(gap: Gap, name: str, values: Float[np.ndarray, "B"]) -> Scored:
+    low, high = gap.intervals(values)
+    return Scored(name, float(values.mean()), float(gap.scores(values)), float(low), float(high))
+
+
+def _unit_map(kind: str, wanted: Wanted, gap: Gap, values: Values) -> UnitMap:
+    counts = wanted.counts
+    units = units_of(counts, kind)
+    found = np.stack([values["unit", kind, at] for at in range(len(units))])
+    found = found.reshape(counts.n_layers, -1, found.shape[-1])
+    low, high = gap.intervals(found)
+    names = tuple(unit_name(counts, unit) for unit in units)
+    heads = tuple(tuple(unit_heads(counts, unit)) for unit in units)
+    return UnitMap(kind, names, heads, found, gap.scores(found), low, high)
+
+
+def _groups(wanted: Wanted, gap: Gap, values: Values) -> list[GroupScore]:
+    found = []
+    for name, places in wanted.groups.items():
+        for kind in wanted.what:
+            drawn = [values[label] for label in values if label[:3] == ("random", name, kind)]
+            random = gap.scores(np.stack(drawn)) if drawn else np.zeros(0)
+            heads = tuple(f"a{layer}.h{head}" for layer, head in places)
+            n_units = len(wanted.group_units(name, kind))
+            found.append(GroupScore(kind, heads, n_units, _one(gap, name, values["group", name, kind]), random))
+    return found
+
+
+def _pairs(wanted: Wanted, gap: Gap, values: Values) -> list[tuple[Scored, float]]:
+    """Pairs, the highest score first, with the sum of their own two scores."""
+    kind, counts = wanted.what[0], wanted.counts
+    units, found = units_of(counts, kind), []
+    for label in values:
+        if label[0] == "pair":
+            both = [int(at) for at in label[1:]]
+            name = " and ".join(unit_name(counts, units[at]) for at in both)
+            alone = sum(float(gap.scores(values["unit", kind, at])) for at in both)
+            found.append((_one(gap, name, values[label]), alone))
+    return sorted(found, key=lambda pair: -np.nan_to_num(pair[0].score))
+
+
+def _growth(wanted: Wanted, gap: Gap, values: Values, order: Sequence[int]) -> Growth:
+    kind, counts = wanted.what[0], wanted.counts
+    units, sizes = units_of(counts, kind), wanted.sizes
+    found = np.stack([[values["grow", which, size] for size in sizes] for which in range(wanted.n_random + 1)])
+    low, high = gap.intervals(found[0])
+    names = tuple(unit_name(counts, units[at]) for at in order)
+    scores = gap.scores(found)
+    return Growth(kind, names, sizes, scores[0], low, high, scores[1:])

@@ -1,0 +1,1 @@
+"""Fine-tuning: a ladder of checkpoints from one base."""

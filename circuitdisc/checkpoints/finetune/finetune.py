@@ -1,0 +1,298 @@
+"""A ladder of checkpoints: one base fine-tuned on growing fractions of one pool of a task's examples.
+
+1. Draw the pool; no prompt of it is held out anywhere (see `data.py`).
+2. For each fraction: start from the base, train on the first part of the pool, save a folder. Rungs share nothing but the base
+   and the pool, of which a larger fraction holds the smaller ones.
+3. With heads alone (Precise SFT): beside each rung, as a control, one of as many random heads.
+4. Measure all of them on held-out examples and on other tasks.
+
+    OUT/ladder.json        the rungs in order, every setting, and the figures
+    OUT/<rung>/            a Hugging Face folder, with training.json, and step-N where steps were asked for
+
+The same call goes on where one was killed: finished rungs are kept, the one at work resumes from its last checkpoint.
+
+Source: the CS224N study of the Transitive Property Problem (10, 30, 50 % for 3, 3, 20 epochs; AdamW 5e-5, batches of 64, loss
+on the answer's tokens); Zhang et al., ICML 2024 (Precise SFT).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.checkpoints.baselines import Baselines, baselines
+from circuitdisc.checkpoints.evaluation_sets import check_others
+from circuitdisc.checkpoints.finetune.data import Pool, Reader, draw_pool, training_rows
+from circuitdisc.checkpoints.finetune.heads_only import HeadsOnly
+from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, train_checkpoint
+from circuitdisc.checkpoints.finetune.lora import merged, with_lora
+from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Method, Rung, check_settings, make_rungs
+from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
+from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole, bounded
+from circuitdisc.engine.memory import parse_memory
+from circuitdisc.errors import BadFile, BadModel, BadRun, CircuitdiscWarning
+from circuitdisc.files import write_json
+from circuitdisc.heads.base import head_mask
+from circuitdisc.identity import Identity, identity_of, in_words
+from circuitdisc.models.load import read_model
+from circuitdisc.runs import check_free, versions, workspace
+from circuitdisc.schemas import LadderFile, read_record
+from circuitdisc.shipped import shipped_models
+from circuitdisc.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A base and the checkpoints made of it.
+
+    Args:
+        folder: that holds them.
+        base: as `load_model` takes it.
+        rungs: in order.
+        settings: everything that was asked for.
+        figures: how all do on held-out examples; None if that was not asked for.
+        identity: the base's weights and the pool that the rungs are made of.
+    """
+
+    folder: Path
+    base: str
+    rungs: tuple[Rung, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    figures: Baselines | None = None
+    identity: Identity = field(default_factory=Identity)
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The base and the rungs, in order, as `load_model` takes them."""
+        return [self.base, *(str(self.folder / rung.name) for rung in self.rungs)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": LADDER_FORMAT,
+            "version": 1,
+            "base": self.base,
+            "rungs": [rung.to_dict() for rung in self.rungs],
+            "settings": self.settings,
+            "identity": self.identity.to_dict(),
+            "versions": versions(),
+            "figures": self.figures.to_dict() if self.figures is not None else None,
+        }
+
+
+@bounded(
+    fractions=Real(0, 1, open_low=True, many=True),
+    epochs=Real(0, 100_000, open_low=True, many=True),
+    lr=Real(0, 10, open_low=True),
+    batch_size=BATCH,
+    control=Whole(0, 1000),
+    rank=Whole(1, 100_000),
+    alpha=Whole(1, 1_000_000),
+    n_pool=Whole(1, 10_000_000),
+    weight_decay=SHARE,
+    warmup=Whole(0, 10_000_000),
+    save_steps=Whole(1, 10_000_000),
+    seed=SEED,
+)
+def finetune(
+    base: str | Path,
+    task: Mapping[str, Any] | Task,
+    out: str | Path,
+    *,
+    fractions: float | Sequence[float] = (0.1, 0.3, 0.5),
+    epochs: float | Sequence[float] = (3, 3, 20),
+    lr: float = 5e-5,
+    batch_size: int = 64,
+    method: Method = "full",
+    heads: str | Path | Sequence[str] | None = None,
+    control: int = 0,
+    rank: int = 8,
+    alpha: int = 16,
+    lora_targets: Sequence[str] | None = None,
+    n_pool: int | None = None,
+    weight_decay: float = 0.01,
+    schedule: str = "constant",
+    warmup: int = 0,
+    save_steps: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    figures: bool = True,
+    others: Sequence[str] | None = None,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> Ladder:
+    """Fine-tune a base checkpoint on a task, on growing fractions of one pool of examples.
+
+    Args:
+        base: a shipped name, a folder or a Hugging Face name.
+        task: settings of a task (`{"name": "entity_tracking", "boxes": 7, "n_heldout": 500}`), or a task, whose train split is
+            then the pool.
+        out: folder of the ladder. One that a killed call has left is gone on with, if the settings are the same.
+        fractions: of the pool, one a rung.
+        epochs: passes over them, one a rung, or one for all.
+        lr, batch_size, weight_decay: of AdamW; rows a step.
+        method: `full`, `lora` (a low-rank change, merged before it is saved) or `heads` (some heads alone).
+        heads: for method=heads: names, a circuit's JSON file, or a run's folder.
+        control: for method=heads: rungs of as many random other heads beside each rung.
+        rank, alpha, lora_targets: of the low-rank change; None for the targets: peft's own choice.
+        n_pool: examples in the pool; None: 10,000, or all train examples of a file.
+        schedule: of the learning rate: `constant`, `linear` or `cosine`, after `warmup` steps of rising.
+        save_steps: keep a checkpoint every so many steps, as `<rung>/step-N`.
+        dtype: of the saved weights.
+        device: to train on, as torch names it.
+        figures: measure the base and all rungs at the end.
+        others: tasks on which forgetting is measured; None: all that the tokenizer can read; see `baselines`.
+        seed: of the order of the examples, low-rank starts and random heads. Also of the task, unless its settings name one.
+        memory: budget for activations where figures are measured.
+
+    Raises:
+        CircuitdiscError: bad input; nothing is left behind.
+        BadRun: the folder holds something else, or another process writes in it; or the base's weights, the pool or the
+            settings have changed since the ladder in it was begun.
+    """
+    folder = Path(out)
+    settings = {key: value for key, value in locals().items() if key in _SETTINGS}
+    check_settings(settings)
+    parse_memory(memory)
+    check_others(others)
+    if not (folder / LADDER).is_file():
+        check_free(folder)
+    with workspace(folder, lambda: (folder / LADDER).exists()):
+        plan = _plan(base, task, settings)
+        settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
+        ladder = Ladder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
+        _check_begun(ladder)
+        write_json(folder / LADDER, ladder.to_dict())
+        trained = [replace(rung, trained=_train(rung, plan, settings, folder, progress)) for rung in ladder.rungs]
+        ladder = replace(ladder, rungs=tuple(trained))
+        if figures:
+            chosen: dict[str, Any] = {"others": others, "seed": seed, "memory": memory, "progress": progress}
+            table = baselines(ladder.checkpoints, plan.judged, model_settings={"device": device}, **chosen)
+            ladder = replace(ladder, figures=table)
+        write_json(folder / LADDER, ladder.to_dict())
+        return ladder
+
+
+_SETTINGS = (
+    "fractions", "epochs", "lr", "batch_size", "method", "heads", "control", "rank", "alpha", "lora_targets", "weight_decay",
+    "schedule", "warmup", "save_steps", "dtype", "device", "seed", "n_pool",
+)  # fmt: skip
+
+
+# --- what will be done ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    base: str
+    judged: Mapping[str, Any] | Task
+    task_settings: dict[str, Any]
+    pool: Pool
+    rungs: tuple[Rung, ...]
+    n_ctx: int
+    identity: Identity
+
+
+def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[str, Any]) -> _Plan:
+    """The pool and the rungs; the base is loaded once, for its tokenizer and its graph."""
+    model = read_model(str(base))
+    if not hasattr(getattr(model.module, "config", None), "model_type"):
+        raise BadModel(f"{model.name} is in TransformerLens weight names: only Hugging Face models can be fine-tuned")
+    judged: dict[str, Any] | Task = task if isinstance(task, Task) else {"seed": settings["seed"], **task}
+    pool = draw_pool(Reader.of(model), judged, settings["n_pool"])
+    described = {"name": judged.name, **judged.settings} if isinstance(judged, Task) else judged
+    path = Path(base).expanduser()
+    name = str(path.resolve()) if path.is_dir() and str(base) not in shipped_models() else str(base)
+    rungs = make_rungs(model, settings)
+    heads = {"heads": {rung.name: list(rung.heads) for rung in rungs}}
+    return _Plan(
+        name, judged, described, pool, tuple(rungs), model.n_ctx, identity_of(model, {"pool of examples": pool.examples}, heads)
+    )
+
+
+def _check_begun(ladder: Ladder) -> None:
+    """A ladder that the folder holds, begun or finished, is this one.
+
+    Raises:
+        BadRun: it is another ladder, or what it was begun with has changed.
+    """
+    path = ladder.folder / LADDER
+    if not path.is_file():
+        return
+    try:
+        begun = read_record(LadderFile, path)
+    except BadFile as error:
+        raise BadRun(
+            f"{ladder.folder} holds a ladder that cannot be read ({error}): choose another folder with out="
+        ) from error
+    earlier = begun.settings
+    different = [name for name, value in ladder.settings.items() if earlier.get(name) != value]
+    if different:
+        words = ", ".join(f"{name}={str(earlier.get(name))[:60]}" for name in different[:4])
+        raise BadRun(f"{ladder.folder} holds another ladder (made with {words}): choose another folder with out=, or remove it")
+    begun_with = Identity.from_dict(begun.identity)
+    if begun_with is None:
+        unknown = f"{path} does not say which weights and examples its checkpoints are made of (an older version wrote it)"
+        if not all((ladder.folder / rung.name).exists() for rung in ladder.rungs):
+            raise BadRun(f"{unknown}, so that it cannot be gone on with: choose another folder with out=")
+        warnings.warn(f"{unknown}: whether they are those of now is not known", CircuitdiscWarning, stacklevel=3)
+    elif different := begun_with.differences(ladder.identity):
+        raise BadRun(
+            f"{ladder.folder} holds a ladder that was begun with {in_words(different)}: give back what it was begun with, "
+            "choose another folder with out=, or remove it"
+        )
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, so that they compare equal with those of a file."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(settings)
+
+
+# --- one rung -------------------------------------------------------------------------------------------------------------
+
+
+def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, progress: bool) -> Trained:
+    """Train one rung from the base; one that is finished is read."""
+    done = folder / rung.name
+    if done.exists():
+        try:
+            return Trained.read(done)
+        except BadFile as error:
+            raise BadFile(f"{error}. Remove {done}, and the same command makes that checkpoint again") from error
+    n_rows = max(1, round(rung.fraction * len(plan.pool.examples)))
+    rows = training_rows(plan.pool.examples[:n_rows], plan.n_ctx, settings["seed"])
+    model = read_model(plan.base, device=settings["device"])
+    module: Any = model.module.requires_grad_(True)
+    extra: dict[str, Any] = {}
+    if rung.heads:
+        only = HeadsOnly(module, head_mask(model.graph, rung.heads))
+        extra = {"callbacks": [only], "n_trained": only.n_trained}
+    elif settings["method"] == "lora":
+        names = ("rank", "alpha", "seed")
+        module = with_lora(module, targets=settings["lora_targets"], **{name: settings[name] for name in names})
+        extra = {"finish": merged}
+    recipe = Recipe(
+        epochs=rung.epochs,
+        schedule=SCHEDULES[settings["schedule"]],
+        **{name: settings[name] for name in ("lr", "batch_size", "weight_decay", "warmup", "seed", "save_steps", "dtype")},
+    )
+    return train_checkpoint(
+        module,
+        rows,
+        done,
+        recipe,
+        tokenizer=model.tokenizer,
+        device=settings["device"],
+        label=rung.name,
+        progress=progress,
+        **extra,
+    )

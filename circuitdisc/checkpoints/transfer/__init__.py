@@ -1,0 +1,1 @@
+"""The circuit of each checkpoint, scored on every one of them."""

@@ -1,0 +1,1 @@
+"""Activations of another model, put into a run."""

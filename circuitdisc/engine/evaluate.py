@@ -1,0 +1,84 @@
+"""Metric values, example by example: chunk x variant x metric in one place.
+
+A *variant* is a way to run the model on a chunk of examples: a circuit, a head circuit, a set of interventions, ablated
+neurons. What a metric needs of the unembedding (the answers' columns, or the whole vocabulary) is decided here alone.
+
+Shape letters: B examples, C rows, N readings, V vocabulary, W columns of the unembedding, D residual width.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdisc.engine.prepared import Chunk
+from circuitdisc.metrics import Labels, Metric
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+from circuitdisc.tasks.base import PromptBatch
+
+Values = dict[str, dict[str, Float[Tensor, "B"]]]
+Variant = Callable[[Chunk], Float[Tensor, "N V"]]
+Unembed = Callable[[Int[Tensor, "N W"] | None], Float[Tensor, "*C N W"]]
+
+
+def evaluate(
+    chunks: Iterable[Chunk],
+    variants: Mapping[str, Variant],
+    metrics: Sequence[Metric],
+    on_progress: Callable[[int], object] | None = None,
+) -> Values:
+    """Metric values of several variants.
+
+    Args:
+        variants: name -> what gives the logits of the whole vocabulary at a chunk's readings.
+        on_progress: called with 1 after each variant of each chunk.
+
+    Returns:
+        variant -> metric -> values. [B]
+    """
+    found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in variants}
+    for chunk in chunks:
+        for name, run in variants.items():
+            for metric, values in of_logits(chunk.batch, chunk.labels, run(chunk), metrics).items():
+                found[name][metric].append(values)
+            if on_progress is not None:
+                on_progress(1)
+    return {name: {metric: torch.cat(parts) for metric, parts in values.items()} for name, values in found.items()}
+
+
+def of_logits(
+    batch: PromptBatch, labels: Labels, logits: Float[Tensor, "*C N V"], metrics: Sequence[Metric]
+) -> dict[str, Float[Tensor, "*C B"]]:
+    """Several metrics from the logits of the whole vocabulary at the readings."""
+    return {metric.name: batch.per_example(metric(logits, labels)) for metric in metrics}
+
+
+def of_columns(batch: PromptBatch, labels: Labels, unembed: Unembed, metric: Metric) -> Float[Tensor, "*C B"]:
+    """One metric, from no more columns of the unembedding than it needs.
+
+    Args:
+        unembed: columns at each reading (None: the whole vocabulary) to logits.
+    """
+    if metric.columns == "answers":
+        return batch.per_example(metric(unembed(labels.columns), labels.among_columns()))
+    return batch.per_example(metric(unembed(None), labels))
+
+
+def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metric: Metric) -> Float[Tensor, "C B"]:
+    """One metric from final residuals at the readings (of models that run by hooks: from the logits there)."""
+    cut = model.cut
+
+    def unembed(columns: Int[Tensor, "N W"] | None) -> Float[Tensor, "C N W"]:
+        if isinstance(cut, Components):
+            return cut.unembed(final, columns)
+        return final if columns is None else final.gather(-1, columns.expand(final.shape[0], -1, -1))
+
+    return of_columns(chunk.batch, chunk.labels, unembed, metric)
+
+
+def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric) -> int:
+    """Logits that a metric needs of one row, in the largest chunk: readings x columns."""
+    width = chunks[0].labels.columns.shape[1] if metric.columns == "answers" else model.d_vocab_out
+    return max(len(chunk.batch.read_example) for chunk in chunks) * width

@@ -1,0 +1,1 @@
+"""Attribution without the big buffer: a backward pass layer by layer."""

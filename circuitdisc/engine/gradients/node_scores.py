@@ -1,0 +1,44 @@
+"""Attribution of whole senders: how far the metric follows what each of them writes.
+
+Shape letters: B examples, n tokens that count, S senders.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
+from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, MLP, Place
+from circuitdisc.engine.gradients.segments import HeadsStep, MlpStep, Step, readout
+from circuitdisc.metrics import wide
+
+
+def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
+    """Mean over examples of |sum over positions of (ablated - clean) . gradient| with the gradient at the clean run."""
+    graph = attribution.graph
+    first = {group.place: group.first for group in attribution.groups}
+    scores = torch.zeros(graph.n_senders, dtype=torch.float64, device=attribution.cut.device)
+    for chunk in attribution.chunks():
+        end = readout(attribution.cut, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
+        for step in chunk.clean.backward(end.into):
+            place, gradient = _written(step, chunk.differences.tokens)
+            values = chunk.differences.values[place]
+            per_example = _per_example((wide(values) * wide(gradient)).sum(-1), chunk)
+            scores[first[place] : first[place] + len(values)] += per_example.abs().sum(-1)
+        attribution.count_backward(chunk, chunk.clean)
+    return (scores / len(attribution.examples)).cpu().numpy()
+
+
+def _written(step: Step, tokens: Int[Tensor, "n"]) -> tuple[Place, Float[Tensor, "s n X"]]:
+    """The place of a step, and the gradient with respect to what its senders write (heads: before W_O)."""
+    if isinstance(step, HeadsStep):
+        return (step.layer, HEADS), step.out[:, 0].flatten(1, 2)[:, tokens]
+    place = (step.layer, MLP) if isinstance(step, MlpStep) else (-1, EMBEDDING)
+    return place, step.out.flatten(1, 2)[:, tokens]
+
+
+def _per_example(values: Float[Tensor, "s n"], chunk: AttributionChunk) -> Float[Tensor, "s B"]:
+    B, T = chunk.batch.clean.shape
+    owner = chunk.differences.tokens // T
+    return values.new_zeros(values.shape[0], B, dtype=torch.float64).index_add_(1, owner, values.double())

@@ -1,0 +1,82 @@
+"""Edges into queries and keys by the change of the attention pattern itself, several senders at a time.
+
+Shape letters: C senders tried at once, B examples, T positions, D residual width, H heads, K head width, R receivers,
+S senders.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
+from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_tokens
+from circuitdisc.engine.gradients.layers import HEADS, SenderGroup, projections
+from circuitdisc.engine.gradients.memory import CPU_PATTERN_ROWS
+from circuitdisc.engine.gradients.segments import HeadsStep, readout
+from circuitdisc.metrics import wide
+
+
+def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]:
+    """Scores at the clean run; edges into q and k by (changed pattern - clean pattern) . gradient of the pattern."""
+    linear, exact = attribution.empty_scores(), attribution.empty_scores()
+    for chunk in attribution.chunks():
+        end = readout(attribution.cut, chunk.clean.residual, chunk.batch, attribution.metric)
+        tokens = chunk.differences.tokens
+        gradients = Gradients(attribution.cut, tokens, at_tokens(end.into, tokens))
+        for step in chunk.clean.backward(end.into):
+            gradients.add(step)
+            if isinstance(step, HeadsStep):
+                _add_pattern_scores(exact, attribution, chunk, step)
+        attribution.count_backward(chunk, chunk.clean)
+        add_scores(linear, attribution.graph, chunk.differences, gradients, attribution.groups)
+    through = np.array([receiver.qkv in ("q", "k") for receiver in attribution.graph.receivers])
+    rows = torch.from_numpy(through).to(linear.device)[:, None]
+    return attribution.finish(torch.where(rows, exact, linear))
+
+
+@torch.no_grad()
+def _add_pattern_scores(
+    scores: Float[Tensor, "R S"], attribution: Attribution, chunk: AttributionChunk, step: HeadsStep
+) -> None:
+    """Scores of all edges into the q and k of one layer."""
+    cut, graph, frame, layer = attribution.cut, attribution.graph, chunk.frame, step.layer
+    norm = cut.weights.layers[layer].norm_attention
+    q, k, v = step.projections
+    q, k = cut.rotate(q, frame), cut.rotate(k, frame)
+    clean = cut.pattern(layer, q, k, frame)
+    scale = frame.head_scale.get(layer)
+    into_z = step.out if scale is None else step.out * scale
+    gradient = wide(into_z @ v.transpose(-1, -2))  # [H, 1, B, T, T]
+    row_q, row_k = (graph.receiver_index[f"a{layer}.h0<{qkv}>"] for qkv in ("q", "k"))
+    most = max(1, CPU_PATTERN_ROWS // chunk.batch.clean.numel())
+    for first, delta in _senders_before(attribution, chunk, layer, most):
+        stop = first + delta.shape[0]
+        changed_q, changed_k, _ = projections(cut, layer, cut.norm(step.x + delta, norm))
+        for row, pattern in (
+            (row_q, cut.pattern(layer, cut.rotate(changed_q, frame), k, frame)),
+            (row_k, cut.pattern(layer, q, cut.rotate(changed_k, frame), frame)),
+        ):
+            change = ((pattern - clean) * gradient).sum((2, 3, 4))
+            scores[row : row + graph.n_heads, first:stop] += change.to(scores.dtype)
+
+
+def _senders_before(
+    attribution: Attribution, chunk: AttributionChunk, layer: int, most: int
+) -> Iterator[tuple[int, Float[Tensor, "C B T D"]]]:
+    """The differences of the senders before a layer, a few at a time, 0 at tokens that do not count; with the first's index."""
+    shape = chunk.batch.clean.shape
+    for group in attribution.groups:
+        if group.place >= (layer, HEADS):
+            return
+        for first in range(group.first, group.stop, most):
+            some = slice(first - group.first, min(first + most, group.stop) - group.first)
+            yield first, _rebuilt(chunk, group, some, shape)
+
+
+def _rebuilt(chunk: AttributionChunk, group: SenderGroup, some: slice, shape: torch.Size) -> Float[Tensor, "C B T D"]:
+    values = chunk.differences.rebuild(group, slice(None), some)
+    flat = values.new_zeros(len(values), shape[0] * shape[1], values.shape[-1])
+    return flat.index_copy_(1, chunk.differences.tokens, values).unflatten(1, shape)

@@ -1,0 +1,69 @@
+"""Heads ablated one after the other, from the layer of the change on.
+
+The residual before every layer is kept: a change in layer l leaves layers 0..l-1 alone, and only layers from l on run again.
+
+Shape letters: L layers, H heads.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitdisc.engine.evaluate import of_logits
+from circuitdisc.engine.head_run import head_circuit, head_logits
+from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.prepared import Chunk
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
+from circuitdisc.models.components import Components
+
+
+class HeadRemoval:
+    """Heads ablated one after the other, on all examples.
+
+    Args:
+        patching: model and ablation; `ablation.target` says whether a head's output or its attention pattern is cut.
+        chunks: the examples, held in memory.
+        kept: the heads to start from. [L, H]
+    """
+
+    def __init__(self, patching: Patching, chunks: Sequence[Chunk], metric: Metric, kept: Bool[np.ndarray, "L H"]) -> None:
+        self.patching, self.chunks, self.metric = patching, chunks, metric
+        self.graph = patching.graph
+        if patching.ablation.target == "pattern" and not isinstance(patching.model.cut, Components):
+            raise BadSetting("attention patterns can be ablated only in models with fast components: use target=output")
+        self.kept = kept.copy()
+        self._before: list[list[Tensor]] = [[] for _ in chunks]  # residual before each layer, for each chunk
+        self.value = self._measure(self.kept, 0, remember=True)
+
+    def try_ablating(self, layer: int, head: int) -> float:
+        """The metric if this head is ablated, too."""
+        kept = self.kept.copy()
+        kept[layer, head] = False
+        self.patching.cost.candidates += 1
+        return self._measure(kept, layer)
+
+    def set_head(self, layer: int, head: int, keep: bool) -> float:
+        """Ablate or restore a head for good; returns the metric."""
+        self.kept[layer, head] = keep
+        self.value = self._measure(self.kept, layer, remember=True)
+        return self.value
+
+    def _measure(self, kept: Bool[np.ndarray, "L H"], layer: int, remember: bool = False) -> float:
+        total, n, cut = 0.0, 0, self.patching.model.cut
+        for index, chunk in enumerate(self.chunks):
+            before = self._before[index]
+            if isinstance(cut, Components):
+                target, resume = self.patching.ablation.target, before[layer] if before else None
+                logits, seen = head_logits(cut, self.graph, chunk, kept, target, layer, resume)
+                if remember:
+                    self._before[index] = before[:layer] + seen
+                nodes = (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
+                self.patching.cost.node_evaluations += nodes
+            else:
+                logits = self.patching.circuit_logits(chunk, head_circuit(self.graph, kept).mask)
+            total += float(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
+            n += chunk.batch.n_examples
+        return total / n

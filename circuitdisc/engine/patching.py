@@ -1,0 +1,266 @@
+"""Patching: run a model as a graph. What discovery algorithms and scores ask; they never touch a model's modules.
+
+    patching = Patching(model, ablation, task.train)
+    values = patching.evaluate(task.heldout, {"circuit": circuit.mask}, [metric])   # metric values, example by example
+    removal = patching.removal(task.train, mask, metric, first=...)                 # cut edges one after the other
+
+Shape letters: B examples, C rows (candidates), N readings, W columns of the unembedding, R receivers, S senders.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.circuit import kept_heads, live_nodes
+from circuitdisc.engine.circuit_run import CircuitRun
+from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
+from circuitdisc.engine.forward import logits_at
+from circuitdisc.engine.head_run import head_circuit, head_logits
+from circuitdisc.engine.hooked_run import HookedRemoval, hooked_run
+from circuitdisc.engine.incremental import IncrementalRemoval
+from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
+from circuitdisc.engine.prepared import Chunk, fit_means, prepare
+from circuitdisc.engine.selfcheck import verify
+from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
+from circuitdisc.metrics import Metric
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+from circuitdisc.tasks.base import Example
+
+
+@dataclass
+class Cost:
+    """What a search or a score has cost, in units that compare across machines.
+
+    Args:
+        model_runs: examples x runs of the whole model (clean, corrupted, or hook-based), divided by the examples.
+        circuit_runs: runs of a circuit from the embedding on.
+        candidates: candidate circuits whose metric was measured, incremental or not.
+        node_evaluations: heads and MLPs computed, each on all tokens of all examples; a part of the tokens counts as a part.
+        backward_runs: examples x backward passes through the whole model, divided by the examples.
+    """
+
+    model_runs: float = 0.0
+    circuit_runs: int = 0
+    candidates: int = 0
+    node_evaluations: float = 0.0
+    backward_runs: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, other: "Cost") -> None:
+        """Count what another search has cost, too."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class Patching:
+    """One model under one ablation.
+
+    Args:
+        model: the model.
+        ablation: what cut edges carry.
+        reference: the examples that `mean` ablation averages over: the train split, also when held-out examples are scored.
+        memory: budget for activations, as `8GiB`; examples and candidates are batched to fit.
+        padding_side: `right` or `left`; the results do not depend on it.
+
+    Raises:
+        BadModel: the cut model is not (or no longer) the module that it was made of.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ablation: Ablation,
+        reference: Sequence[Example],
+        *,
+        memory: str | int = "4GiB",
+        padding_side: str = "right",
+    ) -> None:
+        verify(model, reference)
+        self.model, self.ablation, self.padding_side = model, ablation, padding_side
+        self.graph = model.graph
+        self.budget = parse_memory(memory)
+        self.cost = Cost()
+        self.means = None
+        if ablation.kind == "mean":
+            self.means = fit_means(model, ablation, reference, self._chunk_size(reference))
+            self.cost.model_runs += 1
+
+    def _chunk_size(self, examples: Sequence[Example]) -> int:
+        return examples_that_fit(self.model, self.budget // 2, max(len(example) for example in examples))
+
+    def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
+        """The examples made ready, as many at a time as fit."""
+        self.cost.model_runs += 2 if self.ablation.kind == "resample" else 1
+        yield from prepare(self.model, self.ablation, examples, self.means, self._chunk_size(examples), self.padding_side)
+
+    # --- whole circuits ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        examples: Sequence[Example],
+        masks: Mapping[str, Bool[np.ndarray, "R S"]],
+        metrics: Sequence[Metric],
+        on_progress: Callable[[int], object] | None = None,
+    ) -> Values:
+        """Metric values of several circuits, example by example.
+
+        Args:
+            masks: name -> edge mask.
+            on_progress: called with 1 after each circuit of each chunk.
+
+        Returns:
+            circuit name -> metric name -> values. [B]
+        """
+        variants = {name: partial(self.circuit_logits, mask=mask) for name, mask in masks.items()}
+        return evaluate(self.chunks(examples), variants, metrics, on_progress)
+
+    def n_chunks(self, examples: Sequence[Example]) -> int:
+        """How many chunks `evaluate` will go through."""
+        return -(-len(examples) // self._chunk_size(examples))
+
+    @torch.no_grad()
+    def circuit_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
+        """Logits of the whole vocabulary at the readings when a circuit runs."""
+        self.cost.circuit_runs += 1
+        if self.ablation.target == "pattern":
+            return self._pattern_logits(chunk, mask)
+        if isinstance(self.model.cut, Components):
+            run = CircuitRun(self.model.cut, self.graph, chunk, mask)
+            self.cost.node_evaluations += run.node_evaluations
+            return logits_at(self.model.cut, run.residual, chunk.batch.reads)
+        self.cost.node_evaluations += self.graph.n_senders
+        return hooked_run(self.model.cut, self.graph, chunk, mask)
+
+    def _pattern_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
+        """A cut attention pattern is a matter of whole heads: only head circuits can be run so."""
+        kept = kept_heads(self.graph, mask)
+        if not (head_circuit(self.graph, kept).mask == mask).all() or not isinstance(self.model.cut, Components):
+            raise BadSetting("ablation.target=pattern runs head circuits of models with fast components alone")
+        self.cost.node_evaluations += self.graph.n_senders
+        return head_logits(self.model.cut, self.graph, chunk, kept, "pattern")[0]
+
+    # --- edges cut one after the other -------------------------------------------------------------------------------
+
+    def hold(self, examples: Sequence[Example]) -> list[Chunk]:
+        """All examples made ready and held in memory, for a search.
+
+        Raises:
+            BadSetting: they do not fit the budget.
+        """
+        n_tokens = len(examples) * max(len(example) for example in examples)
+        needed = n_tokens * bytes_per_token(self.model)
+        if needed > self.budget:
+            raise BadSetting(
+                f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
+                f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
+            )
+        return list(self.chunks(examples))
+
+    def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
+        """Mean metric of a circuit over examples held in memory."""
+        run = self.removal(chunks, mask, metric, first=self.graph.n_receivers - 1)
+        run.close()
+        self.cost.candidates += 1
+        return run.value
+
+    def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
+        """Start cutting edges from a circuit; see `Removal`."""
+        return Removal(self, chunks, mask, metric, first)
+
+
+class Removal:
+    """Cut edges one after the other and measure the metric, on all examples.
+
+    Args:
+        mask: the circuit to start from.
+        first: index of the first (lowest) receiver that will be visited. Cuts are accepted from the last receiver backwards,
+            so that the senders of a receiver have not changed when it is visited.
+    """
+
+    def __init__(
+        self, patching: Patching, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
+    ) -> None:
+        self.patching, self.chunks, self.metric = patching, chunks, metric
+        self.mask = mask.copy()
+        model, graph = patching.model, patching.graph
+        self.parts: list[IncrementalRemoval | HookedRemoval] = [
+            IncrementalRemoval(model.cut, graph, chunk, mask, first)
+            if isinstance(model.cut, Components)
+            else HookedRemoval(model.cut, graph, chunk, mask)
+            for chunk in chunks
+        ]
+        patching.cost.circuit_runs += 1
+        self.value = self._means(
+            [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
+        )[0]
+        self._tried: list[float] = []
+        self._cuts: tuple[int, list[int]] = (0, [])
+        senders, receivers = live_nodes(graph, mask)
+        tokens = max(chunk.batch.clean.numel() for chunk in chunks)
+        live = int(receivers[first:].sum()), int(senders.sum())
+        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits(model, chunks, metric))
+
+    def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
+        """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.
+
+        Args:
+            spared: False for edges that are cut in the entries behind their own, too; None: all of them are.
+        """
+        spares = np.zeros(len(senders), dtype=bool) if spared is None else np.array(spared)
+        self._tried = self._means([part.try_cuts(receiver, senders, spares) for part in self.parts])
+        self._cuts = (receiver, senders)
+        self.patching.cost.candidates += len(senders)
+        return self._tried
+
+    def accept(self, cuts: list[int]) -> None:
+        """Cut some of the candidates just tried for good.
+
+        Args:
+            cuts: their places, in order: all that were not spared up to the last one, which may itself have been.
+        """
+        receiver, senders = self._cuts
+        for part in self.parts:
+            part.accept(cuts)
+        if cuts:
+            self.mask[receiver, [senders[index] for index in cuts]] = False
+            self.value = self._tried[cuts[-1]]
+
+    def drop(self, receivers: list[int]) -> None:
+        """Cut every edge into receivers whose node no longer reaches `logits`."""
+        for part in self.parts:
+            part.drop(receivers)
+        self.mask[receivers] = False
+
+    def close(self) -> None:
+        """Add up what it cost."""
+        self.patching.cost.node_evaluations += sum(part.node_evaluations for part in self.parts)
+
+    @torch.no_grad()
+    def each_without(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
+        """Metric values, example by example, with one edge into `receiver` cut, for each of these senders."""
+        spared = np.ones(len(senders), dtype=bool)
+        self.patching.cost.candidates += len(senders)
+        values = self._values([part.try_cuts(receiver, senders, spared) for part in self.parts])
+        return torch.cat(values, dim=1).cpu().numpy()
+
+    def _means(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
+        """Mean metric over all examples, for every row."""
+        sums = [values.sum(-1) for values in self._values(outputs)]
+        return (torch.stack(sums).sum(0) / sum(chunk.batch.n_examples for chunk in self.chunks)).tolist()
+
+    @torch.no_grad()
+    def _values(self, outputs: list[Float[Tensor, "C N X"]]) -> list[Float[Tensor, "C B"]]:
+        """The metric of every row on each chunk, from final residuals (or, hook-based, from logits)."""
+        model = self.patching.model
+        return [
+            of_residual(model, chunk, output, self.metric).double() for output, chunk in zip(outputs, self.chunks, strict=True)
+        ]

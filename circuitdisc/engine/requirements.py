@@ -1,0 +1,44 @@
+"""What a tool or an algorithm needs of a model, an ablation and a metric: fast components, gradients."""
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.engine.selfcheck import verify
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model, fast_components
+
+
+def components_of(model: Model, what: str) -> Components:
+    """The model's fast components.
+
+    Raises:
+        BadSetting: it has none.
+        BadModel: they are not (or no longer) the module that they were made of.
+    """
+    components = fast_components(model, what)
+    verify(model)
+    return components
+
+
+def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) -> Components:
+    """The model's components, if algorithm `name` can follow the metric's gradient through them.
+
+    Raises:
+        BadSetting: the model runs by hooks, the ablation replaces patterns, or the metric has no gradient.
+        BadModel: the components are not (or no longer) the module that they were made of.
+    """
+    if not isinstance(model.cut, Components):
+        raise BadSetting(
+            f"algorithm '{name}' needs gradients layer by layer, and {model.name} ({model.architecture}) runs through hooks: "
+            "it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2; algorithms that only run circuits, such as "
+            "acdc, work here, slowly"
+        )
+    if ablation.target == "pattern":
+        raise BadSetting(f"algorithm '{name}' weighs edges between outputs: use ablation.target=output")
+    if not metric.differentiable:
+        raise BadSetting(
+            f"algorithm '{name}' follows the metric's gradient, and '{metric.name}' is constant almost everywhere: "
+            "use metric=logit_diff or metric=log_prob"
+        )
+    verify(model)
+    return model.cut

@@ -1,0 +1,181 @@
+"""The self-check (contract 1): the graph must be exactly the model, or the model is refused with the numbers.
+
+It runs at load, and before the engine first uses a model that it does not know: a module in memory may do more than its weights
+say, or have changed since it was wrapped. A model that was checked is checked again only when its module has changed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.engine.circuit_run import CircuitRun
+from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.hooked_run import hooked_run
+from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.errors import BadModel, CircuitdiscError
+from circuitdisc.models.components import Components
+from circuitdisc.models.load import read_model
+from circuitdisc.models.model import Model
+from circuitdisc.models.plain import check_finite
+from circuitdisc.models.wording import first_line
+from circuitdisc.tasks.base import Example, collate
+
+# Largest difference accepted, relative to the largest value compared. Float64 models are held to float32's bound, since
+# several families compute norms and softmaxes in float32 themselves.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+OWN = "full circuit against the model's own logits"
+EXAMPLES_COMPARED = 4  # of a call, for modules that do something beside their weights
+
+
+def load_model(name: str, **settings: Any) -> Model:
+    """Load a model and check that its graph is exactly the model.
+
+    Args:
+        name: a shipped name (`tpp/lightweight`), a folder, or a Hugging Face name (`gpt2`).
+        settings: `dtype`, `device`, `split_embeddings`, `components`; see `circuitdisc.models.read_model`.
+
+    Raises:
+        UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
+    """
+    model = read_model(name, **settings)
+    verify(model)
+    return model
+
+
+def verify(model: Model, examples: Sequence[Example] = ()) -> None:
+    """Check a model before it is used, unless it was checked and its module has not changed since.
+
+    Args:
+        examples: of the call. A module with hooks or adapters, which may act on some prompts alone, is compared on the first of
+            them, too.
+
+    Raises:
+        BadModel: the cut model is not the module.
+    """
+    own = model.own_logits
+    if not own.checked(model.cut):
+        check_model(model)
+        own.set_checked(model.cut)
+    if examples and own.extras():
+        _compare(model, {OWN: _against_own(model, examples[:EXAMPLES_COMPARED])})
+
+
+@torch.no_grad()
+def check_model(model: Model) -> dict[str, float]:
+    """Compare the cut model with the model itself, on two short prompts of unequal length.
+
+    Checks: input + head outputs + MLP outputs (+ biases) add up to the final residual; the run of the full circuit gives the
+    model's own logits; the run of the empty circuit gives those of the biases alone (every sender cut).
+
+    Returns:
+        check -> largest relative difference.
+
+    Raises:
+        BadModel: one of them is beyond the tolerance for the model's dtype, or the model does not run at all.
+    """
+    examples = _probe(model)
+    try:
+        differences = {
+            "sum of all senders against the final residual": _sum_of_parts(model, examples),
+            OWN: _against_own(model, examples),
+        }
+        if isinstance(model.cut, Components):
+            differences["empty circuit against every sender cut"] = _empty(model, model.cut, examples)
+    except CircuitdiscError:
+        raise
+    except Exception as error:  # an architecture's own code, or the bridge's, at shapes that do not fit
+        if isinstance(error, torch.OutOfMemoryError):
+            raise BadModel(f"{model.name}: there is not enough memory to run it: {first_line(error)}") from error
+        check_finite(model.module, model.name)
+        raise BadModel(
+            f"{model.name}: the architecture {model.architecture} cannot be run head by head here "
+            f"({type(error).__name__}: {first_line(error)}). "
+            "GPT-2, Llama, Mistral, Qwen 2, GPT-NeoX and Gemma 2 can"
+        ) from error
+    _compare(model, differences)
+    return differences
+
+
+def _compare(model: Model, differences: dict[str, float]) -> None:
+    tolerance = TOLERANCE.get(model.dtype, 0.0)
+    wrong = next((name for name, difference in differences.items() if not difference <= tolerance), None)
+    if wrong is None:
+        return
+    check_finite(model.module, model.name)
+    check_finite(model.own_logits.module, model.name)
+    difference = differences[wrong]
+    if difference != difference:
+        raise BadModel(
+            f"{model.name} ({model.architecture}) gives NaN or infinite logits in {model.dtype}, though its weights are finite "
+            "numbers: load it as float32"
+        )
+    raise BadModel(
+        f"{model.name} ({model.architecture}): the computation graph is not the model. {wrong.capitalize()}: "
+        f"relative difference {difference:.1e}, {tolerance:.0e} is allowed in {model.dtype}. {_reason(model, wrong)}"
+    )
+
+
+def _reason(model: Model, wrong: str) -> str:
+    extras = model.own_logits.extras() if wrong == OWN else []
+    if extras:
+        more = f" (and {len(extras) - 1} more)" if len(extras) > 1 else ""
+        return f"The module does more than its weights: {extras[0][:90]}{more}. Remove it, or make it part of the weights"
+    if model.own_logits.was_checked(model.cut):
+        return "The module was changed after it was wrapped: wrap it again"
+    if model.architecture == "gemma2" and not isinstance(model.cut, Components):
+        return "Its norm after attention couples the heads: leave components=auto, which handles it"
+    return "Its heads do not add up (a norm after attention, say), or its layers are not those of its family: it cannot be cut"
+
+
+def _against_own(model: Model, examples: Sequence[Example]) -> float:
+    chunk = _chunk(model, examples)
+    batch = chunk.batch
+    own = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)
+    own = own[batch.read_example, batch.read_position]
+    return _difference(_logits(model, chunk, model.graph.edge_mask), own)
+
+
+def _empty(model: Model, cut: Components, examples: Sequence[Example]) -> float:
+    chunk = _chunk(model, examples)
+    empty = _logits(model, chunk, np.zeros_like(model.graph.edge_mask))
+    constant = cut.constant_before(model.graph.n_layers)
+    return _difference(empty, cut.unembed(constant.expand(1, len(empty), -1))[0])
+
+
+def _chunk(model: Model, examples: Sequence[Example]) -> Chunk:
+    return next(prepare(model, Ablation("zero"), examples, None, len(examples)))
+
+
+@torch.no_grad()
+def _logits(model: Model, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
+    if not isinstance(model.cut, Components):
+        return hooked_run(model.cut, model.graph, chunk, mask)
+    residual = CircuitRun(model.cut, model.graph, chunk, mask).residual
+    return model.cut.unembed(residual[chunk.batch.read_example, chunk.batch.read_position][None])[0]
+
+
+def _probe(model: Model) -> list[Example]:
+    generator = np.random.default_rng(0)
+    lengths = (min(7, model.n_ctx), min(5, model.n_ctx))
+    prompts = [tuple(int(i) for i in generator.integers(0, model.d_vocab, length)) for length in lengths]
+    return [Example(prompt, None, tuple(range(len(prompt))), ((0,),) * len(prompt), ((),) * len(prompt)) for prompt in prompts]
+
+
+def _sum_of_parts(model: Model, examples: list[Example]) -> float:
+    batch = collate(examples, device=model.device)
+    run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+    rest = (run.residual - run.senders.sum(0))[batch.is_token]
+    # beside the senders there are only biases, the same at every token
+    cut = model.cut
+    constant = cut.constant_before(model.graph.n_layers) if isinstance(cut, Components) else rest.mean(0)
+    return _difference(rest + run.residual[batch.is_token], constant + run.residual[batch.is_token])
+
+
+def _difference(left: Tensor, right: Tensor) -> float:
+    scale = right.abs().max().clamp(min=1e-6)
+    return float(((left - right).abs().max() / scale).item())

@@ -1,0 +1,1 @@
+"""Desiderata-based masks: what heads carry."""

@@ -1,0 +1,80 @@
+"""How the masks of `dcm` are trained.
+
+Shape letters: C components, N readings, W columns of the unembedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.engine.changed_heads import Held
+from circuitdisc.errors import BadSetting
+from circuitdisc.heads.dcm.parts import Parts
+from circuitdisc.metrics import Metric, model_output
+from circuitdisc.models.model import Model
+
+PENALTIES = (0.01, 0.1, 1.0)
+
+
+TARGET_LOGIT = Metric("target_logit", model_output, "answers", False, "logit of the target")
+
+
+class Fit:
+    """How masks are trained; see `dcm`."""
+
+    def __init__(
+        self,
+        *,
+        penalties: tuple[float, ...] = PENALTIES,
+        seeds: tuple[int, ...] = (0,),
+        epochs: int = 2,
+        learning_rate: float = 0.1,
+        start: float = 0.5,
+        batch: int = 10,
+    ) -> None:
+        self.penalties, self.seeds, self.epochs = penalties, seeds, epochs
+        self.learning_rate, self.start, self.batch = learning_rate, start, batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """What two calls must share for the masks of one to serve the other."""
+        return {name: getattr(self, name) for name in ("epochs", "learning_rate", "start", "batch")}
+
+
+def train_mask(
+    model: Model, parts: Parts, batches: Sequence[Sequence[Held]], fit: Fit, penalty: float, seed: int
+) -> Float[Tensor, "C"]:
+    """Train one mask; returns its values before rounding.
+
+    Raises:
+        BadSetting: the loss stops being finite.
+    """
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    mask = torch.full((len(parts.names),), fit.start, dtype=dtype, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([mask], lr=fit.learning_rate)
+    for epoch in range(fit.epochs):
+        for number in np.random.default_rng([seed, epoch]).permutation(len(batches)):
+            optimizer.zero_grad()
+            loss = target_loss(model, parts, batches[number], mask, penalty)
+            if not np.isfinite(loss):
+                raise BadSetting(f"the loss of dcm is {loss} in epoch {epoch}: lower learning_rate")
+            optimizer.step()
+            with torch.no_grad():
+                mask.clamp_(0, 1)
+    return mask.detach()
+
+
+def target_loss(model: Model, parts: Parts, batch: Sequence[Held], mask: Float[Tensor, "C"], penalty: float) -> float:
+    """-logit of the target (mean over examples) + penalty * sum of the mask; its gradient is added to `mask.grad`."""
+    n, total = sum(held.n for held in batch), 0.0
+    for held in batch:
+        logits = parts.logits(model, held, mask, columns=True)
+        loss = -held.chunk.batch.per_example(TARGET_LOGIT(logits, held.chunk.labels.among_columns())).sum() / n
+        loss.backward()
+        total += float(loss.detach())
+    price = penalty * mask.sum()
+    price.backward()
+    return total + float(price.detach())

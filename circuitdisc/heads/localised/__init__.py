@@ -1,0 +1,1 @@
+"""A few heads edited, learned or swept."""

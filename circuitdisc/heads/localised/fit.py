@@ -1,0 +1,212 @@
+"""How the edits of `localised` are learned or swept: on train examples, chosen on a second split.
+
+Shape letters: n heads, K head width, L layers, H heads, B examples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.engine.changed_heads import Held, head_values, hold, metric_values
+from circuitdisc.engine.interventions import head_places
+from circuitdisc.engine.path_effects import ALL, Positions
+from circuitdisc.errors import BadFile, BadSetting
+from circuitdisc.heads.base import Row, head_names
+from circuitdisc.heads.localised.head_edits import HeadEdit, edit_values
+from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.models.components import Components
+from circuitdisc.models.model import Model
+from circuitdisc.schemas import validate
+from circuitdisc.tasks.base import Example
+
+LOSS = get_metric("log_prob")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an edit is learned; see `localised`."""
+
+    l1: tuple[float, ...]
+    factors: tuple[float, ...]
+    epochs: int
+    learning_rate: float
+    batch: int
+    seed: int
+    metric: Metric
+
+
+@dataclass
+class Splits:
+    """The examples of each split, made ready once for every layer that a run may begin at."""
+
+    model: Model
+    examples: dict[str, Sequence[Example]]
+    batch: int
+    memory: str | int
+    _ready: dict[tuple[str, int, Positions], list[list[Held]]] = field(default_factory=dict)
+
+    def batches(self, split: str, edit: HeadEdit | None) -> list[list[Held]]:
+        """A split, for runs with an edit of these heads and this kind."""
+        first = self.model.graph.n_layers if edit is None else edit.first_layer(self.model.graph)
+        at = ALL if edit is None else edit.positions
+        if (split, first, at) not in self._ready:
+            self._ready[split, first, at] = hold(
+                self.model, Ablation("zero"), self.examples[split], LOSS, batch=self.batch, first=first, positions=at,
+                memory=self.memory, name="localised",
+            )  # fmt: skip
+        return self._ready[split, first, at]
+
+    def values(self, split: str, edit: HeadEdit | None, metrics: Sequence[Metric]) -> dict[str, Float[np.ndarray, "B"]]:
+        """Metric values of a split, example by example."""
+        helds = [held for pieces in self.batches(split, edit) for held in pieces]
+        found = edit_values(self.model, helds, edit, metrics)
+        return {name: values.double().cpu().numpy() for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The edit that was chosen, and all that it was chosen from.
+
+    Args:
+        history: a line for every candidate: what it was made with, and the mean metric on the second split.
+    """
+
+    edit: HeadEdit
+    history: tuple[Row, ...]
+
+    @property
+    def best(self) -> Row:
+        return max(self.history, key=lambda row: row["chosen by"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"edit": self.edit.to_dict(), "history": list(self.history)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], dtype: torch.dtype) -> "Learned":
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadFile: it is none.
+        """
+        given = validate(_LearnedLine, data, "an edit in the journal")
+        if not all("chosen by" in row and isinstance(row["chosen by"], int | float) for row in given.history):
+            raise BadFile("an edit in the journal: a line of its history does not say what it was 'chosen by'")
+        return cls(HeadEdit.from_dict(given.edit, dtype), given.history)
+
+
+@dataclass
+class _LearnedLine:
+    edit: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+
+
+def task_vectors(model: Model, examples: Sequence[Example], batch: int, memory: str | int) -> Float[Tensor, "L H K"]:
+    """Mean over examples of every head's values where the last answer is read."""
+    batches = hold(model, Ablation("zero"), examples, LOSS, batch=batch, positions="end", memory=memory, name="localised")
+    return head_values(model, [held for pieces in batches for held in pieces])
+
+
+def learn(splits: Splits, kind: str, heads: Sequence[str], fit: Fit, vectors: Float[Tensor, "L H K"] | None) -> Learned:
+    """Train or sweep one kind of edit on some heads, and choose on the second split.
+
+    Args:
+        vectors: of all heads; what `inject` mixes in.
+
+    Raises:
+        BadSetting: the loss stops being finite.
+    """
+    found: list[tuple[HeadEdit, Row]] = []
+    if kind == "first_token":
+        for factor in fit.factors:
+            edit = HeadEdit("first_token", tuple(heads), factor=factor)
+            train, choose = (_mean(splits, split, edit, fit.metric) for split in ("train", "choose"))
+            found.append((edit, {"factor": factor, "train": train, "chosen by": choose}))
+    else:
+        for l1 in fit.l1 if kind == "offset" else (0.0,):
+            learner = Learner(splits, kind, heads, fit, vectors)
+            for epoch in range(fit.epochs):
+                loss = learner.epoch(epoch, l1)
+                edit = learner.edit()
+                row: Row = {"l1": l1} if kind == "offset" else {}
+                row |= {"epoch": epoch + 1, "train loss": loss, "chosen by": _mean(splits, "choose", edit, fit.metric)}
+                found.append((edit, row))
+    best = max(range(len(found)), key=lambda i: found[i][1]["chosen by"])
+    return Learned(found[best][0], tuple(row for _, row in found))
+
+
+def head_norms(splits: Splits, fit: Fit, l1: float) -> dict[str, float]:
+    """LoFiT's first step: learn a scaling of every head's values at a price, and rank heads by its size.
+
+    Returns:
+        head -> Euclidean norm of its scaling (0: left alone), largest first.
+    """
+    heads = head_names(splits.model.graph)
+    learner = Learner(splits, "scale", heads, fit, None)
+    for epoch in range(fit.epochs):
+        learner.epoch(epoch, l1)
+    norms = learner.parameter.detach().double().norm(dim=-1).tolist()
+    return dict(sorted(zip(heads, norms, strict=True), key=lambda pair: -pair[1]))
+
+
+class Learner:
+    """An edit in training: vectors that begin at 0, or shares that begin at one half and are learned as logits."""
+
+    def __init__(
+        self, splits: Splits, kind: str, heads: Sequence[str], fit: Fit, vectors: Float[Tensor, "L H K"] | None
+    ) -> None:
+        model = splits.model
+        assert isinstance(model.cut, Components), "localised needs components"
+        self.splits, self.kind, self.heads, self.fit = splits, kind, tuple(heads), fit
+        self.vectors = None
+        if kind == "inject":
+            assert vectors is not None, "inject needs vectors"
+            places = head_places(model.graph)
+            self.vectors = torch.stack([vectors[places[name]] for name in self.heads])
+        shape = (len(self.heads),) if kind == "inject" else (len(self.heads), model.cut.spec.d_head)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.parameter = torch.zeros(shape, dtype=dtype, device=model.device, requires_grad=True)
+        self.optimizer = torch.optim.Adam([self.parameter], lr=fit.learning_rate)
+
+    def edit(self, with_gradient: bool = False) -> HeadEdit:
+        """What the parameter stands for."""
+        value = (self.parameter if with_gradient else self.parameter.detach().clone()).to(self.splits.model.dtype)
+        if self.kind == "inject":
+            return HeadEdit("inject", self.heads, self.vectors, value.sigmoid())
+        return HeadEdit(self.kind, self.heads, value)
+
+    def epoch(self, number: int, l1: float) -> float:
+        """One pass over the train split; the mean loss without the L1 term.
+
+        Raises:
+            BadSetting: the loss stops being finite.
+        """
+        batches = self.splits.batches("train", self.edit())
+        losses = []
+        for index in np.random.default_rng([self.fit.seed, number]).permutation(len(batches)):
+            self.optimizer.zero_grad()
+            losses.append(self.loss(batches[index]))
+            if not np.isfinite(losses[-1]):
+                raise BadSetting(f"the loss of kind={self.kind} is {losses[-1]} in epoch {number + 1}: lower learning_rate")
+            if l1:
+                (l1 * self.parameter.abs().sum()).backward()
+            self.optimizer.step()
+        return float(np.mean(losses))
+
+    def loss(self, batch: Sequence[Held]) -> float:
+        """Minus the mean log-probability of the right answer; its gradient is added to that of the parameter."""
+        n, total = sum(held.n for held in batch), 0.0
+        for held in batch:
+            loss = -metric_values(self.splits.model, held, self.edit(with_gradient=True), LOSS).sum() / n
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+
+def _mean(splits: Splits, split: str, edit: HeadEdit, metric: Metric) -> float:
+    return float(splits.values(split, edit, [metric])[metric.name].mean())

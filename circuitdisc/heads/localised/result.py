@@ -1,0 +1,143 @@
+"""What `localised` finds: the edit, what it does to held-out examples, and what random heads do.
+
+Shape letters: L layers, H heads, B examples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.heads.localised.fit import Learned
+from circuitdisc.heads.localised.head_edits import HeadEdit
+
+
+@dataclass(frozen=True)
+class EditEffect:
+    """What an edit does to one metric on the held-out examples.
+
+    Args:
+        before, after: means without and with it, with intervals; so has their difference.
+        controls: the difference when as many random heads are edited, each trained and chosen anew.
+    """
+
+    metric: str
+    n: int
+    before: float
+    before_low: float
+    before_high: float
+    after: float
+    after_low: float
+    after_high: float
+    difference: float
+    low: float
+    high: float
+    controls: tuple[float, ...]
+
+    @property
+    def p_value(self) -> float | None:
+        """Share of the choices of heads, this one among them, that raise the metric at least as much; None without controls."""
+        if not self.controls:
+            return None
+        return (1 + sum(control >= self.difference for control in self.controls)) / (1 + len(self.controls))
+
+
+@dataclass(frozen=True)
+class Localised:
+    """A localised intervention and its effect.
+
+    Args:
+        kind: `offset`, `inject` or `first_token`.
+        learned: the edit that was chosen, and what it was chosen from.
+        effects: of the metric, and of accuracy.
+        controls: heads and edit of each random draw.
+        norms: for `heads="lofit"`, the size of every head's scaling; else empty.
+        sizes: examples of each split.
+        unedited: mean metric of the second split without an edit, to compare the choice with.
+        values: metric values of the held-out examples: `before <metric>`, `after <metric>`. [B]
+    """
+
+    kind: str
+    learned: Learned
+    effects: tuple[EditEffect, ...]
+    controls: tuple[Learned, ...]
+    norms: Mapping[str, float]
+    sizes: Mapping[str, int]
+    unedited: float
+    shape: tuple[int, int]
+    confidence: float
+    values: Mapping[str, Float[np.ndarray, "B"]]
+
+    @property
+    def edit(self) -> HeadEdit:
+        return self.learned.edit
+
+    def get(self, metric: str) -> EditEffect:
+        """The effect on one metric."""
+        return {one.metric: one for one in self.effects}[metric]
+
+    def table(self) -> list[Row]:
+        """A line a metric."""
+        return plain_rows(
+            {
+                "metric": one.metric,
+                "n": one.n,
+                "before": one.before,
+                "after": one.after,
+                "difference": one.difference,
+                "low": one.low,
+                "high": one.high,
+                "random heads": float(np.median(one.controls)) if one.controls else None,
+                "random high": max(one.controls) if one.controls else None,
+                "p": one.p_value,
+            }
+            for one in self.effects
+        )
+
+    def head_table(self) -> list[Row]:
+        """A line an edited head: size of its vector, share of the task's vector, or the factor."""
+        edit, rows = self.edit, []
+        for row, head in enumerate(edit.heads):
+            line: Row = {"head": head}
+            if edit.kind == "offset" and edit.vectors is not None:
+                line["norm of the offset"] = float(edit.vectors[row].double().norm())
+            if edit.shares is not None:
+                line["share of the vector"] = float(edit.shares[row])
+            if edit.factor is not None:
+                line["factor"] = edit.factor
+            if self.norms:
+                line["norm of its scaling"] = self.norms[head]
+            rows.append(line)
+        return plain_rows(rows)
+
+    def head_map(self) -> Float[np.ndarray, "L H"]:
+        """The last column of `head_table` that says how much each head is edited, layer by head; NaN elsewhere."""
+        values = np.full(self.shape, np.nan)
+        column = {"offset": "norm of the offset", "inject": "share of the vector", "first_token": "factor"}[self.kind]
+        for row in self.head_table():
+            layer, _, head = str(row["head"])[1:].partition(".h")
+            values[int(layer), int(head)] = row[column]
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "heads": list(self.edit.heads),
+            "chosen": dict(self.learned.best),
+            "history": list(self.learned.history),
+            "unedited on the second split": self.unedited,
+            "effects": [{**asdict(one), "controls": list(one.controls), "p_value": plain(one.p_value)} for one in self.effects],
+            "by_head": self.head_table(),
+            "random_heads": [list(one.edit.heads) for one in self.controls],
+            "random_chosen": [dict(one.best) for one in self.controls],
+            "norms": dict(self.norms),
+            "n": dict(self.sizes),
+            "confidence": self.confidence,
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Values of every held-out example, by name."""
+        return {name.replace(" ", "_"): values for name, values in self.values.items()}

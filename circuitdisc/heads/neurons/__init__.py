@@ -1,0 +1,1 @@
+"""Neurons: what they write, and what a head does to them."""

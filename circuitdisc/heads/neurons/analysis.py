@@ -1,0 +1,108 @@
+"""The whole comparative neuron analysis in one call: importance on the train split, judged on the held-out one.
+
+1. `neurons`: importance of every neuron, in the full model and with heads knocked out.
+2. `neuron_table`: the best neurons masked, and alone kept, beside random neurons.
+3. `neuron_tokens`: what the best neurons write, as tokens.
+
+Source: Yu & Ananiadou 2024, "Interpreting Arithmetic Mechanism in Large Language Models through Comparative Neuron Analysis"
+(EMNLP).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.heads.base import as_list
+from circuitdisc.heads.neurons.importance import Method
+from circuitdisc.heads.neurons.neurons import NeuronImportance, neurons
+from circuitdisc.heads.neurons.table import NeuronTable, neuron_table
+from circuitdisc.heads.neurons.tokens import NeuronTokens, neuron_tokens
+from circuitdisc.metrics import Metric
+from circuitdisc.models.model import Model
+from circuitdisc.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class NeuronAnalysis:
+    """Importance, table and tokens of the best neurons.
+
+    Args:
+        by: what the neurons are ordered by: `importance` or `change`.
+        tokens: of the first neurons of the order.
+    """
+
+    importance: NeuronImportance
+    table: NeuronTable
+    tokens: tuple[NeuronTokens, ...]
+    by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "by": self.by,
+            "importance": self.importance.to_dict(),
+            "table": self.table.to_dict(),
+            "tokens": [vars(one) for one in self.tokens],
+        }
+
+
+@bounded(
+    layers=Whole(0, 100_000, many=True),
+    sizes=Whole(1, 10_000_000, many=True),
+    n_random=N_RANDOM,
+    top=Whole(1, 1_000_000),
+    n_tokens=Whole(1, 1_000_000),
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
+def neuron_analysis(
+    model: Model,
+    task: Task,
+    *,
+    knock_out: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    method: Method = "added",
+    by: str | None = None,
+    sizes: Sequence[int] = (10, 50, 100, 200),
+    n_random: int = 5,
+    top: int = 20,
+    n_tokens: int = 10,
+    ablation: str | Ablation | dict[str, Any] = "mean",
+    metric: str | Metric | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> NeuronAnalysis:
+    """Find the neurons that the answer, or what heads do for it, depends on; mask them; read them as tokens.
+
+    Args:
+        knock_out: heads to ablate (`a3.h1`), all together; none: importance in the full model alone.
+        layers: whose neurons; None: all.
+        method: `added` or `removed`; see `neurons`.
+        by: `importance` or `change`; None: `change` if heads are knocked out.
+        sizes: how many neurons are masked, and kept; sizes above the number of neurons are left out.
+        n_random: random draws of neurons for each size.
+        top: how many neurons are read as tokens.
+        n_tokens: how many tokens of each.
+        ablation: what an ablated head, and a masked neuron, carries: `zero`, or `mean` over the train split's prompts.
+        metric: of the table, beside accuracy; None takes the task's own.
+        confidence: coverage of the intervals.
+        seed: of the random neurons.
+        memory: budget for activations, as `4GiB`.
+        progress: show a progress bar.
+
+    Raises:
+        CircuitdiscError: as `neurons`, `neuron_table` and `neuron_tokens`.
+    """
+    shared: Any = {"ablation": ablation, "confidence": confidence, "memory": memory, "progress": progress}
+    wanted = as_list("sizes", sizes)
+    found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
+    by = by or ("importance" if found.without is None else "change")
+    order = found.order(by)
+    fitting = [size for size in wanted if size <= len(order)] or [len(order)]
+    table = neuron_table(
+        model, task, order, sizes=fitting, layers=found.layers, metric=metric, n_random=n_random, seed=seed, **shared
+    )
+    return NeuronAnalysis(found, table, tuple(neuron_tokens(model, order[:top], k=n_tokens)), by)

@@ -1,0 +1,235 @@
+"""What the best neurons are worth: the task with the top k neurons masked, and with all others masked, beside random neurons.
+
+1. `mask`: the first k neurons of an order are ablated at every token, and the model runs.
+2. `keep`: all other neurons of the layers looked at are ablated instead.
+3. Controls: for each k random neurons, as many in each layer, drawn without replacement.
+
+Source: Yu & Ananiadou 2024, "Interpreting Arithmetic Mechanism in Large Language Models through Comparative Neuron Analysis"
+(EMNLP).
+
+Shape letters: L layers, M neurons of a layer, K sizes, B examples, R random draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.controls import different_sets
+from circuitdisc.engine.neuron_run import NeuronRuns, n_neurons
+from circuitdisc.engine.patching import Patching
+from circuitdisc.errors import BadSetting
+from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
+from circuitdisc.heads.neurons.neurons import checked_layers
+from circuitdisc.metrics import Metric
+from circuitdisc.models.model import Model
+from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition, partition_of, share_interval
+from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import beside, metric_for, need_choice
+
+DOINGS = ("mask", "keep")
+
+
+@dataclass(frozen=True)
+class NeuronTable:
+    """Metric and accuracy when neurons are masked.
+
+    Args:
+        sizes: how many neurons are masked (or kept). Length K.
+        full: metric name -> the full model's values. [B]
+        values: metric name -> `mask` or `keep` -> values with the top neurons. [K, B]
+        random: metric name -> `mask` or `keep` -> means with random neurons. [K, R]
+        layers: whose neurons `keep` ablates but for the kept ones.
+        n_neurons: neurons in each layer.
+    """
+
+    sizes: tuple[int, ...]
+    full: dict[str, Float[np.ndarray, "B"]]
+    values: dict[str, dict[str, Float[np.ndarray, "K B"]]]
+    random: dict[str, dict[str, Float[np.ndarray, "K R"]]]
+    layers: tuple[int, ...]
+    n_neurons: int
+    metric: str
+    ablation: str
+    split: str
+    confidence: float
+    over: Partition | None = None
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return len(self.full[self.metric])
+
+    def table(self) -> list[Row]:
+        """A line for the full model, then for every size masked and kept."""
+        rows: list[Row] = [{"neurons": "full model", "k": 0, **self._cells(self.full[self.metric], None, "metric")}]
+        rows[0] |= self._cells(self.full["accuracy"], None, "accuracy")
+        for doing in DOINGS:
+            for k, size in enumerate(self.sizes):
+                row: Row = {"neurons": f"{doing} top k", "k": size}
+                for name, title in ((self.metric, "metric"), ("accuracy", "accuracy")):
+                    row |= self._cells(self.values[name][doing][k], self.random[name][doing][k], title)
+                rows.append(row)
+        return plain_rows(rows)
+
+    def _cells(self, values: Float[np.ndarray, "B"], random: Float[np.ndarray, "R"] | None, title: str) -> Row:
+        low, high = self._interval(values, title)
+        found: Row = {title: float(values.mean()), f"{title} low": low, f"{title} high": high}
+        drawn = [] if random is None else random[~np.isnan(random)].tolist()
+        found[f"{title}, random"] = float(np.median(drawn)) if drawn else None
+        found[f"{title}, random low"] = min(drawn) if drawn else None
+        found[f"{title}, random high"] = max(drawn) if drawn else None
+        return found
+
+    def _interval(self, values: Float[np.ndarray, "B"], title: str) -> tuple[float, float]:
+        if title == "accuracy":
+            found = share_interval(values, groups=self.over, confidence=self.confidence)
+            return float(found.low), float(found.high)
+        low, high = mean_intervals(values, self.over, self.confidence)
+        return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.table(),
+            "layers": list(self.layers),
+            "n_neurons": self.n_neurons,
+            "metric": self.metric,
+            "ablation": self.ablation,
+            "n": self.n,
+            "split": self.split,
+            "confidence": self.confidence,
+        }
+
+
+@bounded(
+    sizes=Whole(1, 10_000_000, many=True),
+    layers=Whole(0, 100_000, many=True),
+    n_random=N_RANDOM,
+    confidence=CONFIDENCE,
+    seed=SEED,
+)
+def neuron_table(
+    model: Model,
+    task: Task,
+    order: Sequence[str],
+    *,
+    sizes: Sequence[int] = (10, 50, 100, 200),
+    layers: Sequence[int] | None = None,
+    ablation: str | Ablation | dict[str, Any] = "mean",
+    metric: str | Metric | None = None,
+    n_random: int = 5,
+    split: str = "heldout",
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: str | int = "4GiB",
+    progress: bool = False,
+) -> NeuronTable:
+    """Mask the top k neurons, or all but the top k, and measure metric and accuracy.
+
+    Args:
+        order: neurons (`m3.n17`), most important first, as `NeuronImportance.order` gives them.
+        sizes: the k's.
+        layers: `keep` ablates all other neurons of these layers; None: of all layers.
+        ablation: what a masked neuron carries: `zero` or `mean` over the clean prompts of the train split.
+        metric: None takes the task's own.
+        n_random: random draws for each k.
+        split: `train` or `heldout`; use another split than the one that the order comes from.
+        confidence: coverage of the intervals.
+        seed: of the random draws.
+        memory: budget for activations, as `4GiB`.
+        progress: show a progress bar.
+
+    Raises:
+        GraphMismatch: the order names a neuron that the model lacks.
+        BadSetting: it names one twice, fewer than the largest size, or one outside the layers; or a number is out of its
+            bounds.
+        UnknownName: metric, ablation or split is not known.
+    """
+    need_choice(model, "the neuron table")
+    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
+    n_layers, width = model.graph.n_layers, n_neurons(model)
+    chosen = checked_layers(layers, n_layers)
+    places = _places(order, n_layers, width, chosen)
+    sizes = tuple(sorted(set(as_list("sizes", sizes))))
+    if not sizes or sizes[-1] > len(places):
+        raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
+    inside = np.zeros((n_layers, width), dtype=bool)
+    inside[list(chosen)] = True
+    masks = _masks(places, sizes, inside, n_random, np.random.default_rng(seed))
+    patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
+    runs = NeuronRuns(patching, examples_of(task, "train"))
+    metrics = beside(model, measure, "accuracy")
+    with progress_bar(len(masks) * patching.n_chunks(examples), "neuron table", "run", progress) as bar:
+        found = runs.evaluate(examples, masks, metrics, bar.update)
+    values = {name: {m: one.double().cpu().numpy() for m, one in by_metric.items()} for name, by_metric in found.items()}
+
+    def tops(name: str, doing: str) -> np.ndarray:
+        return np.stack([values[f"{doing} {size}"][name] for size in sizes])
+
+    def randoms(name: str, doing: str) -> np.ndarray:
+        drawn = [[f"{doing} {size} random {r}" for r in range(n_random)] for size in sizes]
+        rows = [[values[one][name].mean() if one in values else np.nan for one in of_size] for of_size in drawn]
+        return np.array(rows).reshape(len(sizes), n_random)
+
+    names = [one.name for one in metrics]
+    return NeuronTable(
+        sizes=sizes,
+        full={name: values["full"][name] for name in names},
+        values={name: {doing: tops(name, doing) for doing in DOINGS} for name in names},
+        random={name: {doing: randoms(name, doing) for doing in DOINGS} for name in names},
+        layers=chosen,
+        n_neurons=width,
+        metric=measure.name,
+        ablation=cut.label,
+        split=split,
+        confidence=confidence,
+        over=partition_of(examples),
+    )
+
+
+def _places(order: Sequence[str], n_layers: int, width: int, layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Layer and index of the neurons of an order."""
+    places = [neuron_index(name, n_layers, width) for name in order]
+    if len(set(places)) < len(places):
+        raise BadSetting("the order names a neuron twice: each can be masked once")
+    outside = [name for name, (layer, _) in zip(order, places, strict=True) if layer not in layers]
+    if outside:
+        raise BadSetting(f"the order names {outside[0]}, which lies outside layers={list(layers)}")
+    return places
+
+
+def _masks(
+    places: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    inside: Bool[np.ndarray, "L M"],
+    n_random: int,
+    generator: np.random.Generator,
+) -> dict[str, Bool[np.ndarray, "L M"]]:
+    """Name -> True at the neurons to ablate."""
+    masks = {"full": np.zeros_like(inside)}
+    for size in sizes:
+        top = np.zeros_like(inside)
+        top[tuple(np.array(places[:size]).T)] = True
+        masks[f"mask {size}"], masks[f"keep {size}"] = top, inside & ~top
+        for r, drawn in enumerate(_as_many_in_each_layer(top, n_random, generator)):
+            masks[f"mask {size} random {r}"], masks[f"keep {size} random {r}"] = drawn, inside & ~drawn
+    return masks
+
+
+def _as_many_in_each_layer(
+    top: Bool[np.ndarray, "L M"], n: int, generator: np.random.Generator
+) -> list[Bool[np.ndarray, "L M"]]:
+    """Other neurons, as many in each layer, no draw twice; fewer than n draws where there are no more."""
+    own = tuple(tuple(np.flatnonzero(layer).tolist()) for layer in top)
+    found = []
+    for choice in different_sets([top.shape[1]] * len(top), top.sum(1).tolist(), n, generator, {own}):
+        drawn = np.zeros_like(top)
+        for layer, neurons in enumerate(choice):
+            drawn[layer, list(neurons)] = True
+        found.append(drawn)
+    return found

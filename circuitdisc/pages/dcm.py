@@ -1,0 +1,155 @@
+"""What `dcm` and `localised` found: in words and tables for the terminal, and as a page, framed by `pages/description.py`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from circuitdisc.heads.base import Row
+from circuitdisc.heads.dcm.result import Dcm, Found
+from circuitdisc.heads.localised.result import EditEffect, Localised
+from circuitdisc.pages.chance import chance_caveats
+from circuitdisc.pages.description import Description, Section, cell, describe
+from circuitdisc.pages.heads_figures import head_map
+from circuitdisc.pages.page import picture
+from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
+from circuitdisc.pages.wording import number, percent
+
+_MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
+_KINDS = {
+    "offset": "a learned vector is added to what each head carries, at every token",
+    "inject": "what each head carries where the answer is read is mixed with its mean over examples, by a learned share",
+    "first_token": "each head's attention to the first token is multiplied by a factor and renormalised",
+}
+NAMED_AT_MOST = 12
+
+
+@describe.register
+def _(found: Dcm) -> Description:
+    one = found.found[0]
+    sizes = (f"{one.sizes[split]:,}" for split in ("train", "choose", "report"))
+    lead = [
+        "A patched component carries what it carries on the corrupted prompt: (1 - m) x clean + m x corrupted, with masks m "
+        "rounded at 0.5. met: share of the n examples on which the patched model says the target.",
+        "Masks were trained on {} examples, chosen on {} others and are reported on {} others.".format(*sizes),
+    ]
+    lead += [_sentence(found, each) for each in found.found]
+    caveats = [f"{each.desideratum}: {text}" for each in found.found for text in _met_caveats(found, each)]
+    caveats += few_caveats(one.patched.n)
+    note = (
+        f"Third split. Intervals: Wilson, {percent(found.confidence)}. random: median and highest of sets of equal size; p: "
+        "share of these sets, the mask among them, that do as well. all, none masked: all components patched, or none. "
+        "clean answer: share on which the patched model still gives it"
+    )
+    sections = [Section("Desiderata", [_narrow(row) for row in found.table()], note)]
+    if found.groups:
+        grouped = "Each group patched whole and alone, beside random sets of as many heads at the same positions"
+        sections.append(Section("What each group carries", [_narrow(row) for row in found.group_table()], grouped))
+    for each in found.found:
+        shown = picture(
+            f"mask-{each.desideratum}",
+            head_map(found.head_map(each.desideratum), largest=None if found.over == "edge" else 1.0),
+            f"Mask of every head for {each.desideratum}.",
+        )
+        caption = "Patched edges that leave each head." if found.over == "edge" else "Mask of every head before rounding."
+        trials: list[Row] = [
+            {
+                "penalty": trial.penalty,
+                "seed": trial.seed,
+                f"{found.over}s masked": trial.size,
+                "met, second split": trial.chosen_by,
+                "": "chosen" if index == each.best else "",
+            }
+            for index, trial in enumerate(each.trials)
+        ]
+        chosen = "All masks that were trained, and the share of the second split on which each meets the desideratum"
+        sections.append(Section(f"Mask for {each.desideratum}", trials, chosen, shown, f"{caption} {_MAP}"))
+    return Description(Verdict(tuple(lead), tuple(dict.fromkeys(caveats))), tuple(sections))
+
+
+def _narrow(row: Row) -> Row:
+    """A line with its interval as words, and without what another table has."""
+    narrow: Row = {}
+    for name, value in row.items():
+        if name == "low":
+            narrow["interval"] = f"{cell(value)} to {cell(row['high'])}"
+        elif name not in ("high", "penalty"):
+            narrow[name] = value
+    return narrow
+
+
+def _sentence(found: Dcm, one: Found) -> str:
+    names = list(one.masked[:NAMED_AT_MOST])
+    more = len(one.masked) - len(names)
+    what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {found.over}"
+    low, high = (percent(end) for end in (one.patched.low, one.patched.high))
+    sentence = (
+        f"{one.desideratum}: the mask holds {what}; so patched, the model says the target on {percent(one.patched.share)} "
+        f"({low} to {high}) of {one.patched.n:,} examples, with nothing patched on {percent(one.nothing.share)}, with all "
+        f"on {percent(one.everything.share)}"
+    )
+    if one.random:
+        ends = f"{percent(min(one.random))} to {percent(max(one.random))}"
+        sentence += f"; with random sets of equal size on {ends} (median {percent(float(np.median(one.random)))})"
+    return f"{sentence}."
+
+
+def _met_caveats(found: Dcm, one: Found) -> Iterator[str]:
+    """Why a desideratum that is met may say nothing of the mask."""
+    if not one.masked:
+        yield "The mask is empty: nothing is patched, so that what is met is met by the clean model."
+        return
+    if len(one.masked) == len(one.components):
+        yield f"The mask holds every {found.over}: it tells none from any other."
+    if one.patched.share <= one.nothing.share:
+        yield "With the mask patched it is met no more often than with nothing patched."
+    as_good = sum(share >= one.patched.share for share in one.random)
+    yield from chance_caveats("random sets of equal size", "meet it at least as often", one.random, as_good)
+
+
+@describe.register
+def _(found: Localised) -> Description:
+    heads, first = found.edit.heads, found.effects[0]
+    named = ", ".join(heads[:NAMED_AT_MOST]) + (
+        f" and {len(heads) - NAMED_AT_MOST:,} more" if len(heads) > NAMED_AT_MOST else ""
+    )
+    lead = [f"{named}: {_KINDS[found.kind]}."]
+    lead += [_effect_sentence(one) for one in found.effects]
+    caveats = [f"{one.metric}: {text}" for one in found.effects for text in _effect_caveats(one)]
+    best = found.learned.best
+    lead.append(
+        f"Learned on {found.sizes['train']:,} examples; chosen on {found.sizes['choose']:,} others, where the mean "
+        f"{first.metric} is {cell(best['chosen by'])} with the edit and {cell(found.unedited)} without one."
+    )
+    if float(best["chosen by"]) <= found.unedited:
+        caveats.append(f"On the examples that it was chosen on, the edit does not raise the mean {first.metric}.")
+    caveats += few_caveats(first.n)
+    shown = picture("heads", head_map(found.head_map()), "How much each head is edited; the table has the numbers.")
+    draws = len(found.controls)
+    random = f"random: median and highest of {draws:,} draws of as many heads, each learned anew"
+    note = f"Held-out examples, with intervals. {random}"
+    norms: list[Row] = [{"head": head, "norm of its scaling": norm} for head, norm in found.norms.items()]
+    parts = [
+        Section("Effect", found.table(), note),
+        Section("Heads", found.head_table(), "How much each head is edited", shown, _MAP),
+        Section("Candidates", list(found.learned.history), "chosen by: mean metric on the second split; the highest is taken"),
+    ]
+    if norms:
+        parts.append(Section("LoFiT's first step", norms, "Size of every head's learned scaling, largest first"))
+    return Description(Verdict(tuple(lead), tuple(dict.fromkeys(caveats))), tuple(parts))
+
+
+def _effect_sentence(one: EditEffect) -> str:
+    sentence = (
+        f"On {one.n:,} held-out examples {one.metric} goes from {number(one.before)} to {number(one.after)}: a change of "
+        f"{number(one.difference)} ({number(one.low)} to {number(one.high)})"
+    )
+    if one.controls:
+        sentence += f"; with random heads edited, of {number(min(one.controls))} to {number(max(one.controls))}"
+    return f"{sentence}."
+
+
+def _effect_caveats(one: EditEffect) -> Iterator[str]:
+    if may_be_zero(one.low, one.high):
+        yield "The interval of the change holds 0: it may be none."
+    as_good = sum(control >= one.difference for control in one.controls)
+    yield from chance_caveats("random draws of as many heads", "raise it at least as much", one.controls, as_good)

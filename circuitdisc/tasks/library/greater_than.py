@@ -1,0 +1,118 @@
+"""Greater-than: "The war lasted from the year 1732 to the year 17" is continued with any ending above 32.
+
+A year is written as two tokens of two digits, so that the end year's century stands in the prompt and its ending is one
+token. The answers are all endings above the start year's, the wrong answers all others; the metric is `prob_diff`, which
+sums over both. In the corrupted prompt the start year ends in 01, so that nearly every ending is right. Years that the
+tokenizer does not write in this way are neither shown nor counted as endings; a note says how many they are. Examples
+of one frame form a group.
+
+Roles: `noun`; `century1` and `year`, the two halves of the start year; `century2`, the end year's century, which is also
+`end`.
+
+Source: Hanna et al. 2023, section 2; own frames and nouns.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from circuitdisc.errors import BadTask
+from circuitdisc.tasks.base import Task, TextExample
+from circuitdisc.tasks.check import check_names
+from circuitdisc.tasks.encode import one_token_words
+from circuitdisc.tasks.follow import tokens_after
+from circuitdisc.tasks.library.drawn import draw_examples
+from circuitdisc.tasks.library.greater_than_text import CENTURIES, FRAMES, NOUNS
+from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.notes import note
+from circuitdisc.tasks.roles import fill
+from circuitdisc.tasks.split import split_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FIRST_START, LAST_START = "02", "98"
+CORRUPTED_START = "01"
+ENDINGS = tuple(f"{ending:02d}" for ending in range(100))  # two digits each, so that they sort as numbers do
+
+
+def build(
+    model: TaskModel,
+    *,
+    n: int,
+    n_heldout: int,
+    seed: int,
+    frames: str | Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+) -> Task:
+    """Draw greater-than examples.
+
+    Args:
+        model: the model whose tokenizer reads the prompts.
+        n: train examples.
+        n_heldout: held-out examples.
+        seed: seed of the draw.
+        frames: names of the frames to draw from; None: all.
+        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
+
+    Raises:
+        UnknownName: there is no such frame.
+        BadSetting: `frames` is not a list of names.
+        BadTask: the model has no tokenizer, or one that does not write years as two tokens of two digits.
+    """
+    chosen = check_names("frame of task 'greater_than'", frames, FRAMES)
+    tokenizer = need_tokenizer(model, "greater_than")
+    endings = _endings(tokenizer)
+    nouns = one_token_words(NOUNS, tokenizer, task="greater_than", kind="nouns", need=1)
+    rng = np.random.default_rng(seed)
+    centuries = list(endings)
+
+    def draw() -> TextExample:
+        frame = chosen[int(rng.integers(len(chosen)))]
+        noun = nouns[int(rng.integers(len(nouns)))]
+        century = centuries[int(rng.integers(len(centuries)))]
+        starts = _starts(endings[century])
+        start = starts[int(rng.integers(len(starts)))]
+        words = {"noun": noun, "century1": century, "century2": century}
+        clean = fill(FRAMES[frame], **words, year=start)
+        corrupted = fill(FRAMES[frame], **words, year=CORRUPTED_START).text
+        answers = tuple(ending for ending in endings[century] if ending > start)
+        wrong = tuple(ending for ending in endings[century] if ending <= start)
+        return TextExample(clean.text, corrupted, answers, wrong, group=frame, roles=clean.roles)
+
+    examples = draw_examples(draw, tokenizer, n + n_heldout, "greater_than", prepend_bos=prepend_bos)
+    split = split_examples(examples, n, None, n_heldout=n_heldout)
+    return Task("greater_than", split.train, split.heldout, metric="prob_diff")
+
+
+def _starts(endings: Sequence[str]) -> list[str]:
+    """The endings that a start year may have: one of the others is above it."""
+    return [ending for ending in endings if FIRST_START <= ending <= LAST_START and ending < endings[-1]]
+
+
+def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
+    """For each century that can be used the endings that are one token after it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for century in CENTURIES:
+        after = tokens_after(f"year {century}", ENDINGS, tokenizer)
+        whole = tokens_after("year", [f" {century}"], tokenizer)[0]
+        if whole is None or len(whole) != 1:
+            continue
+        kept = tuple(ending for ending, ids in zip(ENDINGS, after, strict=True) if ids is not None and len(ids) == 1)
+        if CORRUPTED_START in kept and _starts(kept):
+            found[century] = kept
+    if not found:
+        ids = tokens_after("year", [" 1732"], tokenizer)[0]
+        pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids) if ids else "a word it does not know"
+        raise BadTask(
+            "task 'greater_than' needs years of two tokens, as 17 and 32 for 1732, but this model's tokenizer writes 1732 as "
+            f"{pieces}: choose a model whose tokenizer joins two digits, as GPT-2's does, or another task"
+        )
+    total = len(CENTURIES) * len(ENDINGS)
+    if (kept_in_all := sum(map(len, found.values()))) < total:
+        note(
+            f"task 'greater_than': {total - kept_in_all} of {total} years are not two tokens of two digits for this model's "
+            "tokenizer and are left out"
+        )
+    return found
