@@ -29,7 +29,7 @@ from torch import Tensor
 
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
 from circuitdisc.models.components import Components
@@ -96,7 +96,7 @@ def direct_eap(model: Model, task: Task) -> np.ndarray:
     assert isinstance(cut, Components)
     assert batch.corrupted is not None
     clean, corrupted = (
-        uncut_run(model, tokens, batch.is_token, batch.position_ids).senders for tokens in (batch.clean, batch.corrupted)
+        full_run(model, tokens, batch.is_token, batch.position_ids).senders for tokens in (batch.clean, batch.corrupted)
     )
     buffer = (corrupted - clean).flatten(1)
     del clean, corrupted

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from circuitdisc.engine.interventions import Intervention
     from circuitdisc.engine.path_effects import path_patch
     from circuitdisc.engine.selfcheck import load_model
+    from circuitdisc.engine.user_hooks import run_with_cache, run_with_hooks
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.exchange import read_edge_scores, write_graph_json
     from circuitdisc.graph import ComputationGraph
@@ -88,6 +89,8 @@ _HOMES = {
     "path_patch": "circuitdisc.engine.path_effects",
     "read_edge_scores": "circuitdisc.exchange",
     "report": "circuitdisc.pages",
+    "run_with_cache": "circuitdisc.engine.user_hooks",
+    "run_with_hooks": "circuitdisc.engine.user_hooks",
     "score": "circuitdisc.scoring",
     "stability": "circuitdisc.scoring.stability",
     "transfer": "circuitdisc.checkpoints.transfer.transfer",
@@ -135,6 +138,8 @@ __all__ = [
     "path_patch",
     "read_edge_scores",
     "report",
+    "run_with_cache",
+    "run_with_hooks",
     "score",
     "siit",
     "stability",

@@ -31,6 +31,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ TASK = "task.n=12 task.n_heldout=24 progress=false"
 COMMANDS: dict[str, str] = {
     "acdc": "discover model=tpp/lightweight task=tpp algorithm.threshold=0.5 scoring.n_random=4 {task} out={at}/acdc",
     "heads": (
-        "discover model=multitask/base task=ioi algorithm=path_patching ablation=resample scoring.n_random=4 {task} out={at}/heads"
+        "discover model=multitask/base task=ioi algorithm=path_patching ablation=resample scoring.n_random=4 {task} "
+        "out={at}/heads"
     ),
     "score": "score {at}/acdc ablation=zero scoring.n_random=2",
     "score_all": "score {at}/acdc --all",
@@ -130,7 +132,8 @@ COMMANDS: dict[str, str] = {
     "dcm": "dcm model=multitask/base task=ioi penalties=[0.1] epochs=1 n_random=4 {task} out={at}/dcm",
     "localise": "localise model=multitask/base task=ioi heads=[a3.h1,a2.h0] epochs=1 n_random=1 {task} out={at}/localise",
     "finetune": (
-        "finetune model=multitask/base task=ioi fractions=[1.0] epochs=1 n_pool=64 others=[] batch_size=16 {task} out={at}/finetune"
+        "finetune model=multitask/base task=ioi fractions=[1.0] epochs=1 n_pool=64 others=[] batch_size=16 {task} "
+        "out={at}/finetune"
     ),
     **{
         f"heads_{tool}": f"heads {tool} model=multitask/base task=ioi {more} {{task}} out={{at}}/heads_{tool}"
@@ -146,7 +149,8 @@ def commands() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every command: what it prints, and every file that it leaves."""
     with tempfile.TemporaryDirectory() as at:
         for name, line in COMMANDS.items():
-            yield name, lambda words=line.format(at=at, task=TASK).split(): _command(words, Path(at))
+            words = line.format(at=at, task=TASK).split()
+            yield name, partial(_command, words, Path(at))
 
 
 def _command(words: list[str], at: Path) -> Any:

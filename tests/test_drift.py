@@ -12,7 +12,7 @@ import circuitdisc as cd
 from circuitdisc.checkpoints.drift import drift
 from circuitdisc.checkpoints.weight_change import head_weights, weight_change
 from circuitdisc.cli import main
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.head_outputs import head_outputs
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadSetting
@@ -81,7 +81,7 @@ def test_head_outputs_are_those_of_each_prompt_run_alone():
 
     for place, example in enumerate(some):
         tokens = torch.tensor([example.clean])
-        run = uncut_run(model, tokens, torch.ones_like(tokens).bool(), torch.arange(len(example))[None])
+        run = full_run(model, tokens, torch.ones_like(tokens).bool(), torch.arange(len(example))[None])
         heads = [row for row, node in enumerate(model.graph.senders) if node.kind == "head"]
         own = run.senders[heads][:, 0].unflatten(0, found.values.shape[:2])
         torch.testing.assert_close(found.values[:, :, found.example == place], own, atol=1e-12, rtol=0)

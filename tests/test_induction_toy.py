@@ -5,7 +5,7 @@ import pytest
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.tasks.base import collate
 
 
@@ -19,7 +19,7 @@ def found():
 def attention_to_offset(model, task):
     """Mean attention of every head to the previous token, and of the last token to the one after its earlier copy."""
     batch = collate(task.heldout)
-    run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids, keep_patterns=True)
+    run = full_run(model, batch.clean, batch.is_token, batch.position_ids, keep_patterns=True)
     earlier = [row[:-1].index(row[-1]) + 1 for row in batch.clean.tolist()]
     previous, induction = {}, {}
     for layer, pattern in run.patterns.items():

@@ -10,7 +10,7 @@ from models import model_of
 from reference import norm
 
 import circuitdisc as cd
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.information_flow import Flow, edge_widths
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.components import Components
@@ -31,7 +31,7 @@ class Literal:
         self.model, self.graph, self.cut = model, model.graph, model.cut
         assert isinstance(self.cut, Components)
         self.batch = collate([example])
-        self.run = uncut_run(model, self.batch.clean, self.batch.is_token, self.batch.position_ids, keep_patterns=True)
+        self.run = full_run(model, self.batch.clean, self.batch.is_token, self.batch.position_ids, keep_patterns=True)
         self.length = self.batch.clean.shape[1]
 
     def constant(self, receiver):

@@ -19,7 +19,7 @@ from scipy import stats
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.controls import random_circuits
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
@@ -170,7 +170,7 @@ def test_held_out_examples_are_cut_with_the_averages_of_the_train_split():
         rows = []
         for example in reference:
             batch = collate([example])
-            rows.append(uncut_run(model, batch.clean, batch.is_token, batch.position_ids).senders[:, 0])
+            rows.append(full_run(model, batch.clean, batch.is_token, batch.position_ids).senders[:, 0])
         average = torch.cat(rows, dim=1).mean(1)
         (chunk,) = Patching(model, Ablation("zero"), []).hold(task.heldout)
         chunk.ablated = average[:, None, None].expand_as(chunk.clean)

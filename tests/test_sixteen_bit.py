@@ -10,7 +10,7 @@ from models import model_of
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.cross.cache import keep_activations
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.memory import rows_that_fit
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.prepared import logits_at_readings
@@ -33,7 +33,7 @@ def patched(request):
 
 def own_logits(model, batch):
     """Logits of the whole model on the clean prompts, as they were computed for the divergence."""
-    run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+    run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
     return logits_at_readings(model, batch, run.residual)
 
 

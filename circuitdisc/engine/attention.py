@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Prompts
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadTask
@@ -61,7 +61,7 @@ def attention_patterns(
         if prompts == "corrupted":
             assert batch.corrupted is not None, "checked above"
             tokens = batch.corrupted
-        run = uncut_run(model, tokens, batch.is_token, batch.position_ids, keep_patterns=True)
+        run = full_run(model, tokens, batch.is_token, batch.position_ids, keep_patterns=True)
         yield Attended(batch, tokens, run.patterns)
 
 

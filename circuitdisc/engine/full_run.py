@@ -15,7 +15,7 @@ from circuitdisc.models.model import Model
 
 
 @dataclass
-class UncutRun:
+class FullRun:
     """What one run of the whole model gives.
 
     Args:
@@ -32,18 +32,18 @@ class UncutRun:
 
 
 @torch.no_grad()
-def uncut_run(
+def full_run(
     model: Model,
     tokens: Int[Tensor, "B T"],
     is_token: Bool[Tensor, "B T"],
     position_ids: Int[Tensor, "B T"],
     keep_patterns: bool = False,
-) -> UncutRun:
+) -> FullRun:
     """Run the whole model and keep what every sender writes."""
     cut, graph = model.cut, model.graph
     if not isinstance(cut, Components):
         senders, residual, _ = cut.run(tokens, is_token.long(), position_ids)
-        return UncutRun(senders, residual)
+        return FullRun(senders, residual)
     frame = cut.frame(is_token, position_ids)
     written = list(cut.embed(tokens, position_ids, graph.split_embeddings))
     patterns: dict[int, Tensor] = {}
@@ -64,4 +64,4 @@ def uncut_run(
     if keep_patterns:
         hooks["pattern"] = keep_pattern
     residual = forward(cut, graph, frame, torch.stack(written).sum(0), hooks, fix_scale=True)
-    return UncutRun(torch.stack(written), residual, frame, patterns)
+    return FullRun(torch.stack(written), residual, frame, patterns)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
@@ -58,7 +58,7 @@ def head_outputs(model: Model, examples: Sequence[Example], at: str | int = "all
     values, owners = [], []
     for start in range(0, len(examples), size):
         batch = collate(examples[start : start + size], device=model.device)
-        run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+        run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
         if at == "all":
             rows, columns = batch.is_token.nonzero(as_tuple=True)
         else:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.engine.full_run import UncutRun, uncut_run
+from circuitdisc.engine.full_run import FullRun, full_run
 from circuitdisc.engine.gradients.layers import heads_apart
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.patching import Cost
@@ -58,7 +58,7 @@ class Flow:
 
     def __init__(self, model: Model, cut: Components, batch: PromptBatch) -> None:
         self.cut, self.graph, self.batch = cut, model.graph, batch
-        self.run: UncutRun = uncut_run(model, batch.clean, batch.is_token, batch.position_ids, keep_patterns=True)
+        self.run: FullRun = full_run(model, batch.clean, batch.is_token, batch.position_ids, keep_patterns=True)
         kinds = [node.kind for node in self.graph.senders]
         self.plain = [index for index, kind in enumerate(kinds) if kind != "head"]
         self.heads = [index for index, kind in enumerate(kinds) if kind == "head"]

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
 from circuitdisc.engine.folded import folded_senders
-from circuitdisc.engine.full_run import UncutRun, uncut_run
+from circuitdisc.engine.full_run import FullRun, full_run
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import Labels, log_probabilities
 from circuitdisc.models.components import Components, Frame
@@ -74,7 +74,7 @@ def fit_means(model: Model, ablation: Ablation, examples: Sequence[Example], chu
     longest = max(len(example) for example in examples)
     for batch in _batches(model, examples, chunk_size):
         tokens = ablating_tokens(ablation, batch)
-        run = uncut_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
+        run = full_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
         table.senders.add(run.senders, batch.position_ids, batch.is_token, batch.groups)
         for layer, pattern in run.patterns.items():
             means = table.patterns.setdefault(layer, Means(ablation.scope))
@@ -93,11 +93,11 @@ def prepare(
 ) -> Iterator[Chunk]:
     """Run the model on clean (and, where needed, corrupted) prompts, chunk by chunk."""
     for batch in _batches(model, examples, chunk_size, padding_side):
-        clean = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+        clean = full_run(model, batch.clean, batch.is_token, batch.position_ids)
         other = None
         if ablation.kind == "resample":
             tokens = ablating_tokens(ablation, batch)
-            other = uncut_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
+            other = full_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
         ablated = _ablated_senders(model, clean, other, ablation, means, batch)
         full_logits = logits_at_readings(model, batch, clean.residual)
         labels = replace(batch.labels, full_logprobs=log_probabilities(full_logits))
@@ -136,7 +136,7 @@ def ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "B T"
 
 
 def _ablated_senders(
-    model: Model, clean: UncutRun, other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
+    model: Model, clean: FullRun, other: FullRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
 ) -> Float[Tensor, "S B T D"]:
     if other is not None:
         return other.senders
@@ -148,7 +148,7 @@ def _ablated_senders(
 
 
 def _ablated_patterns(
-    other: UncutRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch, clean: UncutRun
+    other: FullRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch, clean: FullRun
 ) -> dict[int, Tensor]:
     if ablation.target == "output":
         return {}

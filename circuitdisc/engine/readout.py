@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdisc.engine.full_run import UncutRun
+from circuitdisc.engine.full_run import FullRun
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.metrics import Labels, logit_diff, wide
 from circuitdisc.models.components import Components
@@ -94,7 +94,7 @@ class DirectEffects:
 
 
 @torch.no_grad()
-def direct_effects(model: Model, batch: PromptBatch, run: UncutRun) -> DirectEffects:
+def direct_effects(model: Model, batch: PromptBatch, run: FullRun) -> DirectEffects:
     """Split the logit difference at the readings into what every component adds, in float64.
 
     Args:

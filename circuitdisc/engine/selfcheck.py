@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.circuit_run import CircuitRun
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.hooked_run import hooked_run
 from circuitdisc.engine.prepared import Chunk, prepare
 from circuitdisc.errors import BadModel, CircuitdiscError
@@ -168,7 +168,7 @@ def _probe(model: Model) -> list[Example]:
 
 def _sum_of_parts(model: Model, examples: list[Example]) -> float:
     batch = collate(examples, device=model.device)
-    run = uncut_run(model, batch.clean, batch.is_token, batch.position_ids)
+    run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
     rest = (run.residual - run.senders.sum(0))[batch.is_token]
     # beside the senders there are only biases, the same at every token
     cut = model.cut

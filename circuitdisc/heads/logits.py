@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 
 from circuitdisc.checks import CONFIDENCE, SEED, bounded
-from circuitdisc.engine.full_run import uncut_run
+from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.readout import direct_effects
 from circuitdisc.engine.requirements import components_of
@@ -157,7 +157,7 @@ def logit_attribution(
     with progress_bar(len(examples), "logit attribution", "example", progress) as bar:
         for first in range(0, len(examples), size):
             batch = collate(examples[first : first + size], device=model.device)
-            found = direct_effects(model, batch, uncut_run(model, batch.clean, batch.is_token, batch.position_ids))
+            found = direct_effects(model, batch, full_run(model, batch.clean, batch.is_token, batch.position_ids))
             names, layers = found.names, found.layers
             values.append(batch.per_example(found.values).cpu().numpy())
             own.append(batch.per_example(found.logit_diff).cpu().numpy())
