@@ -97,8 +97,8 @@ def _checked(point: str, hook: Hook) -> Hook:
         if not isinstance(given, Tensor) or given.shape != value.shape:
             what = f"a tensor of shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
             raise BadSetting(
-                f"the hook at '{point}' gave {what} at layer {layer}, where the value has shape {list(value.shape)}: return the "
-                "value to go on with"
+                f"the hook at '{point}' gave {what} at layer {layer}, where the value has shape {list(value.shape)}: return "
+                "the value to go on with"
             )
         return given
 
