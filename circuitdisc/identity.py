@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from circuitdisc.errors import BadFile
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -73,9 +75,17 @@ class Identity:
 
     @classmethod
     def from_dict(cls, data: object) -> "Identity | None":
-        """The inverse of `to_dict`; None where a file of an older version has none, or something else."""
-        if not isinstance(data, Mapping) or not all(isinstance(data.get(part), Mapping) for part in _PARTS):
+        """The inverse of `to_dict`; None where a file of an older version has none.
+
+        Raises:
+            BadFile: there is something else in its place.
+        """
+        if data is None or data == {}:
             return None
+        if not isinstance(data, Mapping) or not all(isinstance(data.get(part), Mapping) for part in _PARTS):
+            raise BadFile(
+                f"its identity is no table of {', '.join(_PARTS)}, so that what it belongs to is not known: the file is damaged"
+            )
         return cls(**{part: dict(data[part]) for part in _PARTS}, version=str(data.get("version", "unknown")))
 
     @property

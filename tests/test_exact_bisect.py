@@ -165,7 +165,7 @@ def test_a_run_keeps_the_ranking_apart_from_scores(tmp_path):
     run, exported = tmp_path / "run", tmp_path / "graph.json"
     toy = ["model=toys/induction", "task=induction", "task.n=8", "task.n_heldout=8", "scoring.n_random=1", "progress=false"]
     assert main(["discover", *toy, "algorithm=bisect", "algorithm.threshold=0.5", f"out={run}"]) == 0
-    assert list(read_arrays(run / "edge_scores.npz")) == ["ranking"]
+    assert set(read_arrays(run / "edge_scores.npz")) == {"ranking", "identity"}
     page = (run / "report.html").read_text()
     assert "in the graph's order" in page or "in the graph&#39;s order" in page
     assert "largest |score| first" not in page

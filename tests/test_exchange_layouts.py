@@ -372,4 +372,4 @@ def test_the_command_prunes_and_knows_the_width_of_older_runs(tmp_path, capsys):
     assert "prune=true" in capsys.readouterr().err
     file = str(tmp_path / "graph.json")
     assert main(["score", "--scores", file, *asked, "scoring.n_random=0", "edges=5", "sign=lower_helps", "by=signed"]) == 0
-    assert "note: The file says higher_helps" in capsys.readouterr().out
+    assert "The file says higher_helps" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from models import hugging_face, model_of
 
 import circuitdisc.identity as room
 from circuitdisc.discovery.registry import search_identity
+from circuitdisc.errors import BadFile
 from circuitdisc.identity import (
     Identity,
     hash_configuration,
@@ -141,7 +142,7 @@ def test_whatever_an_example_holds_counts_but_its_text():
     before = hash_examples([one, *rest])
     others: dict[str, Any] = {
         "clean": (*one.clean[:-1], one.clean[-1] + 1), "corrupted": None, "positions": (0,), "answers": ((7,),),
-        "wrong": ((8,),), "group": "c", "roles": {"end": 1}, "whole": (1, 2),
+        "wrong": ((8,),), "group": "c", "roles": {"end": 1}, "whole": (1, 2), "targets": (0.5,),
     }  # fmt: skip
     assert set(others) | {"text"} == {field.name for field in fields(one)}
     for name, value in others.items():
@@ -192,8 +193,14 @@ def test_two_identities_differ_if_and_only_if_there_are_words_for_it(one, other)
         assert one.differences(other) == []
 
 
-@pytest.mark.parametrize("data", [None, 3, [], {}, {"weights": {}}, {"weights": [], "examples": {}, "settings": {}}])
-def test_what_is_no_identity_is_unknown(data):
+@pytest.mark.parametrize("data", [3, [], {"weights": {}}, {"weights": [], "examples": {}, "settings": {}}])
+def test_what_is_no_identity_is_refused(data):
+    with pytest.raises(BadFile, match="its identity is no table of weights, examples, settings"):
+        Identity.from_dict(data)
+
+
+@pytest.mark.parametrize("data", [None, {}])
+def test_without_an_identity_it_is_unknown(data):
     assert Identity.from_dict(data) is None
 
 

@@ -257,7 +257,7 @@ def test_scores_come_back_from_json(run):
     assert judged.completeness is not None
     data = json.loads(json.dumps(judged.completeness.to_dict()))
     assert validate(Completeness, data, "a file") == judged.completeness
-    with pytest.raises(BadFile, match="not a Minimality"):
+    with pytest.raises(BadFile, match=r"a file: the key .needs. is missing"):
         validate(Minimality, data, "a file")
 
 

@@ -33,7 +33,7 @@ def case():
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuitdisc.scoring.intervals.RESAMPLES", 20)
+        patch.setattr("circuitdisc.stats.RESAMPLES", 20)
         yield
 
 

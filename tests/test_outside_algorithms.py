@@ -92,7 +92,8 @@ def test_the_command_line_knows_it_and_its_settings(package, tmp_path, capsys):
     assert main([*run, "algorithm=one_sender", "algorithm.edges=40", f"out={out}", "progress=false"]) == 0
     assert cd.Circuit.load(out / "circuit.json").provenance.settings == {"sender": 0, "edges": 40}
     capsys.readouterr()
-    assert main(["score", str(out), "scoring.n_random=1", "algorithm=one_sender"]) == 0
+    assert main(["score", str(out), "scoring.n_random=1", "algorithm=one_sender"]) == 2
+    assert "the search of" in capsys.readouterr().err
     assert main([*run, "algorithm=one_sender", "algorithm.edgs=40"]) == 2
     assert "unknown setting of algorithm 'edgs'. Did you mean edges" in capsys.readouterr().err
     assert main([*run, "algorithm=one_sendr"]) == 2

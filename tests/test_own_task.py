@@ -322,13 +322,17 @@ def test_only_the_first_few_bad_lines_are_shown(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_message_about_many_lines_stays_short() -> None:
-    """As many problems as fit, and the first one whatever its length."""
-    for length, shown in ((100, 3), (200, 2), (600, 1)):
+    """As many problems as fit, and the first one, shortened where it alone is too long."""
+    for length, shown in ((100, 3), (200, 2)):
         with pytest.raises(BadFile) as caught:
             raise_problems([f"{number}{'x' * (length - 1)}" for number in range(9)], BadFile)
         lines = str(caught.value).split("\n")
         assert [len(line) for line in lines[:-1]] == [length] * shown
         assert lines[-1] == f"... and {9 - shown} more"
+    with pytest.raises(BadFile) as caught:
+        raise_problems(["x" * 600, "y"], BadFile)
+    assert "xxx" in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitdisc.checks import check_choice
+from circuitdisc.checks import Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
 from circuitdisc.exchange.contents import ABOUT, HIGHER, LOWER, NODE, Contents, read_contents
@@ -161,6 +161,7 @@ def _node_note(contents: Contents) -> str:
     )
 
 
+@bounded(d_model=Whole(1, 2**20))
 def write_graph_json(
     path: str | Path,
     circuit: Circuit,
