@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +54,8 @@ SHORT: dict[str, dict[str, Any]] = {name: {"steps": 12} for name in ("edge_pruni
 
 def algorithms() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every algorithm x ablation on random models of several families and on shipped ones."""
-    from examples import random_task
-    from models import model_of
+    from examples import random_task  # pyright: ignore[reportMissingImports] - of the tests
+    from models import model_of  # pyright: ignore[reportMissingImports]
 
     import circuitdisc as cd
     from circuitdisc.discovery.registry import ALGORITHMS
@@ -262,7 +262,6 @@ def record(parts: list[str]) -> dict[str, Any]:
 def differences(before: Any, after: Any, tolerance: float, where: str = "") -> Iterator[str]:
     """Every difference beyond the tolerance, as `place: before -> after`."""
     name = where.rsplit(".", 1)[-1]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             if key not in before or key not in after:
@@ -274,10 +273,10 @@ def differences(before: Any, after: Any, tolerance: float, where: str = "") -> I
             yield f"{where}: {len(before)} entries -> {len(after)}"
         for index, (left, right) in enumerate(zip(before, after, strict=False)):
             yield from differences(left, right, tolerance, f"{where}[{index}]")
-    elif numbers and name in COSTS:
+    elif _is_number(before) and _is_number(after) and name in COSTS:
         if after > before + 1e-6 * max(1.0, abs(before)):
             yield f"{where}: costs more, {before:.6g} -> {after:.6g}"
-    elif numbers:
+    elif _is_number(before) and _is_number(after):
         if abs(before - after) > tolerance * max(1.0, abs(before), abs(after)):
             yield f"{where}: {before!r} -> {after!r}"
     elif isinstance(before, str) and isinstance(after, str):
@@ -287,6 +286,10 @@ def differences(before: Any, after: Any, tolerance: float, where: str = "") -> I
             yield from differences(_numbers(before), _numbers(after), max(tolerance, 1e-6), where)
     elif before != after:
         yield f"{where}: {str(before)[:120]!r} -> {str(after)[:120]!r}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?(?:e[-+−]?\d+)?")

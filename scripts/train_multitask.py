@@ -33,7 +33,8 @@ from safetensors.torch import save_file
 from training import Document, accuracy, build_model, light_loss, save_shipped, train, versions, word_tokenizer, words
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuitdisc.tasks import Example, colored_objects_text, entity_tracking_text, ioi_text, load_task
+from circuitdisc.tasks import Example, load_task
+from circuitdisc.tasks.library import colored_objects_text, entity_tracking_text, ioi_text
 
 NAME = "base"
 TASKS = ("ioi", "induction", "colored_objects", "entity_tracking")

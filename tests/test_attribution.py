@@ -23,8 +23,8 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
-from circuitdisc.engine import attribution as attribution_module
-from circuitdisc.engine import edge_scores
+from circuitdisc.engine.gradients import attribution as attribution_module
+from circuitdisc.engine.gradients import edge_scores
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.node_scores import node_scores

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
-from circuitdisc.engine import edge_scores
+from circuitdisc.engine.gradients import edge_scores
 from circuitdisc.engine.gradients.memory import (
     CPU_TOKEN_ROWS,
     HEAP_HOLES,

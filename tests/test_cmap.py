@@ -15,8 +15,8 @@ from scipy import stats
 from transformers.models.llama import modeling_llama
 
 import circuitdisc as cd
-from circuitdisc.checkpoints import cmap_job
 from circuitdisc.checkpoints.attention_difference import attention_difference
+from circuitdisc.checkpoints.cmap import job as cmap_job
 from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.checkpoints.cmap.plan import plan_patching
 from circuitdisc.checkpoints.cmap.sets import Wanted

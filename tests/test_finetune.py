@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import bare_model, bpe_model
 
 import circuitdisc as cd
-from circuitdisc.checkpoints import data, loop
+from circuitdisc.checkpoints.finetune import data, loop
 from circuitdisc.checkpoints.finetune.data import UNLEARNED, Reader, draw_pool, pad_rows, training_rows
 from circuitdisc.checkpoints.finetune.finetune import Ladder, finetune
 from circuitdisc.checkpoints.finetune.heads_only import head_parameters, other_heads, shared_heads

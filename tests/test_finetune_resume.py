@@ -15,7 +15,7 @@ from changed import change_weights, contents, edit_json
 from models import hugging_face
 from safetensors.torch import load_file
 
-from circuitdisc.checkpoints import data, loop
+from circuitdisc.checkpoints.finetune import data, loop
 from circuitdisc.checkpoints.finetune.finetune import finetune
 from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadRun, CircuitdiscWarning

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from whole_words import byte_level, every_fifth, model_with, sentence_piece
 
 from circuitdisc.errors import BadTask, UnknownName
-from circuitdisc.metrics import METRICS
+from circuitdisc.metrics import get_metric
 from circuitdisc.tasks import TASKS, Example, Task, load_task
 from circuitdisc.tasks.base import TextExample
 from circuitdisc.tasks.encode import encode_examples, one_token_words
@@ -60,7 +60,7 @@ def test_every_example_is_a_pair_of_one_length_with_answers_apart(name: str, kin
         assert wrong
         assert not set(answers) & set(wrong)
         assert len(set(answers)) == len(answers)
-    assert not METRICS[task.metric].needs_wrong or all(all(one.wrong) for one in every(task))
+    assert not get_metric(task.metric).needs_wrong or all(all(one.wrong) for one in every(task))
 
 
 @every_pair

@@ -10,7 +10,8 @@ from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
-from circuitdisc.tasks import Example, colored_objects_text, entity_tracking_text, load_task
+from circuitdisc.tasks import Example, load_task
+from circuitdisc.tasks.library import colored_objects_text, entity_tracking_text
 from circuitdisc.tasks.roles import position_of, role_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

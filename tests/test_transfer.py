@@ -13,7 +13,7 @@ import pytest
 from test_report import Page
 
 import circuitdisc as cd
-from circuitdisc.checkpoints import transfer as module
+from circuitdisc.checkpoints.transfer import transfer as module
 from circuitdisc.checkpoints.transfer.cells import Judge
 from circuitdisc.checkpoints.transfer.ladder import ladder
 from circuitdisc.checkpoints.transfer.transfer import resume_transfer, transfer

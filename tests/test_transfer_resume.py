@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from changed import change_weights, contents, copied_model, task_file
 
-from circuitdisc.checkpoints import transfer as module
+from circuitdisc.checkpoints.transfer import transfer as module
 from circuitdisc.checkpoints.transfer.transfer import resume_transfer, transfer
 from circuitdisc.cli import main
 from circuitdisc.errors import BadRun

@@ -135,7 +135,7 @@ def test_a_truth_belongs_to_one_ablation():
         against_truth(circuit, TRUTH)
     with pytest.raises(UnknownName):
         against_truth(circuit, TRUTH, ablation="resampel")
-    per_position = Truth(GRAPH, {Ablation("mean", scope="position").label: frozenset(TRUE)})
+    per_position = Truth(GRAPH, {Ablation("mean", scope="position").label: frozenset(TRUE)})  # pyright: ignore[reportArgumentType] - sets are taken, too
     assert per_position.edges == {"mean (per position)": tuple(sorted(TRUE, key=EDGES.index))}
     assert per_position.circuit(Ablation("mean", scope="position")).n_edges == 3
     with pytest.raises(BadSetting):
