@@ -41,7 +41,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         found = getattr(cd, name)
         if inspect.isfunction(found):
             yield f"cd.{name}", found
-    for room in ("heads", "siit", "compiled"):
+    for room in ("heads", "known.siit", "known.compiled"):
         module = import_module(f"circuitdisc.{room}")
         for name in module.__all__:
             if inspect.isfunction(getattr(module, name)):

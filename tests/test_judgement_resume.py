@@ -13,7 +13,6 @@ from models import model_of
 from reference import masked_run
 
 import circuitdisc as cd
-from circuitdisc import judge as judging
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.cli import main
@@ -24,6 +23,7 @@ from circuitdisc.engine.part_removal import PartRemoval
 from circuitdisc.engine.parts import parts_of, without
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadRun, BadSetting
+from circuitdisc.jobs import judge as judging
 from circuitdisc.jobs.judge import Judgement, judge
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components

@@ -6,7 +6,6 @@ import re
 import time
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +228,6 @@ def test_report_writes_a_folder(tmp_path):
     assert Circuit.load(path.with_name("circuit.json")) == found.circuit
     assert Scores.from_dict(json.loads(path.with_name("scores.json").read_text())) == USUAL
     assert "forward passes: 321" in Page(path.read_text("utf-8")).words
-
-
-def test_the_package_can_be_called_like_its_function(tmp_path):
-    package = import_module("circuitdisc.pages")
-    assert package(MadeUpDiscovery(random_circuit(SMALL, 4)), None, tmp_path / "out").exists()  # type: ignore[operator]  # by design
 
 
 def test_report_into_a_file_is_a_sentence(tmp_path):

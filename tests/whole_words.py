@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-import circuitdisc.tasks
+import circuitdisc.tasks.library
 
 TWO_DIGITS = tuple(f"{number:02d}" for number in range(100))
 LONG = 15  # a list of as many words is one that a task draws from
@@ -41,8 +41,8 @@ def strings_of(value: object) -> Iterator[str]:
 def constants() -> tuple[object, ...]:
     """The constants of all files of tasks."""
     found = []
-    for info in pkgutil.iter_modules(circuitdisc.tasks.__path__):
-        module = importlib.import_module(f"circuitdisc.tasks.{info.name}")
+    for info in pkgutil.iter_modules(circuitdisc.tasks.library.__path__):
+        module = importlib.import_module(f"circuitdisc.tasks.library.{info.name}")
         found += [value for name, value in vars(module).items() if name.isupper() and name != "TASKS"]
     return tuple(found)
 
