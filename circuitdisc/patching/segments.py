@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components, Frame
@@ -242,6 +243,11 @@ def readout(
         read = residual.detach()[:, batch.read_example, batch.read_position].requires_grad_()
         logits = wide(cut.unembed(read, columns))
         values = batch.per_example(metric(logits, labels.among_columns() if columns is not None else labels))
+        if not values.requires_grad:
+            raise BadSetting(
+                f"metric '{metric.name}' has no gradient: give it values that depend smoothly on the logits and are not "
+                "detached, or take a search that follows none (acdc, bisect with ranking=exact, exact)"
+            )
         (gradient,) = torch.autograd.grad(values.sum(), read)
     into = torch.zeros_like(residual)
     rows = torch.arange(residual.shape[0], device=residual.device)[:, None]

@@ -11,6 +11,7 @@ shrinks as more are drawn. It says nothing of other examples than those of the t
 Sources: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; Arvesen 1969, "Jackknifing U-Statistics".
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.discovery import discover
 from circuitdisc.discovery.registry import search_identity
-from circuitdisc.errors import BadTask
+from circuitdisc.errors import BadTask, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -180,7 +181,9 @@ def stability(
             for index in range(n_bootstrap):
                 sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
                 own = seed + 1 + index if vary_seed else seed
-                found.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
+                with warnings.catch_warnings():  # what there is to know was said of the whole split, once
+                    warnings.simplefilter("ignore", CircuitdiscWarning)
+                    found.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
                 bar.update()
     finally:
         units.close()
