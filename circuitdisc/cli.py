@@ -2,13 +2,24 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped, UnknownName, tidy
+from circuitdisc.errors import (
+    MOST_IN_A_NOTE,
+    BadRun,
+    BadSetting,
+    CircuitdiscError,
+    CircuitdiscWarning,
+    Stopped,
+    UnknownName,
+    tidy,
+)
 
 HELP = """circuitdisc: find the part of a transformer that does a task, and prove how good it is.
 
@@ -66,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in commands:
             raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
-        return commands[args[0]](args[1:])
+        with _notes():
+            return commands[args[0]](args[1:])
     except CircuitdiscError as error:
         print(f"circuitdisc: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -79,6 +91,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
         return BAD_INPUT
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings of ours as lines for people, each text once, without the file and line that Python puts before it.
+
+    How a warning is written is exchanged, not how it is shown, so that a caller who records warnings still gets them.
+    """
+    python, said = warnings.formatwarning, set[str]()
+
+    def written(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+        if not issubclass(category, CircuitdiscWarning):
+            return python(message, category, *place, **line)
+        text = tidy(" ".join(str(message).split()), MOST_IN_A_NOTE)
+        if text in said:
+            return ""
+        said.add(text)
+        return f"circuitdisc: note: {text}\n"
+
+    warnings.formatwarning = written
+    try:
+        yield
+    finally:
+        warnings.formatwarning = python
 
 
 # --- discover ------------------------------------------------------------------------------------------------------------
@@ -129,7 +165,8 @@ def _sweep_job(config: Any) -> None:
     hydra_config = HydraConfig.get()
     number, command = hydra_config.job.num, ["circuitdisc", "discover", *hydra_config.overrides.task]
     try:
-        run_job(config, command, number)
+        with _notes():  # a launcher may have begun another process for the job
+            run_job(config, command, number)
     except CircuitdiscError as error:
         print(f"circuitdisc: job {number}: {error}", file=sys.stderr)
         from circuitdisc.files import make_folder, write_text

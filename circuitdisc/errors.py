@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Iterable
 
 MOST_CHARACTERS, MOST_IN_A_WORD = 480, 200  # of a message, and of a word in it: what is longer loses its middle
+MOST_IN_A_NOTE = 1200  # characters of a warning, which a command writes as a line of its own
 MOST_NAMES = 20  # of those that are known, in a message
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 3, 60, 60, 40
@@ -27,10 +28,12 @@ def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
     return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
-def tidy(text: str) -> str:
+def tidy(text: str, most: int = MOST_CHARACTERS) -> str:
     """A message for a terminal: no control characters (which a file may hold), no word or whole of any length."""
     text = "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text)
-    return shorten(re.sub(rf"\S{{{MOST_IN_A_WORD + 1},}}", lambda word: shorten(word[0], 80).replace(" ... ", "..."), text))
+    return shorten(
+        re.sub(rf"\S{{{MOST_IN_A_WORD + 1},}}", lambda word: shorten(word[0], 80).replace(" ... ", "..."), text), most
+    )
 
 
 class CircuitdiscError(Exception):

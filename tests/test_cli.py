@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
+from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.shipped import shipped_models
 
 QUICK = ["task.n=20", "task.n_heldout=20", "scoring.n_random=2", "progress=false"]
@@ -232,6 +234,21 @@ def test_multirun_goes_on_after_a_bad_job(tmp_path, monkeypatch):
     config = json.loads((tmp_path / "sweep" / "1" / "config.json").read_text())
     assert config["command"].startswith("circuitdisc discover model.name=tpp/lightweight")
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+
+
+def test_warnings_are_lines_for_people(capsys, monkeypatch):
+    def warned(_):
+        for line in (1, 2):
+            sys.stderr.write(warnings.formatwarning(CircuitdiscWarning("a\nnote"), CircuitdiscWarning, "file.py", line))
+        sys.stderr.write(warnings.formatwarning("of another package", UserWarning, "file.py", 3, ""))
+        return 0
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("circuitdisc.cli._report", warned)
+    status, _, said = run(capsys, "report", "x")
+    assert status == 0
+    assert said == "circuitdisc: note: a note\nfile.py:3: UserWarning: of another package\n"
+    assert warnings.formatwarning is usual
 
 
 def test_help_needs_no_torch():

@@ -150,3 +150,18 @@ def test_examples_without_wrong_answers_are_refused_wherever_a_metric_needs_them
     for tool in ("score", "completeness", "minimality", "tests", "intervene", "head_effects"):
         with pytest.raises(BadSetting, match="needs wrong answers"):
             TOOLS[tool](model, lacking, circuit, metric="logit_diff")
+
+
+@pytest.mark.parametrize("name", ["acdc", "head_ablation", "path_patching"])
+def test_a_search_does_not_go_by_values_that_are_not_finite(case, name):
+    model, task, _ = case
+    lost = Metric("lost", lambda logits, labels: logits[..., 0] * float("nan"))
+    with pytest.raises(BadSetting, match=r"not finite on|goes from nan to nan"):
+        cd.discover(model, task, name, metric=lost, ablation="resample", allow_chance=True)
+
+
+def test_a_metric_without_a_gradient_is_refused_by_searches_that_follow_one(case):
+    model, task, _ = case
+    flat = Metric("flat", lambda logits, labels: logits[..., 0].detach())
+    with pytest.raises(BadSetting, match="metric 'flat' has no gradient"):
+        cd.discover(model, task, "eap", metric=flat, ablation="resample", allow_chance=True)

@@ -147,7 +147,7 @@ def test_models_that_may_be_alike_are_not_ranked(gap, noise):
 def test_models_that_differ_are_ranked(gap):
     description = describe_cmap(crossed(gap, 0.1, random=(0.5,) + (0.0,) * 20))
     assert "nothing to rank" not in description_text(description)
-    assert has(description.said, "a0.h1 closes most of the gap by itself: 80")
+    assert has(description.said, "a0.h1 closes more of the gap by itself than any other: 80")
     assert has(description.said, "Group G, output: 1 of 21 random sets of heads score at least as high")
     assert "Strongest heads" in [section.title for section in description.sections]
     assert has(describe_cmap(crossed(gap, 0.1, (-0.2, -0.1))).said, "is the highest, and closes nothing of the gap")

@@ -1,5 +1,6 @@
 """What every discovery algorithm takes and gives: one call, one result."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,8 +102,18 @@ class Rule(NamedTuple):
     two_sided: bool
 
     def passes(self, before: float, value: float) -> bool:
-        """True if the change from `before` to `value` is below the threshold, so that the cut may stay."""
-        return self._change(before, value) < self._allowed(before)
+        """True if the change from `before` to `value` is below the threshold, so that the cut may stay.
+
+        Raises:
+            BadSetting: one of the two is not finite, so that there is no change to judge.
+        """
+        change = self._change(before, value)
+        if not math.isfinite(change):
+            raise BadSetting(
+                f"the metric goes from {before} to {value} when a part is cut, and no cut can be judged by that: use another "
+                "metric (logit_diff is always finite), another ablation, or model.dtype=float32"
+            )
+        return change < self._allowed(before)
 
     def margin(self, before: float, value: float) -> float:
         """How far the change lies below what is allowed, in units of the metric; negative if it lies above."""

@@ -25,6 +25,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.path_plan import Plan, Round, read_plan
 from circuitdisc.discovery.selection import By
+from circuitdisc.engine.part_removal import check_finite
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.path_effects import PathEffects, PathPatching, Rerun
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
@@ -92,7 +93,7 @@ def path_patching(
             receivers = _receivers(graph, one, groups)
             effects = _effects(paths, graph, one, receivers, context.progress)
             found = [] if effects is None else _strongest(effects, one, groups if chosen.auto else {})
-            journal.write(**_line(one, receivers, effects, found, over))
+            journal.write(**_line(one, receivers, effects, found, over, metric))
             journal.mark(one.group)
         groups[one.group] = tuple(found)
         bar.update(1)
@@ -163,14 +164,14 @@ def _strongest(effects: PathEffects, one: Round, found_before: Groups) -> list[s
 
 
 def _line(
-    one: Round, receivers: Sequence[str], effects: PathEffects | None, found: Sequence[str], over: Partition
+    one: Round, receivers: Sequence[str], effects: PathEffects | None, found: Sequence[str], over: Partition, metric: Metric
 ) -> dict[str, Any]:
     """What the journal keeps of a round."""
     line: dict[str, Any] = {"round": one.group, "plan": one.to_dict(), "receivers": list(receivers), "found": list(found)}
     line["effects"] = {}
     if effects is None:
         return line
-    spread = effects.patched - effects.clean
+    spread = effects.patched - check_finite(effects.clean, metric)
     error = standard_error(spread, over)
     columns = zip(effects.senders, effects.absolute, effects.relative, error, strict=True)
     line["clean"], line["n"] = float(effects.clean.mean()), len(effects.clean)

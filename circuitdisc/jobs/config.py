@@ -105,7 +105,7 @@ def check_overrides(overrides: list[str]) -> None:
                 if key == "algorithm" and option not in _options(key):
                     enter_outside(option)
                 elif option not in _options(key):
-                    raise UnknownName(key, option, [name for name in _options(key) if name != "default"])
+                    raise UnknownName(key, option.strip("'\""), [name for name in _options(key) if name != "default"])
     chosen = _chosen(overrides)
     sections |= {group: _keys_of_options(group, chosen) for group in ("task", "algorithm", "ablation", "metric")}
     for override in overrides:

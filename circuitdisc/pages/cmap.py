@@ -74,7 +74,9 @@ def _said(found: "CrossModel", one: "CrossMap") -> Verdict:
     best_score, best_low, best_high = (
         float(values.ravel()[best]) for values in (one.ranked.score, one.ranked.low, one.ranked.high)
     )
-    most = "closes most of the gap by itself" if best_score > 0 else "is the highest, and closes nothing of the gap"
+    most = (
+        "closes more of the gap by itself than any other" if best_score > 0 else "is the highest, and closes nothing of the gap"
+    )
     lines.append(
         f"Of {one.giver} put into {one.taker}, {one.ranked.names[best]} {most}: {_interval(best_score, best_low, best_high)}. "
         f"Highest by kind: {'; '.join(kinds)}."

@@ -181,7 +181,7 @@ def stability(
             for index in range(n_bootstrap):
                 sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
                 own = seed + 1 + index if vary_seed else seed
-                with warnings.catch_warnings():  # what must be known of the task was said of the whole split
+                with warnings.catch_warnings():  # what there is to know was said of the whole split, once
                     warnings.simplefilter("ignore", CircuitdiscWarning)
                     found.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
                 bar.update()

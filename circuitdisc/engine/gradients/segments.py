@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitdisc.engine.evaluate import of_columns
 from circuitdisc.engine.gradients.layers import HEADS, MLP, Place, heads_sum, projections
+from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.components import Components, Frame
@@ -241,6 +242,11 @@ def readout(
     with torch.enable_grad():
         read = residual.detach()[:, batch.read_example, batch.read_position].requires_grad_()
         values = of_columns(batch, labels, lambda columns: wide(cut.unembed(read, columns)), metric)
+        if not values.requires_grad:
+            raise BadSetting(
+                f"metric '{metric.name}' has no gradient: give it values that depend smoothly on the logits and are not "
+                "detached, or take a search that follows none (acdc, bisect with ranking=exact, exact)"
+            )
         (gradient,) = torch.autograd.grad(values.sum(), read)
     into = torch.zeros_like(residual)
     rows = torch.arange(residual.shape[0], device=residual.device)[:, None]
