@@ -10,6 +10,19 @@ import torch
 
 torch.set_num_threads(1)
 
+# Modules that take more than five seconds each, as `pytest --durations=0` adds them up; `scripts/test fast` leaves them out.
+LONG = {
+    "test_acdc", "test_algorithms", "test_baselines", "test_bound", "test_cli", "test_cmap", "test_discovery_benchmark",
+    "test_exact_bisect", "test_finetune", "test_finetune_resume", "test_folders", "test_joint", "test_judge", "test_malformed",
+    "test_masks", "test_scores_file", "test_shipped_multitask", "test_transfer", "test_transfer_resume",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in LONG:
+            item.add_marker("long")
+
 
 @pytest.fixture(scope="session")
 def lightweight():

@@ -217,3 +217,14 @@ def test_the_partition_counts_what_is_drawn():
     assert (over.n, over.n_drawn, over.degrees_of_freedom, over.by_group) == (40, 7, 6, True)
     single = partition(40)
     assert (single.n_drawn, single.degrees_of_freedom, single.by_group) == (40, 39, False)
+
+
+def test_resamples_without_spread_do_not_make_an_interval_of_millions():
+    """Seven of ten groups have one value: a resample of them alone has a standard error of rounding's size."""
+    values = np.array([0, 0, 0, 0, -0.77260842, 0, 0, -0.32278433, -0.91263086, 0, 0, -0.43618648])
+    groups = [0, 1, 2, 3, 4, 5, 6, 7, 4, 8, 9, 7]
+    for seed in range(20):
+        found = interval([values], groups=groups, seed=seed)
+        assert found.low < values.mean() < found.high
+        assert found.high - found.low < 10 * standard_error(values, partition(12, groups))
+        assert "Student" in found.method

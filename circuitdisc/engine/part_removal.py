@@ -247,6 +247,7 @@ class PartRemoval:
 
     def _cut(self, removal: "_Once", mask: Mask, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
         cut, found = removal.get(), []
+        self._known.setdefault(np.packbits(mask).tobytes(), check_finite(cut.start_values, self.metric))
         for start in range(0, len(senders), cut.most_rows):
             found.append(cut.each_without(receiver, senders[start : start + cut.most_rows]))
         return check_finite(np.concatenate(found), self.metric)

@@ -199,9 +199,9 @@ class Removal:
             for chunk in chunks
         ]
         patching.cost.circuit_runs += 1
-        self.value = self._means(
-            [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
-        )[0]
+        outputs = [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
+        self.value = self._means(outputs)[0]
+        self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
         senders, receivers = live_nodes(graph, mask)
