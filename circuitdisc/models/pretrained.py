@@ -71,6 +71,13 @@ def pretrained_config(where: Path | str) -> Any:
                 "never run: use a version of the model that transformers knows by itself"
             ) from error
         raise BadFile(f"the configuration of {where} cannot be read: {first_line(error)}") from error
+    if brings_code:
+        warnings.warn(
+            f"the config.json of {where} names code from its own folder (auto_map), which is not run: the model is "
+            f"transformers' own '{config.model_type}'",
+            CircuitdiscWarning,
+            stacklevel=2,
+        )
     if getattr(config, "quantization_config", None):
         raise BadFile(f"the weights of {where} are quantised (quantization_config): save them dequantised first")
     for patch in ("fusion_config", "kernel_config"):  # would have transformers replace parts of the model
