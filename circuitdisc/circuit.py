@@ -205,6 +205,12 @@ class Circuit:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Circuit) and self.graph == other.graph and bool((self.mask == other.mask).all())
 
+    def __repr__(self) -> str:
+        n_heads = self.graph.n_layers * self.graph.n_heads
+        came = self.provenance
+        found = f", {came.algorithm} on {came.model}, task {came.task}" if came.algorithm else ""
+        return f"Circuit({self.n_edges:,} of {self.graph.n_edges:,} edges, {len(self.heads())} of {n_heads} heads{found})"
+
     def __hash__(self) -> int:
         return hash((self.graph, self.mask.tobytes()))
 

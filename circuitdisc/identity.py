@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from circuitdisc.errors import BadFile
+from circuitdisc.errors import BadFile, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -297,5 +297,4 @@ def _unequal(mine: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:36]} ..."
+    return shorten(json.dumps(value, ensure_ascii=False), 40)

@@ -43,6 +43,10 @@ class Discovery:
     ranking: Float[np.ndarray, "R S"] | None = None
     path_sum: PathSum | None = None
 
+    def __repr__(self) -> str:
+        scored = ", a score for every edge" if self.edge_scores is not None else ""
+        return f"Discovery({self.circuit!r}{scored}, {self.cost.seconds:.3g} s)"
+
     def top_k(self, n: int, by: By = "absolute") -> Circuit:
         """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.
 

@@ -33,7 +33,7 @@ from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
-from circuitdisc.stats import Partition, partition_of, standard_error
+from circuitdisc.stats import Partition, partition_of, plain, standard_error
 from circuitdisc.tasks.base import Task
 
 Groups = dict[str, tuple[str, ...]]
@@ -176,15 +176,11 @@ def _line(
     columns = zip(effects.senders, effects.absolute, effects.relative, error, strict=True)
     line["clean"], line["n"] = float(effects.clean.mean()), len(effects.clean)
     line["effects"] = {
-        name: {"absolute": float(a), "relative": _finite(r), "standard_error": _finite(e)}
+        name: {"absolute": float(a), "relative": plain(r), "standard_error": plain(e)}
         for name, a, r, e in columns
         if np.isfinite(a)
     }
     return line
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _replayed(line: Mapping[str, Any], one: Round) -> list[str]:

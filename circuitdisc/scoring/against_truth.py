@@ -28,6 +28,7 @@ from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.scoring.roc import Curve, auroc, average_precision, curve
 from circuitdisc.scoring.truth import Truth, label_of
+from circuitdisc.stats import plain
 
 BY = ("absolute", "signed")
 
@@ -141,14 +142,10 @@ class TruthScores:
             "ablation": self.ablation,
             "scored": self.scored,
             "table": self.table(),
-            "roc": {one.kind: {"fpr": _plain(one.curve.fpr), "tpr": _plain(one.curve.tpr)} for one in both},
+            "roc": {one.kind: {"fpr": [*map(plain, one.curve.fpr)], "tpr": [*map(plain, one.curve.tpr)]} for one in both},
             "missed": {one.kind: one.missed() for one in both},
             "wrong": {one.kind: one.wrong() for one in both},
         }
-
-
-def _plain(values: Float[np.ndarray, "K"]) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def against_truth(

@@ -62,6 +62,16 @@ class Scores:
     means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scores: tuple[Score, ...] = ()
 
+    def __repr__(self) -> str:
+        of = f"{self.circuit_edges:,} of {self.graph_edges:,} edges"
+        for score in sorted(self.scores, key=lambda score: score.split != "heldout"):
+            if score.name == "faithfulness":
+                value = "undefined" if score.value is None else f"{score.value:.3g}"
+                if score.low is not None and score.high is not None:
+                    value += f" [{score.low:.3g}, {score.high:.3g}]"
+                return f"Scores({of}; faithfulness {value} on {score.n:,} {score.split} examples; {len(self.scores)} scores)"
+        return f"Scores({of}; {len(self.scores)} scores)"
+
     def get(self, name: str, split: str = "heldout") -> Score:
         """The score with this name on this split.
 

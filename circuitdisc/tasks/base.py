@@ -94,6 +94,10 @@ class Task:
     settings: dict[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        metric = self.metric if isinstance(self.metric, str) else self.metric.name
+        return f"Task({self.name!r}, {len(self.train):,} train and {len(self.heldout):,} held-out examples, metric {metric})"
+
     def split(self, name: str) -> tuple[Example, ...]:
         """`train` or `heldout`."""
         return {"train": self.train, "heldout": self.heldout}[name]
