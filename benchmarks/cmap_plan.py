@@ -30,7 +30,7 @@ from circuitdisc.checkpoints.cmap.job import Job
 from circuitdisc.checkpoints.cmap.plan import plan_patching
 from circuitdisc.checkpoints.cmap.sets import Wanted
 from circuitdisc.engine.cross.patch import HEAD_KINDS
-from circuitdisc.engine.cross.plan import CrossPlan, Shapes, shapes_from_config
+from circuitdisc.engine.cross.plan import CrossPlan, CrossShapes, shapes_from_config
 from circuitdisc.engine.forward import clean_states
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.tasks.base import Example, Task, collate
@@ -220,7 +220,7 @@ def planned() -> list[str]:
 
 
 def large_plan(
-    shapes: Shapes, lengths: list[int], what: tuple[str, ...], positions: int | None, memory: int, parts: bool
+    shapes: CrossShapes, lengths: list[int], what: tuple[str, ...], positions: int | None, memory: int, parts: bool
 ) -> CrossPlan:
     wanted = Wanted(shapes, True, what, parts=parts)
     return plan_patching(shapes, lengths, wanted, memory * 2**30, n_positions=positions, on_cpu=False)

@@ -28,7 +28,7 @@ from training import versions
 import circuitdisc as cd
 from circuitdisc.checkpoints.baselines import Baselines
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
-from circuitdisc.checkpoints.finetune.finetune import Ladder
+from circuitdisc.checkpoints.finetune.finetune import TrainedLadder
 from circuitdisc.checkpoints.finetune.loop import save_checkpoint
 from circuitdisc.models import read_model
 
@@ -47,7 +47,7 @@ N_HEADS = 6
 PRECISE: dict[str, Any] = {"fractions": [1], "epochs": 1, "lr": 1e-3, "n_pool": N_POOL, "warmup": WARMUP, "figures": False}
 
 
-def make(name: str, args: argparse.Namespace) -> Ladder:
+def make(name: str, args: argparse.Namespace) -> TrainedLadder:
     """Train one of the shipped ladders."""
     task, lr, settings = SHIPPED[name]
     return cd.finetune(

@@ -16,7 +16,7 @@ from tiny import bare_model, bpe_model
 import circuitdisc as cd
 from circuitdisc.checkpoints.finetune import data, loop
 from circuitdisc.checkpoints.finetune.data import UNLEARNED, Reader, draw_pool, pad_rows, training_rows
-from circuitdisc.checkpoints.finetune.finetune import Ladder, finetune
+from circuitdisc.checkpoints.finetune.finetune import TrainedLadder, finetune
 from circuitdisc.checkpoints.finetune.heads_only import head_parameters, other_heads, shared_heads
 from circuitdisc.checkpoints.listing import read_checkpoints
 from circuitdisc.cli import main
@@ -440,4 +440,4 @@ def test_the_command_trains_prints_and_goes_on(gpt2: str, tmp_path: Path, capsys
 
 def test_the_python_face() -> None:
     assert cd.finetune is finetune
-    assert Ladder.__name__ == "Ladder"
+    assert TrainedLadder.__name__ == "TrainedLadder"

@@ -18,7 +18,7 @@ from circuitdisc.cli import main
 from circuitdisc.engine.changed_heads import changed_logits, hold
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadRun, BadSetting, BadTask, GraphMismatch, UnknownName
-from circuitdisc.heads.localised.fit import Fit, Learner, Splits, head_norms, task_vectors
+from circuitdisc.heads.localised.fit import EditFit, Learner, Splits, head_norms, task_vectors
 from circuitdisc.heads.localised.head_edits import HeadEdit, evaluate_edit
 from circuitdisc.heads.localised.localised import localised
 from circuitdisc.metrics import get_metric
@@ -157,7 +157,7 @@ def test_edits_that_do_nothing_change_nothing(family):
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_gradients_are_those_of_differences(family, kind):
     model = shared(family)
-    fit = Fit((0.0,), (1.0,), 1, 0.01, 4, 0, get_metric("log_prob"))
+    fit = EditFit((0.0,), (1.0,), 1, 0.01, 4, 0, get_metric("log_prob"))
     splits = Splits(model, {"train": examples_of(family)[:4]}, 4, "4GiB")
     vectors = task_vectors(model, examples_of(family), 4, "4GiB") + 0.5
     learner = Learner(splits, kind, ["a0.h1", "a1.h2"], fit, vectors)
@@ -259,7 +259,7 @@ def test_lofit_finds_the_heads_that_matter(unsure):
     norms = list(found.norms.items())
     assert [head for head, _ in norms[:2]] == sorted(found.edit.heads, key=lambda head: -found.norms[head])
     assert all(norms[i][1] >= norms[i + 1][1] for i in range(len(norms) - 1))
-    fit = Fit((0.0,), (1.0,), 3, 0.01, 16, 0, get_metric("log_prob"))
+    fit = EditFit((0.0,), (1.0,), 3, 0.01, 16, 0, get_metric("log_prob"))
     priced = head_norms(Splits(model, {"train": task.train[:40]}, 16, "4GiB"), fit, 10.0)
     assert max(priced.values()) < 0.5 * norms[0][1]  # at a price that nothing is worth
 

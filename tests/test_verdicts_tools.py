@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verdicts import PATH, has, one_value, searched
 
-from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, Gap, GroupScore, Scored, UnitMap
+from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, ModelGap, Scored, UnitMap
 from circuitdisc.checkpoints.transfer.ladder import Ladder
-from circuitdisc.checkpoints.transfer.matrix import Found as Row
+from circuitdisc.checkpoints.transfer.matrix import FoundCircuit as Row
 from circuitdisc.checkpoints.transfer.matrix import Transfer
 from circuitdisc.circuit import Circuit
-from circuitdisc.heads.dcm.result import Dcm, Found, Met, Trial
+from circuitdisc.heads.dcm.result import Dcm, FoundMask, MaskTrial, Met
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.localised.fit import Learned
@@ -45,8 +45,8 @@ def masks(
     def met(value: float) -> Met:
         return Met(value, value - 0.1, value + 0.1, 0.0, 1.0, n)
 
-    one = Found(
-        "value", HEADS, (Trial(0.1, 0, mask, share),), 0, met(share), met(1.0), met(nothing), tuple(random),
+    one = FoundMask(
+        "value", HEADS, (MaskTrial(0.1, 0, mask, share),), 0, met(share), met(1.0), met(nothing), tuple(random),
         {"train": n, "choose": n, "report": n}, np.zeros((3 + len(random), n)),
     )  # fmt: skip
     return Dcm("head", (one,), (), (1, 2), 20, 0.95)
@@ -118,7 +118,7 @@ def crossed(gap: float, noise: float, scores: tuple[float, float] = (0.2, 0.8), 
     """Two models, and each of two heads patched alone."""
     spread = noise * np.where(np.arange(40) % 2, 1.0, -1.0)
     taker, giver = np.ones(40), np.ones(40) + gap + spread
-    between = Gap(taker, giver, 0.95, 0)
+    between = ModelGap(taker, giver, 0.95, 0)
     values = np.stack([taker + share * (giver - taker) for share in scores])[None]
     low, high = between.intervals(values)
     unit = UnitMap("output", HEADS, tuple((head,) for head in HEADS), values, between.scores(values), low, high)

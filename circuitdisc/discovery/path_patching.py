@@ -23,7 +23,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.path_plan import Plan, Round, read_plan
+from circuitdisc.discovery.path_plan import PatchingPlan, Round, read_plan
 from circuitdisc.discovery.selection import By
 from circuitdisc.engine.part_removal import check_finite
 from circuitdisc.engine.patching import Patching
@@ -105,7 +105,7 @@ def path_patching(
     return Discovery(circuit, None, journal.decisions, patching.cost, _node_scores(graph, journal.decisions))
 
 
-def _check_metric(metric: Metric, plan: Plan) -> None:
+def _check_metric(metric: Metric, plan: PatchingPlan) -> None:
     for one in plan.rounds:
         if metric.zero_at_full and one.threshold is not None:
             raise BadSetting(
@@ -114,7 +114,7 @@ def _check_metric(metric: Metric, plan: Plan) -> None:
             )
 
 
-def _rounds(plan: Plan, groups: Groups, max_depth: int, bar: Any) -> Iterator[Round]:
+def _rounds(plan: PatchingPlan, groups: Groups, max_depth: int, bar: Any) -> Iterator[Round]:
     """The plan's rounds; `auto` adds one for each input of every group that was found, breadth first."""
     waiting = [(one, 1) for one in plan.rounds]
     while waiting:

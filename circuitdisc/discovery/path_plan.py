@@ -70,14 +70,14 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PatchingPlan:
     """Rounds in order; `auto`: further rounds follow from what each one finds, through q, k and v."""
 
     rounds: tuple[Round, ...]
     auto: bool = False
 
 
-def read_plan(plan: str | Mapping[str, Any], top: int | None, threshold: float | None, by: By) -> Plan:
+def read_plan(plan: str | Mapping[str, Any], top: int | None, threshold: float | None, by: By) -> PatchingPlan:
     """A plan by name, from a YAML file, or from a mapping with the key `rounds`.
 
     Args:
@@ -91,7 +91,7 @@ def read_plan(plan: str | Mapping[str, Any], top: int | None, threshold: float |
         BadSetting: a round has a value that cannot be used.
     """
     if isinstance(plan, str) and plan in BUILT_IN:
-        return Plan((Round("direct", ("logits",), top=top, threshold=threshold, by=by),), auto=plan == "auto")
+        return PatchingPlan((Round("direct", ("logits",), top=top, threshold=threshold, by=by),), auto=plan == "auto")
     if isinstance(plan, str):
         return _from_mapping(_read_yaml(plan), top, threshold, by, plan)
     return _from_mapping(plan, top, threshold, by, "the plan")
@@ -104,7 +104,7 @@ def _read_yaml(plan: str) -> Any:
     return read_yaml(path)
 
 
-def _from_mapping(data: Any, top: int | None, threshold: float | None, by: By, where: str) -> Plan:
+def _from_mapping(data: Any, top: int | None, threshold: float | None, by: By, where: str) -> PatchingPlan:
     if not isinstance(data, Mapping) or not isinstance(data.get("rounds"), Sequence) or not data["rounds"]:
         raise BadFile(f"{where}: a plan has the key 'rounds' with a list of rounds: see docs/path-patching.md")
     if foreign := set(data) - {"rounds"}:
@@ -114,7 +114,7 @@ def _from_mapping(data: Any, top: int | None, threshold: float | None, by: By, w
         rounds.append(_round(given, number, top, threshold, by, where))
         if rounds[-1].group in [one.group for one in rounds[:-1]]:
             raise BadFile(f"{where}: two rounds are called '{rounds[-1].group}': give each its own group name")
-    return Plan(tuple(rounds))
+    return PatchingPlan(tuple(rounds))
 
 
 def _round(given: Any, number: int, top: int | None, threshold: float | None, by: By, where: str) -> Round:

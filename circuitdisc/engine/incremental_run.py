@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuitdisc.engine.circuit_run import CircuitRun
 from circuitdisc.engine.prepared import Chunk
-from circuitdisc.engine.reach import HeadsStep, MlpStep, Plan, Tokens
+from circuitdisc.engine.reach import HeadsStep, MlpStep, RerunPlan, Tokens
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components
 
@@ -52,7 +52,7 @@ class Trial:
     """
 
     set_inputs: dict[int, SetInput]
-    plan: Plan
+    plan: RerunPlan
     n_rows: int
     inputs: dict[int, tuple[Tokens, Float[Tensor, "C n D"]]] = field(default_factory=dict)
     qkv: dict[int, tuple[Tokens, Float[Tensor, "C n K"]]] = field(default_factory=dict)

@@ -82,7 +82,7 @@ class MlpStep:
 
 
 @dataclass
-class Plan:
+class RerunPlan:
     """What has to run again after some inputs were set: where they change, the steps in order, and the readings.
 
     Args:
@@ -118,7 +118,7 @@ class Reach:
         self.needed_in = np.zeros((graph.n_receivers, chunk.batch.clean.numel()), dtype=bool)
         self.needed_out = np.zeros((graph.n_senders, chunk.batch.clean.numel()), dtype=bool)
         self._find_needed()
-        self._plans: dict[tuple[tuple[int, bytes, bytes], ...], Plan | None] = {}
+        self._plans: dict[tuple[tuple[int, bytes, bytes], ...], RerunPlan | None] = {}
 
     # --- needed: from the readings backwards -------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Reach:
 
     def plan(
         self, changed: Mapping[int, Bool[np.ndarray, "N"]], held: Mapping[int, Bool[np.ndarray, "N"]] | None = None
-    ) -> Plan | None:
+    ) -> RerunPlan | None:
         """What has to run again if the inputs of some receivers are set; None if no answer can see it.
 
         Args:
@@ -191,7 +191,7 @@ class Reach:
             self._plans[key] = self._make_plan(changed, held) if seen else None
         return self._plans[key]
 
-    def plan_outputs(self, changed: Mapping[int, Bool[np.ndarray, "N"]], spent: Collection[int]) -> Plan:
+    def plan_outputs(self, changed: Mapping[int, Bool[np.ndarray, "N"]], spent: Collection[int]) -> RerunPlan:
         """What has to run again if the outputs of some senders are set. Plans of sets of nodes seldom return: none is kept.
 
         Args:
@@ -206,7 +206,7 @@ class Reach:
         held: Mapping[int, np.ndarray],
         set_outputs: Mapping[int, np.ndarray] | None = None,
         spent: Collection[int] = (),
-    ) -> Plan:
+    ) -> RerunPlan:
         graph = self.graph
         set_outputs = set_outputs or {}
         outputs = dict(set_outputs)  # sender -> tokens at which it changes
@@ -230,7 +230,7 @@ class Reach:
         slots = np.cumsum(union) - 1
         make = _TokenMaker(slots, int(union.sum()), self.chunk.clean.device)
         set_tokens = {receiver: make(np.flatnonzero(tokens)) for receiver, tokens in changed.items()}
-        plan = Plan(int(union.sum()), set_tokens, make(self.readings))
+        plan = RerunPlan(int(union.sum()), set_tokens, make(self.readings))
         plan.set_outputs |= {sender: make(np.flatnonzero(tokens)) for sender, tokens in set_outputs.items()}
         for group, read in inputs:
             is_mlp = graph.receivers[group[0]].kind == "mlp"

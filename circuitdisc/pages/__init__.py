@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from circuitdisc.pages.tables import scores_table, text_table
     from circuitdisc.scoring.base import Scores
 
-__all__ = ["Found", "draw_circuit", "report", "scores_table", "text_table", "write_report"]
+__all__ = ["Reportable", "draw_circuit", "report", "scores_table", "text_table", "write_report"]
 
 _LAZY = {"draw_circuit": "drawing", "write_report": "page", "scores_table": "tables", "text_table": "tables"}
 
 
-class Found(Protocol):
+class Reportable(Protocol):
     """What a report needs of the result of a discovery algorithm."""
 
     @property
@@ -41,7 +41,7 @@ class Found(Protocol):
     def cost(self) -> Any: ...
 
 
-def report(found: Found, scores: "Scores | None", out: str | PathLike[str]) -> Path:
+def report(found: Reportable, scores: "Scores | None", out: str | PathLike[str]) -> Path:
     """Write `report.html`, `circuit.json` and `scores.json` into a folder.
 
     Args:

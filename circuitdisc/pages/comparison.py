@@ -29,7 +29,7 @@ from circuitdisc.pages.wording import ACCURACIES, number, percent, score_value, 
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.comparison import Comparison, Crossing
 from circuitdisc.scoring.intervene import Effect
-from circuitdisc.scoring.overlap import Chance
+from circuitdisc.scoring.overlap import OverlapChance
 
 OVERLAP_HEADERS = (
     "of",
@@ -93,7 +93,7 @@ def overlap_rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def _chance_cells(chance: Chance | None) -> tuple[str, str]:
+def _chance_cells(chance: OverlapChance | None) -> tuple[str, str]:
     return ("-", "-") if chance is None else (number(chance.expected), number(chance.p_value))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from circuitdisc.heads.base import Row
-from circuitdisc.heads.dcm.result import Dcm, Found
+from circuitdisc.heads.dcm.result import Dcm, FoundMask
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.description import Description, Section, cell, describe
@@ -77,7 +77,7 @@ def _narrow(row: Row) -> Row:
     return narrow
 
 
-def _sentence(found: Dcm, one: Found) -> str:
+def _sentence(found: Dcm, one: FoundMask) -> str:
     names = list(one.masked[:NAMED_AT_MOST])
     more = len(one.masked) - len(names)
     what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {found.over}"
@@ -93,7 +93,7 @@ def _sentence(found: Dcm, one: Found) -> str:
     return f"{sentence}."
 
 
-def _met_caveats(found: Dcm, one: Found) -> Iterator[str]:
+def _met_caveats(found: Dcm, one: FoundMask) -> Iterator[str]:
     """Why a desideratum that is met may say nothing of the mask."""
     if not one.masked:
         yield "The mask is empty: nothing is patched, so that what is met is met by the clean model."

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from circuitdisc.checkpoints.transfer.ladder import Pair, Step
-from circuitdisc.checkpoints.transfer.matrix import Found, Transfer
+from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.files import write_text
 from circuitdisc.pages.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.pages.page import picture, render
@@ -23,7 +23,7 @@ from circuitdisc.pages.verdict import (
 )
 from circuitdisc.pages.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
-from circuitdisc.scoring.overlap import HEADS_DECIDE, Chance, Overlap
+from circuitdisc.scoring.overlap import HEADS_DECIDE, Overlap, OverlapChance
 
 CIRCUIT_HEADERS = ("circuit", "found on", "edges", "heads", "note")
 PAIR_HEADERS = (
@@ -129,7 +129,7 @@ def _pair_row(pair: Pair, shared: Overlap) -> Row:
     )
 
 
-def _chance(chance: Chance | None) -> tuple[str, str]:
+def _chance(chance: OverlapChance | None) -> tuple[str, str]:
     return ("–", "–") if chance is None else (number(chance.expected), number(chance.p_value))
 
 
@@ -215,7 +215,7 @@ def _overlap(one: Score, other: Score) -> bool:
     return low <= other_high and other_low <= high
 
 
-def _the(one: Found) -> str:
+def _the(one: FoundCircuit) -> str:
     if one.kind == "joint":
         return "the joint circuit"
     return f"the circuit of {one.label}" if one.kind == "own" else f"the circuit '{one.label}'"

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool
 from plotly.subplots import make_subplots
 
-from circuitdisc.checkpoints.transfer.matrix import Found, Transfer
+from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.graph import Node
 from circuitdisc.pages.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, plain_layout
@@ -125,7 +125,7 @@ def _cell_words(cell: Score) -> str:
     return f"{words}<br>random {score_value(cell.name, float(np.median(drawn)))}" if drawn else words
 
 
-def _hover(found: Transfer, one: Found, column: str, cell: Score) -> str:
+def _hover(found: Transfer, one: FoundCircuit, column: str, cell: Score) -> str:
     lines = [
         f"<b>circuit of {escape(one.label)}</b> on <b>{escape(column)}</b>",
         f"{kind_words(cell.name, cell.metric)}: "
@@ -330,7 +330,7 @@ def _add_legend(figure: go.Figure, is_grid: bool, compared: bool) -> None:
         figure.add_scatter(x=[None], y=[None], name=word, **style)
 
 
-def share_words(found: Found) -> str:
+def share_words(found: FoundCircuit) -> str:
     """How large a circuit is, in words."""
     graph = found.circuit.graph
     return f"{found.circuit.n_edges:,} ({percent(found.circuit.n_edges / graph.n_edges)})"

@@ -26,7 +26,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.scoring.roc import Curve, auroc, average_precision, curve
+from circuitdisc.scoring.roc import RocCurve, auroc, average_precision, curve
 from circuitdisc.scoring.truth import Truth, label_of
 from circuitdisc.stats import plain
 
@@ -51,7 +51,7 @@ class Agreement:
     scores: Float[np.ndarray, "N"]
     is_true: Bool[np.ndarray, "N"]
     is_taken: Bool[np.ndarray, "N"]
-    curve: Curve = field(repr=False)
+    curve: RocCurve = field(repr=False)
 
     @property
     def n(self) -> int:

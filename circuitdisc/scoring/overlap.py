@@ -33,7 +33,7 @@ HEADS_DECIDE = "the edges and nodes of a head circuit follow from its heads, so 
 
 
 @dataclass(frozen=True)
-class Chance:
+class OverlapChance:
     """The number shared with a random set.
 
     Args:
@@ -63,8 +63,8 @@ class Overlap:
     n_a: int
     n_b: int
     n_shared: int
-    uniform: Chance | None = None
-    matched: Chance | None = None
+    uniform: OverlapChance | None = None
+    matched: OverlapChance | None = None
     shared: tuple[str, ...] = ()
     only_a: tuple[str, ...] = ()
     only_b: tuple[str, ...] = ()
@@ -158,17 +158,19 @@ def _without_chance(found: Overlap) -> Overlap:
     return Overlap(**{**vars(found), "uniform": None, "matched": None, "note": HEADS_DECIDE})
 
 
-def _chances(in_a: Bool[np.ndarray, "N"], in_b: Bool[np.ndarray, "N"], strata: Int[np.ndarray, "N"]) -> tuple[Chance, Chance]:
+def _chances(
+    in_a: Bool[np.ndarray, "N"], in_b: Bool[np.ndarray, "N"], strata: Int[np.ndarray, "N"]
+) -> tuple[OverlapChance, OverlapChance]:
     """`uniform` and `matched`: one stratum that holds everything, and the strata given."""
     return _chance(in_a, in_b, np.zeros_like(strata)), _chance(in_a, in_b, strata)
 
 
-def _chance(in_a: Bool[np.ndarray, "N"], in_b: Bool[np.ndarray, "N"], strata: Int[np.ndarray, "N"]) -> Chance:
+def _chance(in_a: Bool[np.ndarray, "N"], in_b: Bool[np.ndarray, "N"], strata: Int[np.ndarray, "N"]) -> OverlapChance:
     _, places = np.unique(strata, return_inverse=True)
     sizes, n_a, n_b = (np.bincount(places, weights=weights).astype(int) for weights in (None, in_a, in_b))
     fewest, likely = shared_distribution(sizes, n_a, n_b)
     at_least = likely[max(0, int((in_a & in_b).sum()) - fewest) :]
-    return Chance(float((n_a * n_b / sizes).sum()), min(1.0, float(at_least.sum())))
+    return OverlapChance(float((n_a * n_b / sizes).sum()), min(1.0, float(at_least.sum())))
 
 
 def shared_distribution(

@@ -11,7 +11,7 @@ from scipy import stats
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """What is taken as the threshold falls: one point before anything is taken, and one after each group of equal scores.
 
     Args:
@@ -45,12 +45,12 @@ class Curve:
         return np.where(self.n_taken > 0, self.n_hits / np.maximum(self.n_taken, 1), 1.0)
 
 
-def curve(scores: Float[np.ndarray, "N"], is_true: Bool[np.ndarray, "N"]) -> Curve:
+def curve(scores: Float[np.ndarray, "N"], is_true: Bool[np.ndarray, "N"]) -> RocCurve:
     """The points of the curves, the highest score first."""
     values, group = np.unique(-scores, return_inverse=True)
     sizes = np.bincount(group, minlength=len(values))
     hits = np.bincount(group[is_true], minlength=len(values))
-    return Curve(
+    return RocCurve(
         np.concatenate([[np.inf], -values]),
         np.concatenate([[0], sizes.cumsum()]),
         np.concatenate([[0], hits.cumsum()]),
@@ -71,7 +71,7 @@ def auroc(scores: Float[np.ndarray, "N"], is_true: Bool[np.ndarray, "N"]) -> flo
     return float((ranks[is_true].sum() - n_true * (n_true + 1) / 2) / (n_true * n_false))
 
 
-def average_precision(points: Curve) -> float | None:
+def average_precision(points: RocCurve) -> float | None:
     """Mean of the precision at each true one, all of a group at the precision behind the group; None if nothing is true."""
     if points.n_true == 0:
         return None

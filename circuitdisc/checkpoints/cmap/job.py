@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from circuitdisc.checkpoints.attention_difference import ModelLike, attention_between, default_keys
 from circuitdisc.checkpoints.cmap.plan import plan_patching
-from circuitdisc.checkpoints.cmap.result import CrossMap, Gap
+from circuitdisc.checkpoints.cmap.result import CrossMap, ModelGap
 from circuitdisc.checkpoints.cmap.scores import scored
 from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import load
@@ -153,11 +153,11 @@ class Job:
         order: list[int] = []
         if self.wanted.needs_order:
             values = self._values(run, self.wanted.singles(self.wanted.what[0]) | {("taker",): Patch()}, search_chunks)
-            gap = Gap(values.pop(("taker",)), metrics[: self.n_search], self.call.confidence, self.call.seed)
+            gap = ModelGap(values.pop(("taker",)), metrics[: self.n_search], self.call.confidence, self.call.seed)
             scores = gap.scores(np.stack(list(values.values())))
             order = np.argsort(-np.nan_to_num(scores), kind="stable").tolist()
         values = self._values(run, self.wanted.patches(order) | {("taker",): Patch()}, judge_chunks)
-        gap = Gap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed, self.over)
+        gap = ModelGap(values.pop(("taker",)), metrics[self.n_search :], self.call.confidence, self.call.seed, self.over)
         self.forwards = shapes_of(model).forwards(run.work.reads, run.work.writes, run.work.mlps)
         return scored(direction, given.name, model.name, self.wanted, gap, values, order)
 

@@ -8,7 +8,7 @@ from typing import Any
 from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import Checkpoint, check_same, find_checkpoint
 from circuitdisc.engine.cross.patch import Patch, check_kinds, units_of
-from circuitdisc.engine.cross.plan import CrossPlan, Shapes, forwards_of, plan_cross, shapes_from_config
+from circuitdisc.engine.cross.plan import CrossPlan, CrossShapes, forwards_of, plan_cross, shapes_from_config
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel
 from circuitdisc.files import read_json
@@ -20,7 +20,7 @@ from circuitdisc.tasks import load_task
 
 
 def plan_patching(
-    shapes: Shapes,
+    shapes: CrossShapes,
     lengths: Sequence[int],
     wanted: Wanted,
     budget: int,
@@ -55,7 +55,7 @@ def plan_patching(
     return replace(plan, passes=passes, total_passes=total)
 
 
-def passes_of(shapes: Shapes, wanted: Wanted, everywhere: bool = True) -> tuple[dict[str, float], float]:
+def passes_of(shapes: CrossShapes, wanted: Wanted, everywhere: bool = True) -> tuple[dict[str, float], float]:
     """Plain forwards of the runs of one direction, by what they are for, and in all. Of a growing set the order is not yet
     known: another one stands in.
 
@@ -109,7 +109,7 @@ class PlanModel:
     def n_ctx(self) -> int:
         return self._size("max_position_embeddings", "n_positions", "n_ctx")
 
-    def shapes(self, dtype: str) -> Shapes:
+    def shapes(self, dtype: str) -> CrossShapes:
         """Its sizes, weights and activations in this precision."""
         return shapes_from_config(self.config, DTYPES[dtype].itemsize)
 

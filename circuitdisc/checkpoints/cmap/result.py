@@ -18,7 +18,7 @@ from circuitdisc.stats import Interval, Partition, interval
 
 
 @dataclass(frozen=True)
-class Gap:
+class ModelGap:
     """The two models' metric, and patch scores between them.
 
     score = (m(patched) - m(taker)) / (m(giver) - m(taker)), of means over the examples: the share of the gap closed.
@@ -232,7 +232,7 @@ class CrossMap:
     direction: str
     giver: str
     taker: str
-    gap: Gap
+    gap: ModelGap
     maps: dict[str, UnitMap]
     parts: tuple[Scored, ...] = ()
     groups: tuple[GroupScore, ...] = ()

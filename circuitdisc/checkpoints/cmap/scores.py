@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.checkpoints.cmap.result import CrossMap, Gap, GroupScore, Growth, Scored, UnitMap
+from circuitdisc.checkpoints.cmap.result import CrossMap, GroupScore, Growth, ModelGap, Scored, UnitMap
 from circuitdisc.checkpoints.cmap.sets import Label, Wanted
 from circuitdisc.engine.cross.patch import unit_heads, unit_name, units_of
 
 Values = Mapping[Label, Float[np.ndarray, "B"]]
 
 
-def scored(direction: str, giver: str, taker: str, wanted: Wanted, gap: Gap, values: Values, order: Sequence[int]) -> CrossMap:
+def scored(
+    direction: str, giver: str, taker: str, wanted: Wanted, gap: ModelGap, values: Values, order: Sequence[int]
+) -> CrossMap:
     """One direction's result.
 
     Args:
@@ -32,12 +34,12 @@ def scored(direction: str, giver: str, taker: str, wanted: Wanted, gap: Gap, val
     )
 
 
-def _one(gap: Gap, name: str, values: Float[np.ndarray, "B"]) -> Scored:
+def _one(gap: ModelGap, name: str, values: Float[np.ndarray, "B"]) -> Scored:
     low, high = gap.intervals(values)
     return Scored(name, float(values.mean()), float(gap.scores(values)), float(low), float(high))
 
 
-def _unit_map(kind: str, wanted: Wanted, gap: Gap, values: Values) -> UnitMap:
+def _unit_map(kind: str, wanted: Wanted, gap: ModelGap, values: Values) -> UnitMap:
     counts = wanted.counts
     units = units_of(counts, kind)
     found = np.stack([values["unit", kind, at] for at in range(len(units))])
@@ -48,7 +50,7 @@ def _unit_map(kind: str, wanted: Wanted, gap: Gap, values: Values) -> UnitMap:
     return UnitMap(kind, names, heads, found, gap.scores(found), low, high)
 
 
-def _groups(wanted: Wanted, gap: Gap, values: Values) -> list[GroupScore]:
+def _groups(wanted: Wanted, gap: ModelGap, values: Values) -> list[GroupScore]:
     found = []
     for name, places in wanted.groups.items():
         for kind in wanted.what:
@@ -60,7 +62,7 @@ def _groups(wanted: Wanted, gap: Gap, values: Values) -> list[GroupScore]:
     return found
 
 
-def _pairs(wanted: Wanted, gap: Gap, values: Values) -> list[tuple[Scored, float]]:
+def _pairs(wanted: Wanted, gap: ModelGap, values: Values) -> list[tuple[Scored, float]]:
     """Pairs, the highest score first, with the sum of their own two scores."""
     kind, counts = wanted.what[0], wanted.counts
     units, found = units_of(counts, kind), []
@@ -73,7 +75,7 @@ def _pairs(wanted: Wanted, gap: Gap, values: Values) -> list[tuple[Scored, float
     return sorted(found, key=lambda pair: -np.nan_to_num(pair[0].score))
 
 
-def _growth(wanted: Wanted, gap: Gap, values: Values, order: Sequence[int]) -> Growth:
+def _growth(wanted: Wanted, gap: ModelGap, values: Values, order: Sequence[int]) -> Growth:
     kind, counts = wanted.what[0], wanted.counts
     units, sizes = units_of(counts, kind), wanted.sizes
     found = np.stack([[values["grow", which, size] for size in sizes] for which in range(wanted.n_random + 1)])

@@ -43,7 +43,7 @@ from circuitdisc.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Ladder:
+class TrainedLadder:
     """A base and the checkpoints made of it.
 
     Args:
@@ -121,7 +121,7 @@ def finetune(
     seed: int = 0,
     memory: str | int = "4GiB",
     progress: bool = False,
-) -> Ladder:
+) -> TrainedLadder:
     """Fine-tune a base checkpoint on a task, on growing fractions of one pool of examples.
 
     Args:
@@ -161,7 +161,7 @@ def finetune(
     with workspace(folder, lambda: (folder / LADDER).exists()):
         plan = _plan(base, task, settings)
         settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
-        ladder = Ladder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
+        ladder = TrainedLadder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
         _check_begun(ladder)
         write_json(folder / LADDER, ladder.to_dict())
         trained = [replace(rung, trained=_train(rung, plan, settings, folder, progress)) for rung in ladder.rungs]
@@ -211,7 +211,7 @@ def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[st
     )
 
 
-def _check_begun(ladder: Ladder) -> None:
+def _check_begun(ladder: TrainedLadder) -> None:
     """A ladder that the folder holds, begun or finished, is this one.
 
     Raises:

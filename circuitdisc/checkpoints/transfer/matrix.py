@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCircuit:
     """One circuit of the matrix.
 
     Args:
@@ -68,7 +68,7 @@ class Transfer:
     """
 
     checkpoints: tuple[str, ...]
-    circuits: tuple[Found, ...]
+    circuits: tuple[FoundCircuit, ...]
     cells: Mapping[tuple[str, str], tuple[Score, ...]]
     ladder: Ladder
     metric: str
@@ -124,7 +124,7 @@ class Transfer:
             for column in self.checkpoints
         ]
 
-    def _line(self, found: Found, column: str, score: Score) -> Row:
+    def _line(self, found: FoundCircuit, column: str, score: Score) -> Row:
         drawn = [one for one in score.controls if one is not None]
         return {
             "circuit of": found.label,
@@ -143,7 +143,7 @@ class Transfer:
             "note": score.note,
         }
 
-    def best_for(self, checkpoint: str, name: str | None = None, metric: str | None = None) -> Found:
+    def best_for(self, checkpoint: str, name: str | None = None, metric: str | None = None) -> FoundCircuit:
         """The circuit that scores best on a checkpoint's search examples; of equal ones the smallest.
 
         Chosen there and judged on the held-out examples, it is a circuit found on one checkpoint and verified on another.
@@ -157,7 +157,7 @@ class Transfer:
         able = [found for found in self.circuits if found.kind != "own" or found.label in self.ladder.labels]
         sign = -1.0 if name in ("kl", "difference") else 1.0
 
-        def rank(found: Found) -> tuple[float, int]:
+        def rank(found: FoundCircuit) -> tuple[float, int]:
             value = self.get(found.label, checkpoint, name, "train", metric).value
             return (-np.inf if value is None else sign * value, -found.circuit.n_edges)
 

@@ -13,7 +13,7 @@ from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 
 
 @dataclass(frozen=True)
-class Plan:
+class TransferPlan:
     """The rows beside the checkpoints' own.
 
     Args:
@@ -43,7 +43,7 @@ def make_plan(
     joint: bool | Sequence[str] | None,
     donor: str | Sequence[str | tuple[str, str]] | None,
     allow_chance: bool | Sequence[str],
-) -> Plan:
+) -> TransferPlan:
     """What was asked for, with every name known.
 
     Raises:
@@ -63,7 +63,7 @@ def make_plan(
     if joint or pairs or donor == "all":
         check_joint(algorithm, dict(settings))
     may_fail = allow_chance if isinstance(allow_chance, bool) else [_known(one, names, "allow_chance") for one in allow_chance]
-    return Plan(tuple(joined), joint is True, () if donor == "all" else tuple(pairs), donor == "all", may_fail)
+    return TransferPlan(tuple(joined), joint is True, () if donor == "all" else tuple(pairs), donor == "all", may_fail)
 
 
 def _known(name: str, names: Sequence[str], where: str) -> str:

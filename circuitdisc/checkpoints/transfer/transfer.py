@@ -25,8 +25,8 @@ from circuitdisc.checkpoints.joint import joint_discover, share_of_memory
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
 from circuitdisc.checkpoints.transfer.cells import Judge
 from circuitdisc.checkpoints.transfer.ladder import ladder
-from circuitdisc.checkpoints.transfer.matrix import Found, Transfer
-from circuitdisc.checkpoints.transfer.plan import Plan, make_plan, read_given
+from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
+from circuitdisc.checkpoints.transfer.plan import TransferPlan, make_plan, read_given
 from circuitdisc.checkpoints.transfer.store import CONFIG, Store, begun_in, has_found, read_settings, slug
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
@@ -177,7 +177,7 @@ class _Work:
     def __init__(
         self,
         names: Sequence[str],
-        plan: Plan,
+        plan: TransferPlan,
         given: Mapping[str, Circuit],
         task: Mapping[str, Any],
         algorithm: str,
@@ -199,7 +199,7 @@ class _Work:
         if not all(self.plan.may_fail(name) for name in self.names):  # before anything is searched
             for name in self.names:
                 self._survey(name)
-        found: list[Found] = []
+        found: list[FoundCircuit] = []
         if self.given:
             for name in self.names:
                 self._survey(name)
@@ -289,7 +289,7 @@ class _Work:
 
     # --- circuits ------------------------------------------------------------------------------------------------------------
 
-    def _own(self, name: str) -> Found:
+    def _own(self, name: str) -> FoundCircuit:
         """The circuit of one checkpoint: found now, or before."""
         file = f"circuits/{slug(self.names.index(name), name)}"
         if not self.store.has(f"{file}.json"):
@@ -310,9 +310,9 @@ class _Work:
                     **self.settings,
                 )
             self.store.write(f"{file}.json", found.circuit.to_dict())
-        return Found(name, "own", (name,), self._circuit(file), self._known(name)["note"])
+        return FoundCircuit(name, "own", (name,), self._circuit(file), self._known(name)["note"])
 
-    def _joint(self, able: Sequence[str], notes: dict[str, str]) -> Iterator[Found]:
+    def _joint(self, able: Sequence[str], notes: dict[str, str]) -> Iterator[FoundCircuit]:
         """The circuit of several checkpoints together; a note where too few of them do the task."""
         names = able if self.plan.joint_if_able else self.plan.joint
         if self.plan.joint_if_able and len(able) < 2:
@@ -325,20 +325,20 @@ class _Work:
             self._search(file, [self._load(name)[0] for name in names], None)
         left = [name for name in self.names if name not in names]
         note = f"searched on {len(names)} checkpoints together" + (f"; without {', '.join(left)}" if left else "")
-        yield Found("joint", "joint", tuple(names), self._circuit(file), note)
+        yield FoundCircuit("joint", "joint", tuple(names), self._circuit(file), note)
 
     def _donor_pairs(self, able: Sequence[str]) -> list[tuple[str, str]]:
         if self.plan.donors_if_able:
             return [(a, b) for a in able for b in able if a != b]
         return list(self.plan.donors)
 
-    def _donor(self, a: str, b: str) -> Found:
+    def _donor(self, a: str, b: str) -> FoundCircuit:
         """A's circuit with what B needs of the rest."""
         file = f"circuits/donor.{slug(self.names.index(a), a)}.{slug(self.names.index(b), b)}"
         if not self.store.has(f"{file}.json"):
             donor = self._circuit(f"circuits/{slug(self.names.index(a), a)}")
             self._search(file, [self._load(b)[0]], donor)
-        return Found(
+        return FoundCircuit(
             f"donor {a} -> {b}", "donor", (a, b), self._circuit(file), f"the circuit of {a}, and what {b} needs beside it"
         )
 
@@ -355,7 +355,7 @@ class _Work:
 
     # --- cells ---------------------------------------------------------------------------------------------------------------
 
-    def _cells(self, found: Sequence[Found]) -> dict[tuple[str, str], tuple[Score, ...]]:
+    def _cells(self, found: Sequence[FoundCircuit]) -> dict[tuple[str, str], tuple[Score, ...]]:
         """Every cell, column by column."""
         files = {
             (one.label, name): f"cells/{slug(row, one.label)}.{slug(column, name)}.json"
@@ -374,7 +374,7 @@ class _Work:
             for name in self.names
         }
 
-    def _column(self, name: str, rows: Sequence[Found], files: Mapping[str, str], bar: Any) -> None:
+    def _column(self, name: str, rows: Sequence[FoundCircuit], files: Mapping[str, str], bar: Any) -> None:
         """The missing cells of one checkpoint."""
         model, task = self._load(name)
         names = ("n_random", "confidence", "seed", "memory")
@@ -386,9 +386,9 @@ class _Work:
             bar.update(1)
 
 
-def _given(label: str, circuit: Circuit, ablation: Ablation) -> Found:
+def _given(label: str, circuit: Circuit, ablation: Ablation) -> FoundCircuit:
     came_from = circuit.provenance
     note = ""
     if came_from.ablation and get_ablation(dict(came_from.ablation)) != ablation:
         note = f"found under another ablation: {get_ablation(dict(came_from.ablation)).label}"
-    return Found(label, "given", (came_from.model,) if came_from.model else (), circuit, note)
+    return FoundCircuit(label, "given", (came_from.model,) if came_from.model else (), circuit, note)

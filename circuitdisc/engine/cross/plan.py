@@ -25,7 +25,7 @@ FLOAT = 4  # bytes of what is computed in float32 at least: norms, softmaxes
 
 
 @dataclass(frozen=True)
-class Shapes:
+class CrossShapes:
     """The sizes of one architecture.
 
     Args:
@@ -75,19 +75,19 @@ class Shapes:
         return self.n_layers * (self.read + self.write + self.mlp)
 
 
-def shapes_of(model: Model) -> Shapes:
+def shapes_of(model: Model) -> CrossShapes:
     """The sizes of a loaded model."""
     assert isinstance(model.cut, Components), "cross-model patching needs components"
     spec, weights = model.cut.spec, model.cut.weights
     block = weights.layers[0]
-    return Shapes(
+    return CrossShapes(
         spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_model, spec.d_head,
         0 if block.W_in is None else block.W_in.shape[1], spec.d_vocab, block.W_gate is not None,
         weights.W_U.data_ptr() == weights.W_E.data_ptr(), model.dtype.itemsize,
     )  # fmt: skip
 
 
-def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> Shapes:
+def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> CrossShapes:
     """The sizes from a `config.json`, in Hugging Face's or TransformerLens's names.
 
     Raises:
@@ -103,7 +103,7 @@ def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> Shapes:
     heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
     gated = config.get("model_type") in ("llama", "mistral", "qwen2", "gemma2") or bool(config.get("gated_mlp"))
     tied = bool(config.get("tie_word_embeddings", "model_type" in config))
-    return Shapes(
+    return CrossShapes(
         n_layers=size("num_hidden_layers", "n_layer", "n_layers"),
         n_heads=heads,
         n_kv_heads=size("num_key_value_heads", "n_key_value_heads", default=heads),
@@ -159,7 +159,7 @@ class CrossPlan:
 
 
 def plan_cross(
-    shapes: Shapes,
+    shapes: CrossShapes,
     lengths: Sequence[int],
     kinds: Sequence[str],
     budget: int,
@@ -212,7 +212,7 @@ def plan_cross(
     return CrossPlan(shapes.weights, chunks, per_token * padded, store, kept, held, given_weights)
 
 
-def activation_bytes(shapes: Shapes, length: int) -> int:
+def activation_bytes(shapes: CrossShapes, length: int) -> int:
     """What the runs of a chunk hold at once, for one token: the residual before every layer, and one layer at work.
 
     Attention at work: queries, keys and values before and behind their turning, for heads and once more for groups, scores with
@@ -231,11 +231,11 @@ def activation_bytes(shapes: Shapes, length: int) -> int:
     return (kept + shared + 4 * shapes.d_model) * shapes.itemsize + at_work
 
 
-def _layers(shapes: Shapes, kind: str) -> int:
+def _layers(shapes: CrossShapes, kind: str) -> int:
     return shapes.n_layers + 1 if kind == "residual" else shapes.n_layers
 
 
-def _kept_bytes(shapes: Shapes, kind: str, length: int) -> int:
+def _kept_bytes(shapes: CrossShapes, kind: str, length: int) -> int:
     """Bytes of one kind for one token, all layers."""
     width = {
         "output": shapes.n_heads * shapes.d_head,
@@ -263,7 +263,7 @@ def _chunks(lengths: Sequence[int], most: int, splits: Sequence[int]) -> tuple[t
 # --- passes ---------------------------------------------------------------------------------------------------------------
 
 
-def work_of(shapes: Shapes, patches: Iterable[Patch], everywhere: bool = True) -> Work:
+def work_of(shapes: CrossShapes, patches: Iterable[Patch], everywhere: bool = True) -> Work:
     """What `CrossRun.values` computes for these patches, the unpatched run among it. The same steps, counted and not made.
 
     Args:
@@ -288,7 +288,7 @@ def work_of(shapes: Shapes, patches: Iterable[Patch], everywhere: bool = True) -
     return work
 
 
-def forwards_of(shapes: Shapes, patches: Iterable[Patch], everywhere: bool = True) -> float:
+def forwards_of(shapes: CrossShapes, patches: Iterable[Patch], everywhere: bool = True) -> float:
     """Plain forwards for these patches on the examples of one split."""
     work = work_of(shapes, patches, everywhere)
     return shapes.forwards(work.reads, work.writes, work.mlps)

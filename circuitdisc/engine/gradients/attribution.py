@@ -30,7 +30,7 @@ from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_t
 from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, Place, SenderGroup, sender_groups
 from circuitdisc.engine.gradients.memory import Gradient, Shapes, examples_in_budget
 from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
-from circuitdisc.engine.gradients.segments import Readout, SegmentedRun, log_probabilities, readout
+from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, log_probabilities, readout
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
 from circuitdisc.engine.requirements import gradients_of
@@ -233,7 +233,7 @@ class Attribution:
         self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), len(points.shares))
         return scores
 
-    def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> Readout:
+    def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> MetricGradient:
         return readout(self.cut, residual, chunk.batch, self.metric, chunk.full_logprobs)
 
 

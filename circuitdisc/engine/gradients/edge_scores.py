@@ -25,7 +25,7 @@ from torch import Tensor
 from circuitdisc.engine.gradients.differences import Differences
 from circuitdisc.engine.gradients.layers import SenderGroup
 from circuitdisc.engine.gradients.memory import tokens_a_block
-from circuitdisc.engine.gradients.segments import HeadsStep, MlpStep, Step
+from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components, LayerWeights
@@ -71,7 +71,7 @@ class HeadGradients:
             out.addcmul_(along[:, tokens], x[tokens], value=-1.0)
 
 
-def head_gradients(cut: Components, step: HeadsStep, tokens: Int[Tensor, "n"]) -> HeadGradients:
+def head_gradients(cut: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]) -> HeadGradients:
     """One layer's gradients at the tokens that count, summed over rows."""
     block, spec = cut.weights.layers[step.layer], cut.spec
     C, H, n = step.x.shape[0], spec.n_heads, len(tokens)
@@ -128,9 +128,9 @@ class Gradients:
 
     def add(self, step: Step) -> None:
         """Take down what one step of the backward pass tells about receivers."""
-        if isinstance(step, HeadsStep):
+        if isinstance(step, HeadsSegment):
             self.heads[step.layer] = head_gradients(self.cut, step, self.tokens)
-        elif isinstance(step, MlpStep):
+        elif isinstance(step, MlpSegment):
             self.mlps[step.layer] = at_tokens(step.into, self.tokens)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
 from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, MLP, Place
-from circuitdisc.engine.gradients.segments import HeadsStep, MlpStep, Step, readout
+from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step, readout
 from circuitdisc.metrics import wide
 
 
@@ -32,9 +32,9 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
 
 def _written(step: Step, tokens: Int[Tensor, "n"]) -> tuple[Place, Float[Tensor, "s n X"]]:
     """The place of a step, and the gradient with respect to what its senders write (heads: before W_O)."""
-    if isinstance(step, HeadsStep):
+    if isinstance(step, HeadsSegment):
         return (step.layer, HEADS), step.out[:, 0].flatten(1, 2)[:, tokens]
-    place = (step.layer, MLP) if isinstance(step, MlpStep) else (-1, EMBEDDING)
+    place = (step.layer, MLP) if isinstance(step, MlpSegment) else (-1, EMBEDDING)
     return place, step.out.flatten(1, 2)[:, tokens]
 
 

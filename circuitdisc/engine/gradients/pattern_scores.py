@@ -15,7 +15,7 @@ from circuitdisc.engine.gradients.attribution import Attribution, AttributionChu
 from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_tokens
 from circuitdisc.engine.gradients.layers import HEADS, SenderGroup, projections
 from circuitdisc.engine.gradients.memory import CPU_PATTERN_ROWS
-from circuitdisc.engine.gradients.segments import HeadsStep, readout
+from circuitdisc.engine.gradients.segments import HeadsSegment, readout
 from circuitdisc.metrics import wide
 
 
@@ -28,7 +28,7 @@ def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]
         gradients = Gradients(attribution.cut, tokens, at_tokens(end.into, tokens))
         for step in chunk.clean.backward(end.into):
             gradients.add(step)
-            if isinstance(step, HeadsStep):
+            if isinstance(step, HeadsSegment):
                 _add_pattern_scores(exact, attribution, chunk, step)
         attribution.count_backward(chunk, chunk.clean)
         add_scores(linear, attribution.graph, chunk.differences, gradients, attribution.groups)
@@ -39,7 +39,7 @@ def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]
 
 @torch.no_grad()
 def _add_pattern_scores(
-    scores: Float[Tensor, "R S"], attribution: Attribution, chunk: AttributionChunk, step: HeadsStep
+    scores: Float[Tensor, "R S"], attribution: Attribution, chunk: AttributionChunk, step: HeadsSegment
 ) -> None:
     """Scores of all edges into the q and k of one layer."""
     cut, graph, frame, layer = attribution.cut, attribution.graph, chunk.frame, step.layer

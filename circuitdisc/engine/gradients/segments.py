@@ -27,7 +27,7 @@ Write = Callable[[Place, Tensor], object]
 
 
 @dataclass
-class HeadsStep:
+class HeadsSegment:
     """One step of the backward pass: the gradients around the heads of a layer.
 
     Args:
@@ -46,7 +46,7 @@ class HeadsStep:
 
 
 @dataclass
-class MlpStep:
+class MlpSegment:
     """One step of the backward pass: the gradients with respect to an MLP's input and output. [C, B, T, D]"""
 
     layer: int
@@ -61,7 +61,7 @@ class EmbeddingStep:
     out: Float[Tensor, "C B T D"]
 
 
-Step = HeadsStep | MlpStep | EmbeddingStep
+Step = HeadsSegment | MlpSegment | EmbeddingStep
 
 
 @dataclass
@@ -170,7 +170,7 @@ class SegmentedRun:
             into_mlp = None
             if self.graph.has_mlp:
                 into_mlp = self._backward_mlp(layer, dx)
-                yield MlpStep(layer, into_mlp, dx)
+                yield MlpSegment(layer, into_mlp, dx)
                 if not self.graph.parallel:
                     dx, into_mlp = dx + into_mlp, None
             if self.start <= (layer, HEADS):
@@ -189,7 +189,7 @@ class SegmentedRun:
         return into if at is None else self._spread(into, at)
 
     @torch.no_grad()
-    def _backward_heads(self, layer: int, dx: Float[Tensor, "C B T D"]) -> tuple[HeadsStep, Float[Tensor, "C B T D"]]:
+    def _backward_heads(self, layer: int, dx: Float[Tensor, "C B T D"]) -> tuple[HeadsSegment, Float[Tensor, "C B T D"]]:
         """The step, and the gradient with respect to the layer's input, all heads together."""
         cut, kept = self.cut, self._attention.pop(layer)
         block, (C, B, T, D) = cut.weights.layers[layer], dx.shape
@@ -210,7 +210,7 @@ class SegmentedRun:
             y = cut.norm(x, block.norm_attention)
             (into_x,) = torch.autograd.grad(y, x, normed) if y is not x else (normed,)
         q, k, v = (one.detach() for one in kept.projections)
-        return HeadsStep(layer, kept.x, (q, k, v), into, out), into_x
+        return HeadsSegment(layer, kept.x, (q, k, v), into, out), into_x
 
 
 def _nothing(place: Place, values: Tensor) -> None:
@@ -218,7 +218,7 @@ def _nothing(place: Place, values: Tensor) -> None:
 
 
 @dataclass
-class Readout:
+class MetricGradient:
     """The metric at the end of a run and its gradient.
 
     Args:
@@ -232,7 +232,7 @@ class Readout:
 
 def readout(
     cut: Components, residual: Float[Tensor, "C B T D"], batch: PromptBatch, metric: Metric, full_logprobs: Tensor | None = None
-) -> Readout:
+) -> MetricGradient:
     """Unembed the readings alone (and, where they suffice, the answers' columns alone), and take the metric's gradient.
 
     Args:
@@ -251,7 +251,7 @@ def readout(
     into = torch.zeros_like(residual)
     rows = torch.arange(residual.shape[0], device=residual.device)[:, None]
     into.index_put_((rows, batch.read_example, batch.read_position), gradient, accumulate=True)
-    return Readout(values.detach(), into)
+    return MetricGradient(values.detach(), into)
 
 
 @torch.no_grad()

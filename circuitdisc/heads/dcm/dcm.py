@@ -43,9 +43,9 @@ from circuitdisc.engine.changed_heads import Held, hold
 from circuitdisc.engine.path_effects import Positions
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import as_list
-from circuitdisc.heads.dcm.fit import PENALTIES, TARGET_LOGIT, Fit, train_mask
+from circuitdisc.heads.dcm.fit import PENALTIES, TARGET_LOGIT, MaskFit, train_mask
 from circuitdisc.heads.dcm.parts import Groups, HeadParts, Parts, check_circuit, parts_of, together
-from circuitdisc.heads.dcm.result import Dcm, Found, GroupMet, Met, Trial
+from circuitdisc.heads.dcm.result import Dcm, FoundMask, GroupMet, MaskTrial, Met
 from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -127,7 +127,7 @@ def dcm(
     chosen = _as_desiderata(desiderata)
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})
-    fit = Fit(
+    fit = MaskFit(
         penalties=tuple(map(float, as_list_of_numbers("penalties", penalties))),
         seeds=tuple(as_list("seeds", seeds)),
         epochs=epochs,
@@ -157,9 +157,9 @@ def dcm(
                 def learn(penalty: float = penalty, order: int = order, own: Parts = own, helds: Any = helds) -> dict[str, Any]:
                     mask = train_mask(model, own, helds["train"], fit, penalty, order)
                     met = _measure(model, helds["choose"], [(own, _rounded(mask))])["met"][0]
-                    return Trial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict()
+                    return MaskTrial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict()
 
-                trials.append(Trial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
+                trials.append(MaskTrial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
                 bar.update(1)
             settings = (n_random, confidence, seed)
             found.append(_report(model, one, own, trials, helds["report"], settings))
@@ -202,10 +202,10 @@ def _report(
     model: Model,
     one: Desideratum,
     parts: Parts,
-    trials: Sequence[Trial],
+    trials: Sequence[MaskTrial],
     batches: Sequence[Sequence[Held]],
     settings: tuple[int, float, int],
-) -> Found:
+) -> FoundMask:
     """The chosen mask of one desideratum on the third split."""
     (n_random, confidence, seed), over = settings, partition_of(one.report)
     best = min(range(len(trials)), key=lambda i: (-trials[i].chosen_by, trials[i].size, i))
@@ -218,7 +218,7 @@ def _report(
     patched, everything, nothing, *random = (
         Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(len(sets) + len(drawn))
     )
-    return Found(
+    return FoundMask(
         one.name, parts.names, tuple(trials), best, patched, everything, nothing, tuple(each.share for each in random),
         {name: len(getattr(one, name)) for name in ("train", "choose", "report")}, values["met"],
     )  # fmt: skip
@@ -271,7 +271,7 @@ def as_list_of_numbers(name: str, value: float | Sequence[float]) -> list[float]
 
 
 def _identity(
-    model: Model, over: str, fit: Fit, chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]
+    model: Model, over: str, fit: MaskFit, chosen: Sequence[Desideratum], parts: Sequence[Parts], places: Sequence[Any]
 ) -> Identity:
     """What the trained masks belong to. The examples of the report are no part of it: it is made each time."""
     examples = {

@@ -23,7 +23,7 @@ PENALTIES = (0.01, 0.1, 1.0)
 TARGET_LOGIT = Metric("target_logit", model_output, "answers", False, "logit of the target")
 
 
-class Fit:
+class MaskFit:
     """How masks are trained; see `dcm`."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Fit:
 
 
 def train_mask(
-    model: Model, parts: Parts, batches: Sequence[Sequence[Held]], fit: Fit, penalty: float, seed: int
+    model: Model, parts: Parts, batches: Sequence[Sequence[Held]], fit: MaskFit, penalty: float, seed: int
 ) -> Float[Tensor, "C"]:
     """Train one mask; returns its values before rounding.
 

@@ -50,7 +50,7 @@ class Met:
 
 
 @dataclass(frozen=True)
-class Trial:
+class MaskTrial:
     """One trained mask.
 
     Args:
@@ -73,7 +73,7 @@ class Trial:
         return {"penalty": self.penalty, "seed": self.seed, "mask": list(self.mask), "chosen_by": self.chosen_by}
 
     @classmethod
-    def from_dict(cls, line: Mapping[str, Any]) -> "Trial":
+    def from_dict(cls, line: Mapping[str, Any]) -> "MaskTrial":
         """The inverse of `to_dict`.
 
         Raises:
@@ -83,7 +83,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMask:
     """One desideratum.
 
     Args:
@@ -99,7 +99,7 @@ class Found:
 
     desideratum: str
     components: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[MaskTrial, ...]
     best: int
     patched: Met
     everything: Met
@@ -109,7 +109,7 @@ class Found:
     met: Float[np.ndarray, "X B"]
 
     @property
-    def trial(self) -> Trial:
+    def trial(self) -> MaskTrial:
         return self.trials[self.best]
 
     @property
@@ -158,13 +158,13 @@ class Dcm:
     """
 
     over: str
-    found: tuple[Found, ...]
+    found: tuple[FoundMask, ...]
     groups: tuple[GroupMet, ...]
     shape: tuple[int, int]
     n_random: int
     confidence: float
 
-    def get(self, desideratum: str) -> Found:
+    def get(self, desideratum: str) -> FoundMask:
         """One desideratum.
 
         Raises:

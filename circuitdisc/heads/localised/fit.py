@@ -29,7 +29,7 @@ LOSS = get_metric("log_prob")
 
 
 @dataclass(frozen=True)
-class Fit:
+class EditFit:
     """How an edit is learned; see `localised`."""
 
     l1: tuple[float, ...]
@@ -112,7 +112,7 @@ def task_vectors(model: Model, examples: Sequence[Example], batch: int, memory: 
     return head_values(model, [held for pieces in batches for held in pieces])
 
 
-def learn(splits: Splits, kind: str, heads: Sequence[str], fit: Fit, vectors: Float[Tensor, "L H K"] | None) -> Learned:
+def learn(splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors: Float[Tensor, "L H K"] | None) -> Learned:
     """Train or sweep one kind of edit on some heads, and choose on the second split.
 
     Args:
@@ -140,7 +140,7 @@ def learn(splits: Splits, kind: str, heads: Sequence[str], fit: Fit, vectors: Fl
     return Learned(found[best][0], tuple(row for _, row in found))
 
 
-def head_norms(splits: Splits, fit: Fit, l1: float) -> dict[str, float]:
+def head_norms(splits: Splits, fit: EditFit, l1: float) -> dict[str, float]:
     """LoFiT's first step: learn a scaling of every head's values at a price, and rank heads by its size.
 
     Returns:
@@ -158,7 +158,7 @@ class Learner:
     """An edit in training: vectors that begin at 0, or shares that begin at one half and are learned as logits."""
 
     def __init__(
-        self, splits: Splits, kind: str, heads: Sequence[str], fit: Fit, vectors: Float[Tensor, "L H K"] | None
+        self, splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors: Float[Tensor, "L H K"] | None
     ) -> None:
         model = splits.model
         assert isinstance(model.cut, Components), "localised needs components"

@@ -37,7 +37,7 @@ from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.heads.base import as_list, head_mask, head_names, mean_intervals
 from circuitdisc.heads.dcm.parts import check_circuit, draws
-from circuitdisc.heads.localised.fit import Fit, Learned, Splits, head_norms, learn, task_vectors
+from circuitdisc.heads.localised.fit import EditFit, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.identity import Identity, identity_of
 from circuitdisc.metrics import Metric, get_metric
@@ -125,7 +125,7 @@ def localised(
     measure = metric_for(model, task, metric or "log_prob")
     gradients_of(model, Ablation("zero"), get_metric("log_prob"), "localised")
     rate = RATES[kind] or 0.01 if learning_rate is None else learning_rate
-    fit = Fit(
+    fit = EditFit(
         l1=tuple(map(float, _numbers("l1", l1))),
         factors=tuple(map(float, _numbers("factors", factors))),
         epochs=epochs,
@@ -161,7 +161,7 @@ def localised(
 
 
 def _report(
-    splits: Splits, kind: str, learned: Sequence[Learned], norms: Mapping[str, float], fit: Fit, confidence: float
+    splits: Splits, kind: str, learned: Sequence[Learned], norms: Mapping[str, float], fit: EditFit, confidence: float
 ) -> Localised:
     """The effect of every edit on the held-out examples."""
     metrics = beside(splits.model, fit.metric, "accuracy")
@@ -247,7 +247,7 @@ def _numbers(name: str, value: float | Sequence[float]) -> list[float]:
 
 def _identity(
     model: Model,
-    fit: Fit,
+    fit: EditFit,
     kind: str,
     chosen: Sequence[str] | None,
     k: int | None,

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from circuitdisc.known.compiled.plan import Head, Neurons, Plan
+from circuitdisc.known.compiled.plan import Head, Neurons, ProgramPlan
 from circuitdisc.known.compiled.program import BOS, GAIN, Program, column, eye, nothing, one_hot_of, require
 from circuitdisc.tasks.base import Example
 
@@ -39,7 +39,7 @@ def proportion(length: int = 6, n_tokens: int = 4) -> Program:
             if right != wrong:
                 return Example(clean, corrupted, (length - 1,), ((right,),), ((wrong,),))
 
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=len(fractions),
         causal=True,
         tokens={"token": eye(n_tokens)},
@@ -80,7 +80,7 @@ def histogram(length: int = 6, n_tokens: int = 5) -> Program:
     tokens = eye(n_tokens)
     alike = tokens.clone()
     alike[:, BOS] = 1.0
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=length,
         causal=False,
         tokens={"token": tokens},
@@ -132,7 +132,7 @@ def balance(length: int = 10) -> Program:
     is_balanced = Neurons(
         {"share_negative": -steep * eye(1), "signs": -column(2, 1)}, torch.ones(1, dtype=torch.float64), "balanced", eye(1)
     )
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=2,
         causal=True,
         tokens={"sign": step.new_tensor([[1.0], [-1.0]])},

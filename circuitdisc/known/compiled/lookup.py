@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from circuitdisc.known.compiled.plan import Head, Plan
+from circuitdisc.known.compiled.plan import Head, ProgramPlan
 from circuitdisc.known.compiled.program import BOS, GAIN, Program, eye, nothing, require
 from circuitdisc.tasks.base import Example
 
@@ -44,7 +44,7 @@ def induction(length: int = 6, n_tokens: int = 16) -> Program:
         return Example(clean, corrupted, (n_ctx - 1,), ((half[at + 1],),), ((half[other + 1],),), roles=roles)
 
     tokens = eye(n_tokens)
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=n_tokens,
         causal=True,
         tokens={"token": tokens},
@@ -102,7 +102,7 @@ def two_hop(chains: int = 2, n_tokens: int = 14) -> Program:
     def lookup(asks: str, writes: str) -> Head:
         return Head({asks: padded}, {"previous": padded, "position": not_second}, {"token": tokens}, writes, always)
 
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=n_tokens,
         causal=True,
         tokens={"token": tokens},

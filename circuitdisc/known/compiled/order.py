@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from circuitdisc.known.compiled.plan import Head, Plan
+from circuitdisc.known.compiled.plan import Head, ProgramPlan
 from circuitdisc.known.compiled.program import BOS, GAIN, Program, column, eye, nothing, one_hot_of, pairs_of, require
 from circuitdisc.tasks.base import Example
 
@@ -43,7 +43,7 @@ def reverse(length: int = 5, n_tokens: int = 10, longest: int = 7) -> Program:
         return there if 1 <= position < sizes[size] else None
 
     tokens = eye(n_tokens)
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=n_tokens,
         causal=False,
         tokens={"token": tokens},
@@ -94,7 +94,7 @@ def sort(length: int = 5, n_tokens: int = 12) -> Program:
     smaller[BOS] = 1.0
     at_rank = torch.zeros(n_ctx, n_ctx, dtype=torch.float64)
     at_rank[torch.arange(1, n_ctx), torch.arange(n_ctx - 1)] = 1.0
-    plan = Plan(
+    plan = ProgramPlan(
         n_out=n_tokens,
         causal=False,
         tokens={"token": tokens},

@@ -46,7 +46,7 @@ class Neurons:
 
 
 @dataclass
-class Plan:
+class ProgramPlan:
     """The parts of a program, by layer; `compile` turns them into weights.
 
     Args:

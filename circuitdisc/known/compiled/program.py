@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.errors import BadSetting
-from circuitdisc.known.compiled.plan import Neurons, Plan
+from circuitdisc.known.compiled.plan import Neurons, ProgramPlan
 from circuitdisc.tasks.base import Example
 
 BOS = 0  # the first token of every prompt, in programs that need one
@@ -29,7 +29,7 @@ class Program:
     """
 
     summary: str
-    plan: Plan
+    plan: ProgramPlan
     answer: Callable[[Sequence[int], int], int]
     logits: Float[Tensor, "A Vout"]
     draw: Callable[[np.random.Generator], Example]
