@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from circuitdisc.errors import BadFile, shorten
+from circuitdisc.files import size_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIGURATION = "weights of the model", "configuration of the model"
 LEAF = 4 << 20
 """Bytes that are hashed at a time; part of the hash, so that it does not depend on the number of threads."""
+NAMED_BYTES = 2**30  # of a file that a setting names: scores of edges, a plan; it is read whole for its hash
 SHOWN = 4
 """Differences that a sentence names."""
 
@@ -82,11 +84,14 @@ class Identity:
         """
         if data is None or data == {}:
             return None
-        if not isinstance(data, Mapping) or not all(isinstance(data.get(part), Mapping) for part in _PARTS):
+        parts: Any = data if isinstance(data, Mapping) else {}
+        tables = all(isinstance(parts.get(part), Mapping) for part in _PARTS)
+        if not tables or not all(isinstance(one, str) for part in ("weights", "examples") for one in parts[part].values()):
             raise BadFile(
-                f"its identity is no table of {', '.join(_PARTS)}, so that what it belongs to is not known: the file is damaged"
+                f"its identity is no table of hashes ({', '.join(_PARTS)}), so that what it belongs to is not known: the file "
+                "is damaged"
             )
-        return cls(**{part: dict(data[part]) for part in _PARTS}, version=str(data.get("version", "unknown")))
+        return cls(**{part: dict(parts[part]) for part in _PARTS}, version=str(parts.get("version", "unknown")))
 
     @property
     def digest(self) -> str:
@@ -255,12 +260,19 @@ def hash_circuit(circuit: "Circuit") -> str:
 
 
 def with_contents(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which a file's name is replaced by a hash of what is in it: scores, a plan."""
-    found = {}
+    """Settings in which a file's name is replaced by a hash of what is in it: scores, a plan.
+
+    Raises:
+        BadFile: a file is larger than any that a setting names.
+    """
+    found = dict(settings)
     for name, value in settings.items():
         path = Path(value) if isinstance(value, str) and Path(value).suffix else None
-        is_file = path is not None and path.is_file()
-        found[name] = f"a file with hash {hash_file(path)}" if path is not None and is_file else value
+        if path is None or not path.is_file():
+            continue
+        if (size := path.stat().st_size) > NAMED_BYTES:
+            raise BadFile(f"{path} has {size_words(size)}; a file that a setting names has {size_words(NAMED_BYTES)} at most")
+        found[name] = f"a file with hash {hash_file(path)}"
     return found
 
 

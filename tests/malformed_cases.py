@@ -123,6 +123,9 @@ def file_cases(good: Path, generator: random.Random) -> Iterator[Case]:
             "tests",
             "minimality_of_edges",
             "n_edges",
+            "d_model",
+            "for_circuit",
+            "identity",
         )
         optional = (
             *OPTIONAL.get(name, ()),
@@ -134,6 +137,12 @@ def file_cases(good: Path, generator: random.Random) -> Iterator[Case]:
             "missing",
             "random",
             "minimality_of_edges",
+            "d_model",
+            "identity",
+            "matched",
+            "method",
+            "train examples",  # of an identity: what it does not name is not compared
+            "held-out examples",
         )
         contents = [] if name == "cost.json" else list(spoiled_json(json.loads(text), spared, optional, nullable))
         contents = generator.sample(contents, min(len(contents), MOST_CHANGES))

@@ -193,9 +193,19 @@ def test_two_identities_differ_if_and_only_if_there_are_words_for_it(one, other)
         assert one.differences(other) == []
 
 
-@pytest.mark.parametrize("data", [3, [], {"weights": {}}, {"weights": [], "examples": {}, "settings": {}}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        3,
+        [],
+        {"weights": {}},
+        {"weights": [], "examples": {}, "settings": {}},
+        {"weights": {"w": True}, "examples": {}, "settings": {}},
+        {"weights": {}, "examples": {"e": None}, "settings": {}},
+    ],
+)
 def test_what_is_no_identity_is_refused(data):
-    with pytest.raises(BadFile, match="its identity is no table of weights, examples, settings"):
+    with pytest.raises(BadFile, match="its identity is no table of hashes"):
         Identity.from_dict(data)
 
 
