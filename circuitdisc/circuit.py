@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_json, write_json
 from circuitdisc.graph import ComputationGraph, Edge
+from circuitdisc.identity import Identity
 from circuitdisc.schemas import AblationSection, check_format, validate
 
 Granularity = Literal["edge", "head"]
@@ -307,6 +308,7 @@ class Circuit:
             raise BadFile(f"not a circuit: it says that it has {given.n_edges:,} edges, and names {circuit.n_edges:,}")
         if given.provenance.ablation:
             validate(AblationSection, given.provenance.ablation, "not a circuit: its provenance's ablation")
+        Identity.from_dict(given.provenance.identity)  # raises if there is something else in its place
         for name in (head for heads in given.groups.values() for head in heads):
             if name not in given.graph.sender_index or not name.startswith("a"):
                 raise GraphMismatch(f"'{name}' in its groups is not a head of this graph ({given.graph.describe()})")
