@@ -109,41 +109,14 @@ def file_cases(good: Path, generator: random.Random) -> Iterator[Case]:
         path, text = f"run/{name}", (good / "run" / name).read_text(encoding="utf-8")
         spared = FREE if name != "config.json" else ("task", "algorithm", "versions", "memory")
         nullable = (
-            "value",
-            "low",
-            "high",
-            "name",
-            "seed",
-            "mean",
-            "mean_low",
-            "mean_high",
-            "completeness",
-            "minimality",
-            "curve",
-            "tests",
-            "minimality_of_edges",
-            "n_edges",
-            "d_model",
-            "for_circuit",
-            "identity",
-        )
+            "value", "low", "high", "name", "seed", "mean", "mean_low", "mean_high", "completeness", "minimality", "curve",
+            "tests", "minimality_of_edges", "n_edges", "d_model", "for_circuit", "identity",
+        )  # fmt: skip
         optional = (
-            *OPTIONAL.get(name, ()),
-            "confidence",
-            "controls",
-            "note",
-            "means",
-            "scores",
-            "missing",
-            "random",
-            "minimality_of_edges",
-            "d_model",
-            "identity",
-            "matched",
-            "method",
-            "train examples",  # of an identity: what it does not name is not compared
-            "held-out examples",
-        )
+            *OPTIONAL.get(name, ()), "confidence", "controls", "note", "means", "scores", "missing", "random",
+            "minimality_of_edges", "d_model", "identity", "matched", "method",
+            "train examples", "held-out examples",  # of an identity: what it does not name is not compared
+        )  # fmt: skip
         contents = [] if name == "cost.json" else list(spoiled_json(json.loads(text), spared, optional, nullable))
         contents = generator.sample(contents, min(len(contents), MOST_CHANGES))
         contents += truncated(text, 6, generator)
