@@ -48,7 +48,9 @@ def made_up(draw: Any) -> Scores:
         for name in ("accuracy", "pair_accuracy"):
             for which in ("", "full_"):
                 right = draw(st.floats(0, 1))
-                rows.append(Score(which + name, split, "zero", name, n, right, max(0, right - 0.1), min(1, right + 0.1)))
+                row = Score(which + name, split, "zero", name, n, right, max(0, right - 0.1), min(1, right + 0.1))
+                rows.append(row if which else replace(row, controls=tuple(draw(controls))))
+        rows.append(Score("kl", split, "zero", "kl", n, draw(st.floats(0, 3)), controls=tuple(draw(controls))))
     edges = draw(st.sampled_from([0, 1, 58, 100]))
     return Scores(edges, 100, min(edges, 6), 6, means, tuple(rows))
 
@@ -122,6 +124,23 @@ def test_controls_that_do_as_well_are_counted(scores):
     if values:
         (near,) = re.findall(r"nearest to 100 % has (\S+ %)", found.headline)
         assert near in {percent(value) for value in values if all(abs(value - 1) <= abs(other - 1) for other in values)}
+
+
+@settings(deadline=None, max_examples=300)
+@given(made_up())
+def test_chance_that_outdoes_the_circuit_in_another_score_is_told(scores):
+    """Where more than half of the controls have the lower KL or the higher accuracy, however near the headline is."""
+    found = verdict(scores)
+    headline = scores.get("faithfulness", "heldout" if "heldout" in scores.means else "train")
+    silent = headline.value is None or UNCLEAR in headline.note
+    for name in ("kl", "accuracy", "pair_accuracy"):
+        score = scores.get(name, headline.split)
+        assert score.value is not None
+        values = [value for value in score.controls if value is not None]
+        ahead = [value for value in values if (value < score.value if name == "kl" else value > score.value)]
+        side = "below" if name == "kl" else "above"
+        told = f"Chance outdoes the circuit in {name}: {len(ahead)} of {len(values)} {RANDOM} are {side} the circuit's "
+        assert has(found, told) == (not silent and len(ahead) > len(values) / 2)
 
 
 @settings(deadline=None, max_examples=300)

@@ -6,6 +6,7 @@ Page and terminal show the same `Verdict`: no other place says what a result mea
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.pages.chance import RANDOM_CIRCUITS, as_near, chance_caveats, defined, nearest
@@ -23,6 +24,7 @@ FEW = 30
 
 _HEADLINES = ("faithfulness", "ratio")  # the first of these that was computed is the headline
 _LITTLE = 0.1  # of the full model's metric: two ends that lie no farther apart have little between them
+_SIGNS = {"kl": -1, "accuracy": 1, "pair_accuracy": 1}  # scores beside the headline, and which way is good
 _MANY_RIGHT = 0.5  # a full model whose top token is right less often is not judged by its accuracy
 
 
@@ -252,6 +254,7 @@ def _value_caveats(scores: Scores, score: Score, value: float) -> Iterator[str]:
         doing = "come at least as near to 100 %"
         yield from chance_caveats(RANDOM_CIRCUITS, doing, score.controls, as_near(value, values), score.matched)
     yield from _accuracy_caveats(scores, score.split, value)
+    yield from _outdone_caveats(scores, score.split)
 
 
 def _end_caveats(score: Score, ends: Mapping[str, float] | None) -> Iterator[str]:
@@ -288,6 +291,22 @@ def _accuracy_caveats(scores: Scores, split: str, value: float) -> Iterator[str]
             continue
         if value > _MANY_RIGHT and float(mine.high or 0.0) < float(whole.low or 0.0):
             yield f"{words} on {_of(mine)} of the examples with the circuit, on {_of(whole)} with the full model."
+
+
+def _outdone_caveats(scores: Scores, split: str) -> Iterator[str]:
+    """A circuit may come near in the metric and yet do worse than chance in another score: below most of its controls."""
+    for score in scores.scores:
+        if score.split != split or score.name not in _SIGNS or not is_number(score.value):
+            continue
+        values = defined(score.controls)
+        sign = _SIGNS[score.name]
+        n_better = sum(sign * control > sign * float(score.value or 0.0) for control in values)
+        if n_better > len(values) / 2:
+            yield (
+                f"Chance outdoes the circuit in {score.name}: {n_better:,} of {len(values):,} {RANDOM_CIRCUITS} are "
+                f"{'above' if sign > 0 else 'below'} the circuit's {_of(score)} (their median: "
+                f"{score_value(score.name, median(values))})."
+            )
 
 
 def _of(score: Score) -> str:
