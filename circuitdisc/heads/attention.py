@@ -18,7 +18,7 @@ from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.attention import attention_patterns
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import Row, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import OverExamples, Row, examples_of, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
@@ -26,7 +26,7 @@ from circuitdisc.tasks.base import Example, Task
 
 
 @dataclass(frozen=True)
-class AttentionTo:
+class AttentionTo(OverExamples):
     """What every head pays from `query` to `key`, example by example.
 
     Args:
@@ -47,15 +47,6 @@ class AttentionTo:
     split: str
     confidence: float
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.values.shape[-1]
-
-    @property
-    def mean(self) -> Float[np.ndarray, "L H"]:
-        return self.values.mean(-1)
 
     def table(self) -> list[Row]:
         """Heads, the most attentive first."""

@@ -24,6 +24,22 @@ _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _NEURON = re.compile(r"m(\d+)\.n(\d+)")
 
 
+class OverExamples:
+    """What every result has that keeps a value for each example: how many there are, and the mean over them."""
+
+    values: np.ndarray  # [*X, B]
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return self.values.shape[-1]
+
+    @property
+    def mean(self) -> Float[np.ndarray, "*X"]:
+        """Mean over the examples."""
+        return self.values.mean(-1)
+
+
 def examples_of(task: Task | Sequence[Example], split: str) -> tuple[Example, ...]:
     """A split of a task, or the examples themselves.
 

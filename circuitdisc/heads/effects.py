@@ -16,7 +16,7 @@ from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.head_values import head_values
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import OverExamples, Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -28,7 +28,7 @@ By = Literal["signed", "absolute"]
 
 
 @dataclass(frozen=True)
-class HeadEffects:
+class HeadEffects(OverExamples):
     """What ablating every head alone does to the metric, example by example.
 
     Args:
@@ -48,15 +48,6 @@ class HeadEffects:
     split: str
     confidence: float
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.values.shape[-1]
-
-    @property
-    def mean(self) -> Float[np.ndarray, "L H"]:
-        return self.values.mean(-1)
 
     def order(self, by: By = "signed") -> list[str]:
         """All heads, the one that the metric misses most first (`absolute`: the largest change of either sign)."""

@@ -24,6 +24,7 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import (
+    OverExamples,
     Row,
     as_list,
     examples_of,
@@ -49,7 +50,7 @@ BAND = (5.0, 50.0, 95.0)
 
 
 @dataclass(frozen=True)
-class KnockoutCurve:
+class KnockoutCurve(OverExamples):
     """The metric when more and more heads are ablated, in one order and in random ones.
 
     Args:
@@ -74,15 +75,6 @@ class KnockoutCurve:
     split: str
     confidence: float
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.values.shape[-1]
-
-    @property
-    def mean(self) -> Float[np.ndarray, "K"]:
-        return self.values.mean(-1)
 
     @property
     def band(self) -> Float[np.ndarray, "3 K"]:

@@ -25,7 +25,7 @@ from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.neuron_run import NeuronRuns
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
+from circuitdisc.heads.base import OverExamples, Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
 from circuitdisc.heads.neurons.importance import Method, neuron_importance
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -35,7 +35,7 @@ from circuitdisc.tasks.measured import need_choice
 
 
 @dataclass(frozen=True)
-class NeuronImportance:
+class NeuronImportance(OverExamples):
     """Importance of every neuron of some layers, example by example.
 
     Args:
@@ -57,15 +57,6 @@ class NeuronImportance:
     split: str
     confidence: float
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.values.shape[-1]
-
-    @property
-    def mean(self) -> Float[np.ndarray, "G M"]:
-        return self.values.mean(-1)
 
     @property
     def change(self) -> Float[np.ndarray, "G M"]:
