@@ -15,7 +15,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
 from circuitdisc.errors import BadRun, CircuitdiscWarning
 from circuitdisc.jobs.compare_runs import compare_runs
-from circuitdisc.jobs.discover import resume
+from circuitdisc.jobs.pipeline import resume
 from circuitdisc.runs import Journal
 
 SEARCHES = {

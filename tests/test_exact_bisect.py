@@ -19,7 +19,7 @@ from circuitdisc.discovery.exact import exact
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.files import read_arrays
-from circuitdisc.jobs.discover import export
+from circuitdisc.jobs.pipeline import export
 from circuitdisc.known.compiled import build
 from circuitdisc.metrics import METRICS
 from circuitdisc.runs import Journal
