@@ -2,8 +2,10 @@
 
 import numpy as np
 
+import circuitdisc as cd
 from circuitdisc.models import Model
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.desiderata import Desideratum, of_task
 
 
 def random_examples(model: Model, n: int, seed: int = 0, first_change: int = 1) -> list[Example]:
@@ -33,3 +35,9 @@ def random_examples(model: Model, n: int, seed: int = 0, first_change: int = 1) 
 def random_task(model: Model, n: int = 6, seed: int = 0) -> Task:
     examples = random_examples(model, 2 * n, seed)
     return Task("random", tuple(examples[:n]), tuple(examples[n:]))
+
+
+def toy_desideratum(n: int = 40) -> tuple[Model, Desideratum]:
+    """The induction toy: what follows A is another token in the corrupted prompt, and the toy should say that one."""
+    model = cd.load_model("toys/induction")
+    return model, of_task(cd.load_task("induction", model, n=n, n_heldout=40, length=8))
