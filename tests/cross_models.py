@@ -1,11 +1,10 @@
 """Two models of an architecture, and patching between them by a literal loop with hooks on the modules."""
 
 import copy
-from dataclasses import replace
 from functools import cache
 
 import torch
-from examples import random_examples
+from examples import examples_with_role
 from models import TOYS, hugging_face, toy
 
 from circuitdisc.checkpoints.cmap.cmap import cmap
@@ -47,9 +46,7 @@ def spec_of(family):
 
 @cache
 def task_of(family):
-    """Random prompts of unequal length with the role `s2` at different places."""
-    drawn = random_examples(model(family, "base"), 2 * N)
-    examples = tuple(replace(one, roles={"s2": 1 + index % 3}) for index, one in enumerate(drawn))
+    examples = examples_with_role(model(family, "base"), 2 * N)
     return Task("random", examples[:N], examples[N:])
 
 

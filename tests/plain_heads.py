@@ -7,11 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from models import model_of
-from reference import norm, rotate, run_mlp
+from reference import norm, rotate, run_mlp, unembed
 
 from circuitdisc.metrics import METRICS
-from circuitdisc.models import Model
 from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
@@ -20,11 +18,6 @@ KINDS = ["zero", "mean", "resample"]
 families = pytest.mark.parametrize("family", FAMILIES)
 kinds = pytest.mark.parametrize("kind", KINDS)
 targets = pytest.mark.parametrize("target", ["output", "pattern"])
-
-
-@cache
-def shared(family: str) -> Model:
-    return model_of(family)
 
 
 def random_heads(model, seed, share=0.5):
@@ -91,9 +84,7 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
         if model.graph.has_mlp:
             after = after + run_mlp(spec, block, x if spec.parallel else after)
         x = after
-    logits = norm(spec, x, weights.norm_final) @ weights.W_U
-    logits = logits if weights.b_U is None else logits + weights.b_U
-    run.logits = logits if not spec.logit_softcap else spec.logit_softcap * (logits / spec.logit_softcap).tanh()
+    run.logits = unembed(spec, weights, norm(spec, x, weights.norm_final))
     return run
 
 

@@ -1,13 +1,12 @@
 """Masks of desiderata: runs against hooks on the Hugging Face module, gradients against differences."""
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from examples import random_examples
-from models import hugging_face, model_of
+from examples import examples_with_role
+from models import hugging_face, shared
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.changed_heads import hold
@@ -22,14 +21,8 @@ POSITIONS = {"all": "all", "end": "end", "two": ["s2", "end"]}
 
 
 @cache
-def shared(family):
-    return model_of(family)
-
-
-@cache
 def examples_of(family):
-    drawn = random_examples(shared(family), 6)
-    return tuple(replace(one, roles={"s2": 1 + index % 3}) for index, one in enumerate(drawn))
+    return examples_with_role(shared(family), 6)
 
 
 def held(family, batch=6, positions="all"):

@@ -7,8 +7,8 @@ import pytest
 from examples import random_examples, random_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import model_of
-from plain_heads import KINDS, Truth, kinds, random_heads, shared, targets
+from models import model_of, shared
+from plain_heads import KINDS, Truth, kinds, random_heads, targets
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import SearchContext

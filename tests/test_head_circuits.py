@@ -6,8 +6,8 @@ import torch
 from examples import random_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import model_of
-from plain_heads import Truth, families, kinds, random_heads, shared, targets
+from models import model_of, shared
+from plain_heads import Truth, families, kinds, random_heads, targets
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, kept_heads

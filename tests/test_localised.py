@@ -9,7 +9,7 @@ import pytest
 import torch
 from changed import changed
 from examples import random_examples
-from models import hugging_face, model_of
+from models import hugging_face, model_of, shared
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
@@ -41,11 +41,6 @@ EDITS = {
     "more": HeadEdit("first_token", HEADS, factor=3.0),
     "none": HeadEdit("first_token", HEADS, factor=0.0),
 }
-
-
-@cache
-def shared(family):
-    return model_of(family)
 
 
 @cache
