@@ -1,6 +1,7 @@
 """Shared fixtures. Two cores: torch must not spin, and one thread a test process is enough."""
 
 import os
+from contextlib import ExitStack, closing
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,6 +34,15 @@ def lightweight():
     import circuitdisc as cd
 
     return cd.load_model("tpp/lightweight", dtype="float64")
+
+
+@pytest.fixture
+def open_journal():
+    """Opens a journal, which is closed after the test."""
+    from circuitdisc.runs import Journal
+
+    with ExitStack() as stack:
+        yield lambda path: stack.enter_context(closing(Journal(path)))
 
 
 @pytest.fixture(scope="module")

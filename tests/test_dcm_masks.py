@@ -141,7 +141,7 @@ def test_a_killed_call_goes_on_to_the_same_masks(planted, tmp_path, monkeypatch)
     trained = []
     room = sys.modules["circuitdisc.heads.dcm.dcm"]
     monkeypatch.setattr(room, "train_mask", lambda *args: (trained.append(args[4]), train_mask(*args))[1])
-    again = dcm(model, one, journal=Journal(path), **settings)
+    again = dcm(model, one, journal=path, **settings)
     assert trained == [1.0]  # the penalty whose mask was missing
     assert again.to_dict() == whole.to_dict()
     changes = (
@@ -152,5 +152,5 @@ def test_a_killed_call_goes_on_to_the_same_masks(planted, tmp_path, monkeypatch)
     )
     for other, asked, more, says in changes:
         with pytest.raises(BadRun, match=f"begun with {says}"):
-            dcm(other, asked, journal=Journal(path), **{**settings, **more})
-    assert dcm(model, one, journal=Journal(path), **settings).to_dict() == whole.to_dict()
+            dcm(other, asked, journal=path, **{**settings, **more})
+    assert dcm(model, one, journal=path, **settings).to_dict() == whole.to_dict()
