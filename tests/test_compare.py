@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from test_report import Page
+from made_pages import Page
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit

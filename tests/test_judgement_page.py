@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import HOSTILE, Page
+from made_pages import HOSTILE, Page
 
 import circuitdisc as cd
 from circuitdisc.cli import main

@@ -1,5 +1,6 @@
 """Soft masks against the slow reference and against attribution; hard concrete's maths; the algorithms that learn masks."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -304,8 +305,9 @@ def test_probing_without_a_size_keeps_what_its_masks_keep(induction):
 
 
 def run(algorithm, model, task, journal=None, seed=0, steps=70, **settings):
-    context = SearchContext(metric="logit_diff", seed=seed, journal=journal or Journal())
-    return ALGORITHMS[algorithm].function(model, task, Ablation("resample"), context, steps=steps, batch=3, **settings)
+    with closing(journal or Journal()) as journal:
+        context = SearchContext(metric="logit_diff", seed=seed, journal=journal)
+        return ALGORITHMS[algorithm].function(model, task, Ablation("resample"), context, steps=steps, batch=3, **settings)
 
 
 @pytest.mark.parametrize("algorithm", LEARNED)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_report import Page
+from made_pages import Page
 
 import circuitdisc as cd
 from circuitdisc.checkpoints.transfer import transfer as module
