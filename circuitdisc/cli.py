@@ -94,27 +94,34 @@ def _typed(job: Job) -> Callable[..., Work]:
 
     def command(ctx: typer.Context, words: list[str] = typer.Argument(None, autocompletion=complete)) -> Work:  # noqa: B008
         args = [*(words or []), *ctx.args]
-        known = {flag: option for option in job.options for flag in (option, *SHORT.get(option, []))}
-        options, rest, quiet = set[str](), [], False
-        for arg in args:
-            flag, equals, value = arg.partition("=")
+        known = {flag: option for option in job.options for flag in _spellings(option)}
+        options, rest, quiet = dict[str, str](), list[str](), False
+        while args:
+            flag, equals, value = (arg := args.pop(0)).partition("=")
             if arg in QUIET:
                 quiet = True
             elif flag in known:
-                options.add(known[flag])
-                rest += [value] if equals else []
+                name, _, wanted = known[flag].partition(" ")
+                next_one = args.pop(0) if wanted and not equals and args else ""
+                options[name] = value or next_one
             elif arg.startswith("-"):
                 raise UnknownName("option", flag, [*known, *QUIET, "--help"], "Settings are written key=value.")
             else:
                 rest.append(arg)
         if quiet and job.config is not None and not any(arg.startswith("progress=") for arg in rest):
             rest.append("progress=false")
-        return partial(_work, job, rest, frozenset(options), quiet)
+        return partial(_work, job, rest, options, quiet)
 
     return command
 
 
-def _work(job: Job, args: list[str], options: frozenset[str], quiet: bool) -> str:
+def _spellings(option: str) -> list[str]:
+    """How an option may be typed: `--name`, and its letter if it has one."""
+    name = option.partition(" ")[0]
+    return [name, *SHORT.get(name, [])]
+
+
+def _work(job: Job, args: list[str], options: dict[str, str], quiet: bool) -> str:
     with as_notes(quiet):
         return job(args, options)
 

@@ -12,7 +12,7 @@ import circuitdisc as cd
 from circuitdisc.checkpoints.attention_difference import attention_difference
 from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.circuit import Circuit
-from circuitdisc.errors import BadModel, BadRun, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.errors import BadFile, BadModel, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.jobs.cmap import JOB as CMAP
 
 pytestmark = pytest.mark.usefixtures("llama_in_float64")
@@ -97,7 +97,7 @@ def test_the_command_s_plan_reads_no_weights_and_foresees_the_run(tmp_path, monk
         (["model=tpp/base"], BadSetting, "two checkpoints"),
         (["base=null"], BadSetting, "which base"),
         (["base=tpp/bas"], UnknownName, "tpp/base"),
-        (["circuit=nowhere"], BadRun, "neither"),
+        (["circuit=nowhere"], BadFile, "neither"),
         (["circuit=x", "groups={A: [a0.h1]}"], BadSetting, "one of them"),
         (["groups=[a0.h1]"], BadSetting, "table of lists"),
         (["whatt=output"], UnknownName, "Did you mean what"),

@@ -261,7 +261,7 @@ def test_a_failed_write_leaves_nothing(runs, tmp_path, monkeypatch):
 
 def test_settings_of_the_command_line(runs, capsys):
     args = ("heads=a1.h0,a0.h1", "attend=s2+1:end-2", "scale=-1e-1", "progress=False", "out=null", "n_random=0")
-    settings = Call(jobs()["compare"], args, frozenset()).settings
+    settings = Call(jobs()["compare"], args).settings
     assert settings["heads"] == ["a1.h0", "a0.h1"]
     assert (settings["attend"], settings["scale"], settings["out"]) == ("s2+1:end-2", -0.1, None)
     for bad in ("n_random=-1", "progress=maybe", "attend=:end", "nonsense=1", "interventions=some"):

@@ -17,7 +17,8 @@ FLOORS = (
     ("discovery", "scoring", "heads"),
     ("checkpoints", "pages", "sections", "bound"),
     ("jobs",),
-    ("cli", "__init__", "__main__"),
+    ("cli", "__init__"),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user

@@ -261,7 +261,7 @@ def test_commands_of_the_studies_page_compose(line):
     if name == "score":
         assert args[1:] == ["--all"]
         return
-    settings = Call(jobs()[name], tuple(args), frozenset()).settings
+    settings = Call(jobs()[name], tuple(args)).settings
     if name == "discover":
         assert settings["model"]["name"] == "multitask/base"
         return

@@ -67,7 +67,7 @@ def _sweep_job(config: Any) -> None:
 
     hydra_config = HydraConfig.get()
     number = hydra_config.job.num
-    call = Call(JOB, tuple(hydra_config.overrides.task), frozenset())
+    call = Call(JOB, tuple(hydra_config.overrides.task))
     try:
         with as_notes():  # a launcher may have begun another process for the job
             settings = plain(config)

@@ -22,7 +22,7 @@ def main_help() -> str:
     lines = []
     for job in jobs().values():
         lines.append((usage(job), job.summary))
-        lines += [(f"{usage(job)} {option}", what) for option, what in job.options.items() if job.arguments]
+        lines += [(_usage_with(job, option), what) for option, what in job.options.items() if job.arguments]
     return "\n".join([HEAD, "", "usage:", *(f"  circuitdisc {text:<30} {what}" for text, what in lines), "", EXAMPLES])
 
 
@@ -39,13 +39,19 @@ def usage(job: Job) -> str:
     return " ".join([job.name, *job.arguments])
 
 
+def _usage_with(job: Job, option: str) -> str:
+    """A command with an option; one that takes a value stands in place of the arguments."""
+    return f"{job.name if ' ' in option else usage(job)} {option}"
+
+
 def job_help(job: Job) -> str:
     """A command's own help."""
     settings = " [key=value ...]" if job.config else ""
     parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[0].upper()}{job.summary[1:]}."]
     if job.options:
-        parts += ["", *(f"{option:<12} {what}" for option, what in job.options.items())]
-    return "\n".join(parts + (_settings(job.config) if job.config else []))
+        parts += ["", *(f"{option:<16} {what}" for option, what in job.options.items())]
+    parts += _settings(job.config) if job.config else []
+    return "\n".join([*parts, *(line for variant in job.variants for line in ("", "", job_help(variant)))])
 
 
 def _settings(config: str) -> list[str]:

@@ -77,9 +77,10 @@ class Job:
         summary: a line of `circuitdisc --help`.
         text: more, for the command's own help.
         arguments: what stands before the settings, for example `RUN`.
-        options: flags beside `key=value`, with a line of help each.
+        options: flags beside `key=value`, with a line of help each; `--name WORD` takes a value.
         config: name of its configuration in conf/; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
+        variants: the same command with an option that gives it other settings, for its help.
         work: what it does; returns what is printed. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
@@ -91,15 +92,17 @@ class Job:
     options: Mapping[str, str] = field(default_factory=dict)
     config: str | None = None
     lists: tuple[str, ...] = ()
+    variants: tuple["Job", ...] = ()
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
     leaves: Leaves | None = None
 
-    def __call__(self, args: Sequence[str], options: frozenset[str] = frozenset()) -> str:
+    def __call__(self, args: Sequence[str], options: Mapping[str, str] | None = None) -> str:
         """The one runner.
 
         Args:
             args: what was typed after the command, without options.
+            options: flags that were typed, with their values.
 
         Returns:
             What the command prints.
@@ -108,7 +111,7 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        call = Call(self, tuple(args), options)
+        call = Call(self, tuple(args), options or {})
         if self.work is not None:
             return self.work(call)
         assert self.find is not None, "a job has work, or finds what it leaves"
@@ -122,15 +125,16 @@ Find = Callable[["Call", Path, "Journal | None"], Answer]
 class Call:
     """One call of a job: what was typed, and, once `settings` is asked for, what it says."""
 
-    def __init__(self, job: Job, args: tuple[str, ...], options: frozenset[str]) -> None:
-        self.job, self.args, self.options = job, args, options
+    def __init__(self, job: Job, args: tuple[str, ...], options: Mapping[str, str] | None = None) -> None:
+        self.job, self.args, self.options = job, args, options or {}
         self.started = datetime.now().astimezone()
         self._settings: dict[str, Any] | None = None
 
     @property
     def command(self) -> str:
         """The line that was typed."""
-        return shlex.join(["circuitdisc", *self.job.name.split(), *self.args, *sorted(self.options)])
+        options = [word for flag, value in self.options.items() for word in (flag, value) if word]
+        return shlex.join(["circuitdisc", *self.job.name.split(), *self.args, *options])
 
     @property
     def given(self) -> set[str]:

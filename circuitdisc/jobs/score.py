@@ -1,11 +1,11 @@
 """`circuitdisc score`: a run's circuit scored again, by every score (--all), or scores of edges from a file (--scores)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from circuitdisc.errors import BadFile, BadSetting, BadTask
+from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.jobs.config import DISCOVER, changes_of, read_overrides
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.scores_file import FILE_JOB
 
 ALL, SCORES = "--all", "--scores"
 
@@ -33,10 +33,10 @@ def _work(call: Call) -> str:
 
 
 def _score_file(call: Call) -> str:
-    from circuitdisc.jobs.scores_file import FILE_JOB, measure
+    from circuitdisc.jobs.scores_file import measure
 
-    path, rest = _file_and_rest(call.args)
-    of_file = Call(FILE_JOB, tuple(rest), frozenset())
+    path = _file(call)
+    of_file = Call(FILE_JOB, call.args)
     for group, example in (("model", "model=gpt2"), ("task", "task=ioi, or task=prompts.jsonl")):
         if not {group, f"{group}.name"} & of_file.given:
             error = BadTask if group == "task" else BadSetting
@@ -44,17 +44,24 @@ def _score_file(call: Call) -> str:
     return measure(path, of_file)
 
 
-def _file_and_rest(args: Sequence[str]) -> tuple[Path, list[str]]:
-    """The file that was named, and the settings."""
-    files = [arg for arg in args if not _is_setting(arg)]
-    if not files:
+def _file(call: Call) -> Path:
+    """The file of edge scores.
+
+    Raises:
+        BadFile: none is named, or there is no such file.
+        UnknownName, BadSetting: there is more beside it than settings.
+    """
+    name = call.options[SCORES]
+    if not name or _is_setting(name):
         raise BadFile(f"which file? `circuitdisc score {SCORES} FILE` takes a file of edge scores, .json or .npz")
-    path = Path(files[0])
-    if not path.is_file():
-        raise BadFile(f"cannot read {path}: there is no such file")
-    if len(files) > 1:
-        raise BadSetting(f"'{files[1]}' is not a setting: write key=value; `{SCORES} FILE` scores a file, not a run's folder")
-    return path, [arg for arg in args if arg is not files[0]]
+    if not Path(name).is_file():
+        raise BadFile(f"cannot read {name}: there is no such file")
+    if ALL in call.options:
+        raise UnknownName("option", ALL, [SCORES, "--help"], "Settings are written key=value.")
+    for arg in call.args:
+        if not _is_setting(arg):
+            raise BadSetting(f"'{arg}' is not a setting: write key=value; `{SCORES} FILE` scores a file, not a run's folder")
+    return Path(name)
 
 
 def _is_setting(arg: str) -> bool:
@@ -68,7 +75,8 @@ JOB = Job(
     config=DISCOVER,
     options={
         ALL: "also completeness, minimality, hypothesis tests, and a verdict in words",
-        SCORES: "scores of edges that another tool has written, from a FILE; needs model= and task=",
+        f"{SCORES} FILE": "scores of edges that another tool has written; needs model= and task=",
     },
+    variants=(FILE_JOB,),
     work=_work,
 )

@@ -62,7 +62,7 @@ def _curve_text(curve: "Curve") -> str:
 
 
 FILE_JOB = Job(
-    name="score --scores FILE",
+    name="score --scores",
     summary="scores of edges that another tool has written",
     text="""How good are scores of edges that another tool has written? FILE is an object of edge name -> score (.json), a graph
 of EAP-IG or of the MIB benchmark (.json, .pt), or a run's edge_scores.npz. Graphs are read as higher_helps and others as
