@@ -4,7 +4,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in commands:
             raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
-        with _notes():
+        with _notes(), _recorded(args):
             return commands[args[0]](args[1:])
     except CircuitdiscError as error:
         print(f"circuitdisc: {error}", file=sys.stderr)
@@ -91,6 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _recorded(args: Sequence[str]) -> AbstractContextManager[None]:
+    """Journals that the command begins say that it did."""
+    from circuitdisc.runs.calls import recorded
+
+    return recorded(args[0], ["circuitdisc", *args])
 
 
 @contextmanager
@@ -245,14 +252,17 @@ def _report(args: list[str]) -> int:
 
 def _resume(args: list[str]) -> int:
     folder = _one_run("resume", args)
-    from circuitdisc.checkpoints.transfer.store import is_transfer
-
-    if is_transfer(folder):
-        return _later("transfer", [f"out={folder}"])
     from circuitdisc.jobs.discover import resume
+    from circuitdisc.runs import works_in
 
-    print(resume(folder).summary)
-    return 0
+    status = 0
+    for work in works_in(folder):
+        if work.job == "discover":
+            print(resume(folder).summary)
+        else:
+            with chdir(work.begun_in):
+                status = max(status, main(work.words[1:]))
+    return status
 
 
 def _export(args: list[str]) -> int:

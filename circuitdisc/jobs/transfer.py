@@ -57,9 +57,8 @@ def _go_on(config: Mapping[str, Any], args: Sequence[str]) -> str:
 
 
 def _begin(config: Mapping[str, Any], command: str) -> str:
-    from circuitdisc.checkpoints.transfer.store import is_transfer
     from circuitdisc.checkpoints.transfer.transfer import transfer
-    from circuitdisc.runs import stoppable
+    from circuitdisc.runs import is_transfer, stoppable
 
     own = dict(config["settings"])
     algorithm = dict(config["algorithm"])

@@ -10,5 +10,7 @@ from circuitdisc.runs.journal import Journal as Journal
 from circuitdisc.runs.memo import Memo as Memo
 from circuitdisc.runs.run import Run as Run
 from circuitdisc.runs.run import versions as versions
+from circuitdisc.runs.works import TRANSFER as TRANSFER
 from circuitdisc.runs.works import Work as Work
+from circuitdisc.runs.works import is_transfer as is_transfer
 from circuitdisc.runs.works import works_in as works_in

@@ -108,8 +108,7 @@ class Memo:
 
     def has(self, name: str) -> bool:
         """Whether a unit is finished, and, if it is a file or folder, there."""
-        path = self.path(name)
-        return name in self._done if path is None else name in self._files and path.exists()
+        return name in self._done or (name in self._files and (path := self.path(name)) is not None and path.exists())
 
     def register(self, name: str, at: Path | None = None) -> None:
         """Mark a file or folder as finished, once all its bytes are on the disk.

@@ -73,15 +73,11 @@ def _works(folder: Path) -> Iterator[Work]:
 
 
 def is_transfer(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a transfer.
-
-    Raises:
-        BadRun: it cannot be read.
-    """
+    """Whether a folder's config.json is that of a transfer."""
     try:
         config = read_json(folder / CONFIG)
-    except BadFile as error:
-        raise BadRun(f"{folder} is not a run: {error}") from error
+    except BadFile:
+        return False
     return isinstance(config, dict) and config.get("format") == TRANSFER
 
 
