@@ -4,7 +4,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, chdir, contextmanager
+from contextlib import chdir, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in commands:
             raise UnknownName("command", args[0], commands, "`circuitdisc --help` lists them.")
-        with _notes(), _recorded(args):
+        with _notes():
             return commands[args[0]](args[1:])
     except CircuitdiscError as error:
         print(f"circuitdisc: {error}", file=sys.stderr)
@@ -91,13 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
         return BAD_INPUT
-
-
-def _recorded(args: Sequence[str]) -> AbstractContextManager[None]:
-    """Journals that the command begins say that it did."""
-    from circuitdisc.runs.calls import recorded
-
-    return recorded(args[0], ["circuitdisc", *args])
 
 
 @contextmanager
@@ -226,8 +219,11 @@ def _score(args: list[str]) -> int:
     check_overrides(overrides)
     if "--all" in args:
         from circuitdisc.jobs.judge import judge
+        from circuitdisc.runs import recorded
 
-        print(judge(folder, parse_changes(overrides), command=shlex.join(["circuitdisc", "score", *args])).text())
+        words = ["circuitdisc", "score", *args]
+        with recorded("score", words):
+            print(judge(folder, parse_changes(overrides), command=shlex.join(words)).text())
         if not overrides:
             from circuitdisc.jobs.discover import write_page
 
@@ -285,7 +281,10 @@ def _later(name: str, args: list[str]) -> int:
     """Run a command of `circuitdisc/commands/`, and print what it gives."""
     from importlib import import_module
 
-    print(getattr(import_module(f"circuitdisc.jobs.{name}"), f"{name}_command")(args))
+    from circuitdisc.runs.calls import recorded
+
+    with recorded(name, ["circuitdisc", name, *args]):
+        print(getattr(import_module(f"circuitdisc.jobs.{name}"), f"{name}_command")(args))
     return 0
 
 
