@@ -106,6 +106,10 @@ class Memo:
         """The journal of a search that is a unit, cut back to its last mark."""
         return Journal(self.path(name))
 
+    def knows(self, name: str) -> bool:
+        """Whether a unit was finished, wherever its file or folder is."""
+        return name in self._done or name in self._files
+
     def has(self, name: str) -> bool:
         """Whether a unit is finished, and, if it is a file or folder, there."""
         return name in self._done or (name in self._files and (path := self.path(name)) is not None and path.exists())
