@@ -267,6 +267,7 @@ class LadderFile:
     rungs: list[RungName]
     settings: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 CostFile = dict[str, float | str]

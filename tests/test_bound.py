@@ -164,12 +164,12 @@ def test_journals_in_a_notebook_are_bound_too(tmp_path, open_journal):
 def test_a_masks_state_of_another_search_is_refused(world, said):
     run = world / "soft_topk"
     cut_back(run)
-    (state,) = run.glob("mask_state_*.npz")
+    (state,) = run.glob("mask_state_*.safetensors")
     step = max(line["step"] for line in Journal.read(run / "journal.jsonl").decisions)
-    state.rename(run / f"mask_state_{step}.npz")
+    state.rename(run / f"mask_state_{step}.safetensors")
     status, err = said("resume", run)
     assert status == 2
-    assert "is the state of step 150" in err
+    assert f"is not the state of step {step} of this search (mask_state_{step}.safetensors has other bytes" in err
 
 
 # --- a finished run -------------------------------------------------------------------------------------------------------

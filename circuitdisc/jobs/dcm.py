@@ -66,6 +66,7 @@ JOB = Job(
 task.n_heldout others. Leaves result.json, arrays.npz and report.html; the same command goes on where it was killed.""",
     config="dcm",
     lists=("desiderata", "positions"),
+    recorded=True,
     find=_find,
     leaves=Leaves(
         heading="Desiderata",

@@ -81,5 +81,6 @@ the same out=, it goes on where it was killed.
   circuitdisc finetune model=gpt2 task=tpp method=lora n_pool=158000 model.device=cuda""",
     config="finetune",
     lists=("fractions", "epochs", "lora_targets", "others"),
+    recorded=True,
     work=_work,
 )

@@ -81,6 +81,7 @@ class Job:
         config: name of its configuration in conf/; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
+        recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
         work: what it does; returns what is printed. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
@@ -93,6 +94,7 @@ class Job:
     config: str | None = None
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
+    recorded: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
     leaves: Leaves | None = None
@@ -112,6 +114,14 @@ class Job:
             Stopped: Ctrl-C; it says what goes on.
         """
         call = Call(self, tuple(args), options or {})
+        if not self.recorded:
+            return self._do(call)
+        from circuitdisc.runs.calls import recorded
+
+        with recorded(self.name, call.words):
+            return self._do(call)
+
+    def _do(self, call: "Call") -> str:
         if self.work is not None:
             return self.work(call)
         assert self.find is not None, "a job has work, or finds what it leaves"
@@ -131,10 +141,15 @@ class Call:
         self._settings: dict[str, Any] | None = None
 
     @property
+    def words(self) -> list[str]:
+        """What was typed."""
+        options = [word for flag, value in self.options.items() for word in (flag, value) if word]
+        return ["circuitdisc", *self.job.name.split(), *self.args, *options]
+
+    @property
     def command(self) -> str:
         """The line that was typed."""
-        options = [word for flag, value in self.options.items() for word in (flag, value) if word]
-        return shlex.join(["circuitdisc", *self.job.name.split(), *self.args, *options])
+        return shlex.join(self.words)
 
     @property
     def given(self) -> set[str]:

@@ -39,6 +39,7 @@ after, beside as many random heads. Leaves result.json, arrays.npz, edit.safeten
 same command goes on where it was killed.""",
     config="localise",
     lists=("heads",),
+    recorded=True,
     find=_find,
     leaves=Leaves(
         heading="Localised intervention",

@@ -78,5 +78,6 @@ JOB = Job(
         f"{SCORES} FILE": "scores of edges that another tool has written; needs model= and task=",
     },
     variants=(FILE_JOB,),
+    recorded=True,
     work=_work,
 )

@@ -80,5 +80,6 @@ JOB = Job(
 samples of its search examples. Prints how alike the circuits are, writes stability.json into the run's folder and its page
 again.""",
     config="stability",
+    recorded=True,
     work=_work,
 )

@@ -33,9 +33,8 @@ def _go_on(call: Call) -> str:
 
 
 def _begin(call: Call) -> str:
-    from circuitdisc.checkpoints.transfer.store import is_transfer
     from circuitdisc.checkpoints.transfer.transfer import transfer
-    from circuitdisc.runs import stoppable
+    from circuitdisc.runs import is_transfer, stoppable
 
     own, algorithm = call.own, dict(call.settings["algorithm"])
     name = algorithm.pop("name")
@@ -80,5 +79,6 @@ command again, or `circuitdisc transfer out=FOLDER` alone, goes on with a call t
   circuitdisc transfer checkpoints=[tpp/featherweight,tpp/lightweight] task=tpp circuits=[runs/feather,runs/light]""",
     config="transfer",
     lists=("checkpoints", "circuits", "donor"),
+    recorded=True,
     work=_work,
 )
