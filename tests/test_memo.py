@@ -151,7 +151,16 @@ def test_a_folder_that_says_nothing_is_a_sentence(tmp_path):
     Memo(tmp_path / "journal.jsonl", IDENTITY).get("a", lambda: 1)
     with pytest.raises(BadRun, match="does not say which command began it"):
         works_in(tmp_path)
-    for call in (3, {"job": 1}, {"job": "dcm", "words": "dcm", "begun_in": "/", "folder": "/"}):
+    place = {"begun_in": "/", "folder": str(tmp_path)}
+    for call in (
+        3,
+        {"job": 1},
+        {"job": "dcm", "words": "dcm", **place},
+        {"job": "dcm", "words": ["circuitdisc", "dcm", "a\0b"], **place},
+        {"job": "dcm", "words": ["rm", "dcm"], **place},
+        {"job": "dcm", "words": ["circuitdisc", "resume", str(tmp_path)], **place},
+        {"job": "resume", "words": ["circuitdisc", "resume", str(tmp_path)], **place},
+    ):
         first, *rest = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "journal.jsonl").write_text("".join([json.dumps({**json.loads(first), "command": call}) + "\n", *rest]))
         with pytest.raises(BadRun, match="does not say which command began it"):

@@ -1,13 +1,13 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability, score (a judgement), or another's own
+        work.job        discover, transfer, or one of JOBS: score is a judgement
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
 A run and a transfer say in their config.json all that they need; everything else says in its journal's first line which command
-began it (`calls.py`). The words are data of whoever made the folder: they go through the command line's own checks, and never
-through a shell.
+began it (`calls.py`). The words are data of whoever made the folder: one of JOBS with this folder as its own, which goes
+through the command line's checks, and never through a shell.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from circuitdisc.runs.journal import Journal
 CONFIG, JOURNAL = "config.json", "journal.jsonl"
 TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
+JOBS = ("finetune", "dcm", "localise", "score", "stability")
+"""Commands that go on when they are given again, as their journal recorded them."""
 PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
@@ -85,9 +87,10 @@ def _begun(journal: Path) -> Iterator[Work]:
     """The work of a journal whose first line names the command that began it."""
     call = Journal.read(journal).call or {}
     job, words, begun_in, lay_in = (call.get(key) for key in ("job", "words", "begun_in", "folder"))
-    if isinstance(job, str) and isinstance(begun_in, str) and isinstance(lay_in, str) and isinstance(words, list):
-        words = _moved([str(word) for word in words], Path(begun_in), Path(lay_in), journal.parent.resolve())
-        yield Work(job, words, Path(begun_in) if Path(begun_in).is_dir() else Path.cwd())
+    texts = [begun_in, lay_in, *(words if isinstance(words, list) else [None])]
+    if job in JOBS and all(isinstance(text, str) and "\0" not in text for text in texts) and words[:2] == ["circuitdisc", job]:
+        moved = _moved(words, Path(begun_in), Path(lay_in), journal.parent.resolve())
+        yield Work(job, moved, Path(begun_in) if Path(begun_in).is_dir() else Path.cwd())
 
 
 def _moved(words: list[str], begun_in: Path, lay_in: Path, lies_in: Path) -> tuple[str, ...]:
