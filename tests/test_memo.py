@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from changed import edit_json
@@ -152,18 +153,18 @@ def test_a_folder_that_says_nothing_is_a_sentence(tmp_path):
     with pytest.raises(BadRun, match="does not say which command began it"):
         works_in(tmp_path)
     place = {"begun_in": "/", "folder": str(tmp_path)}
-    for call in (
-        3,
-        {"job": 1},
-        {"job": "dcm", "words": "dcm", **place},
-        {"job": "dcm", "words": ["circuitdisc", "dcm", "a\0b"], **place},
-        {"job": "dcm", "words": ["rm", "dcm"], **place},
-        {"job": "dcm", "words": ["circuitdisc", "resume", str(tmp_path)], **place},
-        {"job": "resume", "words": ["circuitdisc", "resume", str(tmp_path)], **place},
+    for call, says in (
+        (3, "it is 3"),
+        ({"job": 1}, "'job' is 1"),
+        ({"job": "dcm", "words": "dcm", **place}, "'words' is 'dcm'"),
+        ({"job": "dcm", "words": ["circuitdisc", "dcm", "a\0b"], **place}, "is no `circuitdisc dcm`"),
+        ({"job": "dcm", "words": ["rm", "dcm"], **place}, "is no `circuitdisc dcm`"),
+        ({"job": "dcm", "words": ["circuitdisc", "resume", str(tmp_path)], **place}, "is no `circuitdisc dcm`"),
+        ({"job": "resume", "words": ["circuitdisc", "resume", str(tmp_path)], **place}, "'job' is 'resume'"),
     ):
         first, *rest = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "journal.jsonl").write_text("".join([json.dumps({**json.loads(first), "command": call}) + "\n", *rest]))
-        with pytest.raises(BadRun, match="does not say which command began it"):
+        with pytest.raises(BadRun, match=f"command that began it.*{says}"):
             works_in(tmp_path)
 
 
@@ -178,7 +179,7 @@ def test_resume_goes_on_with_what_a_command_has_begun(tmp_path, monkeypatch, cap
     assert main(whole) == 0, capsys.readouterr().err
     own, calls = Memo.get, []
 
-    def stop(self: Memo, *unit: object) -> object:
+    def stop(self: Memo, *unit: Any) -> Any:
         calls.append(unit[0])
         if len(calls) == 2:
             raise KeyboardInterrupt
