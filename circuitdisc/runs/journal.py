@@ -69,7 +69,7 @@ class Journal:
         if journal.lines and isinstance(journal.lines[0].get(IDENTITY), dict) and MARK in journal.lines[0]:
             first = journal.lines.pop(0)
             journal.identity = first[IDENTITY]
-            journal.call = first[CALL] if isinstance(first.get(CALL), dict) else None
+            journal.call = first.get(CALL)
         return journal
 
     @property

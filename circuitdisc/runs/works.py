@@ -1,20 +1,21 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability, score (a judgement), or another's own
+        work.job        discover, transfer, finetune, dcm, localise, stability or score (a judgement)
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
 A run and a transfer say in their config.json all that they need; everything else says in its journal's first line which command
-began it (`calls.py`). The words are data of whoever made the folder: they go through the command line's own checks, and never
-through a shell.
+began it (`calls.py`). The words are data of whoever made the folder: one of the commands above with this
+folder as its own, which goes through the command line's checks, and never through a shell.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.errors import BadFile, BadRun, shown
 from circuitdisc.files import read_json
 from circuitdisc.runs.journal import Journal
 
@@ -81,13 +82,33 @@ def is_transfer(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("format") == TRANSFER
 
 
+@dataclass(frozen=True)
+class _Call:
+    """The command that a journal's first line names, as `calls.py` writes it."""
+
+    job: Literal["finetune", "dcm", "localise", "score", "stability"]
+    words: list[str]
+    begun_in: str
+    folder: str
+
+
 def _begun(journal: Path) -> Iterator[Work]:
-    """The work of a journal whose first line names the command that began it."""
-    call = Journal.read(journal).call or {}
-    job, words, begun_in, lay_in = (call.get(key) for key in ("job", "words", "begun_in", "folder"))
-    if isinstance(job, str) and isinstance(begun_in, str) and isinstance(lay_in, str) and isinstance(words, list):
-        words = _moved([str(word) for word in words], Path(begun_in), Path(lay_in), journal.parent.resolve())
-        yield Work(job, words, Path(begun_in) if Path(begun_in).is_dir() else Path.cwd())
+    """The work of a journal whose first line names the command that began it.
+
+    Raises:
+        BadRun: it names what is no command that goes on.
+    """
+    from circuitdisc.schemas import validate  # not at the top: the command line's help does without
+
+    if (recorded := Journal.read(journal).call) is None:
+        return
+    call = validate(_Call, recorded, f"{journal}, the command that began it", error=BadRun)
+    texts = (*call.words, call.begun_in, call.folder)
+    if call.words[:2] != ["circuitdisc", call.job] or any("\0" in text for text in texts):
+        raise BadRun(f"{journal} names {shown(call.words)} as the command that began it, which is no `circuitdisc {call.job}`")
+    begun_in = Path(call.begun_in)
+    words = _moved(call.words, begun_in, Path(call.folder), journal.parent.resolve())
+    yield Work(call.job, words, begun_in if begun_in.is_dir() else Path.cwd())
 
 
 def _moved(words: list[str], begun_in: Path, lay_in: Path, lies_in: Path) -> tuple[str, ...]:
