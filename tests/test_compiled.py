@@ -143,7 +143,7 @@ def test_values_that_nobody_attends_to_differ_and_do_not_show():
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["turned", *(pytest.param(name, marks=pytest.mark.long) for name in ("plain", "split"))])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_exact_and_acdc_find_the_true_edges(name, variant, ablation):
     case = case_of(name, variant)

@@ -33,7 +33,7 @@ def search(algorithm, metric, joint=False, **settings):
 
 @pytest.mark.parametrize(("algorithm", "joint"), [("acdc", False), ("bisect", False), ("head_ablation", False),
                                                   ("acdc", True), ("head_ablation", True)])  # fmt: skip
-@pytest.mark.parametrize("metric", ["logit_diff", "log_prob", "kl"])
+@pytest.mark.parametrize("metric", ["logit_diff", pytest.param("log_prob", marks=pytest.mark.long), "kl"])
 def test_both_sides_count_by_default_unless_the_metric_cannot_rise(algorithm, joint, metric):
     found = search(algorithm, metric, joint)
     same = search(algorithm, metric, joint, two_sided=metric != "kl")
