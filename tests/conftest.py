@@ -6,10 +6,13 @@ from contextlib import ExitStack, closing
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# `scripts/test fast` loads it; a test that wants more examples than others asks for a multiple of the profile's
+hypothesis.settings.register_profile("fast", max_examples=25)
 
 # The modules that take longest, as `pytest --durations=0` adds them up; `scripts/test fast` leaves them out.
 LONG = {

@@ -46,7 +46,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
     cut = model.cut
     assert isinstance(cut, Components)
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
-    mask = torch.tensor(mask)
+    mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(mask.copy())
     ablated = chunk.ablated.expand_as(chunk.clean)
     live = []
     constant = torch.zeros(spec.d_model, dtype=cut.dtype)

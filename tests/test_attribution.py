@@ -36,6 +36,7 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.tasks.base import Task
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", *TOYS]
+LONG_FAMILIES = [name for name in FAMILIES if name not in ("gpt2", "gemma2", "parallel")]
 KINDS = ["zero", "mean", "resample"]
 METRICS = ["logit_diff", "log_prob", "prob_diff"]
 POINTS = equal(0.0, 0.5)
@@ -58,7 +59,9 @@ def scores_of(algorithm, model, task, kind: Any = "resample", metric="log_prob",
 
 
 @pytest.mark.parametrize(("kind", "metric"), list(zip(KINDS, METRICS, strict=True)))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gemma2", "parallel", *(pytest.param(name, marks=pytest.mark.long) for name in LONG_FAMILIES)]
+)
 def test_scores_equal_the_direct_way(family, kind: Any, metric):
     model = model_of(family)
     examples, ablation, measure = random_examples(model, 4), Ablation(kind), get_metric(metric)

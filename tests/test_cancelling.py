@@ -108,7 +108,7 @@ def test_the_metric_that_is_named_sees_it(linear, algorithm):
 
 
 @pytest.mark.parametrize("algorithm", DECIDE + SCORE)
-@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("ablation", ["mean", *(pytest.param(name, marks=pytest.mark.long) for name in ("zero", "resample"))])
 def test_nothing_is_said_where_effects_do_not_cancel(algorithm, ablation):
     model = model_of("layer_norm_gated")
     _, said = discover(model, random_task(model, 6), algorithm, ablation)

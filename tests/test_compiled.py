@@ -1,6 +1,7 @@
 """Compiled programs: they compute what the program says, and searches find the edges that it has."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ BY_HAND: dict[str, dict[str, set[str]]] = {
 }  # fmt: skip
 
 
+@cache
 def case_of(name: str, variant: str = "plain", **settings) -> CompiledCase:
+    """Built once: tests only read it."""
     return build(name, n=20, n_heldout=10, **{**VARIANTS[variant], **settings})
 
 
@@ -140,7 +143,7 @@ def test_values_that_nobody_attends_to_differ_and_do_not_show():
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["turned", *(pytest.param(name, marks=pytest.mark.long) for name in ("plain", "split"))])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_exact_and_acdc_find_the_true_edges(name, variant, ablation):
     case = case_of(name, variant)
@@ -174,7 +177,7 @@ def test_plain_run_is_the_model(name):
 
 
 def test_a_new_read_is_a_new_edge():
-    case = case_of("induction", "turned")
+    case = build("induction", **VARIANTS["turned"])
     toy, graph = case.model.module, case.model.graph
     assert isinstance(toy, ToyTransformer)
     weights = dict(toy.named_parameters())
@@ -211,7 +214,7 @@ def test_examples_fit_the_model(name):
     examples = (*case.task.train, *case.task.heldout)
     check_examples(examples, [str(index) for index in range(len(examples))], case.model)
     assert len({example.clean for example in examples}) == len(examples) == 30
-    assert case_of(name).task.train == case.task.train
+    assert build(name, n=20, n_heldout=10).task.train == case.task.train
     assert case_of(name, seed=1).task.train != case.task.train
 
 

@@ -65,7 +65,7 @@ def test_it_equals_two_passes(family, receivers, sender_positions, receiver_posi
     assert moved or family == "no_norm" or receivers == ["a1.h1<k>"]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "gpt_neox"))])
 @pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("mlps", ["recompute", "freeze"])
 @pytest.mark.parametrize("norms", ["recompute", "freeze"])

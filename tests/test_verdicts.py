@@ -75,7 +75,7 @@ def has(found: Any, words: str) -> bool:
 # --- the scores of one circuit --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings().max_examples)
 @given(made_up())
 def test_the_headline_is_the_position_between_two_ends(scores):
     """With the three numbers that it is made from, wherever there are any."""
@@ -102,7 +102,7 @@ def test_the_headline_is_the_position_between_two_ends(scores):
     )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings().max_examples)
 @given(made_up())
 def test_controls_that_do_as_well_are_counted(scores):
     """The nearer to 1 the better, whichever side: a control of 1 beats 1.486, a control of 2 does not beat .9."""
@@ -126,7 +126,7 @@ def test_controls_that_do_as_well_are_counted(scores):
         assert near in {percent(value) for value in values if all(abs(value - 1) <= abs(other - 1) for other in values)}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings().max_examples)
 @given(made_up())
 def test_chance_that_outdoes_the_circuit_in_another_score_is_told(scores):
     """Where more than half of the controls have the lower KL or the higher accuracy, however near the headline is."""
@@ -143,7 +143,7 @@ def test_chance_that_outdoes_the_circuit_in_another_score_is_told(scores):
         assert has(found, told) == (not silent and len(ahead) > len(values) / 2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=3 * settings().max_examples)
 @given(made_up())
 def test_sizes_splits_and_few_examples_are_told(scores):
     found = verdict(scores)
@@ -167,7 +167,7 @@ def test_sizes_splits_and_few_examples_are_told(scores):
     assert bool(told) == apart
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=2 * settings().max_examples)
 @given(made_up())
 def test_no_sentence_promises_more_than_its_number(scores):
     found = verdict(scores)
