@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_residual
 from circuitdisc.engine.forward import Hooks, Past, forward, keys_values
 from circuitdisc.engine.gradients.memory import Shapes
 from circuitdisc.engine.masked_run import examples_in_piece
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.path_effects import ALL, Positions, positions_mask
-from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.engine.prepared import prepare
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric

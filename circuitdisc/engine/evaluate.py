@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.metrics import Labels, Metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import evaluate
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example

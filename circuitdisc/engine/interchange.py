@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import interchange_hooks
 from circuitdisc.engine.forward import forward, logits_at
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import UnknownName
 from circuitdisc.models.components import Components

@@ -21,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import edited_logits
 from circuitdisc.engine.evaluate import Values, evaluate
 from circuitdisc.engine.forward import Hooks
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph

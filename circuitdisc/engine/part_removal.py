@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.circuit import kept_heads, live_receivers
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.memory import bytes_per_token, rows_that_fit
 from circuitdisc.engine.node_removal import IncrementalNodeRemoval, bytes_of_run
 from circuitdisc.engine.parts import PartKind, without
 from circuitdisc.engine.patching import Patching, Removal
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads, live_nodes
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.circuit_run import CircuitRun
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.forward import logits_at
@@ -25,7 +26,7 @@ from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.hooked_run import HookedRemoval, hooked_run
 from circuitdisc.engine.incremental import IncrementalRemoval
 from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
-from circuitdisc.engine.prepared import Chunk, fit_means, prepare
+from circuitdisc.engine.prepared import fit_means, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words

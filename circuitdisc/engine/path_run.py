@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 

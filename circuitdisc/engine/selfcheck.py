@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.circuit_run import CircuitRun
 from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.hooked_run import hooked_run
-from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.engine.prepared import prepare
 from circuitdisc.errors import BadModel, CircuitdiscError
 from circuitdisc.models.components import Components
 from circuitdisc.models.load import read_model
