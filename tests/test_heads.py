@@ -23,7 +23,6 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
-from circuitdisc.models.components import Components
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Example, Task, collate
 
@@ -69,8 +68,7 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
     Args:
         scales: of the norm after attention, by layer, held where heads are cut; None computes them.
     """
-    cut, outputs, patterns = model.cut, outputs or {}, patterns or {}
-    assert isinstance(cut, Components)
+    cut, outputs, patterns = model.components, outputs or {}, patterns or {}
     spec, weights = cut.spec, cut.weights
     positions, length = torch.arange(len(tokens)), len(tokens)
     x = weights.W_E[torch.tensor(tokens)] * spec.embed_scale
@@ -181,12 +179,11 @@ def test_head_runs_equal_the_edge_runs(family, kind, side):
     (chunk,) = patching.hold(task.heldout)
     for seed, share in enumerate([0.0, 0.5, 1.0]):
         kept = random_heads(model, seed, share)
-        assert isinstance(model.cut, Components)
-        logits, seen = head_logits(model.cut, model.graph, chunk, kept)
+        logits, seen = head_logits(model.components, model.graph, chunk, kept)
         circuit = Circuit.from_heads(model.graph, [f"a{layer}.h{head}" for layer, head in np.argwhere(kept)])
         torch.testing.assert_close(logits, patching.circuit_logits(chunk, circuit.mask), atol=1e-9, rtol=0)
         for layer in range(model.graph.n_layers):  # from any layer on, nothing changes
-            again, rest = head_logits(model.cut, model.graph, chunk, kept, "output", layer, seen[layer])
+            again, rest = head_logits(model.components, model.graph, chunk, kept, "output", layer, seen[layer])
             assert torch.equal(again, logits)
             assert len(rest) == model.graph.n_layers - layer
 
@@ -198,8 +195,7 @@ def test_head_runs_equal_the_edge_runs_with_embeddings_apart(family):
     patching = Patching(model, Ablation("mean"), task.train)
     (chunk,) = patching.hold(task.heldout)
     kept = random_heads(model, 1)
-    assert isinstance(model.cut, Components)
-    logits, _ = head_logits(model.cut, model.graph, chunk, kept)
+    logits, _ = head_logits(model.components, model.graph, chunk, kept)
     torch.testing.assert_close(logits, patching.circuit_logits(chunk, head_circuit(model.graph, kept).mask), atol=1e-9, rtol=0)
 
 

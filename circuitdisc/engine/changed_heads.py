@@ -117,9 +117,9 @@ class MixedHeads:
 
 def changed_residual(model: Model, held: Held, hooks: Hooks) -> Float[Tensor, "N D"]:
     """The final residual at the readings under hooks, with gradients to whatever they are made of."""
-    cut = model.cut
-    assert isinstance(cut, Components), "changed heads need components"
-    x = forward(cut, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start))
+    x = forward(
+        model.components, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start)
+    )
     return x[held.reads]
 
 
@@ -130,9 +130,8 @@ def changed_logits(model: Model, held: Held, change: HeadChange | None, columns:
         change: None changes nothing.
         columns: of the answers' tokens alone, as `Labels.columns` has them; else of the whole vocabulary.
     """
-    assert isinstance(model.cut, Components), "changed heads need components"
     final = changed_residual(model, held, {} if change is None else change.hooks(held))
-    return model.cut.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
+    return model.components.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
 
 
 def metric_values(model: Model, held: Held, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:

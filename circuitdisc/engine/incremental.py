@@ -51,6 +51,10 @@ class IncrementalRemoval(IncrementalRun):
         self._changed: dict[int, np.ndarray] = {}
         self._candidates: _Candidates | None = None
 
+    def end(self) -> Float[Tensor, "1 Nr D"]:
+        """The final residual at the readings, with all accepted cuts."""
+        return self.residual()
+
     @torch.no_grad()
     def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C Nr D"]:
         """The final residual at the readings when edges into `receiver` are cut.

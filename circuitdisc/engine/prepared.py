@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
+from circuitdisc.engine.backends import full_run, runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.folded import folded_senders
-from circuitdisc.engine.full_run import FullRun, full_run
+from circuitdisc.engine.full_run import FullRun
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import log_probabilities
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
@@ -63,19 +63,10 @@ def prepare(
             tokens = ablating_tokens(ablation, batch)
             other = full_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
         ablated = _ablated_senders(model, clean, other, ablation, means, batch)
-        full_logits = logits_at_readings(model, batch, clean.residual)
-        labels = replace(batch.labels, full_logprobs=log_probabilities(full_logits))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(runner(model).full_logits(batch, clean)))
         patterns = _ablated_patterns(other, ablation, means, batch, clean)
         may_change = _may_change(model, ablation, batch)
         yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
-
-
-def logits_at_readings(model: Model, batch: PromptBatch, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "N V"]:
-    """Logits of the whole vocabulary at the readings, from a final residual."""
-    if isinstance(model.cut, Components):
-        return model.cut.unembed(residual[batch.read_example, batch.read_position][None])[0]
-    logits = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)
-    return logits[batch.read_example, batch.read_position]
 
 
 def _batches(model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right") -> Iterator[PromptBatch]:
@@ -134,7 +125,6 @@ def _ablated_patterns(
 
 def _may_change(model: Model, ablation: Ablation, batch: PromptBatch) -> Bool[Tensor, "B T"]:
     """Where a cut can change anything: see `Chunk.may_change`."""
-    causal = isinstance(model.cut, Components) and model.cut.spec.causal
-    if ablation.kind != "resample" or batch.corrupted is None or not causal:
+    if ablation.kind != "resample" or batch.corrupted is None or not model.cut.causal:
         return batch.is_token
     return ((batch.clean != batch.corrupted) & batch.is_token).cumsum(1).gt(0) & batch.is_token
