@@ -14,8 +14,9 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import Components
+from circuitdisc.models.families import all_families
 
-FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
+FAMILIES = [kind for family in all_families() for kind in family.titles]
 # Families whose own code computes norms, softmaxes or rotary angles in float32 whatever the dtype.
 OWN_FLOAT32 = {"llama", "mistral", "qwen2", "gpt_neox", "gemma2"}
 ABLATIONS = [Ablation("zero"), Ablation("mean"), Ablation("mean", scope="dataset"), Ablation("resample")]

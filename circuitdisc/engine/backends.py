@@ -75,9 +75,7 @@ class ComponentsRunner:
     model: Model
     components: Components
 
-    def full(
-        self, tokens: Int[Tensor, "B T"], is_token: Bool[Tensor, "B T"], position_ids: Int[Tensor, "B T"], keep_patterns: bool
-    ) -> FullRun:
+    def full(self, tokens: Tensor, is_token: Tensor, position_ids: Tensor, keep_patterns: bool) -> FullRun:
         return forward_run(self.components, self.model.graph, tokens, is_token, position_ids, keep_patterns)
 
     def full_logits(self, batch: PromptBatch, run: FullRun) -> Float[Tensor, "N V"]:
@@ -98,9 +96,7 @@ class HookedRunner:
     model: Model
     hooked: HookedModel
 
-    def full(
-        self, tokens: Int[Tensor, "B T"], is_token: Bool[Tensor, "B T"], position_ids: Int[Tensor, "B T"], keep_patterns: bool
-    ) -> FullRun:
+    def full(self, tokens: Tensor, is_token: Tensor, position_ids: Tensor, keep_patterns: bool) -> FullRun:
         senders, residual, _ = self.hooked.run(tokens, is_token.long(), position_ids)
         return FullRun(senders, residual)
 
