@@ -5,15 +5,13 @@
     a circuit                      its live nodes, from the embedding on   the whole model, receivers corrected
     edges cut one after the other  what each cut reaches                   a run of the whole model for each
 
-A new backend is a class like these two, and a line in `runner`. What a backend can do beside this it says itself
-(`models/backend.py`).
+A new backend is a class like these two, its name in `Runner` and a line in `runner`. What a backend can do beside this it says
+itself (`models/backend.py`).
 
-Shape letters: S senders, R receivers, B examples, T positions, D residual width, N readings, C candidates, V vocabulary, X what
-a run ends in (the final residual, or logits).
+Shape letters: S senders, R receivers, B examples, T positions, N readings, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,42 +30,6 @@ from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
 
 
-class EdgeRemoval(Protocol):
-    """Edges cut one after the other on one chunk; see `IncrementalRemoval`."""
-
-    node_evaluations: float
-
-    def end(self) -> Float[Tensor, "1 N X"]: ...
-
-    def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C N X"]: ...
-
-    def accept(self, cuts: list[int]) -> None: ...
-
-    def drop(self, receivers: list[int]) -> None: ...
-
-
-class Runner(Protocol):
-    """The runs of one backend."""
-
-    def full(
-        self, tokens: Int[Tensor, "B T"], is_token: Bool[Tensor, "B T"], position_ids: Int[Tensor, "B T"], keep_patterns: bool
-    ) -> FullRun:
-        """The whole model with nothing cut."""
-        ...
-
-    def full_logits(self, batch: PromptBatch, run: FullRun) -> Float[Tensor, "N V"]:
-        """The full model's logits at the readings, from its run on the clean prompts."""
-        ...
-
-    def circuit(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> tuple[Float[Tensor, "N V"], float]:
-        """Logits at the readings when a circuit runs, and the node evaluations that it took."""
-        ...
-
-    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> EdgeRemoval:
-        """Edges cut one after the other, from a circuit; `first` is the lowest receiver that will be visited."""
-        ...
-
-
 @dataclass(frozen=True)
 class ComponentsRunner:
     """Runs from the weights."""
@@ -76,22 +38,26 @@ class ComponentsRunner:
     components: Components
 
     def full(self, tokens: Tensor, is_token: Tensor, position_ids: Tensor, keep_patterns: bool) -> FullRun:
+        """The whole model with nothing cut; the arguments are those of `full_run`."""
         return forward_run(self.components, self.model.graph, tokens, is_token, position_ids, keep_patterns)
 
     def full_logits(self, batch: PromptBatch, run: FullRun) -> Float[Tensor, "N V"]:
+        """The full model's logits at the readings, from its run on the clean prompts."""
         return logits_at(self.components, run.residual, batch.reads)
 
     def circuit(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> tuple[Float[Tensor, "N V"], float]:
+        """Logits at the readings when a circuit runs, and the node evaluations that it took."""
         run = CircuitRun(self.components, self.model.graph, chunk, mask)
         return logits_at(self.components, run.residual, chunk.batch.reads), run.node_evaluations
 
     def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> IncrementalRemoval:
+        """Edges cut one after the other, from a circuit; `first` is the lowest receiver that will be visited."""
         return IncrementalRemoval(self.components, self.model.graph, chunk, mask, first)
 
 
 @dataclass(frozen=True)
 class HookedRunner:
-    """Runs of the whole model, with hooks."""
+    """The same, each a run of the whole model with hooks."""
 
     model: Model
     hooked: HookedModel
@@ -108,6 +74,9 @@ class HookedRunner:
 
     def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> HookedRemoval:
         return HookedRemoval(self.hooked, self.model.graph, chunk, mask)
+
+
+Runner = ComponentsRunner | HookedRunner
 
 
 def runner(model: Model) -> Runner:

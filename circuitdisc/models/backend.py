@@ -29,24 +29,16 @@ class Backend(Protocol):
     """
 
     capabilities: frozenset[Capability]
+    d_model: int
+    d_head: int
+    causal: bool
+    heads_per_group: int
 
     @property
     def dtype(self) -> torch.dtype: ...
 
     @property
     def device(self) -> torch.device: ...
-
-    @property
-    def d_model(self) -> int: ...
-
-    @property
-    def d_head(self) -> int: ...
-
-    @property
-    def causal(self) -> bool: ...
-
-    @property
-    def heads_per_group(self) -> int: ...
 
     def constant_before(self, layer: int, mlp: bool = False) -> Float[Tensor, "D"] | None:
         """Sum of the always-kept biases before a layer's attention, or its MLP; None where the backend does not know them."""
