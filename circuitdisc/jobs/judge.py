@@ -12,7 +12,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadRun, CircuitdiscError
 from circuitdisc.identity import Identity, hash_bytes
-from circuitdisc.jobs.discover import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
+from circuitdisc.jobs.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
 from circuitdisc.pages.judged import judged
 from circuitdisc.pages.judgement import judgement_parts
 from circuitdisc.pages.tables import scores_alone, text_table
