@@ -226,7 +226,7 @@ def _hash_piece(piece: memoryview) -> bytes:
 def hash_configuration(model: "Model") -> str:
     """A hash of what a model computes with its weights: its graph and its switches."""
     # without what Hugging Face notes beside: where it was read from, by what, and how it is run
-    plain = model.cut.configuration()
+    plain = model.backend.configuration()
     switches = {key: value for key, value in plain.items() if not key.startswith("_") and key not in _VOLATILE}
     what = [model.architecture, model.graph.to_dict(), switches]
     return _digest([json.dumps(what, sort_keys=True, default=str).encode()])

@@ -25,7 +25,7 @@ def pair(request):
 def test_facts_are_the_same(pair):
     fast, hooked = pair
     for fact in ("d_model", "d_head", "dtype", "device", "heads_per_group"):
-        assert getattr(fast.cut, fact) == getattr(hooked.cut, fact), fact
+        assert getattr(fast.backend, fact) == getattr(hooked.backend, fact), fact
     assert fast.graph.to_dict() == hooked.graph.to_dict()
 
 
@@ -41,8 +41,8 @@ def runs_of(model, examples, mask):
     run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
     logits, _ = runner(model).circuit(chunk, mask)
     end = runner(model).removal(chunk, mask, first=0).end()
-    near(model.cut.unembed(end)[0], logits, atol=1e-9)
-    near(model.cut.unembed(end, columns)[0], logits.gather(1, columns), atol=1e-9)
+    near(model.backend.unembed(end)[0], logits, atol=1e-9)
+    near(model.backend.unembed(end, columns)[0], logits.gather(1, columns), atol=1e-9)
     return run.senders * batch.is_token[None, :, :, None], runner(model).full_logits(batch, run), logits
 
 

@@ -106,7 +106,7 @@ def test_self_check_passes(family):
 def test_self_check_refuses_a_graph_that_is_not_the_model():
     model = model_of("no_norm")
     cut = Components(replace(model.components.spec, attn_scale=(0.123, 0.123)), model.components.weights)
-    wrong = replace(model, cut=cut)
+    wrong = replace(model, backend=cut)
     with pytest.raises(BadModel, match="the computation graph is not the model"):
         check_model(wrong)
 

@@ -85,8 +85,8 @@ def runner(model: Model) -> Runner:
     Raises:
         BadSetting: nobody runs this backend.
     """
-    if isinstance(model.cut, HookedModel):  # each runner needs its own backend by type
-        return HookedRunner(model, model.cut)
+    if isinstance(model.backend, HookedModel):  # each runner needs its own backend by type
+        return HookedRunner(model, model.backend)
     return ComponentsRunner(model, model.components)
 
 

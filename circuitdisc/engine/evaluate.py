@@ -68,7 +68,7 @@ def of_columns(batch: PromptBatch, labels: Labels, unembed: Unembed, metric: Met
 
 def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metric: Metric) -> Float[Tensor, "C B"]:
     """One metric from final residuals at the readings (of models that run by hooks: from the logits there)."""
-    return of_columns(chunk.batch, chunk.labels, partial(model.cut.unembed, final), metric)
+    return of_columns(chunk.batch, chunk.labels, partial(model.backend.unembed, final), metric)
 
 
 def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric) -> int:

@@ -63,4 +63,4 @@ def _itemsize(model: Model) -> int:
 
 
 def _width(model: Model) -> int:
-    return model.cut.d_model
+    return model.backend.d_model

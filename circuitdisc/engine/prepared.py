@@ -125,6 +125,6 @@ def _ablated_patterns(
 
 def _may_change(model: Model, ablation: Ablation, batch: PromptBatch) -> Bool[Tensor, "B T"]:
     """Where a cut can change anything: see `Chunk.may_change`."""
-    if ablation.kind != "resample" or batch.corrupted is None or not model.cut.causal:
+    if ablation.kind != "resample" or batch.corrupted is None or not model.backend.causal:
         return batch.is_token
     return ((batch.clean != batch.corrupted) & batch.is_token).cumsum(1).gt(0) & batch.is_token

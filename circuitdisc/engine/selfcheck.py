@@ -57,9 +57,9 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
         BadModel: the cut model is not the module.
     """
     own = model.own_logits
-    if not own.checked(model.cut):
+    if not own.checked(model.backend):
         check_model(model)
-        own.set_checked(model.cut)
+        own.set_checked(model.backend)
     if examples and own.extras():
         _compare(model, {OWN: _against_own(model, examples[:EXAMPLES_COMPARED])})
 
@@ -83,7 +83,7 @@ def check_model(model: Model) -> dict[str, float]:
             "sum of all senders against the final residual": _sum_of_parts(model, examples),
             OWN: _against_own(model, examples),
         }
-        constant = model.cut.constant_before(model.graph.n_layers)
+        constant = model.backend.constant_before(model.graph.n_layers)
         if constant is not None:
             differences["empty circuit against every sender cut"] = _empty(model, constant, examples)
     except CircuitdiscError:
@@ -125,7 +125,7 @@ def _reason(model: Model, wrong: str) -> str:
     if extras:
         more = f" (and {len(extras) - 1} more)" if len(extras) > 1 else ""
         return f"The module does more than its weights: {extras[0][:90]}{more}. Remove it, or make it part of the weights"
-    if model.own_logits.was_checked(model.cut):
+    if model.own_logits.was_checked(model.backend):
         return "The module was changed after it was wrapped: wrap it again"
     family = find_family(model.architecture)
     if family is not None and family.not_by_hooks and not model.can("partial runs"):
@@ -144,7 +144,7 @@ def _against_own(model: Model, examples: Sequence[Example]) -> float:
 def _empty(model: Model, constant: Float[Tensor, "D"], examples: Sequence[Example]) -> float:
     chunk = _chunk(model, examples)
     empty = _logits(model, chunk, np.zeros_like(model.graph.edge_mask))
-    return _difference(empty, model.cut.unembed(constant.expand(1, len(empty), -1))[0])
+    return _difference(empty, model.backend.unembed(constant.expand(1, len(empty), -1))[0])
 
 
 def _chunk(model: Model, examples: Sequence[Example]) -> Chunk:
@@ -168,7 +168,7 @@ def _sum_of_parts(model: Model, examples: list[Example]) -> float:
     run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
     rest = (run.residual - run.senders.sum(0))[batch.is_token]
     # beside the senders there are only biases, the same at every token
-    constant = model.cut.constant_before(model.graph.n_layers)
+    constant = model.backend.constant_before(model.graph.n_layers)
     constant = rest.mean(0) if constant is None else constant
     return _difference(rest + run.residual[batch.is_token], constant + run.residual[batch.is_token])
 

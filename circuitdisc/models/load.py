@@ -115,7 +115,7 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
     return Model(
         name=name,
         graph=spec.graph(split_embeddings),
-        cut=Components(spec, _detached(weights)),
+        backend=Components(spec, _detached(weights)),
         module=toy,
         own_logits=OwnRun(toy, lambda tokens, mask, positions: toy(tokens, mask)),
         tokenizer=None,
@@ -155,12 +155,12 @@ def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: 
     try:
         if family is None:
             hooked = HookedModel(module, name)
-            cut: Backend = hooked
+            backend: Backend = hooked
             graph, sizes = hooked.graph, (hooked.d_vocab, hooked.d_vocab, hooked.n_ctx)
         else:
             with evaluated(module), torch.no_grad():
                 spec, weights = family.translate(module)
-            cut = Components(spec, _detached(weights))
+            backend = Components(spec, _detached(weights))
             graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
     except CircuitdiscError:
         raise
@@ -171,7 +171,7 @@ def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: 
         raise BadModel(
             f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})"
         ) from error
-    return Model(name, graph, cut, module, own, tokenizer, *sizes, architecture=model_type)
+    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=model_type)
 
 
 def _detached(weights: Any) -> Any:

@@ -102,7 +102,7 @@ class HeadsOnly(TrainerCallback):
 
 def shared_heads(model: Model, heads: Bool[np.ndarray, "L H"]) -> list[str]:
     """The other heads that change with these, since they read the same keys and values."""
-    size = model.cut.heads_per_group
+    size = model.backend.heads_per_group
     groups = heads.reshape(heads.shape[0], -1, size).any(-1, keepdims=True)
     changed = np.broadcast_to(groups, (heads.shape[0], heads.shape[1] // size, size)).reshape(heads.shape)
     names = head_names(model.graph)

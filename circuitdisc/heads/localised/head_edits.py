@@ -92,9 +92,9 @@ class HeadEdit:
                 raise GraphMismatch(
                     f"'{name}' is not a head of {model.name} ({model.graph.describe()}); heads are written a0.h0"
                 )
-        if self.vectors is not None and self.vectors.shape[1] != model.cut.d_head:
+        if self.vectors is not None and self.vectors.shape[1] != model.backend.d_head:
             raise GraphMismatch(
-                f"the edit's vectors are {self.vectors.shape[1]} wide, and heads of {model.name} {model.cut.d_head}: it "
+                f"the edit's vectors are {self.vectors.shape[1]} wide, and heads of {model.name} {model.backend.d_head}: it "
                 "was learned in another architecture"
             )
 
