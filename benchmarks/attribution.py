@@ -29,10 +29,9 @@ from torch import Tensor
 
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example, PromptBatch, Task, collate
 
 RESULTS = Path(__file__).parent / "results" / "ATTRIBUTION.md"
@@ -92,8 +91,7 @@ def ours(model: Model, task: Task, algorithm: str, **settings: object) -> np.nda
 
 def direct_eap(model: Model, task: Task) -> np.ndarray:
     """EAP with one buffer of differences [S, B T D], and a leaf for the input of every receiver."""
-    cut, graph, batch = model.cut, model.graph, collate(task.train)
-    assert isinstance(cut, Components)
+    cut, graph, batch = model.components, model.graph, collate(task.train)
     assert batch.corrupted is not None
     clean, corrupted = (
         full_run(model, tokens, batch.is_token, batch.position_ids).senders for tokens in (batch.clean, batch.corrupted)

@@ -28,7 +28,7 @@ from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
 from circuitdisc.engine.gradients.memory import Gradient, Shapes, buffer_bytes, examples_in_budget, peak_bytes
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
-from circuitdisc.models.components import Components, ModelSpec
+from circuitdisc.models.components import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "ATTRIBUTION_MEMORY.md"
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -78,8 +78,7 @@ def measure(name: str, dtype: str, algorithm: str, metric: str, n: int, length: 
     before = resident()
     reset_peak()
     function(model, task, cd.Ablation("resample"), context)
-    assert isinstance(model.cut, Components)
-    shapes, gradient = Shapes.of(model.cut, get_metric(metric)), GRADIENTS[algorithm]
+    shapes, gradient = Shapes.of(model.components, get_metric(metric)), GRADIENTS[algorithm]
     chunk = examples_in_budget(shapes, 2**40, task.train, gradient, None)
     return peak_bytes(shapes, chunk, length, gradient), rise(before)
 

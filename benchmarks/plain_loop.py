@@ -12,17 +12,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import Components, NormWeights
+from circuitdisc.models.components import NormWeights
 
 
 @torch.no_grad()
 def masked_run(model: Model, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
     """Logits at the readings: every receiver reads each sender live if its edge is kept, else ablated."""
-    cut, graph, batch = model.cut, model.graph, chunk.batch
-    assert isinstance(cut, Components)
+    cut, graph, batch = model.components, model.graph, chunk.batch
     spec, weights, n_heads = cut.spec, cut.weights, cut.spec.n_heads
     keep = torch.from_numpy(mask.astype(np.float32)).to(chunk.clean)
     S, B, T, D = chunk.clean.shape

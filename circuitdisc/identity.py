@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -225,13 +225,9 @@ def _hash_piece(piece: memoryview) -> bytes:
 
 def hash_configuration(model: "Model") -> str:
     """A hash of what a model computes with its weights: its graph and its switches."""
-    spec = getattr(model.cut, "spec", None)
-    config: Any = getattr(model.module, "config", None)
-    if spec is not None:
-        switches = asdict(spec)
-    else:  # run by hooks: what Hugging Face has, but for where it was read from, by what, and how it is run
-        plain = config.to_dict() if hasattr(config, "to_dict") else {}
-        switches = {key: value for key, value in plain.items() if not key.startswith("_") and key not in _VOLATILE}
+    # without what Hugging Face notes beside: where it was read from, by what, and how it is run
+    plain = model.backend.configuration()
+    switches = {key: value for key, value in plain.items() if not key.startswith("_") and key not in _VOLATILE}
     what = [model.architecture, model.graph.to_dict(), switches]
     return _digest([json.dumps(what, sort_keys=True, default=str).encode()])
 

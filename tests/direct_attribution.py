@@ -10,7 +10,6 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import Components
 
 
 def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torch.Tensor:
@@ -21,8 +20,7 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
         leaves: receiver index -> what is added to its input.
         leaf_patterns: (layer, head) -> what is added to its attention pattern.
     """
-    cut = model.cut
-    assert isinstance(cut, Components)
+    cut = model.components
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
     live: list[torch.Tensor] = []
     constant = torch.zeros(spec.d_model, dtype=cut.dtype)
@@ -152,7 +150,7 @@ def direct_between_activations(model, ablation, examples, metric, points, of_emb
 def direct_atp(model, ablation, examples, metric):
     """Edge by edge: the changed q or k input is passed through exactly, and from the pattern on the effect is linear."""
     chunk, delta = big_buffer(model, ablation, examples)
-    cut, graph, batch = model.cut, model.graph, chunk.batch
+    cut, graph, batch = model.components, model.graph, chunk.batch
     spec, weights = cut.spec, cut.weights
     patterns: dict = {}
     leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(graph.n_receivers)}

@@ -10,7 +10,6 @@ import torch
 from reference import norm, rotate, run_mlp, unembed
 
 from circuitdisc.metrics import METRICS
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only"]
@@ -47,8 +46,7 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
     Args:
         scales: of the norm after attention, by layer, held where heads are cut; None computes them.
     """
-    cut, outputs, patterns = model.cut, outputs or {}, patterns or {}
-    assert isinstance(cut, Components)
+    cut, outputs, patterns = model.components, outputs or {}, patterns or {}
     spec, weights = cut.spec, cut.weights
     positions, length = torch.arange(len(tokens)), len(tokens)
     x = weights.W_E[torch.tensor(tokens)] * spec.embed_scale

@@ -10,7 +10,7 @@ import torch
 
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import ACTIVATIONS, Components
+from circuitdisc.models.components import ACTIVATIONS
 
 
 def norm(spec, x, weights):
@@ -43,8 +43,7 @@ def rotate(x, positions, frequencies):
 
 def masked_run(model: Model, chunk, mask) -> torch.Tensor:
     """Logits at the readings [N, V]: every receiver reads each sender live if its edge is kept, else ablated."""
-    cut = model.cut
-    assert isinstance(cut, Components)
+    cut = model.components
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
     mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(mask.copy())
     ablated = chunk.ablated.expand_as(chunk.clean)

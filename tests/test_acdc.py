@@ -20,7 +20,6 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Task
 
 
@@ -83,9 +82,8 @@ def test_same_decisions_as_the_sequential_walk(
     """In every combination of options: prompts of unequal length, differing early or late, in one batch or in several."""
     model = random_graph(family, seed, split)
     task = Task("random", tuple(random_examples(model, 3, seed, first_change)), ())
-    assert isinstance(model.cut, Components)
     if memory == "small":  # one example at a time
-        memory = 10 * 8 * COPIES_OF_SENDERS * model.graph.n_senders * model.cut.spec.d_model * 3
+        memory = 10 * 8 * COPIES_OF_SENDERS * model.graph.n_senders * model.components.spec.d_model * 3
     rule = {"threshold": threshold, "relative": relative and metric != "kl", "two_sided": two_sided, "order": order}
     found = acdc(model, task, Ablation(kind), context(metric, memory=memory), speculation=speculation, **rule)
     mask, decisions = sequential_acdc(model, task, Ablation(kind), metric, **rule)
@@ -143,7 +141,7 @@ def whole_model_metric(model, chunks, mask, metric):
 
 
 def dense_run(model, chunk, mask):
-    spec, weights, graph, batch = model.cut.spec, model.cut.weights, model.graph, chunk.batch
+    spec, weights, graph, batch = model.components.spec, model.components.weights, model.graph, chunk.batch
     keep = torch.as_tensor(mask).to(chunk.clean)
     ablated = chunk.ablated.expand_as(chunk.clean)
     live = torch.zeros_like(chunk.clean)

@@ -24,14 +24,12 @@ from circuitdisc.engine.gradients.memory import (
 )
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 
 FULL = Gradient(at_full=True)
 
 
 def shapes_of(family="llama"):
-    cut = model_of(family).cut
-    assert isinstance(cut, Components)
+    cut = model_of(family).components
     return Shapes.of(cut, get_metric("log_prob"))
 
 

@@ -14,8 +14,9 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import Components
+from circuitdisc.models.families import all_families
 
-FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
+FAMILIES = [kind for family in all_families() for kind in family.titles]
 # Families whose own code computes norms, softmaxes or rotary angles in float32 whatever the dtype.
 OWN_FLOAT32 = {"llama", "mistral", "qwen2", "gpt_neox", "gemma2"}
 ABLATIONS = [Ablation("zero"), Ablation("mean"), Ablation("mean", scope="dataset"), Ablation("resample")]
@@ -104,9 +105,8 @@ def test_self_check_passes(family):
 
 def test_self_check_refuses_a_graph_that_is_not_the_model():
     model = model_of("no_norm")
-    assert isinstance(model.cut, Components)
-    cut = Components(replace(model.cut.spec, attn_scale=(0.123, 0.123)), model.cut.weights)
-    wrong = replace(model, cut=cut)
+    cut = Components(replace(model.components.spec, attn_scale=(0.123, 0.123)), model.components.weights)
+    wrong = replace(model, backend=cut)
     with pytest.raises(BadModel, match="the computation graph is not the model"):
         check_model(wrong)
 

@@ -32,7 +32,7 @@ PACKAGE = {
             def long(self, a, b, c, d, e, f, g, h, i, j, *, k): ...
 
         def asks(model, ablation, node):
-            if isinstance(model.cut, Components) or isinstance(model, int):
+            if isinstance(model.backend, Components) or isinstance(model, int):
                 return ablation.kind == "mean" and node.kind == "head"
             return ablation.kind in ("zero", "resample")
         """,

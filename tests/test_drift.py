@@ -12,13 +12,12 @@ import circuitdisc as cd
 from circuitdisc.checkpoints.drift import drift
 from circuitdisc.checkpoints.weight_change import head_weights, weight_change
 from circuitdisc.cli import main
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.head_outputs import head_outputs
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.heads.base import head_names
 from circuitdisc.models import cut_hugging_face
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example
 
 QUICK = ["task=tpp", "task.n=4", "task.n_heldout=12", "key=c1", "progress=false"]
@@ -42,8 +41,7 @@ def examples(n=6, d_vocab=40, seed=0):
 def moved(model, layer, head, by=0.5):
     """A copy of a model with one head's W_Q and W_O changed."""
     other = cut_hugging_face(copy.deepcopy(model.module), name="moved")
-    assert isinstance(other.cut, Components)
-    block = other.cut.weights.layers[layer]  # in the module's own memory
+    block = other.components.weights.layers[layer]  # in the module's own memory
     W_O = block.W_O[head]
     block.W_Q[head] *= 1 + by
     W_O += by * torch.randn(W_O.shape, dtype=W_O.dtype, generator=torch.Generator().manual_seed(1))

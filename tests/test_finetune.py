@@ -299,7 +299,7 @@ def test_head_masks_are_those_that_the_components_read(family: str) -> None:
     heads = np.zeros((model.graph.n_layers, 4), bool)
     heads[1, [0, 3]] = True
     masks = head_parameters(module, heads)
-    block = model.cut.weights.layers[1]  # pyright: ignore[reportAttributeAccessIssue] - these families have fast components
+    block = model.components.weights.layers[1]
     kv = [0, 3] if block.W_K.shape[0] == 4 else [0, 1]
     named = (("W_Q", [0, 3]), ("W_O", [0, 3]), ("b_Q", [0, 3]), ("W_K", kv), ("W_V", kv), ("b_K", kv), ("b_V", kv))
     expected = sum(getattr(block, name)[rows].numel() for name, rows in named if getattr(block, name) is not None)

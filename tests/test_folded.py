@@ -20,7 +20,6 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import cut_hugging_face, cut_toy
-from circuitdisc.models.components import Components
 
 METRIC = get_metric("log_prob")
 RAW, FOLDED = Ablation("zero"), Ablation("zero_folded")
@@ -111,9 +110,8 @@ def test_the_constants_are_what_heads_write_from_biases_alone():
     """Shift times W_V plus b_V, times W_O, head by head; every other sender carries 0."""
     module = toy("layer_norm_gated").double()
     model = cut_toy(module, name="toy")
-    assert isinstance(model.cut, Components)
     constants = folded_senders(model)[:, 0, 0]
-    for layer, block in enumerate(model.cut.weights.layers):
+    for layer, block in enumerate(model.components.weights.layers):
         for head in range(model.graph.n_heads):
             assert block.norm_attention.shift is not None
             assert block.b_V is not None
@@ -169,8 +167,7 @@ def test_what_has_no_such_zero_is_refused():
     slow = model_of("gpt2", components="hooks")
     with pytest.raises(BadSetting, match="zero_folded"):
         cd.discover(slow, random_task(slow), "acdc", ablation="zero_folded", allow_chance=True)
-    coupled = model_of("gemma2").cut  # whose norm behind attention couples the heads; value biases are given to it here
-    assert isinstance(coupled, Components)
+    coupled = model_of("gemma2").components  # whose norm behind attention couples the heads; value biases are given to it here
     layers = [replace(block, b_V=torch.ones_like(block.W_V[:, 0])) for block in coupled.weights.layers]
     coupled.weights = replace(coupled.weights, layers=tuple(layers))
     with pytest.raises(BadSetting, match="norm behind attention"):

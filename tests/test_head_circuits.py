@@ -15,7 +15,6 @@ from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import METRICS
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example, Task
 
 
@@ -30,12 +29,11 @@ def test_head_runs_equal_the_edge_runs(family, kind, side):
     (chunk,) = patching.hold(task.heldout)
     for seed, share in enumerate([0.0, 0.5, 1.0]):
         kept = random_heads(model, seed, share)
-        assert isinstance(model.cut, Components)
-        logits, seen = head_logits(model.cut, model.graph, chunk, kept)
+        logits, seen = head_logits(model.components, model.graph, chunk, kept)
         circuit = Circuit.from_heads(model.graph, [f"a{layer}.h{head}" for layer, head in np.argwhere(kept)])
         torch.testing.assert_close(logits, patching.circuit_logits(chunk, circuit.mask), atol=1e-9, rtol=0)
         for layer in range(model.graph.n_layers):  # from any layer on, nothing changes
-            again, rest = head_logits(model.cut, model.graph, chunk, kept, "output", layer, seen[layer])
+            again, rest = head_logits(model.components, model.graph, chunk, kept, "output", layer, seen[layer])
             assert torch.equal(again, logits)
             assert len(rest) == model.graph.n_layers - layer
 
@@ -47,8 +45,7 @@ def test_head_runs_equal_the_edge_runs_with_embeddings_apart(family):
     patching = Patching(model, Ablation("mean"), task.train)
     (chunk,) = patching.hold(task.heldout)
     kept = random_heads(model, 1)
-    assert isinstance(model.cut, Components)
-    logits, _ = head_logits(model.cut, model.graph, chunk, kept)
+    logits, _ = head_logits(model.components, model.graph, chunk, kept)
     torch.testing.assert_close(logits, patching.circuit_logits(chunk, head_circuit(model.graph, kept).mask), atol=1e-9, rtol=0)
 
 

@@ -9,7 +9,6 @@ from models import TOYS, model_of, shared
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.heads import logit_attribution
 from circuitdisc.heads.base import mean_intervals
-from circuitdisc.models.components import Components
 from circuitdisc.stats import interval, partition
 from circuitdisc.tasks.base import Example, Task
 
@@ -204,8 +203,7 @@ def test_bad_input_gets_a_sentence():
 
 def test_the_cut_model_is_left_as_it_was():
     """`mlp` in two steps is `mlp`; a cap is left out only where that is asked for."""
-    cut = shared("gemma2").cut
-    assert isinstance(cut, Components)
+    cut = shared("gemma2").components
     x = torch.randn(2, 3, cut.spec.d_model, dtype=cut.dtype)
     assert torch.equal(cut.mlp_output(0, cut.hidden(0, x)), cut.mlp(0, x))
     cap = cut.spec.logit_softcap

@@ -17,7 +17,6 @@ from circuitdisc.errors import BadModel, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads import neuron_table, neuron_tokens, neurons
 from circuitdisc.heads.neurons.importance import rise
 from circuitdisc.metrics import METRICS
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
 # transformers computes root-mean-square norms and rotary angles in float32, whatever the model's precision
@@ -136,7 +135,7 @@ def slow_importance(model, family, example, method, without=()):
     """Importance of every neuron [L, M] on one example, heads in `without` made to write nothing."""
     module, found = model.module, {}
     blocks = blocks_of(family, module)
-    width = model.cut.spec.d_head
+    width = model.components.spec.d_head
 
     def silence(layer):
         def change(z):
@@ -168,7 +167,7 @@ def slow_importance(model, family, example, method, without=()):
         for reading, position in enumerate(example.positions):
             final = found["final"][position]
             centred = final - final.mean() if family in ("gpt2", "gpt_neox") else final
-            scale = (centred.pow(2).mean() + model.cut.spec.eps).sqrt()
+            scale = (centred.pow(2).mean() + model.components.spec.eps).sqrt()
             base = found["before", layer][position] if method == "added" else final
             for neuron in range(W_out.shape[0]):
                 v = found["hidden", layer][position, neuron] * W_out[neuron]
@@ -232,8 +231,7 @@ def test_parallel_blocks_leave_out_their_own_mlp_alone():
     """GPT-NeoX: the residual that a neuron is added to has the block's attention in it; all neurons together are the MLP."""
     model = shared("gpt_neox")
     (example,) = random_examples(model, 2)[1:]
-    cut = model.cut
-    assert isinstance(cut, Components)
+    cut = model.components
     patching = Patching(model, Ablation("zero"), [example])
     last = model.graph.n_layers - 1
     trace = NeuronRuns(patching, None).trace([example], [last])
@@ -275,8 +273,7 @@ def test_mask_and_keep_tables_are_masked_runs():
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "layer_norm_gated"])
 def test_tokens_of_a_neuron_are_those_that_its_row_raises(family):
     model = shared(family)
-    cut = model.cut
-    assert isinstance(cut, Components)
+    cut = model.components
     for name, layer, index in (("m0.n3", 0, 3), ("m1.n11", 1, 11)):
         block = cut.weights.layers[layer]
         assert block.W_out is not None

@@ -126,10 +126,10 @@ def test_the_same_weights_under_other_switches_are_another_model():
     model = model_of("gpt2")
     same = model_of("gpt2")
     assert hash_configuration(model) == hash_configuration(same)
-    spec = model.cut.spec  # pyright: ignore[reportAttributeAccessIssue] - it has fast components
-    other_cut = copy.copy(model.cut)
+    spec = model.components.spec
+    other_cut = copy.copy(model.components)
     other_cut.spec = replace(spec, eps=2 * spec.eps)  # pyright: ignore[reportAttributeAccessIssue]
-    assert hash_configuration(replace(model, cut=other_cut)) != hash_configuration(model)
+    assert hash_configuration(replace(model, backend=other_cut)) != hash_configuration(model)
     assert hash_configuration(model_of("gpt2", split_embeddings=True)) != hash_configuration(model)
     assert hash_weights(model.module) == hash_weights(model_of("gpt2", split_embeddings=True).module)
 

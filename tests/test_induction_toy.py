@@ -5,7 +5,7 @@ import pytest
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.tasks.base import collate
 
 

@@ -10,26 +10,23 @@ from models import model_of
 from reference import norm
 
 import circuitdisc as cd
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.information_flow import Flow, edge_widths
 from circuitdisc.errors import BadSetting
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only", "bidirectional"]
 
 
 def flow_of(model, batch):
-    assert isinstance(model.cut, Components)
-    return Flow(model, model.cut, batch)
+    return Flow(model, model.components, batch)
 
 
 class Literal:
     """All messages of one unpadded example, as vectors."""
 
     def __init__(self, model, example):
-        self.model, self.graph, self.cut = model, model.graph, model.cut
-        assert isinstance(self.cut, Components)
+        self.model, self.graph, self.cut = model, model.graph, model.components
         self.batch = collate([example])
         self.run = full_run(model, self.batch.clean, self.batch.is_token, self.batch.position_ids, keep_patterns=True)
         self.length = self.batch.clean.shape[1]

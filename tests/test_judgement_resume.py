@@ -25,7 +25,6 @@ from circuitdisc.errors import BadFile, BadRun, BadSetting
 from circuitdisc.jobs import judge as judging
 from circuitdisc.jobs.judge import Judgement, judge
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.schemas import validate
 from circuitdisc.scoring import stability as stability_module
 from circuitdisc.scoring.completeness import Completeness, completeness
@@ -73,12 +72,11 @@ def test_sets_of_nodes_taken_out_of_one_run_equal_masked_runs(family, kind, whol
 def test_runs_are_held_while_they_fit(room, runs):
     """Too little memory: each set is a run of its own. A little more: one run is held at a time. All give the same."""
     model = shared("gpt2")
-    assert isinstance(model.cut, Components)
     task, metric, graph = random_task(model, n=4), get_metric("logit_diff"), model.graph
     needed = bytes_per_token(model) * 4 * max(map(len, task.heldout))
     circuit, sets = some_circuit(graph, 3), [("m0",), ("a1.h1", "m2"), ()]
     values, n_tokens = [], 4 * max(map(len, task.heldout))
-    most = max(bytes_of_run(model.cut, graph, mask, n_tokens) for mask in (circuit.mask, graph.edge_mask))
+    most = max(bytes_of_run(model.components, graph, mask, n_tokens) for mask in (circuit.mask, graph.edge_mask))
     for memory in (needed + int(room * most), "4GiB"):
         patching = Patching(model, Ablation("zero"), task.train, memory=memory)
         removal = PartRemoval(patching, task.heldout, metric, "node")

@@ -22,7 +22,6 @@ from circuitdisc.heads.localised.fit import EditFit, Learner, Splits, head_norms
 from circuitdisc.heads.localised.head_edits import HeadEdit, evaluate_edit
 from circuitdisc.heads.localised.localised import localised
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Task
 
 HEADS = ("a0.h1", "a1.h2", "a1.h0", "a2.h3")
@@ -126,8 +125,7 @@ def test_task_vectors_are_means_over_the_module():
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox", "gemma2", "attention_only", "parallel", "bidirectional"])
 def test_edits_that_do_nothing_change_nothing(family):
     model, names = shared(family), ("a0.h0", "a1.h3")
-    assert isinstance(model.cut, Components)
-    width = model.cut.spec.d_head
+    width = model.components.spec.d_head
     zeros = torch.zeros(2, width, dtype=torch.float64)
     nothing = [
         HeadEdit("offset", names, zeros),

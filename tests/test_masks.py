@@ -18,25 +18,19 @@ from circuitdisc.discovery.edge_pruning import EdgeMasks
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.discovery.soft_topk import SoftTopK, soft_top_k
 from circuitdisc.discovery.subnetwork_probing import PricedMasks
+from circuitdisc.engine.forward import logits_at
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.masked_run import MaskedRun, MaskedRuns, masked_values
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import logits_at_readings
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", *TOYS]
 KINDS = ["zero", "mean", "resample"]
 LEARNED = ["edge_pruning", "subnetwork_probing", "soft_topk"]
-
-
-def components(model):
-    assert isinstance(model.cut, Components)
-    return model.cut
 
 
 def random_mask(model, seed=0, hard=True):
@@ -54,7 +48,8 @@ def test_a_mask_of_zeros_and_ones_is_the_run_of_the_circuit(family, kind: Any):
     examples = random_examples(model, 5)
     (chunk,) = Patching(model, Ablation(kind), examples).hold(examples)
     mask = random_mask(model)
-    found = logits_at_readings(model, chunk.batch, MaskedRun(components(model), model.graph, chunk, mask.double()).residual)
+    run = MaskedRun(model.components, model.graph, chunk, mask.double())
+    found = logits_at(model.components, run.residual, chunk.batch.reads)
     assert float((found - masked_run(model, chunk, mask.numpy())).abs().max()) < 1e-9
 
 
@@ -105,8 +100,8 @@ def test_one_row_serves_all_receivers():
     (chunk,) = Patching(model, Ablation("mean"), examples).hold(examples)
     row = random_mask(model, hard=False)[-1:].requires_grad_()
     edges = torch.from_numpy(model.graph.edge_mask.copy())
-    found = masked_values(components(model), model.graph, chunk, row, metric)
-    wanted = masked_values(components(model), model.graph, chunk, row * edges, metric)
+    found = masked_values(model.components, model.graph, chunk, row, metric)
+    wanted = masked_values(model.components, model.graph, chunk, row * edges, metric)
     torch.testing.assert_close(found, wanted)
     of_row, of_edges = (torch.autograd.grad(values.sum(), row)[0] for values in (found, wanted))
     torch.testing.assert_close(of_row, of_edges)

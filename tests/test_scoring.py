@@ -18,7 +18,7 @@ from scipy import stats
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.controls import random_circuits
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph

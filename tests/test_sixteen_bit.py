@@ -9,11 +9,11 @@ from examples import random_task
 from models import model_of
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.cross.cache import keep_activations
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.forward import logits_at
 from circuitdisc.engine.memory import rows_that_fit
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import logits_at_readings
 from circuitdisc.metrics import METRICS, Metric, log_probabilities
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -34,7 +34,7 @@ def patched(request):
 def own_logits(model, batch):
     """Logits of the whole model on the clean prompts, as they were computed for the divergence."""
     run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
-    return logits_at_readings(model, batch, run.residual)
+    return logits_at(model.components, run.residual, batch.reads)
 
 
 def in_float64(metric, logits, full_logits, labels):

@@ -6,11 +6,10 @@ from examples import random_examples
 from models import model_of
 
 import circuitdisc as cd
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.forward import POINTS
-from circuitdisc.engine.full_run import full_run
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
 FAMILIES = ["gpt2", "llama", "gemma2", "gpt_neox", "parallel", "attention_only", "bidirectional", "rms_rotary_grouped"]
@@ -42,8 +41,7 @@ def test_prompts_of_unequal_length_do_not_touch_each_other(family):
 def test_what_is_kept_adds_up_as_the_layers_do(family):
     model = model_of(family)
     _, cache = cd.run_with_cache(model, rows_of(model))
-    assert isinstance(model.cut, Components)
-    graph, layers = model.graph, model.cut.weights.layers
+    graph, layers = model.graph, model.components.weights.layers
     for layer in range(graph.n_layers):
         at = {point: values[layer] for point, values in cache.items() if len(values) > layer}
         b_O = layers[layer].b_O

@@ -9,7 +9,7 @@ import math
 import torch
 from reference import rotate, unembed
 
-from circuitdisc.models.components import ACTIVATIONS, Components
+from circuitdisc.models.components import ACTIVATIONS
 
 
 def size_of(spec, x):
@@ -39,8 +39,7 @@ class PlainRun:
     """
 
     def __init__(self, model, chunk, outputs=None, frozen=None, inputs=None, sizes=None):
-        cut = model.cut
-        assert isinstance(cut, Components)
+        cut = model.components
         self.model, self.chunk, self.spec, self.weights = model, chunk, cut.spec, cut.weights
         self.outputs, self.frozen, self.inputs, self.sizes = outputs or {}, frozen or {}, inputs or {}, sizes or {}
         self.read, self.written = {}, {}

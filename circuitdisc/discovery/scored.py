@@ -17,7 +17,6 @@ from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, starts_at_nothing
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
 
@@ -87,5 +86,5 @@ def takes_gauss(points: str, model: Model, ablation: Ablation) -> bool:
     """
     check_choice("points", points, get_args(Points))
     if points == "auto":
-        return isinstance(model.cut, Components) and starts_at_nothing(ablation, model.cut.spec)
+        return model.can("gradients") and starts_at_nothing(ablation, model.components.spec)
     return points == "gauss"

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Prompts
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadTask

@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_residual
 from circuitdisc.engine.forward import Hooks, Past, forward, keys_values
 from circuitdisc.engine.gradients.memory import Shapes
 from circuitdisc.engine.masked_run import examples_in_piece
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.path_effects import ALL, Positions, positions_mask
-from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.engine.prepared import prepare
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
@@ -116,9 +117,9 @@ class MixedHeads:
 
 def changed_residual(model: Model, held: Held, hooks: Hooks) -> Float[Tensor, "N D"]:
     """The final residual at the readings under hooks, with gradients to whatever they are made of."""
-    cut = model.cut
-    assert isinstance(cut, Components), "changed heads need components"
-    x = forward(cut, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start))
+    x = forward(
+        model.components, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start)
+    )
     return x[held.reads]
 
 
@@ -129,9 +130,8 @@ def changed_logits(model: Model, held: Held, change: HeadChange | None, columns:
         change: None changes nothing.
         columns: of the answers' tokens alone, as `Labels.columns` has them; else of the whole vocabulary.
     """
-    assert isinstance(model.cut, Components), "changed heads need components"
     final = changed_residual(model, held, {} if change is None else change.hooks(held))
-    return model.cut.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
+    return model.components.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
 
 
 def metric_values(model: Model, held: Held, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.circuit import live_nodes
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.reach import Reach
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components, Frame

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Target
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.forward import Hooks, forward, logits_at
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
 

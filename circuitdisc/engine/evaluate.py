@@ -7,14 +7,14 @@ Shape letters: B examples, C rows, N readings, V vocabulary, W columns of the un
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.metrics import Labels, Metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
 
@@ -68,14 +68,7 @@ def of_columns(batch: PromptBatch, labels: Labels, unembed: Unembed, metric: Met
 
 def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metric: Metric) -> Float[Tensor, "C B"]:
     """One metric from final residuals at the readings (of models that run by hooks: from the logits there)."""
-    cut = model.cut
-
-    def unembed(columns: Int[Tensor, "N W"] | None) -> Float[Tensor, "C N W"]:
-        if isinstance(cut, Components):
-            return cut.unembed(final, columns)
-        return final if columns is None else final.gather(-1, columns.expand(final.shape[0], -1, -1))
-
-    return of_columns(chunk.batch, chunk.labels, unembed, metric)
+    return of_columns(chunk.batch, chunk.labels, partial(model.backend.unembed, final), metric)
 
 
 def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric) -> int:

@@ -191,8 +191,7 @@ def write(
 
 def for_heads(cut: Components, x: Float[Tensor, "G ..."]) -> Float[Tensor, "H ..."]:
     """Keys or values of groups, once for every query head."""
-    shared = cut.spec.n_heads // cut.spec.n_kv_heads
-    return x if shared == 1 else x.repeat_interleave(shared, 0)
+    return x if cut.heads_per_group == 1 else x.repeat_interleave(cut.heads_per_group, 0)
 
 
 def joined(*parts: Hooks) -> Hooks:

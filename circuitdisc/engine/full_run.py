@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.engine.forward import Hook, forward
+from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components, Frame
-from circuitdisc.models.model import Model
 
 
 @dataclass
@@ -31,21 +31,17 @@ class FullRun:
     patterns: dict[int, Float[Tensor, "H B T T2"]] = field(default_factory=dict)
 
 
-@torch.no_grad()
-def full_run(
-    model: Model,
+def forward_run(
+    components: Components,
+    graph: ComputationGraph,
     tokens: Int[Tensor, "B T"],
     is_token: Bool[Tensor, "B T"],
     position_ids: Int[Tensor, "B T"],
-    keep_patterns: bool = False,
+    keep_patterns: bool,
 ) -> FullRun:
-    """Run the whole model and keep what every sender writes."""
-    cut, graph = model.cut, model.graph
-    if not isinstance(cut, Components):
-        senders, residual, _ = cut.run(tokens, is_token.long(), position_ids)
-        return FullRun(senders, residual)
-    frame = cut.frame(is_token, position_ids)
-    written = list(cut.embed(tokens, position_ids, graph.split_embeddings))
+    """One forward pass that keeps what every sender writes."""
+    frame = components.frame(is_token, position_ids)
+    written = list(components.embed(tokens, position_ids, graph.split_embeddings))
     patterns: dict[int, Tensor] = {}
 
     def keep_heads(layer: int, result: Float[Tensor, "H B T D"]) -> Tensor:
@@ -63,5 +59,5 @@ def full_run(
     hooks: dict[str, Hook] = {"result": keep_heads, "mlp_out": keep_mlp}
     if keep_patterns:
         hooks["pattern"] = keep_pattern
-    residual = forward(cut, graph, frame, torch.stack(written).sum(0), hooks, fix_scale=True)
+    residual = forward(components, graph, frame, torch.stack(written).sum(0), hooks, fix_scale=True)
     return FullRun(torch.stack(written), residual, frame, patterns)

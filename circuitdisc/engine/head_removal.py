@@ -11,13 +11,11 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_logits
-from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components
 
 
 class HeadRemoval:
@@ -32,7 +30,7 @@ class HeadRemoval:
     def __init__(self, patching: Patching, chunks: Sequence[Chunk], metric: Metric, kept: Bool[np.ndarray, "L H"]) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.graph = patching.graph
-        if patching.ablation.target == "pattern" and not isinstance(patching.model.cut, Components):
+        if patching.ablation.target == "pattern" and not patching.model.can("patterns"):
             raise BadSetting("attention patterns can be ablated only in models with fast components: use target=output")
         self.kept = kept.copy()
         self._before: list[list[Tensor]] = [[] for _ in chunks]  # residual before each layer, for each chunk
@@ -52,18 +50,12 @@ class HeadRemoval:
         return self.value
 
     def _measure(self, kept: Bool[np.ndarray, "L H"], layer: int, remember: bool = False) -> float:
-        total, n, cut = 0.0, 0, self.patching.model.cut
+        total, n = 0.0, 0
         for index, chunk in enumerate(self.chunks):
             before = self._before[index]
-            if isinstance(cut, Components):
-                target, resume = self.patching.ablation.target, before[layer] if before else None
-                logits, seen = head_logits(cut, self.graph, chunk, kept, target, layer, resume)
-                if remember:
-                    self._before[index] = before[:layer] + seen
-                nodes = (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
-                self.patching.cost.node_evaluations += nodes
-            else:
-                logits = self.patching.circuit_logits(chunk, head_circuit(self.graph, kept).mask)
+            logits, seen = self.patching.head_logits(chunk, kept, layer, before[layer] if before else None)
+            if remember:
+                self._before[index] = before[:layer] + seen
             total += float(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
             n += chunk.batch.n_examples
         return total / n

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from circuitdisc.ablation import Target
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import kept_heads_hooks
 from circuitdisc.engine.forward import forward, joined, logits_at
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
 

@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import evaluate
-from circuitdisc.engine.head_run import head_circuit, head_logits
+from circuitdisc.engine.head_run import head_logits
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example
 
 HeadValues = dict[str, Float[np.ndarray, "X B"]]
@@ -56,22 +55,20 @@ def head_values(
 
 
 def _residuals(patching: Patching, chunk: Chunk) -> list[Float[Tensor, "B T D"]]:
-    """The full model's residual before each layer; nothing for a model that runs by hooks."""
-    cut, graph = patching.model.cut, patching.graph
-    if not isinstance(cut, Components):
+    """The full model's residual before each layer; nothing for a model that only runs as a whole."""
+    model, graph = patching.model, patching.graph
+    if not model.can("partial runs"):
         return []
     everything = np.ones((graph.n_layers, graph.n_heads), dtype=bool)
-    return head_logits(cut, graph, chunk, everything, patching.ablation.target)[1]
+    return head_logits(model.components, graph, chunk, everything, patching.ablation.target)[1]
 
 
 def _logits(
     patching: Patching, chunk: Chunk, kept: Bool[np.ndarray, "L H"], before: list[Float[Tensor, "B T D"]]
 ) -> Float[Tensor, "N V"]:
-    cut, graph = patching.model.cut, patching.graph
-    if not isinstance(cut, Components):
-        return patching.circuit_logits(chunk, head_circuit(graph, kept).mask)
+    if not before:
+        return patching.head_logits(chunk, kept)[0]
     ablated = np.flatnonzero(~kept.all(axis=1))
-    first = int(ablated[0]) if len(ablated) else graph.n_layers - 1
+    first = int(ablated[0]) if len(ablated) else patching.graph.n_layers - 1
     patching.cost.circuit_runs += 1
-    patching.cost.node_evaluations += (graph.n_layers - first) * (graph.n_heads + graph.has_mlp)
-    return head_logits(cut, graph, chunk, kept, patching.ablation.target, first, before[first])[0]
+    return patching.head_logits(chunk, kept, first, before[first])[0]

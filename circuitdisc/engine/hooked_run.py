@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.hooked import HookedModel
 
@@ -35,10 +35,10 @@ class HookedRemoval:
     def __init__(self, hooked: HookedModel, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> None:
         self.hooked, self.graph, self.chunk = hooked, graph, chunk
         self.mask = mask.copy()
-        self.node_evaluations = 0
+        self.node_evaluations = 0.0
         self._trial: tuple[int, list[int]] | None = None
 
-    def logits(self) -> Float[Tensor, "1 N V"]:
+    def end(self) -> Float[Tensor, "1 N V"]:
         """Logits at the readings, with all accepted cuts."""
         return self._run(self.mask)[None]
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.reach import Tokens
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
@@ -50,6 +50,10 @@ class IncrementalRemoval(IncrementalRun):
         self._own: set[tuple[int, int]] = set()  # what was copied and may be written to: the rest is shared
         self._changed: dict[int, np.ndarray] = {}
         self._candidates: _Candidates | None = None
+
+    def end(self) -> Float[Tensor, "1 Nr D"]:
+        """The final residual at the readings, with all accepted cuts."""
+        return self.residual()
 
     @torch.no_grad()
     def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C Nr D"]:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.circuit_run import CircuitRun
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.reach import HeadsStep, MlpStep, RerunPlan, Tokens
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components

@@ -25,12 +25,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.engine.full_run import FullRun, full_run
+from circuitdisc.engine.backends import full_run
+from circuitdisc.engine.full_run import FullRun
 from circuitdisc.engine.gradients.layers import heads_apart
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.patching import Cost
+from circuitdisc.engine.requirements import require
 from circuitdisc.engine.selfcheck import verify
-from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
@@ -194,17 +195,13 @@ def flow_scores(
     Raises:
         BadSetting: the model has no fast components.
     """
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"algorithm 'information_flow' looks into heads token by token, and {model.name} ({model.architecture}) runs "
-            "through hooks: it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2"
-        )
+    require(model, "patterns", "algorithm 'information_flow' looks into heads token by token")
     verify(model)
     total = np.zeros(model.graph.edge_mask.shape)
     size = examples_that_fit(model, parse_memory(memory) // 4, max(len(example) for example in examples))
     for first in range(0, len(examples), size):
         part = examples[first : first + size]
-        flow = Flow(model, model.cut, collate(part, device=model.device))
+        flow = Flow(model, model.components, collate(part, device=model.device))
         total += edge_widths(flow, attention).sum(-1).cpu().numpy()
         on_progress(len(part))
     cost.model_runs += 1

@@ -16,13 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import interchange_hooks
 from circuitdisc.engine.forward import forward, logits_at
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import UnknownName
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example
 
@@ -55,8 +54,7 @@ def interchanged_logits(
         nodes: heads, MLPs or embeddings.
         where: at which positions; None: at all of them.
     """
-    cut, graph = model.cut, model.graph
-    assert isinstance(cut, Components), "an interchange intervention needs components"
+    cut, graph = model.components, model.graph
     here = chunk.batch.is_token if where is None else where & chunk.batch.is_token
     n_embed = int(graph.n_upstream[0])
     embedding = [

@@ -21,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import edited_logits
 from circuitdisc.engine.evaluate import Values, evaluate
 from circuitdisc.engine.forward import Hooks
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph
@@ -140,8 +140,7 @@ def evaluate_interventions(
 @torch.no_grad()
 def intervened_logits(model: Model, chunk: Chunk, interventions: Sequence[Intervention]) -> Float[Tensor, "N V"]:
     """Logits at the readings when these heads are changed. Layers before the first changed head are not run again."""
-    cut, graph = model.cut, model.graph
-    assert isinstance(cut, Components), "interventions need components"
+    cut, graph = model.components, model.graph
     places = head_places(graph)
     layers = [places[change.head][0] for change in interventions]
     return edited_logits(

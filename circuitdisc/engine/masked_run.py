@@ -21,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_columns
 from circuitdisc.engine.gradients.memory import HEAP_HOLES, Shapes, segment_bytes
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.engine.prepared import prepare
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words

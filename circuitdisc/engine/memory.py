@@ -4,7 +4,6 @@ import re
 
 from circuitdisc.errors import BadSetting, shown
 from circuitdisc.files import size_words
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -51,9 +50,9 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
         n_tokens: examples x positions of the chunk.
         n_logits: readings x columns of the unembedding that the metric needs.
     """
-    if not isinstance(model.cut, Components):
+    if not model.can("partial runs"):
         return 1
-    spec = model.cut.spec
+    spec = model.components.spec
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
     per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
     return max(1, min(MOST_ROWS, budget // max(1, per_row)))
@@ -64,4 +63,4 @@ def _itemsize(model: Model) -> int:
 
 
 def _width(model: Model) -> int:
-    return model.cut.spec.d_model if isinstance(model.cut, Components) else int(model.cut.bridge.cfg.d_model)
+    return model.backend.d_model

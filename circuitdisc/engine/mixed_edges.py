@@ -13,7 +13,6 @@ from torch import Tensor
 
 from circuitdisc.engine.changed_heads import Held
 from circuitdisc.engine.masked_run import MaskedRun
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 
 
@@ -21,9 +20,8 @@ class _PlacedRun(MaskedRun):
     """The run of a soft mask that holds at some positions alone."""
 
     def __init__(self, model: Model, held: Held, kept: Float[Tensor, "R S"], places: Bool[Tensor, "B T"]) -> None:
-        assert isinstance(model.cut, Components), "masked edges need components"
         self.places, self.live = places[..., None], held.residual.new_zeros(())
-        super().__init__(model.cut, model.graph, held.chunk, kept)
+        super().__init__(model.components, model.graph, held.chunk, kept)
 
     def _write(self, live: Float[Tensor, "s B T D"]) -> None:
         super()._write(live)
@@ -44,8 +42,7 @@ def mixed_logits(
         places: where edges are patched. [B, T]
         columns: of the answers' tokens alone; else of the whole vocabulary.
     """
-    assert isinstance(model.cut, Components), "masked edges need components"
     assert not held.start, "masked edges need all tokens"
     run = _PlacedRun(model, held, 1 - mask, places)
     wanted = held.chunk.labels.columns if columns else None
-    return model.cut.unembed(run.residual[held.reads][None], wanted)[0]
+    return model.components.unembed(run.residual[held.reads][None], wanted)[0]

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Means
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import kept_heads_hooks, neuron_hooks
 from circuitdisc.engine.evaluate import Values, evaluate
 from circuitdisc.engine.forward import Hooks, forward, joined, logits_at
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.metrics import Metric

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.circuit import live_nodes
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, Trial
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.reach import HeadsStep, Tokens
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components

@@ -20,16 +20,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.circuit import kept_heads, live_receivers
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_logits, of_residual
-from circuitdisc.engine.head_run import head_circuit, head_logits
+from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.memory import bytes_per_token, rows_that_fit
 from circuitdisc.engine.node_removal import IncrementalNodeRemoval, bytes_of_run
 from circuitdisc.engine.parts import PartKind, without
 from circuitdisc.engine.patching import Patching, Removal
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import Example
 
 Mask = Bool[np.ndarray, "R S"]
@@ -69,7 +68,7 @@ class PartRemoval:
             found = []
             for chunk in self.chunks:
                 kept = kept_heads(self.graph, mask)
-                logits = self._head_run(chunk, kept)[0] if by_heads else self.patching.circuit_logits(chunk, mask)
+                logits = self.patching.head_logits(chunk, kept)[0] if by_heads else self.patching.circuit_logits(chunk, mask)
                 found.append(self._per_example(logits, chunk))
             self._known[key] = np.concatenate(found)
         return self._known[key]
@@ -105,11 +104,11 @@ class PartRemoval:
     @property
     def cuts_edges(self) -> bool:
         """Whether the parts are edges, and are cut incrementally."""
-        return self.by == "edge" and isinstance(self.patching.model.cut, Components)
+        return self.by == "edge" and self.patching.model.can("partial runs")
 
     @property
     def _incremental(self) -> bool:
-        return isinstance(self.patching.model.cut, Components) and self.patching.ablation.target == "output"
+        return self.patching.model.can("partial runs") and self.patching.ablation.target == "output"
 
     def _runs_by_heads(self, mask: Mask) -> bool:
         """Whether a circuit, and whatever is left of it, can run as a head circuit."""
@@ -150,8 +149,7 @@ class PartRemoval:
 
         The last few are held while they fit, so that the full model's is made once.
         """
-        key, cut, cost = np.packbits(mask).tobytes(), self.patching.model.cut, self.patching.cost
-        assert isinstance(cut, Components), "only components run again in part"
+        key, cut, cost = np.packbits(mask).tobytes(), self.patching.model.components, self.patching.cost
         if key not in self._bases:
             n_tokens = sum(chunk.batch.clean.numel() for chunk in self.chunks)
             room = self.patching.budget - n_tokens * bytes_per_token(self.patching.model)
@@ -193,23 +191,15 @@ class PartRemoval:
         kept = kept_heads(self.graph, mask)
         rows: list[list[Values]] = [[] for _ in names]
         for chunk in self.chunks:
-            _, before = self._head_run(chunk, kept)
+            _, before = self.patching.head_logits(chunk, kept)
             for name, row in zip(names, rows, strict=True):
                 node = self.graph.senders[self.graph.sender_index[name]]
                 fewer = kept.copy()
                 fewer[node.layer, node.head] = False
-                logits, _ = self._head_run(chunk, fewer, node.layer, before[node.layer])
+                logits, _ = self.patching.head_logits(chunk, fewer, node.layer, before[node.layer])
                 row.append(self._per_example(logits, chunk))
         self.patching.cost.candidates += len(names)
         return np.stack([np.concatenate(row) for row in rows])
-
-    def _head_run(
-        self, chunk: Chunk, kept: Bool[np.ndarray, "L H"], layer: int = 0, before: Float[Tensor, "B T D"] | None = None
-    ) -> tuple[Float[Tensor, "N V"], list[Float[Tensor, "B T D"]]]:
-        cut, cost = self.patching.model.cut, self.patching.cost
-        assert isinstance(cut, Components), "only components resume at a layer"
-        cost.node_evaluations += (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
-        return head_logits(cut, self.graph, chunk, kept, self.patching.ablation.target, layer, before)
 
     # --- edges: as rows of one batch ---------------------------------------------------------------------------------
 

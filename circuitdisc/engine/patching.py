@@ -18,19 +18,16 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads, live_nodes
-from circuitdisc.engine.circuit_run import CircuitRun
+from circuitdisc.engine.backends import runner
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
-from circuitdisc.engine.forward import logits_at
 from circuitdisc.engine.head_run import head_circuit, head_logits
-from circuitdisc.engine.hooked_run import HookedRemoval, hooked_run
-from circuitdisc.engine.incremental import IncrementalRemoval
 from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
-from circuitdisc.engine.prepared import Chunk, fit_means, prepare
+from circuitdisc.engine.prepared import fit_means, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example
 
@@ -133,20 +130,34 @@ class Patching:
         self.cost.circuit_runs += 1
         if self.ablation.target == "pattern":
             return self._pattern_logits(chunk, mask)
-        if isinstance(self.model.cut, Components):
-            run = CircuitRun(self.model.cut, self.graph, chunk, mask)
-            self.cost.node_evaluations += run.node_evaluations
-            return logits_at(self.model.cut, run.residual, chunk.batch.reads)
-        self.cost.node_evaluations += self.graph.n_senders
-        return hooked_run(self.model.cut, self.graph, chunk, mask)
+        logits, node_evaluations = runner(self.model).circuit(chunk, mask)
+        self.cost.node_evaluations += node_evaluations
+        return logits
 
     def _pattern_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
         """A cut attention pattern is a matter of whole heads: only head circuits can be run so."""
         kept = kept_heads(self.graph, mask)
-        if not (head_circuit(self.graph, kept).mask == mask).all() or not isinstance(self.model.cut, Components):
+        if not (head_circuit(self.graph, kept).mask == mask).all() or not self.model.can("patterns"):
             raise BadSetting("ablation.target=pattern runs head circuits of models with fast components alone")
         self.cost.node_evaluations += self.graph.n_senders
-        return head_logits(self.model.cut, self.graph, chunk, kept, "pattern")[0]
+        return head_logits(self.model.components, self.graph, chunk, kept, "pattern")[0]
+
+    @torch.no_grad()
+    def head_logits(
+        self, chunk: Chunk, kept: Bool[np.ndarray, "L H"], layer: int = 0, before: Float[Tensor, "B T D"] | None = None
+    ) -> tuple[Float[Tensor, "N V"], list[Float[Tensor, "B T D"]]]:
+        """Logits of the whole vocabulary at the readings when only these heads are kept.
+
+        Args:
+            before: the residual before `layer` under the same heads, to go on from; None starts at the embedding.
+
+        Returns:
+            The logits, and the residual before each layer from `layer` on; none of a model that only runs as a whole.
+        """
+        if not self.model.can("partial runs"):
+            return self.circuit_logits(chunk, head_circuit(self.graph, kept).mask), []
+        self.cost.node_evaluations += (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
+        return head_logits(self.model.components, self.graph, chunk, kept, self.ablation.target, layer, before)
 
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
@@ -192,14 +203,9 @@ class Removal:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.mask = mask.copy()
         model, graph = patching.model, patching.graph
-        self.parts: list[IncrementalRemoval | HookedRemoval] = [
-            IncrementalRemoval(model.cut, graph, chunk, mask, first)
-            if isinstance(model.cut, Components)
-            else HookedRemoval(model.cut, graph, chunk, mask)
-            for chunk in chunks
-        ]
+        self.parts = [runner(model).removal(chunk, mask, first) for chunk in chunks]
         patching.cost.circuit_runs += 1
-        outputs = [part.residual() if isinstance(part, IncrementalRemoval) else part.logits() for part in self.parts]
+        outputs = [part.end() for part in self.parts]
         self.value = self._means(outputs)[0]
         self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
         self._tried: list[float] = []

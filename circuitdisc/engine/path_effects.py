@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_columns
 from circuitdisc.engine.memory import rows_that_fit
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.path_run import PathRun, PathTarget, Rerun
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph, Node

@@ -24,9 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
-from circuitdisc.engine.prepared import Chunk
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 
 Rerun = Literal["recompute", "freeze"]
@@ -55,10 +54,9 @@ class PathRun:
     """Paths from any sender into one set of receivers, on one chunk."""
 
     def __init__(self, model: Model, chunk: Chunk, target: PathTarget) -> None:
-        assert isinstance(model.cut, Components), "path patching needs fast components"
-        self.components, self.graph, self.chunk, self.target = model.cut, model.graph, chunk, target
+        self.components, self.graph, self.chunk, self.target = model.components, model.graph, chunk, target
         lowest = next(group for group in model.graph.groups if set(group) & set(target.receivers))
-        self.run = IncrementalRun(model.cut, model.graph, chunk, model.graph.edge_mask, lowest[0])
+        self.run = IncrementalRun(self.components, model.graph, chunk, model.graph.edge_mask, lowest[0])
         needed = self.run.reach.needed_in
         replaced = (target.replaced & chunk.may_change).flatten().cpu().numpy()
         self._held = target.held.flatten()

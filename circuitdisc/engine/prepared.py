@@ -4,8 +4,7 @@ Shape letters: S senders, B examples, T positions, D residual width, N readings,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -13,49 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitdisc.ablation import Ablation, Means
+from circuitdisc.engine.backends import full_run, runner
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.folded import folded_senders
-from circuitdisc.engine.full_run import FullRun, full_run
+from circuitdisc.engine.full_run import FullRun
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.metrics import Labels, log_probabilities
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.metrics import log_probabilities
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example, PromptBatch, collate
-
-
-@dataclass
-class Chunk:
-    """Some of the examples, as many as fit in memory, with all that a run of a circuit on them needs.
-
-    Args:
-        batch: the padded prompts.
-        frame: masks, rotary angles and norm scales; None for a hook-based model.
-        clean: what every sender writes on the clean prompts. [S, B, T, D]
-        ablated: what every sender carries when cut; axes of size 1 broadcast. [S, B, T, D]
-        labels: right and wrong tokens, with the full model's log-probabilities.
-        may_change: False where no cut can change anything: at padding and, under resample ablation of a causal model, before
-            a prompt's first differing token. [B, T]
-        ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
-    """
-
-    batch: PromptBatch
-    frame: Frame | None
-    clean: Float[Tensor, "S B T D"]
-    ablated: Float[Tensor, "S B T D"]
-    labels: Labels
-    may_change: Bool[Tensor, "B T"]
-    ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
-    _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def n_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.batch.is_token.sum())
-
-    def ablated_before(self, n_senders: int) -> Float[Tensor, "B T D"]:
-        """Sum of the first senders' ablated values: what a receiver behind them reads when all its edges are cut."""
-        if n_senders not in self._ablated_sums:
-            self._ablated_sums[n_senders] = self.ablated[:n_senders].sum(0)
-        return self._ablated_sums[n_senders]
 
 
 class AblationTable(NamedTuple):
@@ -99,19 +63,10 @@ def prepare(
             tokens = ablating_tokens(ablation, batch)
             other = full_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
         ablated = _ablated_senders(model, clean, other, ablation, means, batch)
-        full_logits = logits_at_readings(model, batch, clean.residual)
-        labels = replace(batch.labels, full_logprobs=log_probabilities(full_logits))
+        labels = replace(batch.labels, full_logprobs=log_probabilities(runner(model).full_logits(batch, clean)))
         patterns = _ablated_patterns(other, ablation, means, batch, clean)
         may_change = _may_change(model, ablation, batch)
         yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
-
-
-def logits_at_readings(model: Model, batch: PromptBatch, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "N V"]:
-    """Logits of the whole vocabulary at the readings, from a final residual."""
-    if isinstance(model.cut, Components):
-        return model.cut.unembed(residual[batch.read_example, batch.read_position][None])[0]
-    logits = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)
-    return logits[batch.read_example, batch.read_position]
 
 
 def _batches(model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right") -> Iterator[PromptBatch]:
@@ -170,7 +125,6 @@ def _ablated_patterns(
 
 def _may_change(model: Model, ablation: Ablation, batch: PromptBatch) -> Bool[Tensor, "B T"]:
     """Where a cut can change anything: see `Chunk.may_change`."""
-    causal = isinstance(model.cut, Components) and model.cut.spec.causal
-    if ablation.kind != "resample" or batch.corrupted is None or not causal:
+    if ablation.kind != "resample" or batch.corrupted is None or not model.backend.causal:
         return batch.is_token
     return ((batch.clean != batch.corrupted) & batch.is_token).cumsum(1).gt(0) & batch.is_token

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuitdisc.engine.prepared import Chunk
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.graph import QKV, ComputationGraph, Node
 from circuitdisc.models.components import Components
 

@@ -4,7 +4,9 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
+from circuitdisc.models.backend import Capability
 from circuitdisc.models.components import Components
+from circuitdisc.models.families import listed_families
 from circuitdisc.models.model import Model, fast_components
 
 
@@ -20,6 +22,22 @@ def components_of(model: Model, what: str) -> Components:
     return components
 
 
+def require(model: Model, capability: Capability, what: str, rest: str = "") -> None:
+    """The model can do this.
+
+    Args:
+        what: needs it and why, for the message.
+        rest: the message's end.
+
+    Raises:
+        BadSetting: it cannot.
+    """
+    if not model.can(capability):
+        raise BadSetting(
+            f"{what}, and {model.name} ({model.architecture}) runs through hooks: it works with {listed_families()}{rest}"
+        )
+
+
 def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) -> Components:
     """The model's components, if algorithm `name` can follow the metric's gradient through them.
 
@@ -27,12 +45,8 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
         BadSetting: the model runs by hooks, the ablation replaces patterns, or the metric has no gradient.
         BadModel: the components are not (or no longer) the module that they were made of.
     """
-    if not isinstance(model.cut, Components):
-        raise BadSetting(
-            f"algorithm '{name}' needs gradients layer by layer, and {model.name} ({model.architecture}) runs through hooks: "
-            "it works with GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and Gemma 2; algorithms that only run circuits, such as "
-            "acdc, work here, slowly"
-        )
+    rest = "; algorithms that only run circuits, such as acdc, work here, slowly"
+    require(model, "gradients", f"algorithm '{name}' needs gradients layer by layer", rest)
     if ablation.target == "pattern":
         raise BadSetting(f"algorithm '{name}' weighs edges between outputs: use ablation.target=output")
     if not metric.differentiable:
@@ -41,4 +55,4 @@ def gradients_of(model: Model, ablation: Ablation, metric: Metric, name: str) ->
             "use metric=logit_diff or metric=log_prob"
         )
     verify(model)
-    return model.cut
+    return model.components

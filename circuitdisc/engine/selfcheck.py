@@ -13,12 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.engine.circuit_run import CircuitRun
-from circuitdisc.engine.full_run import full_run
-from circuitdisc.engine.hooked_run import hooked_run
-from circuitdisc.engine.prepared import Chunk, prepare
+from circuitdisc.engine.backends import full_run, runner
+from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.prepared import prepare
 from circuitdisc.errors import BadModel, CircuitdiscError
-from circuitdisc.models.components import Components
+from circuitdisc.models.families import find_family, listed_families
 from circuitdisc.models.load import read_model
 from circuitdisc.models.model import Model
 from circuitdisc.models.plain import check_finite
@@ -58,9 +57,9 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
         BadModel: the cut model is not the module.
     """
     own = model.own_logits
-    if not own.checked(model.cut):
+    if not own.checked(model.backend):
         check_model(model)
-        own.set_checked(model.cut)
+        own.set_checked(model.backend)
     if examples and own.extras():
         _compare(model, {OWN: _against_own(model, examples[:EXAMPLES_COMPARED])})
 
@@ -84,8 +83,9 @@ def check_model(model: Model) -> dict[str, float]:
             "sum of all senders against the final residual": _sum_of_parts(model, examples),
             OWN: _against_own(model, examples),
         }
-        if isinstance(model.cut, Components):
-            differences["empty circuit against every sender cut"] = _empty(model, model.cut, examples)
+        constant = model.backend.constant_before(model.graph.n_layers)
+        if constant is not None:
+            differences["empty circuit against every sender cut"] = _empty(model, constant, examples)
     except CircuitdiscError:
         raise
     except Exception as error:  # an architecture's own code, or the bridge's, at shapes that do not fit
@@ -95,7 +95,7 @@ def check_model(model: Model) -> dict[str, float]:
         raise BadModel(
             f"{model.name}: the architecture {model.architecture} cannot be run head by head here "
             f"({type(error).__name__}: {first_line(error)}). "
-            "GPT-2, Llama, Mistral, Qwen 2, GPT-NeoX and Gemma 2 can"
+            f"{listed_families()} can"
         ) from error
     _compare(model, differences)
     return differences
@@ -125,10 +125,11 @@ def _reason(model: Model, wrong: str) -> str:
     if extras:
         more = f" (and {len(extras) - 1} more)" if len(extras) > 1 else ""
         return f"The module does more than its weights: {extras[0][:90]}{more}. Remove it, or make it part of the weights"
-    if model.own_logits.was_checked(model.cut):
+    if model.own_logits.was_checked(model.backend):
         return "The module was changed after it was wrapped: wrap it again"
-    if model.architecture == "gemma2" and not isinstance(model.cut, Components):
-        return "Its norm after attention couples the heads: leave components=auto, which handles it"
+    family = find_family(model.architecture)
+    if family is not None and family.not_by_hooks and not model.can("partial runs"):
+        return family.not_by_hooks
     return "Its heads do not add up (a norm after attention, say), or its layers are not those of its family: it cannot be cut"
 
 
@@ -140,11 +141,10 @@ def _against_own(model: Model, examples: Sequence[Example]) -> float:
     return _difference(_logits(model, chunk, model.graph.edge_mask), own)
 
 
-def _empty(model: Model, cut: Components, examples: Sequence[Example]) -> float:
+def _empty(model: Model, constant: Float[Tensor, "D"], examples: Sequence[Example]) -> float:
     chunk = _chunk(model, examples)
     empty = _logits(model, chunk, np.zeros_like(model.graph.edge_mask))
-    constant = cut.constant_before(model.graph.n_layers)
-    return _difference(empty, cut.unembed(constant.expand(1, len(empty), -1))[0])
+    return _difference(empty, model.backend.unembed(constant.expand(1, len(empty), -1))[0])
 
 
 def _chunk(model: Model, examples: Sequence[Example]) -> Chunk:
@@ -153,10 +153,7 @@ def _chunk(model: Model, examples: Sequence[Example]) -> Chunk:
 
 @torch.no_grad()
 def _logits(model: Model, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
-    if not isinstance(model.cut, Components):
-        return hooked_run(model.cut, model.graph, chunk, mask)
-    residual = CircuitRun(model.cut, model.graph, chunk, mask).residual
-    return model.cut.unembed(residual[chunk.batch.read_example, chunk.batch.read_position][None])[0]
+    return runner(model).circuit(chunk, mask)[0]
 
 
 def _probe(model: Model) -> list[Example]:
@@ -171,8 +168,8 @@ def _sum_of_parts(model: Model, examples: list[Example]) -> float:
     run = full_run(model, batch.clean, batch.is_token, batch.position_ids)
     rest = (run.residual - run.senders.sum(0))[batch.is_token]
     # beside the senders there are only biases, the same at every token
-    cut = model.cut
-    constant = cut.constant_before(model.graph.n_layers) if isinstance(cut, Components) else rest.mean(0)
+    constant = model.backend.constant_before(model.graph.n_layers)
+    constant = rest.mean(0) if constant is None else constant
     return _difference(rest + run.residual[batch.is_token], constant + run.residual[batch.is_token])
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 
 from circuitdisc.checks import CONFIDENCE, SEED, bounded
-from circuitdisc.engine.full_run import full_run
+from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.readout import direct_effects
 from circuitdisc.engine.requirements import components_of

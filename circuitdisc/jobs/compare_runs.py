@@ -18,7 +18,6 @@ from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, Un
 from circuitdisc.files import write_json
 from circuitdisc.jobs.pipeline import CIRCUIT, SCORES, build_task
 from circuitdisc.metrics import get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.pages.comparison import write_comparison
 from circuitdisc.runs import Run, check_free, versions
@@ -236,7 +235,7 @@ def _effects(
     """
     if not changes:
         return {}, ["no head is in both circuits, so none was changed: heads= says which to change"]
-    if not all(isinstance(model.cut, Components) for model in models.values()) and not given:
+    if not all(model.can("interventions") for model in models.values()) and not given:
         return {}, ["no head was changed: the model runs by hooks"]
     found: dict[str, tuple[Effect, ...]] = {}
     refused: dict[str, CircuitdiscError] = {}

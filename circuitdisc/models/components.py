@@ -13,8 +13,8 @@ kept. An MLP's output includes its output bias. Nothing is folded.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from circuitdisc.errors import BadModel
 from circuitdisc.graph import QKV, ComputationGraph
+from circuitdisc.models.backend import Capability
 
 ACTIVATIONS = {
     "relu": functional.relu,
@@ -166,10 +167,13 @@ class Components:
     the uncut run; the full circuit is then exactly the model, and a head's output depends on its own inputs alone.
     """
 
+    capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
+
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec = spec
         self.weights = weights
-        self._per_group = spec.n_heads // spec.n_kv_heads
+        self.d_model, self.d_head, self.causal = spec.d_model, spec.d_head, spec.causal
+        self.heads_per_group = spec.n_heads // spec.n_kv_heads
         for layer, block in enumerate(weights.layers):
             if block.norm_after_attention is not None and block.b_O is not None:
                 raise BadModel(f"layer {layer} has both an attention output bias and a norm after attention: not supported")
@@ -181,6 +185,10 @@ class Components:
     @property
     def device(self) -> torch.device:
         return self.weights.W_E.device
+
+    def configuration(self) -> dict[str, Any]:
+        """The model's switches."""
+        return asdict(self.spec)
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +251,7 @@ class Components:
             "k": (block.W_K, block.b_K),
             "v": (block.W_V, block.b_V),
         }[qkv]
-        rows = list(heads) if qkv == "q" else [head // self._per_group for head in heads]
+        rows = list(heads) if qkv == "q" else [head // self.heads_per_group for head in heads]
         x = self.norm(x, block.norm_attention, like)
         projected = _batched_matmul(x, _rows(weight, rows))
         if bias is not None:

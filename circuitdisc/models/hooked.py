@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.backend import Capability
 from circuitdisc.models.wording import first_line
 
 Receive = Callable[[list[int], Float[Tensor, "n B T D"], Float[Tensor, "S B T D"]], Float[Tensor, "n B T D"]]
@@ -76,6 +77,10 @@ class HookedModel:
         BadModel: the bridge does not know the architecture, or cannot split its attention by head and input.
     """
 
+    capabilities: frozenset[Capability] = frozenset()
+    causal = False  # it may be: nobody looked
+    heads_per_group = 1  # `ungroup_queries`
+
     def __init__(self, hf_model: Any, name: str) -> None:
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -104,7 +109,9 @@ class HookedModel:
         )
         parameter = next(hf_model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
+        self.d_model, self.d_head = int(config.d_model), int(config.d_head)
         self.d_vocab, self.n_ctx = int(config.d_vocab), int(config.n_ctx)
+        self._config = hf_model.config
         self._check_hooks(name)
         self._check_unchanged(before, _probe(hf_model), name)
 
@@ -132,6 +139,17 @@ class HookedModel:
         block = f"blocks.{layer}."
         inputs = [f"{block}attn.hook_{qkv}_input" for qkv in "qkv"]
         return [*inputs, f"{block}hook_mlp_in", f"{block}attn.hook_result", f"{block}hook_mlp_out"]
+
+    def constant_before(self, layer: int, mlp: bool = False) -> None:
+        """Biases are not told apart from the rest of the residual."""
+
+    def unembed(self, x: Float[Tensor, "C N V"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
+        """Some columns of the logits, in which runs end here."""
+        return x if columns is None else x.gather(-1, columns.expand(x.shape[0], -1, -1))
+
+    def configuration(self) -> dict[str, Any]:
+        """Hugging Face's configuration."""
+        return self._config.to_dict() if hasattr(self._config, "to_dict") else {}
 
     @torch.no_grad()
     def run(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
+from circuitdisc.models.backend import Backend
 from circuitdisc.models.components import Components
-from circuitdisc.models.families import find_translator
+from circuitdisc.models.families import find_family
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.models.own_run import OwnRun, evaluated
@@ -114,7 +115,7 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
     return Model(
         name=name,
         graph=spec.graph(split_embeddings),
-        cut=Components(spec, _detached(weights)),
+        backend=Components(spec, _detached(weights)),
         module=toy,
         own_logits=OwnRun(toy, lambda tokens, mask, positions: toy(tokens, mask)),
         tokenizer=None,
@@ -138,7 +139,7 @@ def cut_hugging_face(
         BadModel: it is no such model, or cannot be cut.
     """
     plain = plain_module(module, name)
-    by_hooks = components == "hooks" or find_translator(plain.config.model_type) is None
+    by_hooks = components == "hooks" or find_family(plain.config.model_type) is None
     if by_hooks and any(part is plain for part in module.modules()):
         plain = copy.deepcopy(plain)  # the bridge puts its hooks into the module itself
     return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components)
@@ -146,30 +147,31 @@ def cut_hugging_face(
 
 def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
     model_type = module.config.model_type
-    translator = None if components == "hooks" else find_translator(model_type)
-    if translator is None and components == "fast":
+    family = None if components == "hooks" else find_family(model_type)
+    if family is None and components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
-    if translator is None and split_embeddings:
+    if family is None and split_embeddings:
         raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
     try:
-        if translator is None:
-            cut: Components | HookedModel = HookedModel(module, name)
-            graph, sizes = cut.graph, (cut.d_vocab, cut.d_vocab, cut.n_ctx)
+        if family is None:
+            hooked = HookedModel(module, name)
+            backend: Backend = hooked
+            graph, sizes = hooked.graph, (hooked.d_vocab, hooked.d_vocab, hooked.n_ctx)
         else:
             with evaluated(module), torch.no_grad():
-                spec, weights = translator(module)
-            cut = Components(spec, _detached(weights))
+                spec, weights = family.translate(module)
+            backend = Components(spec, _detached(weights))
             graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
     except CircuitdiscError:
         raise
     except Exception as error:  # a layer that is not the family's, a bridge that does not know a setting
         check_finite(module, name)
-        kind = f"the architecture {type(module).__name__}" if translator is None else f"this {type(module).__name__}"
-        why = "" if translator is None else ": its parts are not those of its family"
+        kind = f"the architecture {type(module).__name__}" if family is None else f"this {type(module).__name__}"
+        why = "" if family is None else ": its parts are not those of its family"
         raise BadModel(
             f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})"
         ) from error
-    return Model(name, graph, cut, module, own, tokenizer, *sizes, architecture=model_type)
+    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=model_type)
 
 
 def _detached(weights: Any) -> Any:

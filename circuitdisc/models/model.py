@@ -8,8 +8,9 @@ from torch import nn
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.models.backend import Backend, Capability
 from circuitdisc.models.components import Components
-from circuitdisc.models.hooked import HookedModel
+from circuitdisc.models.families import family_titles
 from circuitdisc.models.own_run import OwnRun
 
 
@@ -20,7 +21,7 @@ class Model:
     Args:
         name: as the user wrote it.
         graph: its computation graph.
-        cut: the model cut at senders and receivers: `Components` (fast, from the weights) or `HookedModel` (any other
+        backend: the model cut at senders and receivers: `Components` (fast, from the weights) or `HookedModel` (any other
             architecture of the TransformerLens bridge, whole-model runs with hooks).
         module: the model itself, as Hugging Face or `ToyTransformer` runs it; of a model with PEFT's layers, a merged copy.
         own_logits: (tokens [B, T], attention mask [B, T], position ids [B, T]) -> the user's own module's logits [B, T, V].
@@ -31,7 +32,7 @@ class Model:
 
     name: str
     graph: ComputationGraph
-    cut: Components | HookedModel
+    backend: Backend
     module: nn.Module = field(repr=False)
     own_logits: OwnRun = field(repr=False)
     tokenizer: Any
@@ -42,11 +43,24 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.cut.dtype
+        return self.backend.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.cut.device
+        return self.backend.device
+
+    def can(self, capability: Capability) -> bool:
+        """Whether the model's backend can do this."""
+        return capability in self.backend.capabilities
+
+    @property
+    def components(self) -> Components:
+        """The model's fast components.
+
+        Raises:
+            BadSetting: it has none.
+        """
+        return fast_components(self, "this")
 
 
 def fast_components(model: Model, what: str) -> Components:
@@ -58,10 +72,10 @@ def fast_components(model: Model, what: str) -> Components:
     Raises:
         BadSetting: it has none.
     """
-    if not isinstance(model.cut, Components):
+    if not isinstance(model.backend, Components):  # whoever reads weights needs them, whatever other backends can do
         raise BadSetting(
             f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
-            "use a model of another family (GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2, Gemma 2, toys), or load it without "
+            f"use a model of another family ({', '.join(family_titles())}, toys), or load it without "
             "components=hooks"
         )
-    return model.cut
+    return model.backend

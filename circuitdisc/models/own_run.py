@@ -78,24 +78,24 @@ class OwnRun:
                 phrases.append(f"a parametrization of {where}")
         return phrases
 
-    def checked(self, cut: object) -> bool:
-        """Whether `cut` was seen to be this module, and neither has changed since."""
-        return self._checked is not None and self._checked[0] is cut and self._checked[1] == self._state(cut)
+    def checked(self, backend: object) -> bool:
+        """Whether `backend` was seen to be this module, and neither has changed since."""
+        return self._checked is not None and self._checked[0] is backend and self._checked[1] == self._state(backend)
 
-    def was_checked(self, cut: object) -> bool:
-        """Whether `cut` was seen to be this module at some time."""
-        return self._checked is not None and self._checked[0] is cut
+    def was_checked(self, backend: object) -> bool:
+        """Whether `backend` was seen to be this module at some time."""
+        return self._checked is not None and self._checked[0] is backend
 
-    def set_checked(self, cut: object) -> None:
-        """Record that `cut` is this module, as it is now."""
-        self._checked = (cut, self._state(cut))
+    def set_checked(self, backend: object) -> None:
+        """Record that `backend` is this module, as it is now."""
+        self._checked = (backend, self._state(backend))
 
-    def _state(self, cut: object) -> tuple[Any, ...]:
+    def _state(self, backend: object) -> tuple[Any, ...]:
         """Changes whenever the module may compute something else; takes about a millisecond for 300 submodules.
 
         A tensor whose storage the cut model shares cannot drift apart from it; of the others the sum counts, too.
         """
-        shared = _storages(getattr(cut, "weights", None))
+        shared = _storages(getattr(backend, "weights", None))
         parts = [_part_state(part) for part in self.module.modules()]
         tensors = [
             _tensor_state(tensor, tensor.untyped_storage().data_ptr() in shared)

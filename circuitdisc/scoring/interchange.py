@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.interchange import check_nodes, interchange_chunks, interchanged_logits
-from circuitdisc.engine.prepared import Chunk
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.known.causal import UNDEFINED, CausalModel, Setting
 from circuitdisc.models.model import Model

@@ -27,8 +27,7 @@ from transformers import TrainerCallback
 from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.heads.base import head_names
-from circuitdisc.models.components import Components
-from circuitdisc.models.families import find_translator
+from circuitdisc.models.families import find_family
 from circuitdisc.models.model import Model
 
 INPUTS, SHARED = ("W_Q", "W_O", "b_Q"), ("W_K", "W_V", "b_K", "b_V")  # of a head alone; of all that share its keys
@@ -41,13 +40,13 @@ def head_parameters(module: Any, heads: Bool[np.ndarray, "L H"]) -> dict[str, Bo
     Raises:
         BadModel: there are no fast components for the architecture, or its heads' weights are not views of the parameters.
     """
-    translator = find_translator(module.config.model_type)
-    if translator is None:
+    family = find_family(module.config.model_type)
+    if family is None:
         raise BadModel(f"method=heads needs an architecture with fast components; '{module.config.model_type}' has none")
     ghost = copy.deepcopy(module)
     for parameter in ghost.parameters():
         parameter.requires_grad_(False).zero_()
-    spec, weights = translator(ghost)
+    spec, weights = family.translate(ghost)
     shared = spec.n_heads // spec.n_kv_heads
     expected = 0
     for layer, block in enumerate(weights.layers):
@@ -103,7 +102,7 @@ class HeadsOnly(TrainerCallback):
 
 def shared_heads(model: Model, heads: Bool[np.ndarray, "L H"]) -> list[str]:
     """The other heads that change with these, since they read the same keys and values."""
-    size = model.cut.spec.n_heads // model.cut.spec.n_kv_heads if isinstance(model.cut, Components) else 1
+    size = model.backend.heads_per_group
     groups = heads.reshape(heads.shape[0], -1, size).any(-1, keepdims=True)
     changed = np.broadcast_to(groups, (heads.shape[0], heads.shape[1] // size, size)).reshape(heads.shape)
     names = head_names(model.graph)

@@ -38,9 +38,10 @@ def with_lora(module: Any, *, rank: int, alpha: int, targets: Sequence[str] | No
     """
     check_peft()
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     torch.manual_seed(seed)
-    conv = module.config.model_type == "gpt2"  # its layers hold inputs first
+    conv = any(isinstance(part, Conv1D) for part in module.modules())  # layers that hold inputs first
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -16,7 +16,7 @@ from circuitdisc.engine.cross.run import Work
 from circuitdisc.engine.memory import CPU_BYTES_PER_SENDER
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.files import size_words
-from circuitdisc.models.components import Components
+from circuitdisc.models.families import find_family
 from circuitdisc.models.model import Model
 
 DISK, MEMORY = "disk", "memory"
@@ -77,8 +77,7 @@ class CrossShapes:
 
 def shapes_of(model: Model) -> CrossShapes:
     """The sizes of a loaded model."""
-    assert isinstance(model.cut, Components), "cross-model patching needs components"
-    spec, weights = model.cut.spec, model.cut.weights
+    spec, weights = model.components.spec, model.components.weights
     block = weights.layers[0]
     return CrossShapes(
         spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_model, spec.d_head,
@@ -101,7 +100,8 @@ def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> CrossShapes:
         return int(found)
 
     heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
-    gated = config.get("model_type") in ("llama", "mistral", "qwen2", "gemma2") or bool(config.get("gated_mlp"))
+    family = find_family(config.get("model_type"))
+    gated = bool(config.get("gated_mlp")) if family is None else family.gated
     tied = bool(config.get("tie_word_embeddings", "model_type" in config))
     return CrossShapes(
         n_layers=size("num_hidden_layers", "n_layer", "n_layers"),

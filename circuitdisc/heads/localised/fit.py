@@ -20,7 +20,6 @@ from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.heads.base import Row, head_names
 from circuitdisc.heads.localised.head_edits import HeadEdit, edit_values
 from circuitdisc.metrics import Metric, get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
@@ -161,14 +160,13 @@ class Learner:
         self, splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors: Float[Tensor, "L H K"] | None
     ) -> None:
         model = splits.model
-        assert isinstance(model.cut, Components), "localised needs components"
         self.splits, self.kind, self.heads, self.fit = splits, kind, tuple(heads), fit
         self.vectors = None
         if kind == "inject":
             assert vectors is not None, "inject needs vectors"
             places = head_places(model.graph)
             self.vectors = torch.stack([vectors[places[name]] for name in self.heads])
-        shape = (len(self.heads),) if kind == "inject" else (len(self.heads), model.cut.spec.d_head)
+        shape = (len(self.heads),) if kind == "inject" else (len(self.heads), model.components.spec.d_head)
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.parameter = torch.zeros(shape, dtype=dtype, device=model.device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.parameter], lr=fit.learning_rate)

@@ -38,7 +38,6 @@ from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
 from circuitdisc.files import write_bytes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
-from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
@@ -93,9 +92,9 @@ class HeadEdit:
                 raise GraphMismatch(
                     f"'{name}' is not a head of {model.name} ({model.graph.describe()}); heads are written a0.h0"
                 )
-        if self.vectors is not None and isinstance(model.cut, Components) and self.vectors.shape[1] != model.cut.spec.d_head:
+        if self.vectors is not None and self.vectors.shape[1] != model.backend.d_head:
             raise GraphMismatch(
-                f"the edit's vectors are {self.vectors.shape[1]} wide, and heads of {model.name} {model.cut.spec.d_head}: it "
+                f"the edit's vectors are {self.vectors.shape[1]} wide, and heads of {model.name} {model.backend.d_head}: it "
                 "was learned in another architecture"
             )
 

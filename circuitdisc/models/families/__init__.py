@@ -1,26 +1,33 @@
-"""The families that have fast components: one file each, found by the `model_type` of a Hugging Face configuration.
+"""The families that have fast components. A new family is a file with a `FAMILY` and a line in `FAMILIES`."""
 
-A family's `translate(hf_model)` reads the weights of a loaded Hugging Face model and returns its `ModelSpec` and `Weights`.
-"""
-
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
-from circuitdisc.models.components import ModelSpec, Weights
+from circuitdisc.models.families.family import Family
 
-FAMILIES = {
-    "gpt2": "gpt2",
-    "gpt_neox": "gpt_neox",
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "llama",
-    "gemma2": "gemma2",
-}
+FAMILIES = (
+    "circuitdisc.models.families.gpt2",
+    "circuitdisc.models.families.gpt_neox",
+    "circuitdisc.models.families.llama",
+    "circuitdisc.models.families.gemma2",
+)
 
 
-def find_translator(model_type: str) -> Callable[[Any], tuple[ModelSpec, Weights]] | None:
-    """The translator of a Hugging Face `model_type`, or None: then the hook-based fallback runs the model."""
-    if model_type not in FAMILIES:
-        return None
-    return import_module(f"{__name__}.{FAMILIES[model_type]}").translate
+def all_families() -> list[Family]:
+    """Every family's declaration."""
+    return [import_module(module).FAMILY for module in FAMILIES]
+
+
+def find_family(model_type: object) -> Family | None:
+    """The family of a Hugging Face `model_type`, or None: then the hook-based fallback runs the model."""
+    return next((family for family in all_families() if model_type in list(family.titles)), None)
+
+
+def family_titles() -> list[str]:
+    """The names of all architectures with fast components, for messages."""
+    return [title for family in all_families() for title in family.titles.values()]
+
+
+def listed_families() -> str:
+    """The same in words."""
+    *titles, last = family_titles()
+    return f"{', '.join(titles)} and {last}"

@@ -5,6 +5,7 @@ from typing import Any
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
 from circuitdisc.models.families.common import rms_norm, rotary, sliding_windows, split_input, split_output
 from circuitdisc.models.families.common import transposed as inputs_first
+from circuitdisc.models.families.family import Family
 
 
 def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
@@ -57,3 +58,11 @@ def _layer(layer: Any, n_heads: int, n_kv_heads: int) -> LayerWeights:
         W_gate=inputs_first(mlp.gate_proj),
         W_out=inputs_first(mlp.down_proj),
     )
+
+
+FAMILY = Family(
+    {"gemma2": "Gemma 2"},
+    translate,
+    gated=True,
+    not_by_hooks="Its norm after attention couples the heads: leave components=auto, which handles it",
+)

@@ -5,6 +5,7 @@ from typing import Any
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
 from circuitdisc.models.families.common import layer_norm
+from circuitdisc.models.families.family import Family
 
 
 def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
@@ -58,3 +59,6 @@ def _layer(block: Any, n_heads: int, d_head: int) -> LayerWeights:
         W_out=block.mlp.c_proj.weight,
         b_out=block.mlp.c_proj.bias,
     )
+
+
+FAMILY = Family({"gpt2": "GPT-2"}, translate)

@@ -5,6 +5,7 @@ from typing import Any
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
 from circuitdisc.models.families.common import layer_norm, rotary, split_output
 from circuitdisc.models.families.common import transposed as inputs_first
+from circuitdisc.models.families.family import Family
 
 
 def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
@@ -59,3 +60,6 @@ def _layer(layer: Any, n_heads: int) -> LayerWeights:
         W_out=inputs_first(layer.mlp.dense_4h_to_h),
         b_out=layer.mlp.dense_4h_to_h.bias,
     )
+
+
+FAMILY = Family({"gpt_neox": "GPT-NeoX"}, translate)

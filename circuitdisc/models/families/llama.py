@@ -5,6 +5,7 @@ from typing import Any
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
 from circuitdisc.models.families.common import rms_norm, rotary, sliding_windows, split_bias, split_input, split_output
 from circuitdisc.models.families.common import transposed as inputs_first
+from circuitdisc.models.families.family import Family
 
 
 def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
@@ -59,3 +60,6 @@ def _layer(layer: Any, n_heads: int, n_kv_heads: int) -> LayerWeights:
         b_gate=mlp.gate_proj.bias,
         b_out=mlp.down_proj.bias,
     )
+
+
+FAMILY = Family({"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen 2"}, translate, gated=True)

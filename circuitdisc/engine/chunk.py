@@ -1,0 +1,50 @@
+"""Examples made ready for the engine (`prepared.py` makes them).
+
+Shape letters: S senders, B examples, T positions, D residual width, H heads.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitdisc.metrics import Labels
+from circuitdisc.models.components import Frame
+from circuitdisc.tasks.base import PromptBatch
+
+
+@dataclass
+class Chunk:
+    """Some of the examples, as many as fit in memory, with all that a run of a circuit on them needs.
+
+    Args:
+        batch: the padded prompts.
+        frame: masks, rotary angles and norm scales; None for a hook-based model.
+        clean: what every sender writes on the clean prompts. [S, B, T, D]
+        ablated: what every sender carries when cut; axes of size 1 broadcast. [S, B, T, D]
+        labels: right and wrong tokens, with the full model's log-probabilities.
+        may_change: False where no cut can change anything: at padding and, under resample ablation of a causal model, before
+            a prompt's first differing token. [B, T]
+        ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
+    """
+
+    batch: PromptBatch
+    frame: Frame | None
+    clean: Float[Tensor, "S B T D"]
+    ablated: Float[Tensor, "S B T D"]
+    labels: Labels
+    may_change: Bool[Tensor, "B T"]
+    ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
+    _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.batch.is_token.sum())
+
+    def ablated_before(self, n_senders: int) -> Float[Tensor, "B T D"]:
+        """Sum of the first senders' ablated values: what a receiver behind them reads when all its edges are cut."""
+        if n_senders not in self._ablated_sums:
+            self._ablated_sums[n_senders] = self.ablated[:n_senders].sum(0)
+        return self._ablated_sums[n_senders]
