@@ -299,9 +299,9 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return [(name, task.summary) for name, task in TASKS.items()]
     if kind == "algorithms":
-        from circuitdisc.discovery.registry import described_algorithms
+        from circuitdisc.discovery.registry import REGISTRY
 
-        return described_algorithms()
+        return REGISTRY.described()
     from circuitdisc.metrics import METRICS
 
     return [(name, metric.summary) for name, metric in METRICS.items()]
