@@ -295,16 +295,12 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return described_models()
     if kind == "tasks":
-        from circuitdisc.tasks import TASKS
-
-        return [(name, task.summary) for name, task in TASKS.items()]
-    if kind == "algorithms":
-        from circuitdisc.discovery.registry import REGISTRY
-
-        return REGISTRY.described()
-    from circuitdisc.metrics import METRICS
-
-    return [(name, metric.summary) for name, metric in METRICS.items()]
+        from circuitdisc.tasks.registry import REGISTRY as registry
+    elif kind == "algorithms":
+        from circuitdisc.discovery.registry import REGISTRY as registry
+    else:
+        from circuitdisc.metrics import REGISTRY as registry
+    return registry.described()
 
 
 def run() -> None:

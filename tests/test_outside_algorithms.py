@@ -8,6 +8,7 @@ import pytest
 import torch
 from examples import random_task
 from models import model_of
+from packages import install
 
 import circuitdisc as cd
 from circuitdisc.cli import main
@@ -51,16 +52,7 @@ def package(tmp_path, monkeypatch):
     """Declares entry points of a package that pip might have installed; called with {name: target}."""
 
     def declare(entries, name="otherlab", module="otherlab_search"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / f"{module}.py").write_text(SOURCE)
-        info = folder / f"{name}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-        lines = [f"{key} = {target}" for key, target in entries.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[circuitdisc.algorithms]", *lines]))
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        install(monkeypatch, tmp_path / name, "circuitdisc.algorithms", entries, SOURCE, module)
         return module
 
     return declare

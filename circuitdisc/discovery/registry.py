@@ -22,8 +22,9 @@ from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
-from circuitdisc.identity import Identity, identity_of, package_version, with_contents
+from circuitdisc.identity import Identity, identity_of, with_contents
 from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
 from circuitdisc.models.model import Model
 from circuitdisc.plugins import Registry
 from circuitdisc.runs import Journal, versions
@@ -135,7 +136,7 @@ def discover(
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
-        versions=versions() | REGISTRY.versions(algorithm),
+        versions=versions() | REGISTRY.versions(algorithm) | METRIC_REGISTRY.versions(measure.name),
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
@@ -152,17 +153,15 @@ def search_identity(
     settings: dict[str, Any],
 ) -> Identity:
     """What a search belongs to; the arguments are those of `discover`."""
-    chosen = get_algorithm(algorithm)
+    measure = get_metric(metric, task.metric).name
     asked = {
-        "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
+        "algorithm": {"name": algorithm, **with_contents({**get_algorithm(algorithm).settings, **settings})},
         "ablation": get_ablation(ablation).to_dict(),
-        "metric": get_metric(metric, task.metric).name,
+        "metric": measure,
         "seed": seed,
     }
-    found = identity_of(model, {"train examples": task.train}, asked)
-    return replace(
-        found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in REGISTRY.versions(algorithm).items())])
-    )
+    packages = REGISTRY.versions(algorithm) | METRIC_REGISTRY.versions(measure)
+    return identity_of(model, {"train examples": task.train}, asked).with_packages(packages)
 
 
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:
