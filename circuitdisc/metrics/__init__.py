@@ -15,6 +15,7 @@ __all__ = ["METRICS", "OUTPUT", "REGISTRY", "Labels", "Metric", "get_metric", "l
 _FILES = (
     "logit_diff",
     "prob_diff",
+    "choice_prob",
     "log_prob",
     "accuracy",
     "pair_accuracy",
