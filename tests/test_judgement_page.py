@@ -20,11 +20,11 @@ from circuitdisc.pages.judged import stability_verdict
 from circuitdisc.pages.judgement import judgement_parts, named, reading, stability_part
 from circuitdisc.pages.judgement_figures import BARS_AT_MOST, completeness_figure, minimality_figure, size_figure
 from circuitdisc.pages.tables import accuracy_table
-from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Scores
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.scoring.stability import by_chance
 from circuitdisc.shipped import shipped_models
+from circuitdisc.wording import number, percent
 
 COMMON = ["model=toys/induction", "task=induction", "task.n=12", "task.n_heldout=16", "ablation=resample", "progress=false"]
 METRICS: tuple[str, ...] = ("logit_diff", "kl", "accuracy")

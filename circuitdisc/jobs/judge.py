@@ -17,7 +17,6 @@ from circuitdisc.pages.judged import judged
 from circuitdisc.pages.judgement import judgement_parts
 from circuitdisc.pages.tables import scores_alone, text_table
 from circuitdisc.pages.verdict import Verdict, verdict
-from circuitdisc.pages.wording import number
 from circuitdisc.runs import Memo, Run, stoppable
 from circuitdisc.schemas import validate
 from circuitdisc.scoring import Scores
@@ -26,6 +25,7 @@ from circuitdisc.scoring.curves import Curve, curve
 from circuitdisc.scoring.hypotheses import hypothesis_tests
 from circuitdisc.scoring.hypotheses_result import HypothesisTests
 from circuitdisc.scoring.minimality import Minimality, minimality
+from circuitdisc.wording import number
 
 UNFINISHED = ".partial.jsonl"
 T = TypeVar("T")

@@ -100,7 +100,7 @@ def _is_setting(arg: str) -> bool:
 
 def _curve_text(curve: "Curve") -> str:
     from circuitdisc.pages.tables import text_table
-    from circuitdisc.pages.wording import number
+    from circuitdisc.wording import number
 
     def shown(value: Any) -> str:
         return "-" if value is None else number(value).replace("−", "-")

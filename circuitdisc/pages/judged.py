@@ -6,10 +6,10 @@ from typing import Any
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile
-from circuitdisc.pages.chance import RANDOM_CIRCUITS, defined
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, as_sentences
-from circuitdisc.pages.wording import is_number, number, percent, share, span
+from circuitdisc.scoring.chance import RANDOM_CIRCUITS, defined
 from circuitdisc.scoring.stability import STABLE
+from circuitdisc.wording import is_number, number, percent, share, span
 
 COMPLETE = 0.1
 """Of the full model's metric: a circuit with no larger gap is called complete."""

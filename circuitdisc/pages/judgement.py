@@ -17,7 +17,7 @@ from circuitdisc.pages.judgement_figures import (
     size_figure,
     stability_figure,
 )
-from circuitdisc.pages.wording import SPLIT_WORDS, number, percent, span
+from circuitdisc.wording import SPLIT_WORDS, number, percent, span
 
 _NAMES_AT_MOST = 30  # parts that fail, in a sentence
 

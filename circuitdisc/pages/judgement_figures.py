@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, plain_axes, plain_layout
-from circuitdisc.pages.wording import number, percent, span
+from circuitdisc.wording import number, percent, span
 
 BARS_AT_MOST = 40
 """Parts in the figure of minimality: the least needed ones."""

@@ -25,8 +25,8 @@ from circuitdisc.pages.judgement import all_figures, judgement_parts, stability_
 from circuitdisc.pages.rounds import round_figures, round_rows
 from circuitdisc.pages.tables import controls_words, how_lines, score_notes
 from circuitdisc.pages.verdict import verdict
-from circuitdisc.pages.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 
 LISTED_AT_MOST = 2000
 """Edges in the page's table; `circuit.json` has them all."""
