@@ -21,7 +21,8 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"), ("schemas", "errors"), ("schemas", "files"),
+    ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"),
+    ("schemas", "errors"), ("schemas", "files"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

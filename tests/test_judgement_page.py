@@ -16,9 +16,13 @@ from circuitdisc.jobs.config import check_overrides, compose, rewrite
 from circuitdisc.jobs.discover import write_page
 from circuitdisc.jobs.settings import parse
 from circuitdisc.jobs.transfer import GROUPS, LISTS
-from circuitdisc.pages.judged import stability_verdict
-from circuitdisc.pages.judgement import judgement_parts, named, reading, stability_part
-from circuitdisc.pages.judgement_figures import BARS_AT_MOST, completeness_figure, minimality_figure, size_figure
+from circuitdisc.pages.scores import judgement_parts
+from circuitdisc.pages.scores.base import named
+from circuitdisc.pages.scores.completeness import completeness_figure
+from circuitdisc.pages.scores.curve import size_figure
+from circuitdisc.pages.scores.hypotheses import reading
+from circuitdisc.pages.scores.minimality import BARS_AT_MOST, minimality_figure
+from circuitdisc.pages.stability import stability_part, stability_verdict
 from circuitdisc.pages.tables import accuracy_table
 from circuitdisc.scoring.base import Scores
 from circuitdisc.scoring.faithfulness import faithfulness_scores

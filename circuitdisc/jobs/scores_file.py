@@ -49,7 +49,7 @@ def measure(path: Path, settings: Mapping[str, Any]) -> str:
     from circuitdisc.discovery.registry import discover
     from circuitdisc.engine.selfcheck import load_model
     from circuitdisc.jobs.discover import build_task, score_circuit
-    from circuitdisc.pages.judged import curve_verdict
+    from circuitdisc.pages.scores.curve import curve_verdict
     from circuitdisc.pages.tables import scores_alone
     from circuitdisc.pages.verdict import Verdict, as_sentences, verdict
     from circuitdisc.scoring.curves import curve

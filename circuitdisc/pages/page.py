@@ -20,9 +20,9 @@ from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.pages.drawing import draw_circuit
 from circuitdisc.pages.figures import controls_figure, search_figure
-from circuitdisc.pages.judged import judged, stability_verdict
-from circuitdisc.pages.judgement import all_figures, judgement_parts, stability_part
 from circuitdisc.pages.rounds import round_figures, round_rows
+from circuitdisc.pages.scores import all_figures, judged, judgement_parts
+from circuitdisc.pages.stability import stability_part, stability_verdict
 from circuitdisc.pages.tables import controls_words, how_lines, score_notes
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.scoring.base import Score, Scores
