@@ -329,11 +329,16 @@ def _lacking(call: ScoreCall) -> str | None:
     return f"{algorithm} gives no score for every edge, so that there are no circuits of other sizes"
 
 
+def _compute(call: ScoreCall) -> Curve:
+    assert call.ranked is not None, "see _lacking"
+    return curve(call.model, call.task, call.ranked, **call.options)
+
+
 SCORE = ScoreKind(
     "curve",
     "faithfulness of circuits of all sizes, and the areas under it",
     Curve,
-    lambda call: curve(call.model, call.task, call.ranked, **call.options),
+    _compute,
     _lacking,
     always=True,
 )

@@ -1,9 +1,10 @@
 """A score of a circuit as `circuitdisc score RUN --all` has it: how it is computed, and what it says of itself.
 
-A score of your own is one `ScoreKind`. Its result is a dataclass with `to_dict() -> plain JSON`, from which it is read back; it has
-`n`, `split`, `metric`, `ablation` and `confidence` among its fields, and `describe() -> ScoreDescription`.
+A score of your own is one `ScoreKind`. Its result is a dataclass with `to_dict() -> plain JSON`, from which it is read back,
+and with `describe() -> ScoreDescription`; `n`, `split`, `metric`, `ablation` and `confidence` are among its fields.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,10 @@ class ScoreCall:
     journal: Path | None = None
 
     def run(self, function: Callable[..., Any], **settings: Any) -> Any:
-        """A function of model, task and circuit, with the options and its own settings."""
-        return function(self.model, self.task, self.circuit, **self.options, **settings)
+        """A function of model, task and circuit, with those of the options that it takes and its own settings."""
+        known = inspect.signature(function).parameters
+        options = {name: value for name, value in self.options.items() if name in known}
+        return function(self.model, self.task, self.circuit, **options, **settings)
 
 
 @dataclass(frozen=True)
