@@ -16,6 +16,7 @@ _FILES = (
     "curves",
     "hypotheses",
     "minimality_of_edges",
+    "agreement",
 )
 SCORES: dict[str, ScoreKind] = {
     kind.name: kind for kind in (import_module(f"circuitdisc.scoring.{name}").SCORE for name in _FILES)
