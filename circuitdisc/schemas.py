@@ -202,22 +202,30 @@ class ScoringSection:
 
 
 @dataclass
-class RunConfig:
+class Sections:
+    """Settings of a command, those of them that it has; None leaves the choice to what it works on."""
+
+    model: ModelSection = field(default_factory=lambda: ModelSection(""))
+    task: Named = field(default_factory=dict)
+    algorithm: Named = field(default_factory=dict)
+    ablation: AblationSection = field(default_factory=lambda: AblationSection(""))
+    metric: MetricSection = field(default_factory=MetricSection)
+    scoring: ScoringSection = field(default_factory=ScoringSection)
+    seed: int | None = None
+    memory: str | int | None = None
+    progress: bool = True
+
+
+@dataclass
+class RunConfig(Sections):
     """config.json in a run's folder."""
 
-    model: ModelSection
-    task: Named
-    algorithm: Named
-    ablation: AblationSection
-    metric: MetricSection
-    scoring: ScoringSection
-    seed: int
-    memory: str | int
-    allow_chance: bool
-    progress: bool = True
+    allow_chance: bool = False
     command: str = ""
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+    NEEDED = ("model", "task", "algorithm", "ablation", "metric", "scoring", "seed", "memory", "allow_chance")
 
 
 @dataclass
@@ -259,6 +267,7 @@ class LadderFile:
     rungs: list[RungName]
     settings: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 CostFile = dict[str, float | str]

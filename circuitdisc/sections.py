@@ -9,31 +9,35 @@ from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.runs import Run, versions
-from circuitdisc.schemas import RunConfig, validate
+from circuitdisc.schemas import RunConfig, Sections, validate
 from circuitdisc.scoring import score
 from circuitdisc.tasks.registry import REGISTRY as TASKS
 from circuitdisc.tasks.registry import load_task
 
 
-def check_sections(config: Mapping[str, Any]) -> None:
+def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -> None:
     """Every section has what the code that takes it expects, and its numbers lie within that code's bounds.
 
     Args:
         config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and the settings beside them.
+        kind: `RunConfig` if none of them may be missing.
 
     Raises:
         BadSetting: a section or a value is of another kind, or out of bounds.
         UnknownName: there is no such algorithm.
     """
-    validate(RunConfig, config, "settings", error=BadSetting)
-    SEED.check("seed", config["seed"])
-    parse_memory(config["memory"])
-    check_values(score, config["scoring"])
-    task, algorithm = config["task"], config["algorithm"]
-    check_values(load_task, task)
-    if task["name"] in TASKS.names:
-        check_values(TASKS.get(task["name"]).build, task)
-    check_values(get_algorithm(algorithm["name"]).function, algorithm)
+    validate(kind, config, "settings", error=BadSetting)
+    if config.get("seed") is not None:
+        SEED.check("seed", config["seed"])
+    if config.get("memory") is not None:
+        parse_memory(config["memory"])
+    check_values(score, config.get("scoring", {}))
+    if task := config.get("task"):
+        check_values(load_task, task)
+        if task["name"] in TASKS.names:
+            check_values(TASKS.get(task["name"]).build, task)
+    if algorithm := config.get("algorithm"):
+        check_values(get_algorithm(algorithm["name"]).function, algorithm)
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:

@@ -4,7 +4,7 @@ and one big buffer of differences [S, B, T, D]. Slow and obvious; shares with th
 
 import numpy as np
 import torch
-from reference import norm, rotate, run_mlp
+from reference import norm, rotate, run_mlp, unembed
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.patching import Patching
@@ -70,12 +70,7 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
         if graph.has_mlp:
             write(mlp if mlp is not None else run_mlp(spec, block, read(index[f"m{layer}"], constant)))
     final = norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
-    logits = final @ weights.W_U
-    if weights.b_U is not None:
-        logits = logits + weights.b_U
-    if spec.logit_softcap:
-        logits = spec.logit_softcap * (logits / spec.logit_softcap).tanh()
-    return logits[batch.read_example, batch.read_position]
+    return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
 
 def attention(spec, layer, q, k, batch, length):

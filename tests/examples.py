@@ -1,9 +1,15 @@
 """Random examples for tests: unequal lengths, several answer positions, groups, corrupted partners."""
 
+from dataclasses import replace
+
 import numpy as np
 
+import circuitdisc as cd
+from circuitdisc.circuit import Circuit
+from circuitdisc.graph import ComputationGraph
 from circuitdisc.models import Model
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.desiderata import Desideratum, of_task
 
 
 def random_examples(model: Model, n: int, seed: int = 0, first_change: int = 1) -> list[Example]:
@@ -30,6 +36,22 @@ def random_examples(model: Model, n: int, seed: int = 0, first_change: int = 1) 
     return found
 
 
+def examples_with_role(model: Model, n: int) -> tuple[Example, ...]:
+    """Random prompts of unequal length with the role `s2` at different places."""
+    return tuple(replace(one, roles={"s2": 1 + index % 3}) for index, one in enumerate(random_examples(model, n)))
+
+
 def random_task(model: Model, n: int = 6, seed: int = 0) -> Task:
     examples = random_examples(model, 2 * n, seed)
     return Task("random", tuple(examples[:n]), tuple(examples[n:]))
+
+
+def toy_desideratum(n: int = 40) -> tuple[Model, Desideratum]:
+    """The induction toy: what follows A is another token in the corrupted prompt, and the toy should say that one."""
+    model = cd.load_model("toys/induction")
+    return model, of_task(cd.load_task("induction", model, n=n, n_heldout=40, length=8))
+
+
+def some_circuit(graph: ComputationGraph, seed: int = 0, share: float = 0.5) -> Circuit:
+    """About this share of all edges."""
+    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))

@@ -311,7 +311,7 @@ def folder_cases() -> Iterator[Case]:
                 [command, "checkpoints={}/scored", "task=tpp", "out={}/new"],
                 write("scored/ladder.json", text),
             )
-    head = '{"format": "circuitdisc.transfer.settings", "version": 1, "settings": '
+    head = '{"format": "circuitdisc.transfer.settings", "version": 2, "settings": '
     for what, text in [(name, head + text + "}") for name, text in HOSTILE.items() if name != "empty"]:
         yield Case(f"transfer's settings: {what}", ["transfer", "out={}/run"], write("run/config.json", text))
     for command in ("score", "report", "resume", "stability"):

@@ -1,5 +1,6 @@
 """Small random-weight models of the real architectures, and toys, for the tests. Nothing is downloaded."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -
     if family in TOYS:
         return cut_toy(toy(family).to(dtype), name=family, split_embeddings=settings.get("split_embeddings", False))
     return cut_hugging_face(hugging_face(family).to(dtype), name=family, **settings)
+
+
+@cache
+def shared(family: str) -> Model:
+    """The model of a family that tests share: they only read it."""
+    return model_of(family)
 
 
 TOYS: dict[str, dict[str, Any]] = {

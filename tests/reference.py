@@ -24,6 +24,12 @@ def norm(spec, x, weights):
     return x if weights.shift is None else x + weights.shift
 
 
+def unembed(spec, weights, normed):
+    """Logits of a final residual after its norm."""
+    logits = normed @ weights.W_U if weights.b_U is None else normed @ weights.W_U + weights.b_U
+    return logits if not spec.logit_softcap else spec.logit_softcap * (logits / spec.logit_softcap).tanh()
+
+
 def rotate(x, positions, frequencies):
     """Rotate pairs (i, i + half) by position * frequency. x [B, T, K]."""
     out = x.clone()
@@ -40,7 +46,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
     cut = model.cut
     assert isinstance(cut, Components)
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
-    mask = torch.as_tensor(mask)
+    mask = torch.tensor(mask)
     ablated = chunk.ablated.expand_as(chunk.clean)
     live = []
     constant = torch.zeros(spec.d_model, dtype=cut.dtype)
@@ -96,12 +102,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
         if graph.has_mlp:
             live.append(run_mlp(spec, block, read(receiver_of[f"m{layer}"])))
     final = norm(spec, read(graph.n_receivers - 1), weights.norm_final)
-    logits = final @ weights.W_U
-    if weights.b_U is not None:
-        logits = logits + weights.b_U
-    if spec.logit_softcap:
-        logits = spec.logit_softcap * (logits / spec.logit_softcap).tanh()
-    return logits[batch.read_example, batch.read_position]
+    return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
 
 def run_mlp(spec, block, x):

@@ -21,7 +21,6 @@ from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
 from circuitdisc.models.components import Components
-from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
 
@@ -201,14 +200,14 @@ def test_order_is_followed(order):
 
 
 @pytest.mark.parametrize("cut_at", [1, 30, 100, 10_000])
-def test_resumes_to_the_same_circuit_and_journal(tmp_path, cut_at):
+def test_resumes_to_the_same_circuit_and_journal(tmp_path, cut_at, open_journal):
     model = model_of("bidirectional", torch.float32)
     task = random_task(model)
-    whole = Journal(tmp_path / "whole.jsonl")
+    whole = open_journal(tmp_path / "whole.jsonl")
     first = acdc(model, task, Ablation("mean"), context(journal=whole), threshold=0.02)
     text = (tmp_path / "whole.jsonl").read_text()
     (tmp_path / "killed.jsonl").write_text(text[: cut_at * 20])
-    again = acdc(model, task, Ablation("mean"), context(journal=Journal(tmp_path / "killed.jsonl")), threshold=0.02)
+    again = acdc(model, task, Ablation("mean"), context(journal=open_journal(tmp_path / "killed.jsonl")), threshold=0.02)
     assert again.circuit == first.circuit
     assert (tmp_path / "killed.jsonl").read_text() == text
 

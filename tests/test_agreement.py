@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from examples import random_task
+from made_pages import Page
 from models import model_of
 from reference import masked_run
-from test_report import Page
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
@@ -18,11 +18,11 @@ from circuitdisc.cli import main
 from circuitdisc.controls import random_circuits
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
-from circuitdisc.jobs.discover import write_page
+from circuitdisc.jobs.pipeline import write_page
 from circuitdisc.metrics import Labels
 from circuitdisc.pages.scores import judgement_parts
 from circuitdisc.schemas import validate
-from circuitdisc.scoring.agreement import Agreement, agreement, agrees
+from circuitdisc.scoring.agreement import TopAgreement, agreement, agrees
 from circuitdisc.stats import share_interval
 from circuitdisc.wording import percent
 
@@ -62,7 +62,7 @@ def test_it_is_the_share_of_equal_choices(kind, heads):
     wanted = [hits(patching, task, one.mask, graph.edge_mask).mean() for one in drawn]
     assert found.circuit.controls == pytest.approx(wanted)
     assert 0 < own.mean() < 1, "a case that tells"
-    assert validate(Agreement, json.loads(json.dumps(found.to_dict())), "here") == found
+    assert validate(TopAgreement, json.loads(json.dumps(found.to_dict())), "here") == found
 
 
 def test_the_full_model_agrees_with_itself_and_ties_count():
@@ -105,7 +105,7 @@ def test_a_judgement_has_it_and_one_of_before_opens_without_it(tmp_path):
     assert main(["score", str(run), "--all"]) == 0
     written = json.loads((run / "judgement.json").read_text())
     page = Page((run / "report.html").read_text("utf-8")).words
-    said = validate(Agreement, written["agreement"], "here").describe()
+    said = validate(TopAgreement, written["agreement"], "here").describe()
     assert said.verdict[0] in written["verdict"]
     assert said.verdict[0] in page
     model = cd.load_model("toys/induction")

@@ -15,8 +15,9 @@ from circuitdisc import progress
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import CircuitdiscError, UnknownName
-from circuitdisc.jobs.config import conf_dir, discover_help
-from circuitdisc.runs import Journal
+from circuitdisc.jobs.config import conf_dir
+from circuitdisc.jobs.help import job_help
+from circuitdisc.jobs.registry import jobs
 
 # learned masks take hundreds of steps to be any good; a few show all that is checked here
 SHORT: dict[str, dict[str, Any]] = {
@@ -73,11 +74,11 @@ def test_it_runs_repeats_itself_and_survives_json(toy, algorithm, ablation):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_killed_search_goes_on_to_the_same_result(toy, algorithm, tmp_path):
-    whole = run(toy, algorithm, journal=Journal(tmp_path / "journal.jsonl"))
+def test_a_killed_search_goes_on_to_the_same_result(toy, algorithm, tmp_path, open_journal):
+    whole = run(toy, algorithm, journal=open_journal(tmp_path / "journal.jsonl"))
     lines = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "journal.jsonl").write_text("".join(lines[: len(lines) // 2]) + '{"hal')
-    again = run(toy, algorithm, journal=Journal(tmp_path / "journal.jsonl"))
+    again = run(toy, algorithm, journal=open_journal(tmp_path / "journal.jsonl"))
     assert_same(whole, again)
     assert again.trace == whole.trace
 
@@ -121,7 +122,7 @@ def test_its_file_of_settings_matches_its_defaults(algorithm):
     assert written == {"name": algorithm, **ALGORITHMS[algorithm].settings}
     for line in (conf_dir() / "algorithm" / f"{algorithm}.yaml").read_text().splitlines():
         assert line.startswith("name:") or " # " in line
-    assert algorithm in discover_help()
+    assert algorithm in job_help(jobs()["discover"])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

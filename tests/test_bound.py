@@ -15,7 +15,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
 from circuitdisc.errors import BadRun, CircuitdiscWarning
 from circuitdisc.jobs.compare_runs import compare_runs
-from circuitdisc.jobs.discover import resume
+from circuitdisc.jobs.pipeline import resume
 from circuitdisc.runs import Journal
 
 SEARCHES = {
@@ -148,28 +148,28 @@ def test_a_journal_killed_before_its_first_mark_begins_again(world, said):
     assert said("resume", run)[0] == 0
 
 
-def test_journals_in_a_notebook_are_bound_too(tmp_path):
+def test_journals_in_a_notebook_are_bound_too(tmp_path, open_journal):
     model = model_of("gpt2")
     task, other = random_task(model), random_task(model, seed=1)
     call = {"ablation": "resample", "allow_chance": True, "threshold": 0.01}
-    whole = cd.discover(model, task, "acdc", journal=Journal(tmp_path / "journal"), **call)
+    whole = cd.discover(model, task, "acdc", journal=open_journal(tmp_path / "journal"), **call)
     assert whole.circuit.provenance.identity["weights"]
-    again = cd.discover(model, task, "acdc", journal=Journal(tmp_path / "journal"), **call)
+    again = cd.discover(model, task, "acdc", journal=open_journal(tmp_path / "journal"), **call)
     assert again.circuit == whole.circuit
     for wrong in ((changed(model), task), (model, other)):
         with pytest.raises(BadRun, match=r"was begun with other (weights|train examples)"):
-            cd.discover(*wrong, "acdc", journal=Journal(tmp_path / "journal"), **call)
+            cd.discover(*wrong, "acdc", journal=open_journal(tmp_path / "journal"), **call)
 
 
 def test_a_masks_state_of_another_search_is_refused(world, said):
     run = world / "soft_topk"
     cut_back(run)
-    (state,) = run.glob("mask_state_*.npz")
+    (state,) = run.glob("mask_state_*.safetensors")
     step = max(line["step"] for line in Journal.read(run / "journal.jsonl").decisions)
-    state.rename(run / f"mask_state_{step}.npz")
+    state.rename(run / f"mask_state_{step}.safetensors")
     status, err = said("resume", run)
     assert status == 2
-    assert "is the state of step 150" in err
+    assert f"is not the state of step {step} of this search (mask_state_{step}.safetensors has other bytes" in err
 
 
 # --- a finished run -------------------------------------------------------------------------------------------------------

@@ -241,10 +241,10 @@ def test_warnings_are_lines_for_people(capsys, monkeypatch):
         for line in (1, 2):
             sys.stderr.write(warnings.formatwarning(CircuitdiscWarning("a\nnote"), CircuitdiscWarning, "file.py", line))
         sys.stderr.write(warnings.formatwarning("of another package", UserWarning, "file.py", 3, ""))
-        return 0
+        return "page"
 
     usual = warnings.formatwarning
-    monkeypatch.setattr("circuitdisc.cli._report", warned)
+    monkeypatch.setattr("circuitdisc.jobs.pipeline.write_page", warned)
     status, _, said = run(capsys, "report", "x")
     assert status == 0
     assert said == "circuitdisc: note: a note\nfile.py:3: UserWarning: of another package\n"

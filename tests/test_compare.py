@@ -5,14 +5,15 @@ import re
 import shutil
 
 import pytest
-from test_report import Page
+from made_pages import Page
 
 import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
-from circuitdisc.errors import BadRun, BadSetting, UnknownName
-from circuitdisc.jobs.compare import parse_settings
+from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.jobs.compare_runs import compare_runs
+from circuitdisc.jobs.job import Call
+from circuitdisc.jobs.registry import jobs
 from circuitdisc.pages.comparison import comparison_table, draw_heads, headline
 from circuitdisc.runs import Run
 from circuitdisc.scoring import Scores
@@ -218,7 +219,7 @@ SLIPS = {
     "later key": (["short", "long", "heads=a1.h0", "attend=b1:end"], "cannot attend from 'b1'"),
     "unknown setting": (["short", "long", "head=[a1.h0]"], r"unknown setting of compare 'head'\. Did you mean heads"),
     "no pair": (["short", "long", "attend=end"], "attend='end' cannot be read: give query:key"),
-    "no number": (["short", "long", "scale=twice"], "scale='twice' cannot be read: give a number"),
+    "no number": (["short", "long", "scale=twice"], "scale='twice' is not a number"),
     "no finite number": (["short", "long", "scale=inf"], "scale=inf is not finite"),
     "contradiction": (["short", "long", "scale=2", "interventions=none"], "scale= changes heads, but interventions=none"),
     "unknown choice": (["short", "long", "interventions=head"], r"unknown interventions 'head'\. Did you mean heads"),
@@ -258,16 +259,15 @@ def test_a_failed_write_leaves_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_of_the_command_line():
-    args = ["heads=[a1.h0,a0.h1]", "attend=s2+1:end-2", "scale=-1e-1", "progress=False", "out=null", "n_random=0"]
-    assert parse_settings(args) == {
-        "heads": ["a1.h0", "a0.h1"], "attend": ("s2+1", "end-2"), "scale": -0.1, "progress": False, "n_random": 0,
-    }  # fmt: skip
-    for bad in ("heads=[]", "n_random=-1", "progress=maybe", "attend=:end"):
-        with pytest.raises(BadSetting, match=re.escape(bad.split("=")[0])):
-            parse_settings([bad])
-    with pytest.raises(UnknownName):
-        parse_settings(["nonsense"])
+def test_settings_of_the_command_line(runs, capsys):
+    args = ("heads=a1.h0,a0.h1", "attend=s2+1:end-2", "scale=-1e-1", "progress=False", "out=null", "n_random=0")
+    settings = Call(jobs()["compare"], args).settings
+    assert settings["heads"] == ["a1.h0", "a0.h1"]
+    assert (settings["attend"], settings["scale"], settings["out"]) == ("s2+1:end-2", -0.1, None)
+    for bad in ("n_random=-1", "progress=maybe", "attend=:end", "nonsense=1", "interventions=some"):
+        status, _, err = run(capsys, "compare", runs / "short", runs / "long", bad)
+        assert status == 2
+        assert re.search(rf"{bad.partition('=')[0]}", err)
 
 
 def test_help(capsys):

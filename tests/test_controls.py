@@ -6,6 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from examples import some_circuit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,10 +21,6 @@ GRAPHS = [
     ComputationGraph(2, 5, has_mlp=False, split_embeddings=True),
     ComputationGraph(4, 3),
 ]
-
-
-def some_circuit(graph, seed=0, share=0.6):
-    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
 
 
 def some_heads(graph, seed=0, share=0.5):

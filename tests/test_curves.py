@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from examples import random_task
-from models import model_of
+from models import shared
 from reference import masked_run
 from scipy import stats
 
@@ -23,11 +23,6 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.scoring.curves import MIB_SHARES, area, curve
 
 SHARES = (0.02, 0.1, 0.4, 1.0)
-
-
-@cache
-def shared(family):
-    return model_of(family)
 
 
 @cache

@@ -19,10 +19,9 @@ from circuitdisc.discovery.exact import exact
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.files import read_arrays
-from circuitdisc.jobs.discover import export
+from circuitdisc.jobs.pipeline import export
 from circuitdisc.known.compiled import build
 from circuitdisc.metrics import METRICS
-from circuitdisc.runs import Journal
 from circuitdisc.scoring.against_truth import against_truth
 from circuitdisc.scoring.truth import Truth
 
@@ -47,13 +46,13 @@ def test_exact_scores_are_the_change_of_the_masked_run(family, kind, metric):
         assert scores[receiver, sender] == pytest.approx(masked_metric(model, chunks, mask, METRICS[metric]) - full, abs=1e-9)
 
 
-def test_exact_resumes_to_the_same_scores(tmp_path):
+def test_exact_resumes_to_the_same_scores(tmp_path, open_journal):
     model = model_of("no_norm")
     task = random_task(model)
-    whole = exact(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "a.jsonl")))
+    whole = exact(model, task, Ablation("mean"), SearchContext(journal=open_journal(tmp_path / "a.jsonl")))
     text = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "b.jsonl").write_text(text[: len(text) // 2])
-    again = exact(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "b.jsonl")))
+    again = exact(model, task, Ablation("mean"), SearchContext(journal=open_journal(tmp_path / "b.jsonl")))
     np.testing.assert_array_equal(whole.edge_scores, again.edge_scores)
     assert (tmp_path / "b.jsonl").read_text() == text
 
@@ -100,24 +99,23 @@ def test_bisect_needs_few_runs_for_a_small_circuit(lightweight):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
-def test_bisect_resumes_to_the_same_circuit_and_journal(tmp_path, share):
+def test_bisect_resumes_to_the_same_circuit_and_journal(tmp_path, share, open_journal):
     model = model_of("bidirectional")
     task = random_task(model)
-    first = bisect(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "a.jsonl")), threshold=0.003)
+    first = bisect(model, task, Ablation("mean"), SearchContext(journal=open_journal(tmp_path / "a.jsonl")), threshold=0.003)
     text = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "b.jsonl").write_text(text[: int(len(text) * share)])
-    again = bisect(model, task, Ablation("mean"), SearchContext(journal=Journal(tmp_path / "b.jsonl")), threshold=0.003)
+    again = bisect(model, task, Ablation("mean"), SearchContext(journal=open_journal(tmp_path / "b.jsonl")), threshold=0.003)
     assert again.circuit == first.circuit
     assert (tmp_path / "b.jsonl").read_text() == text
 
 
-def test_bisect_refuses_to_go_on_with_another_ranking(tmp_path):
+def test_bisect_refuses_to_go_on_with_another_ranking(tmp_path, open_journal):
     model = model_of("bidirectional")
     task = random_task(model)
-    journal = Journal(tmp_path / "a.jsonl")
+    journal = open_journal(tmp_path / "a.jsonl")
     bisect(model, task, Ablation("mean"), SearchContext(journal=journal, seed=1), threshold=0.01, ranking="random")
-    journal.close()
-    context = SearchContext(journal=Journal(tmp_path / "a.jsonl"), seed=2)
+    context = SearchContext(journal=open_journal(tmp_path / "a.jsonl"), seed=2)
     with pytest.raises(BadRun, match="another order"):
         bisect(model, task, Ablation("mean"), context, threshold=0.01, ranking="random")
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from circuitdisc.checkpoints.finetune import data, loop
 from circuitdisc.checkpoints.finetune.finetune import finetune
+from circuitdisc.checkpoints.listing import read_checkpoints
 from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadRun, CircuitdiscWarning
 from circuitdisc.files import fresh_folder
@@ -105,14 +106,18 @@ def test_other_weights_or_examples_are_refused(killed: Path) -> None:
         go_on(killed)
 
 
-def test_a_ladder_of_an_older_version_goes_on_only_if_it_is_finished(killed: Path) -> None:
-    edit_json(killed / "out" / "ladder.json", ("identity",), None)
-    with pytest.raises(BadRun, match="does not say which weights and examples"):
+def test_a_ladder_without_a_journal_says_what_opens_it_and_is_still_read(killed: Path) -> None:
+    edit_json(killed / "out" / "ladder.json", ("versions", "circuitdisc"), "0.0.1")
+    (killed / "out" / "journal.jsonl").unlink()
+    before = contents(killed / "out")
+    with pytest.raises(
+        BadRun, match=r"ladder of a circuitdisc \(version 0\.0\.1\) that kept no journal: .*only that version goes on"
+    ):
         go_on(killed)
+    assert contents(killed / "out") == before
     go_on(killed, "other")
-    edit_json(killed / "other" / "ladder.json", ("identity",), None)
-    with pytest.warns(CircuitdiscWarning, match="does not say which weights and examples"):
-        go_on(killed, "other")
+    (killed / "other" / "journal.jsonl").unlink()
+    assert read_checkpoints([killed / "other"], least=1, what="a test")[1:] == [str(killed / "other" / "100pct")]
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------------
@@ -132,17 +137,21 @@ def zeros(path: Path) -> None:
         ("optimizer.pt", cut_short),
         ("model.safetensors", zeros),
         ("trainer_state.json", Path.unlink),
-        ("whole", cut_short),
-        ("whole", Path.unlink),
+        ("scheduler.pt", zeros),
+        ("", None),
     ],
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(killed: Path, name: str, damage: Any) -> None:
     whole = go_on(killed, "straight")
     steps = sorted(int(path.name.partition("-")[2]) for path in trainer(killed).glob("checkpoint-*"))
-    damage(trainer(killed) / f"checkpoint-{steps[-1]}" / name)
-    if (name, damage) == ("whole", Path.unlink):  # as a kill leaves it: no damage
+    if damage is None:  # as a kill leaves it before it is registered: no damage
+        journal = killed / "out" / "journal.jsonl"
+        lines = journal.read_text().splitlines(keepends=True)
+        assert f"checkpoint-{steps[-1]}" in lines[-1]
+        journal.write_text("".join(lines[:-1]))
         found = go_on(killed)
     else:
+        damage(trainer(killed) / f"checkpoint-{steps[-1]}" / name)
         with pytest.warns(
             CircuitdiscWarning, match=rf"100pct goes on from checkpoint-{steps[-2]}: checkpoint-{steps[-1]} is dam"
         ):
@@ -174,21 +183,6 @@ def test_a_checkpoint_half_way_to_its_place_is_made_again_if_it_is_damaged(kille
     final.mkdir()
     (final / "training.json").write_text("")
     assert all(torch.equal(value, whole[key]) for key, value in go_on(killed).items())
-
-
-def test_what_marks_a_checkpoint_as_whole_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All files are on the disk before the mark is begun."""
-    folder = tmp_path / "checkpoint-3"
-    folder.mkdir()
-    for name in ("model.safetensors", "optimizer.pt"):
-        (folder / name).write_text(name)
-    told: list[str] = []
-    own_sync, own_write = loop.sync, loop.write_json
-    monkeypatch.setattr(loop, "sync", lambda path: told.append(path.name) or own_sync(path))
-    monkeypatch.setattr(loop, "write_json", lambda path, what: told.append(path.name) or own_write(path, what))
-    loop.mark_whole(folder)
-    assert told == ["model.safetensors", "optimizer.pt", "checkpoint-3", "whole", tmp_path.name]
-    assert loop.last_whole(tmp_path) == str(folder)
 
 
 def test_a_folder_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Imports run downwards only: no room of the package imports from a room on its own floor or above."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ FLOORS = (
     ("discovery", "scoring", "heads"),
     ("checkpoints", "pages", "sections", "bound"),
     ("jobs",),
-    ("cli", "__init__", "__main__"),
+    ("cli", "__init__"),
+    ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
@@ -56,3 +58,20 @@ def test_imports_run_downwards(path):
     for other in imports(path) - {room}:
         below = LEVEL[other] < LEVEL[room] or (room, other) in NEIGHBOURS
         assert below, f"{path.name} in '{room}' imports from '{other}', which is not below it"
+
+
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")])
+
+
+def test_no_file_is_over_450_lines():
+    long = {path.name: n for path in SOURCES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 450}
+    assert not long, "split them by what they are about"
+
+
+def test_no_class_name_is_used_twice_in_the_package():
+    places = defaultdict(list)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(PACKAGE)))
+    assert not {name: files for name, files in places.items() if len(files) > 1}

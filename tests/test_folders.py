@@ -21,8 +21,8 @@ import circuitdisc.engine.selfcheck as selfcheck
 import circuitdisc.files as files
 import circuitdisc.heads
 import circuitdisc.heads.dcm.dcm
-import circuitdisc.jobs.discover as pipeline
 import circuitdisc.jobs.judge
+import circuitdisc.jobs.pipeline as pipeline
 import circuitdisc.scoring.stability
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main

@@ -1,24 +1,17 @@
 """Head roles and attention between named positions: against a loop over tokens on the Hugging Face module's own patterns."""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from models import model_of
+from models import model_of, shared
 
 import circuitdisc as cd
 from circuitdisc.engine.attention import attention_patterns
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.heads import ROLES, attention_to, head_roles
-from circuitdisc.models import Model
 from circuitdisc.tasks.base import Example, Task
-
-
-@cache
-def shared(family: str) -> Model:
-    return model_of(family)
 
 
 def repeating_examples(n: int = 6, seed: int = 0) -> list[Example]:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,8 @@ from omegaconf import OmegaConf
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.jobs.config import conf_dir
-from circuitdisc.jobs.heads import TOOLS
-from circuitdisc.jobs.settings import COMMON
+from circuitdisc.jobs.config import compose, groups_of, own_keys
+from circuitdisc.jobs.registry import jobs
 
 TOY = ["model=toys/induction", "task=induction", "task.length=8", "task.n=20", "task.n_heldout=30", "progress=false"]
 TPP = ["model=tpp/lightweight", "task=tpp", "task.n=10", "task.n_heldout=10", "progress=false"]
@@ -26,6 +26,12 @@ QUICK = {
     "knockout": [*TOY, "n_random=3"],
     "neurons": [*TPP, "knock_out=a3.h1,a2.h0", "layers=[3]", "sizes=[5,20]", "n_random=2", "top=3", "n_tokens=4"],
 }
+
+
+FUNCTIONS = {
+    "roles": "head_roles", "attention": "attention_to", "logits": "logit_attribution", "effects": "head_effects",
+    "knockout": "knockout_curve", "neurons": "neuron_analysis",
+}  # fmt: skip
 
 
 def run(capsys, *args):
@@ -41,7 +47,7 @@ def toy():
     return model, cd.load_task("induction", model, n=20, n_heldout=30, length=8)
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", QUICK)
 def test_every_tool_prints_a_table_and_leaves_a_page(tool, tmp_path, capsys):
     out = tmp_path / "out"
     status, printed, _ = run(capsys, tool, *QUICK[tool], f"out={out}")
@@ -87,16 +93,21 @@ def test_repeated_tokens_need_no_task(tmp_path, capsys):
 
 
 def test_a_settings_file_for_every_tool():
-    for name, tool in TOOLS.items():
-        written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "heads" / f"{name}.yaml"))
-        function = getattr(cd.heads, tool.function)
+    tools = {name.partition(" ")[2]: job for name, job in jobs().items() if name.startswith("heads ")}
+    assert set(tools) == set(QUICK)
+    for name, job in tools.items():
+        assert job.config is not None
+        kept = own_keys(job.config)
+        composed: Any = OmegaConf.to_container(compose([], job.config))
+        function = getattr(cd.heads, FUNCTIONS[name])
         parameters = inspect.signature(function).parameters.values()
-        own = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
-        taken = {*COMMON, *tool.groups, "effects"}  # an array: Python alone can give it
+        own = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        groups = set(groups_of(job.config)) - {"model", "task"}
+        taken = {*own_keys("common"), *groups, "effects"}  # an array: Python alone can give it
         expected = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items() if key not in taken}
-        assert written == expected
+        assert {key: composed[key] for key in kept if key != "out"} == expected
         assert all(f"{setting}" in (inspect.getdoc(function) or "") for setting in own)
-        assert set(tool.groups) == {"ablation", "metric"} & set(own)
+        assert groups == {"ablation", "metric"} & set(own)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +150,8 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
 
 
 def test_help_needs_no_torch():
-    calls = "main(['heads']); [main(['heads', tool, '--help']) for tool in TOOLS]"
-    imports = "from circuitdisc.cli import main; from circuitdisc.jobs.heads import TOOLS"
+    calls = "main(['heads']); [main(['heads', tool, '--help']) for tool in ('roles', 'knockout')]"
+    imports = "from circuitdisc.cli import main"
     code = f"import sys; {imports}; {calls}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().endswith("False"), done.stderr

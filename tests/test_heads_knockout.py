@@ -1,11 +1,9 @@
 """Head effects and knock-out curves: against head circuits run edge by edge by `Patching.evaluate`, one after the other."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 from examples import random_task
-from models import model_of
+from models import model_of, shared
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
@@ -15,12 +13,6 @@ from circuitdisc.heads import head_effects, knockout_curve
 from circuitdisc.heads.base import head_names
 from circuitdisc.heads.knockout import sizes_of_points
 from circuitdisc.metrics import METRICS
-from circuitdisc.models import Model
-
-
-@cache
-def shared(family: str) -> Model:
-    return model_of(family)
 
 
 def slow_values(model, task, ablation, metric, dropped, split="heldout"):

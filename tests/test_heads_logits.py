@@ -1,17 +1,14 @@
 """Direct logit attribution: every component against hooks on the Hugging Face module, and the sum against its own logits."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
 from examples import random_examples, random_task
-from models import TOYS, model_of
+from models import TOYS, model_of, shared
 
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.heads import logit_attribution
 from circuitdisc.heads.base import mean_intervals
-from circuitdisc.models import Model
 from circuitdisc.models.components import Components
 from circuitdisc.stats import interval, partition
 from circuitdisc.tasks.base import Example, Task
@@ -19,11 +16,6 @@ from circuitdisc.tasks.base import Example, Task
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma2"]
 # transformers computes root-mean-square norms and rotary angles in float32, whatever the model's precision
 MODULE_PRECISION = {"gpt2": 1e-9}
-
-
-@cache
-def shared(family: str) -> Model:
-    return model_of(family)
 
 
 def logit_difference(logits, example: Example) -> torch.Tensor:

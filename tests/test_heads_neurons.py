@@ -1,14 +1,13 @@
 """Neurons: masked runs and importance against hooks on the Hugging Face module, one prompt and one neuron at a time."""
 
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from examples import random_examples, random_task
-from models import model_of
+from models import model_of, shared
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
@@ -18,17 +17,11 @@ from circuitdisc.errors import BadModel, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads import neuron_table, neuron_tokens, neurons
 from circuitdisc.heads.neurons.importance import rise
 from circuitdisc.metrics import METRICS
-from circuitdisc.models import Model
 from circuitdisc.models.components import Components
 from circuitdisc.tasks.base import collate
 
 # transformers computes root-mean-square norms and rotary angles in float32, whatever the model's precision
 MODULE_PRECISION = {"gpt2": 1e-9, "llama": 5e-6, "gemma2": 5e-6, "gpt_neox": 5e-6}
-
-
-@cache
-def shared(family: str) -> Model:
-    return model_of(family)
 
 
 # --- the truth: hooks on the module ----------------------------------------------------------------------------------------

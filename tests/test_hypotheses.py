@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples import random_examples, random_task
+from examples import random_examples, random_task, some_circuit
 from models import model_of
 from reference import masked_run
 from scipy import stats
@@ -32,10 +32,6 @@ GRAPHS = [
     ComputationGraph(3, 2, parallel=True, split_embeddings=True),
 ]
 SETTINGS: dict[str, Any] = {"ablation": "resample", "n_random": 6, "n_permutations": 30, "quantile": 0.5, "seed": 4}
-
-
-def some_circuit(graph, seed=0, share=0.5):
-    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
 
 
 @cache

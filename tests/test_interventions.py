@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from examples import random_examples
-from models import hugging_face, model_of
+from examples import examples_with_role, random_examples
+from models import hugging_face, model_of, shared
 from scipy import stats
 
 import circuitdisc as cd
@@ -37,15 +37,8 @@ CASES = {
 
 
 @cache
-def shared(family):
-    return model_of(family)
-
-
-@cache
 def examples_of(family):
-    """Random prompts of unequal length with the role `s2` at different places."""
-    drawn = random_examples(shared(family), 7)
-    return tuple(replace(one, roles={"s2": 1 + index % 3}) for index, one in enumerate(drawn))
+    return examples_with_role(shared(family), 7)
 
 
 def task_of(family, n=4):

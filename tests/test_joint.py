@@ -192,15 +192,14 @@ def test_donor_heads_are_never_asked_about():
 
 
 @pytest.mark.parametrize("algorithm", PLAIN)
-def test_a_killed_joint_search_goes_on_to_the_same_circuit(algorithm, tmp_path):
+def test_a_killed_joint_search_goes_on_to_the_same_circuit(algorithm, tmp_path, open_journal):
     models = [checkpoint(seed) for seed in (0, 1)]
     task, settings = random_task(models[0], 5), CASES[algorithm]
-    whole = Journal(tmp_path / "whole")
+    whole = open_journal(tmp_path / "whole")
     found = search(models, task, algorithm, journal=whole, **settings)
-    whole.close()
     lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
     (tmp_path / "killed").write_text("".join(lines[: int(0.7 * len(lines))]) + lines[-1][:9])
-    again = search(models, task, algorithm, journal=Journal(tmp_path / "killed"), **settings)
+    again = search(models, task, algorithm, journal=open_journal(tmp_path / "killed"), **settings)
     assert again.circuit == found.circuit
     assert (tmp_path / "killed").read_text() == (tmp_path / "whole").read_text()
     assert again.cost.candidates < found.cost.candidates

@@ -7,8 +7,8 @@ import pytest
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.jobs.discover import rescore
 from circuitdisc.jobs.judge import judge
+from circuitdisc.jobs.pipeline import rescore
 from circuitdisc.wording import percent
 
 COMMON = ["model=toys/induction", "task=induction", "task.n=20", "task.n_heldout=30", "ablation=resample", "progress=false"]

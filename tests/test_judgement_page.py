@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import HOSTILE, Page
+from made_pages import HOSTILE, Page
 
 import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.controls import random_circuits
-from circuitdisc.jobs.config import check_overrides, compose, rewrite
-from circuitdisc.jobs.discover import write_page
-from circuitdisc.jobs.settings import parse
-from circuitdisc.jobs.transfer import GROUPS, LISTS
+from circuitdisc.jobs.job import Call
+from circuitdisc.jobs.pipeline import write_page
+from circuitdisc.jobs.registry import jobs
 from circuitdisc.pages.scores import judgement_parts
 from circuitdisc.pages.scores.base import named
 from circuitdisc.pages.scores.completeness import completeness_figure
@@ -263,23 +262,16 @@ STUDIES = Path(cd.__file__).parents[1] / "docs" / "studies.md"
 )
 def test_commands_of_the_studies_page_compose(line):
     _, command, *args = shlex.split(line)
-    if command == "discover":
-        overrides = rewrite(args)
-        check_overrides(overrides)
-        config = compose(overrides)
-        assert config.model.name == "multitask/base"
-    elif command == "transfer":
-        config = parse("transfer", "transfer", args, GROUPS, LISTS)
-        assert config["task"]["n_heldout"] == 500
-        assert set(config["settings"]["checkpoints"]) <= set(shipped_models())
-    elif command == "heads":
-        from circuitdisc.jobs.heads import TOOLS, tool_settings
-
-        assert args[0] in TOOLS
-        assert tool_settings(args[0], args[1:])["task"]["n_heldout"] == 500
-    else:
-        assert command == "score"
+    name = f"heads {args.pop(0)}" if command == "heads" else command
+    if name == "score":
         assert args[1:] == ["--all"]
+        return
+    settings = Call(jobs()[name], tuple(args)).settings
+    if name == "discover":
+        assert settings["model"]["name"] == "multitask/base"
+        return
+    assert settings["task"]["n_heldout"] == 500
+    assert name != "transfer" or set(settings["checkpoints"]) <= set(shipped_models())
 
 
 def test_the_studies_page_has_its_commands():

@@ -3,14 +3,13 @@
 import json
 import sys
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from examples import random_task
-from models import model_of
+from examples import random_task, some_circuit
+from models import shared
 from reference import masked_run
 
 import circuitdisc as cd
@@ -44,15 +43,6 @@ class Killed(Exception):
     """What a kill looks like from inside."""
 
 
-@cache
-def shared(family):
-    return model_of(family)
-
-
-def some_circuit(graph, share=0.5, seed=3):
-    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
-
-
 # --- nodes taken out incrementally -----------------------------------------------------------------------------------------
 
 
@@ -63,7 +53,7 @@ def test_sets_of_nodes_taken_out_of_one_run_equal_masked_runs(family, kind, whol
     """Sets that begin at one node are rows of one batch: some hold a later node, and others compute it."""
     model = shared(family)
     task, metric, graph = random_task(model, n=4), get_metric("logit_diff"), model.graph
-    circuit = Circuit.full(graph) if whole else some_circuit(graph)
+    circuit = Circuit.full(graph) if whole else some_circuit(graph, 3)
     patching = Patching(model, Ablation(kind), task.train)
     removal = PartRemoval(patching, task.heldout, metric, "node")
     parts, generator = parts_of(circuit, "node"), np.random.default_rng(0)
@@ -87,7 +77,7 @@ def test_runs_are_held_while_they_fit(room, runs):
     assert isinstance(model.cut, Components)
     task, metric, graph = random_task(model, n=4), get_metric("logit_diff"), model.graph
     needed = bytes_per_token(model) * 4 * max(map(len, task.heldout))
-    circuit, sets = some_circuit(graph), [("m0",), ("a1.h1", "m2"), ()]
+    circuit, sets = some_circuit(graph, 3), [("m0",), ("a1.h1", "m2"), ()]
     values, n_tokens = [], 4 * max(map(len, task.heldout))
     most = max(bytes_of_run(model.cut, graph, mask, n_tokens) for mask in (circuit.mask, graph.edge_mask))
     for memory in (needed + int(room * most), "4GiB"):
@@ -140,7 +130,7 @@ TESTS: dict[str, Any] = {"ablation": "resample", "n_random": 5, "n_permutations"
 def test_hypothesis_tests_go_on_where_they_were(granularity, memory, tmp_path, monkeypatch):
     model = shared("attention_only")
     task = random_task(model, 5, seed=1)
-    whole = some_circuit(model.graph, 0.4, 2)
+    whole = some_circuit(model.graph, 2, 0.4)
     circuit = whole if granularity == "edge" else Circuit.from_heads(model.graph, ["a0.h1", "a1.h0", "a1.h2"])
     settings = {**TESTS, "memory": memory}
     straight = hypothesis_tests(model, task, circuit, journal=tmp_path / "straight", **settings)
@@ -298,7 +288,7 @@ def found_under(circuit, kind):
 def test_circuits_of_different_ablations_do_not_meet_unless_asked():
     model = shared("attention_only")
     task = random_task(model, 4, seed=1)
-    circuit = some_circuit(model.graph)
+    circuit = some_circuit(model.graph, 3)
     zero, mean, unknown = (found_under(circuit, kind) for kind in ("zero", "mean", ""))
     with pytest.raises(BadSetting, match=r"zero.* and mean.*mix=True"):
         overlap(zero, mean)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from changed import changed
 from examples import random_examples
-from models import hugging_face, model_of
+from models import hugging_face, model_of, shared
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
@@ -23,7 +23,6 @@ from circuitdisc.heads.localised.head_edits import HeadEdit, evaluate_edit
 from circuitdisc.heads.localised.localised import localised
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
-from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
 HEADS = ("a0.h1", "a1.h2", "a1.h0", "a2.h3")
@@ -41,11 +40,6 @@ EDITS = {
     "more": HeadEdit("first_token", HEADS, factor=3.0),
     "none": HeadEdit("first_token", HEADS, factor=0.0),
 }
-
-
-@cache
-def shared(family):
-    return model_of(family)
 
 
 @cache
@@ -343,12 +337,11 @@ def test_a_killed_call_goes_on(unsure, tmp_path):
     model, task = unsure
     settings = {"epochs": 2, "n_random": 2, "l1": 0.0}
     path = tmp_path / "journal.jsonl"
-    whole = localised(model, task, "lofit", k=1, journal=(journal := Journal(path)), **settings)
-    journal.close()
+    whole = localised(model, task, "lofit", k=1, journal=path, **settings)
     kept = path.read_text().splitlines()
     assert len(kept) == 1 + 2 * 4  # identity; norms and three edits, each with its mark
     path.write_text("\n".join(kept[:5]) + "\n")
-    again = localised(model, task, "lofit", k=1, journal=Journal(path), **settings)
+    again = localised(model, task, "lofit", k=1, journal=path, **settings)
     assert again.to_dict() == whole.to_dict()
     assert path.read_text().splitlines() == kept
     changes = (
@@ -358,8 +351,8 @@ def test_a_killed_call_goes_on(unsure, tmp_path):
     )
     for other, examples, more, says in changes:
         with pytest.raises(BadRun, match=f"begun with {says}"):
-            localised(other, examples, "lofit", k=1, journal=Journal(path), **{**settings, **more})
-    assert localised(model, task, "lofit", k=1, journal=Journal(path), **settings).to_dict() == whole.to_dict()
+            localised(other, examples, "lofit", k=1, journal=path, **{**settings, **more})
+    assert localised(model, task, "lofit", k=1, journal=path, **settings).to_dict() == whole.to_dict()
 
 
 TOY = [

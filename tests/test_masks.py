@@ -1,5 +1,6 @@
 """Soft masks against the slow reference and against attribution; hard concrete's maths; the algorithms that learn masks."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -304,8 +305,9 @@ def test_probing_without_a_size_keeps_what_its_masks_keep(induction):
 
 
 def run(algorithm, model, task, journal=None, seed=0, steps=70, **settings):
-    context = SearchContext(metric="logit_diff", seed=seed, journal=journal or Journal())
-    return ALGORITHMS[algorithm].function(model, task, Ablation("resample"), context, steps=steps, batch=3, **settings)
+    with closing(journal or Journal()) as journal:
+        context = SearchContext(metric="logit_diff", seed=seed, journal=journal)
+        return ALGORITHMS[algorithm].function(model, task, Ablation("resample"), context, steps=steps, batch=3, **settings)
 
 
 @pytest.mark.parametrize("algorithm", LEARNED)
@@ -330,7 +332,7 @@ def test_a_killed_run_resumes_to_the_same_scores_bit_for_bit(algorithm, tmp_path
         patch.setattr(mask_training, "_step", kill)
         with pytest.raises(Killed):
             run(algorithm, model, task, Journal(path))
-    assert [file.name for file in path.parent.glob("*.npz")] == ["mask_state_50.npz"]
+    assert [file.name for file in path.parent.glob("mask*")] == ["mask_state_50.safetensors"]
     again = run(algorithm, model, task, Journal(path))
     np.testing.assert_array_equal(again.edge_scores, whole.edge_scores)
     assert again.circuit == whole.circuit
@@ -342,15 +344,24 @@ def test_a_killed_run_resumes_to_the_same_scores_bit_for_bit(algorithm, tmp_path
     assert not np.array_equal(other.edge_scores, whole.edge_scores, equal_nan=True)
 
 
-def test_a_lost_or_foreign_state_is_a_sentence(tmp_path):
+def test_a_lost_damaged_older_or_foreign_state_is_a_sentence(tmp_path):
     model = model_of("attention_only")
     task = random_task(model, 6)
-    path = tmp_path / "journal.jsonl"
+    path, state = tmp_path / "journal.jsonl", tmp_path / "mask_state_50.safetensors"
     run("edge_pruning", model, task, Journal(path), steps=50)
-    with pytest.raises(BadFile, match=r"mask_state_50\.npz is not the state of this search: scores is missing"):
+    with pytest.raises(BadFile, match=r"mask_state_50\.safetensors is not the state of this search: .*scores"):
         run("soft_topk", model, task, Journal(path))
-    (tmp_path / "mask_state_50.npz").unlink()
-    with pytest.raises(BadFile, match=r"cannot read .*mask_state_50\.npz"):
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BadFile, match=r"not the state of step 50 of this search \(mask_state_50\S+ has other bytes than were"):
+        run("edge_pruning", model, task, Journal(path))
+    state.unlink()
+    with pytest.raises(BadFile, match=r"mask_state_50\.safetensors .*\(it is missing\)"):
+        run("edge_pruning", model, task, Journal(path))
+    state.with_suffix(".npz").write_bytes(b"")
+    with pytest.raises(
+        BadFile, match=r"mask_state_50\.npz is the state of a search that an older circuitdisc began .*go on there"
+    ):
         run("edge_pruning", model, task, Journal(path))
 
 

@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+from made_pages import Page
 from packages import VERSION, install
-from test_report import Page
 
 from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadSetting, UnknownName

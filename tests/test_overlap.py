@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from examples import some_circuit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -16,10 +17,6 @@ from circuitdisc.scoring.overlap import HEADS_DECIDE, overlap, shared_distributi
 SMALL = ComputationGraph(2, 3)
 GRAPHS = [SMALL, ComputationGraph(2, 2, has_mlp=False), ComputationGraph(3, 2, parallel=True, split_embeddings=True)]
 KINDS = ("heads", "nodes", "edges")
-
-
-def some_circuit(graph, seed, share):
-    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
 
 
 @st.composite

@@ -2,14 +2,13 @@
 
 import json
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from examples import random_task
-from models import model_of
+from models import model_of, shared
 from reference import masked_run
 from scipy import stats
 
@@ -27,11 +26,6 @@ from circuitdisc.scoring.removals import grow, random_sets
 
 FEW: dict[str, Any] = {"n_random": 2, "greedy_size": 0, "n_controls": 1}
 HEADS = ["a0.h1", "a0.h3", "a1.h0", "a1.h2"]
-
-
-@cache
-def shared(family):
-    return model_of(family)
 
 
 def head_circuit(graph):

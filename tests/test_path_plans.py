@@ -11,7 +11,6 @@ import circuitdisc as cd
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadRun, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.pages.rounds import round_rows
-from circuitdisc.runs import Journal
 
 PLAN = """
 rounds:
@@ -99,20 +98,20 @@ def test_signed_keeps_falls_alone(toy):
     assert set(search(toy, plan="direct", threshold=0.01, by="absolute").circuit.groups["direct"]) == either
 
 
-def test_a_killed_search_goes_on(toy, tmp_path):
+def test_a_killed_search_goes_on(toy, tmp_path, open_journal):
     whole = search(toy, threshold=0.02)
-    lines = [json.dumps(line) for line in search(toy, Journal(tmp_path / "whole.jsonl"), threshold=0.02).trace]
+    lines = [json.dumps(line) for line in search(toy, open_journal(tmp_path / "whole.jsonl"), threshold=0.02).trace]
     text = (tmp_path / "whole.jsonl").read_text()
     for cut in (0, 2, 5):  # after so many lines, and in the middle of the next
         path = tmp_path / f"cut{cut}.jsonl"
         kept = text.splitlines(keepends=True)
         path.write_text("".join(kept[:cut]) + kept[cut][:10])
-        again = search(toy, Journal(path), threshold=0.02)
+        again = search(toy, open_journal(path), threshold=0.02)
         assert again.circuit == whole.circuit
         assert again.circuit.groups == whole.circuit.groups
         assert [json.dumps(line) for line in again.trace] == lines
     with pytest.raises(BadRun, match=r"another algorithm\.threshold \(0\.02, now 0\.03\)"):
-        search(toy, Journal(tmp_path / "whole.jsonl"), threshold=0.03)
+        search(toy, open_journal(tmp_path / "whole.jsonl"), threshold=0.03)
 
 
 def test_the_induction_toy_in_rounds():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_a_journal_goes_on_from_its_last_mark(tmp_path_factory, first, second):
     more = up_to_last_mark(lines) + fill(again, second)
     again.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == more
-    assert Journal(path).lines == up_to_last_mark(more)
+    with closing(Journal(path)) as third:
+        assert third.lines == up_to_last_mark(more)
 
 
 def test_a_journal_cut_at_any_byte_keeps_all_that_was_marked(tmp_path):
@@ -126,7 +128,8 @@ def test_a_full_disk_is_a_sentence_and_keeps_what_was_written(tmp_path):
     journal._file = FullDisk()  # type: ignore[assignment]  # a disk that is full
     with pytest.raises(BadRun, match=r"journal\.jsonl: No space left on device.*circuitdisc resume"):
         journal.write(edge="y")
-    assert Journal(tmp_path / "journal.jsonl").lines == [{"edge": "x"}, {"mark": "m"}]
+    with closing(Journal(tmp_path / "journal.jsonl")) as again:
+        assert again.lines == [{"edge": "x"}, {"mark": "m"}]
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------
@@ -141,7 +144,8 @@ def test_a_run_is_made_and_opened_again(tmp_path):
     journal.write(edge="x")
     journal.mark("m")
     journal.close()
-    assert again.journal().decisions == [{"edge": "x"}]
+    with closing(again.journal()) as journal:
+        assert journal.decisions == [{"edge": "x"}]
     run.write("scores.json", {"a": [1.5, None]})
     assert read_json(again.path("scores.json")) == {"a": [1.5, None]}
 

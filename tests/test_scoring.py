@@ -3,16 +3,15 @@
 import json
 import math
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from examples import random_examples, random_task
+from examples import random_examples, random_task, some_circuit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import model_of
+from models import shared
 from reference import masked_run
 from scipy import stats
 
@@ -41,15 +40,6 @@ NAMES = (
     "pair_accuracy",
     "full_pair_accuracy",
 )
-
-
-@cache
-def shared(family):
-    return model_of(family)
-
-
-def some_circuit(graph, seed=0, share=0.6):
-    return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
 
 
 def some_heads(graph, seed=0, share=0.5):
@@ -162,7 +152,7 @@ def test_held_out_examples_are_cut_with_the_averages_of_the_train_split():
     task = Task(
         "shifted", tuple(among(range(20), e) for e in examples[:4]), tuple(among(range(20, 40), e) for e in examples[4:])
     )
-    circuit = some_circuit(model.graph)
+    circuit = some_circuit(model.graph, share=0.6)
     found = score(model, task, circuit, ablation=Ablation("mean", "dataset"), n_random=0).get("difference")
 
     def literal(reference):
@@ -188,7 +178,7 @@ def test_held_out_examples_are_cut_with_the_averages_of_the_train_split():
 def test_ablation_and_metric_are_those_the_circuit_was_found_with():
     model = shared("attention_only")
     task = random_task(model)
-    circuit = some_circuit(model.graph)
+    circuit = some_circuit(model.graph, share=0.6)
     with pytest.raises(BadSetting, match="under which ablation it was found"):
         score(model, task, circuit, n_random=0)
     assert score(model, task, circuit, ablation="mean", n_random=0).get("ratio").ablation == "mean (per group and position)"
@@ -202,7 +192,7 @@ def test_ablation_and_metric_are_those_the_circuit_was_found_with():
 def test_a_split_without_examples_has_no_scores():
     model = shared("attention_only")
     task = random_task(model)
-    found = score(model, replace(task, heldout=()), some_circuit(model.graph), ablation="mean", n_random=0)
+    found = score(model, replace(task, heldout=()), some_circuit(model.graph, share=0.6), ablation="mean", n_random=0)
     assert {one.split for one in found.scores} == {"train"}
     assert found.get("kl", "train").controls == ()
     with pytest.raises(KeyError, match="no score 'kl' on 'heldout'"):
@@ -277,7 +267,7 @@ def test_faithfulness_is_a_ratio_of_means_and_never_a_mean_of_ratios():
 def test_kl_as_the_metric_has_no_ratio():
     """The full model's KL to itself is 0."""
     model = shared("attention_only")
-    found = score(model, random_task(model), some_circuit(model.graph), ablation="mean", metric="kl", n_random=1)
+    found = score(model, random_task(model), some_circuit(model.graph, share=0.6), ablation="mean", metric="kl", n_random=1)
     one = found.get("ratio")
     assert one.value is None
     assert "0" in one.note
@@ -303,7 +293,7 @@ def test_an_accuracy_on_which_all_agree_has_wilsons_interval():
 
 def test_the_same_seed_gives_the_same_scores():
     model = shared("attention_only")
-    task, circuit = random_task(model), some_circuit(model.graph)
+    task, circuit = random_task(model), some_circuit(model.graph, share=0.6)
     first, again, other = (score(model, task, circuit, ablation="mean", n_random=3, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.get("ratio").value == other.get("ratio").value
@@ -322,7 +312,7 @@ def test_examples_are_drawn_together():
 
 def test_scores_say_how_their_intervals_were_made_and_what_controls_were_matched_in():
     model = shared("attention_only")
-    task, circuit = random_task(model, n=8), some_circuit(model.graph)
+    task, circuit = random_task(model, n=8), some_circuit(model.graph, share=0.6)
     found = score(model, task, circuit, ablation="mean", n_random=2)
     over = "8 examples; their 2 groups are too few to be drawn again, so that it holds for these alone"
     for one in found.scores:
@@ -402,7 +392,7 @@ def test_json_brings_back_the_scores(table):
 
 def test_scores_of_a_run_come_back_and_are_plain_json():
     model = shared("attention_only")
-    found = score(model, random_task(model), some_circuit(model.graph), ablation="mean", n_random=2)
+    found = score(model, random_task(model), some_circuit(model.graph, share=0.6), ablation="mean", n_random=2)
     text = json.dumps(found.to_dict(), allow_nan=False)
     assert Scores.from_dict(json.loads(text)) == found
 

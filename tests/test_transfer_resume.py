@@ -1,16 +1,17 @@
 """A transfer goes on from anywhere, with the weights and examples that it was begun with alone, and nothing through links."""
 
 import json
+import re
 import shutil
 from typing import Any
 
 import pytest
-from changed import change_weights, contents, copied_model, task_file
+from changed import change_weights, contents, copied_model, edit_json, task_file
 
 from circuitdisc.checkpoints.transfer import transfer as module
 from circuitdisc.checkpoints.transfer.transfer import resume_transfer, transfer
 from circuitdisc.cli import main
-from circuitdisc.errors import BadRun
+from circuitdisc.errors import BadFile, BadRun
 
 CALL: dict[str, Any] = {"ablation": "resample", "n_random": 0, "edges": 8}
 
@@ -59,11 +60,39 @@ def test_a_transfer_goes_on_from_another_folder(begun, tmp_path, monkeypatch):
 
 def test_a_transfer_of_another_version_is_not_gone_on_with(begun):
     folder, _ = begun
-    config = json.loads((folder / "out" / "config.json").read_text())
-    config["versions"]["circuitdisc"] = "0.0.1"
-    (folder / "out" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadRun, match=r"begun by circuitdisc 0\.0\.1.*cells of two versions are not mixed"):
+    journal = folder / "out" / "journal.jsonl"
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    data = json.loads(first)
+    data["identity"]["version"] = "0.0.1"
+    journal.write_text("".join([json.dumps(data) + "\n", *rest]))
+    with pytest.raises(BadRun, match=r"begun with another version of circuitdisc \(0\.0\.1, now"):
         resume_transfer(folder / "out")
+
+
+def test_a_transfer_of_the_layout_before_says_what_opens_it(begun, capsys):
+    folder, _ = begun
+    edit_json(folder / "out" / "config.json", ("version",), 1)
+    edit_json(folder / "out" / "config.json", ("versions", "circuitdisc"), "0.0.1")
+    before = contents(folder / "out")
+    assert main(["resume", str(folder / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"begun by a circuitdisc \(version 0\.0\.1\) .* in another layout \(1, here 2\): go on with that one", said
+    )
+    assert contents(folder / "out") == before
+
+
+@pytest.mark.parametrize("part", ["circuits/00-a.json", "cells/01-b.00-a.json"])
+def test_a_part_that_was_changed_is_refused_and_one_that_was_removed_is_made_again(begun, part):
+    folder, found = begun
+    path = folder / "out" / part
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"0", b"1", 1))
+    with pytest.raises(BadFile, match=rf"{part} is damaged \(.*other bytes than were written\): remove it, and the same call"):
+        resume_transfer(folder / "out")
+    path.unlink()
+    assert resume_transfer(folder / "out").to_dict() == found.to_dict()
+    assert path.read_bytes() == whole
 
 
 def test_ctrl_c_names_the_command_that_goes_on(begun, monkeypatch, capsys):
@@ -90,13 +119,12 @@ def test_ctrl_c_names_the_command_that_goes_on(begun, monkeypatch, capsys):
     assert not (folder / "new").exists()
 
 
-@pytest.mark.parametrize("part", ["cells", "circuits", "checkpoints"])
+@pytest.mark.parametrize("part", ["cells", "circuits"])
 def test_no_folder_inside_is_written_through_a_link(begun, part):
     folder, _ = begun
     victim = folder / "precious"
     victim.mkdir()
-    for inner in ("cells", "circuits", "checkpoints") if part == "checkpoints" else (part,):
-        shutil.rmtree(folder / "out" / inner)
+    shutil.rmtree(folder / "out" / part)
     (folder / "out" / part).symlink_to(victim)
     with pytest.raises(BadRun, match="is a link to another place"):
         resume_transfer(folder / "out")

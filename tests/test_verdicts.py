@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_report import Page
+from made_pages import Page
 
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.graph import ComputationGraph

@@ -21,10 +21,8 @@ from circuitdisc.heads.localised.fit import Learned
 from circuitdisc.heads.localised.head_edits import HeadEdit
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.heads.logits import LogitAttribution
-from circuitdisc.pages.cmap import describe_cmap
 from circuitdisc.pages.comparison import comparison_table, comparison_verdict
-from circuitdisc.pages.dcm import describe
-from circuitdisc.pages.description import description_text
+from circuitdisc.pages.description import describe, description_text
 from circuitdisc.pages.transfer import transfer_text, transfer_verdict
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.comparison import Comparison, Crossing, Side
@@ -134,7 +132,7 @@ def crossed(gap: float, noise: float, scores: tuple[float, float] = (0.2, 0.8), 
 
 @pytest.mark.parametrize(("gap", "noise"), [(0.0, 0.0), (0.0, 1.0), (0.1, 1.0), (-0.1, 1.0)])
 def test_models_that_may_be_alike_are_not_ranked(gap, noise):
-    description = describe_cmap(crossed(gap, noise))
+    description = describe(crossed(gap, noise))
     assert description.said.headline.startswith("There is nothing to rank: ")
     assert [section.title for section in description.sections] == ["The model in pieces"]
     assert list(description.sections[0].rows[0]) == ["patched", "logit_diff"], "means alone, in the model's order"
@@ -145,14 +143,14 @@ def test_models_that_may_be_alike_are_not_ranked(gap, noise):
 
 @pytest.mark.parametrize("gap", [1.0, -1.0])
 def test_models_that_differ_are_ranked(gap):
-    description = describe_cmap(crossed(gap, 0.1, random=(0.5,) + (0.0,) * 20))
+    description = describe(crossed(gap, 0.1, random=(0.5,) + (0.0,) * 20))
     assert "nothing to rank" not in description_text(description)
     assert has(description.said, "a0.h1 closes more of the gap by itself than any other: 80")
     assert has(description.said, "Group G, output: 1 of 21 random sets of heads score at least as high")
     assert "Strongest heads" in [section.title for section in description.sections]
-    assert has(describe_cmap(crossed(gap, 0.1, (-0.2, -0.1))).said, "is the highest, and closes nothing of the gap")
-    assert has(describe_cmap(crossed(gap, 0.1, (0.0, 1.5))).said, "More than 100 % is no merit")
-    assert has(describe_cmap(crossed(gap, 0.1, (0.0, -0.5))).said, "by itself it may close nothing")
+    assert has(describe(crossed(gap, 0.1, (-0.2, -0.1))).said, "is the highest, and closes nothing of the gap")
+    assert has(describe(crossed(gap, 0.1, (0.0, 1.5))).said, "More than 100 % is no merit")
+    assert has(describe(crossed(gap, 0.1, (0.0, -0.5))).said, "by itself it may close nothing")
 
 
 # --- two circuits ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ clean value.
 import math
 
 import torch
-from reference import rotate
+from reference import rotate, unembed
 
 from circuitdisc.models.components import ACTIVATIONS, Components
 
@@ -83,12 +83,7 @@ class PlainRun:
                 normed = self.normed(f"m{layer}", seen, block.norm_mlp)
                 after = after + self.write(f"m{layer}", self.mlp(block, normed))
             x = after
-        logits = self.normed("logits", x, weights.norm_final) @ weights.W_U
-        if weights.b_U is not None:
-            logits = logits + weights.b_U
-        if spec.logit_softcap:
-            logits = spec.logit_softcap * (logits / spec.logit_softcap).tanh()
-        return logits[batch.read_example, batch.read_position]
+        return unembed(spec, weights, self.normed("logits", x, weights.norm_final))[batch.read_example, batch.read_position]
 
     def mlp(self, block, x):
         activation = ACTIVATIONS[self.spec.activation or ""]

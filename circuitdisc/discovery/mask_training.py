@@ -5,18 +5,18 @@ A step draws a mask, runs it on one mini-batch, and moves the mask's parameters 
     loss = -metric (or KL to the full model) + penalty
 
 by Adam. All that is random is drawn from (seed, step), so that nothing of a generator has to be kept: the state of a training
-is its parameters and Adam's two moments. Every `SAVE_EVERY` steps these go into a file beside the journal, named by its step,
-and the journal gets a line with the losses and a mark; a killed run goes on from there, bit for bit. Without a folder nothing
-is kept.
+is its parameters and Adam's two moments. Every `SAVE_EVERY` steps these are a unit of the search's memo, a file named by its
+step, and the journal gets a line with the losses; a killed run goes on from there, bit for bit. Without a folder nothing is
+kept.
 """
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
@@ -24,17 +24,19 @@ from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.engine.masked_run import MaskedRuns
 from circuitdisc.errors import BadFile, BadSetting
-from circuitdisc.files import read_arrays, write_arrays
+from circuitdisc.files import ARRAYS_BYTES, read_bytes, remove, write_bytes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.identity import Identity
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Memo
 from circuitdisc.tasks.base import Task
 
 SAVE_EVERY = 50
 LOSSES = ("kl", "metric")
-STEP, IDENTITY = "step of the search", "identity of the search"  # beside the parameters of a state
+STATE = "mask_state_{}.safetensors"  # of a step
+PARTS = ("", ".mean", ".square")  # of a state, for each parameter: its values, and Adam's moments
 ORDER, NOISE = 0, 1  # what is drawn: the order of mini-batches, or a mask
 
 
@@ -124,35 +126,25 @@ def _step(masks: Masks, runs: MaskedRuns, optimizer: torch.optim.Adam, seed: int
 # --- the state beside the journal ----------------------------------------------------------------------------------------
 
 
-def _state_path(context: SearchContext, step: int) -> Path | None:
-    path = context.journal.path
-    return None if path is None else path.with_name(f"mask_state_{step}.npz")
-
-
-def _belongs_to(context: SearchContext) -> str:
-    """The journal's identity in a few characters."""
-    identity = Identity.from_dict(context.journal.identity)
-    return "" if identity is None else identity.digest
-
-
 def _save(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext, line: dict[str, Any]) -> None:
     """Write the state, then the journal's line and mark, then let go of the states before it: one is always whole."""
-    path = _state_path(context, line["step"])
-    if path is not None:
-        arrays = {}
-        for name, parameter in masks.parameters.items():
-            moments = optimizer.state[parameter]
-            for part, values in (("", parameter), (".mean", moments["exp_avg"]), (".square", moments["exp_avg_sq"])):
-                arrays[name + part] = values.detach().cpu().numpy()
-        arrays |= {STEP: np.array(line["step"]), IDENTITY: np.array(_belongs_to(context))}
-        write_arrays(path, arrays)
+    memo, name = Memo(context.journal), STATE.format(line["step"])
+    path = memo.path(name)
+    if path is None:
+        context.journal.write(**line)
+        context.journal.mark(name)
+        return
+    tensors = {}
+    for parameter, values in masks.parameters.items():
+        moments = optimizer.state[values]
+        for part, tensor in zip(PARTS, (values, moments["exp_avg"], moments["exp_avg_sq"]), strict=True):
+            tensors[parameter + part] = tensor.detach().cpu().contiguous()
+    write_bytes(path, save(tensors))
     context.journal.write(**line)
-    context.journal.mark(f"step {line['step']}")
-    if path is not None:
-        for other in path.parent.glob("mask_state_*.npz"):
-            if other != path:
-                with suppress(OSError):
-                    other.unlink()
+    memo.register(name)
+    for other in path.parent.glob(STATE.format("*")):
+        if other != path:
+            remove(other)
 
 
 def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -> int:
@@ -161,25 +153,33 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
     if not lines:
         return 0
     step = int(lines[-1]["step"])
-    path = _state_path(context, step)
+    memo, name = Memo(context.journal), STATE.format(step)
+    path = memo.path(name)
     if path is None:
         raise BadFile("a journal in memory holds no state of a mask: start with an empty one")
-    arrays = read_arrays(path)
-    if STEP in arrays and arrays[STEP] != step:
-        raise BadFile(f"{path} is the state of step {arrays[STEP]}, and not that of step {step}: start the search again")
-    if IDENTITY in arrays and str(arrays[IDENTITY]) != _belongs_to(context):
-        raise BadFile(f"{path} is the state of another search than the journal beside it: start the search again")
-    with torch.no_grad():
-        for name, parameter in masks.parameters.items():
-            try:
-                values, mean, square = (
-                    torch.from_numpy(arrays[name + part]).to(parameter) for part in ("", ".mean", ".square")
-                )
-                parameter.copy_(values)
-            except (KeyError, RuntimeError) as error:
-                raise BadFile(f"{path} is not the state of this search: {name} is missing or of another shape") from error
-            optimizer.state[parameter] = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}
+    if (older := path.with_suffix(".npz")).exists():
+        raise BadFile(
+            f"{older} is the state of a search that an older circuitdisc began ({_version(context)}), which alone goes on with "
+            "it: go on there, or start the search again"
+        )
+    why = memo.damage(name) if memo.has(name) else "it is missing"
+    if why:
+        raise BadFile(f"{path} is not the state of step {step} of this search ({why}): start the search again")
+    try:
+        state = load(read_bytes(path, ARRAYS_BYTES))
+        for parameter, values in masks.parameters.items():
+            tensor, mean, square = (state[parameter + part].to(values) for part in PARTS)
+            with torch.no_grad():
+                values.copy_(tensor)
+            optimizer.state[values] = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise BadFile(f"{path} is not the state of this search: {str(error)[:80]} is missing or of another shape") from error
     return step
+
+
+def _version(context: SearchContext) -> str:
+    begun = Identity.from_dict(context.journal.identity)
+    return "its version is not known" if begun is None else begun.version
 
 
 # --- settings and the graph ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The job of `circuitdisc compare`: the circuits of two runs, beside each other. Plain arguments, as in `jobs/discover.py`."""
+"""The job of `circuitdisc compare`: the circuits of two runs, beside each other. Plain arguments, as in `jobs/pipeline.py`."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from circuitdisc.engine.interventions import Intervention, check_interventions, 
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.files import write_json
-from circuitdisc.jobs.discover import CIRCUIT, SCORES, build_task
+from circuitdisc.jobs.pipeline import CIRCUIT, SCORES, build_task
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model

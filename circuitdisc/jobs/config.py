@@ -1,22 +1,21 @@
-"""Hydra's configuration behind short spellings and clear errors.
+"""Every command's settings: Hydra configurations in conf/, with names and keys checked first, so that a slip gets the nearest.
 
-Short spellings: `model=NAME` takes any model name or folder, `task=FILE` any .jsonl or .csv file. Names and keys are checked
-before Hydra sees them, so that a slip gets the nearest names.
+conf/NAME.yaml holds a command's own settings, one `key: default # comment` a line, and in its defaults list the groups that it
+takes (`model`, `task`, `algorithm`, ...) and conf/common.yaml.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadSetting, UnknownName, shown
+from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.jobs.spelling import as_overrides
 
-MOST_CHARACTERS, MOST_BRACKETS = 100_000, 50  # of one argument
-_PLAIN_WORD = re.compile(r"[A-Za-z_/.~][A-Za-z0-9_/.~-]*")
-_FOREIGN_WORD = re.compile(r"[^\[\]{},:'\"\s]*[^\x00-\x7f][^\[\]{},:'\"\s]*")
-GROUPS = ("task", "algorithm", "ablation", "metric", "scoring", "launcher")
-FILES = (".jsonl", ".csv")
+DISCOVER = "discover"
+"""The configuration that has all groups."""
 
 
 def conf_dir() -> Path:
@@ -26,98 +25,84 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def rewrite(args: list[str]) -> list[str]:
-    """Spell out `model=NAME` and `task=FILE`, and quote what Hydra's grammar has no letters for.
+# --- what there is --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def groups_of(config: str) -> dict[str, str]:
+    """Group -> its default option, from a configuration's defaults list."""
+    entries = re.findall(r"^  - (\w+): (\w+)$", _text(config), re.MULTILINE)
+    return {group: option for group, option in entries if group != "launcher"}
+
+
+def options_of(group: str) -> list[str]:
+    """The files of a group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def own_keys(config: str) -> list[str]:
+    """The keys in a configuration's own file."""
+    lines = [line for line in _text(config).splitlines() if ":" in line and not line.startswith((" ", "#", "-"))]
+    return [key for key in (line.partition(":")[0] for line in lines) if key not in ("defaults", "hydra")]
+
+
+def common_keys(config: str) -> list[str]:
+    """The keys that a configuration has from conf/common.yaml."""
+    return own_keys("common") if "  - common\n" in _text(config) else []
+
+
+def _text(name: str) -> str:
+    return (conf_dir() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+# --- what was typed -------------------------------------------------------------------------------------------------------
+
+
+def read_overrides(
+    args: Sequence[str], config: str = DISCOVER, what: str = "setting", lists: Collection[str] = (), multirun: bool = False
+) -> list[str]:
+    """Arguments as Hydra's overrides; every group, option and key in them exists.
+
+    Args:
+        config: the configuration that they are of.
+        what: for messages: what a key is called.
+        lists: own settings that may be written `a,b,c`, without brackets.
 
     Raises:
-        BadSetting: an argument is not `key=value`, or is no setting by its length or depth.
+        UnknownName: one does not exist; the nearest are offered.
+        BadSetting: an argument is no setting.
     """
-    return [long for arg in args for long in _spell_out(arg)]
-
-
-def _spell_out(arg: str) -> list[str]:
-    check_argument(arg)
-    key, equals, value = arg.partition("=")
-    if not equals:
-        raise BadSetting(f"{shown(arg)} is not a setting: write key=value, for example algorithm.threshold=0.01")
-    if key == "model":
-        return [f"model.name={_names(value)}"]
-    if key == "task" and value not in _options("task") and (value.lower().endswith(FILES) or _is_file(value)):
-        return ["task=file", f"task.path={_names(value)}"]
-    return [f"{key}={_readable(value)}"]
-
-
-def check_argument(arg: str) -> None:
-    """What is typed for a setting can be read at all.
-
-    Raises:
-        BadSetting: it is too long, or nested too deeply, or holds half a character.
-    """
-    if len(arg) > MOST_CHARACTERS:
-        raise BadSetting(f"{shown(arg)} has {len(arg):,} characters, and a setting {MOST_CHARACTERS:,} at most")
-    if arg.count("[") + arg.count("{") + arg.count("(") > MOST_BRACKETS:
-        raise BadSetting(f"{shown(arg)} has too many brackets to be a setting")
-    if not arg.isprintable() or arg.encode("utf-8", "ignore").decode() != arg:
-        raise BadSetting(f"{shown(arg)} has a character in it that cannot be printed: leave it out")
-
-
-def _is_file(value: str) -> bool:
-    try:
-        return Path(value).is_file()
-    except (OSError, ValueError):  # a name that is too long
-        return False
-
-
-def _names(value: str) -> str:
-    """Names and paths, as words whatever is in them; commas stay, they separate the jobs of a multirun."""
-    return value if value[:1] in ("'", '"') else ",".join(_quoted(name) for name in value.split(","))
-
-
-def _readable(value: str) -> str:
-    """A value with quotes around the words that Hydra's grammar has no letters for."""
-    if value.isascii() and "'" not in value and '"' not in value:
-        return value
-    if value[:1] in "['\"{" and (value.isascii() or "'" in value or '"' in value):
-        return value  # a list, a table or a quoted word: written in Hydra's own way
-    if value[:1] in "[{":
-        return _FOREIGN_WORD.sub(lambda word: _quoted(word[0]), value)
-    return ",".join(_quoted(name) for name in value.split(","))
-
-
-def _quoted(value: str) -> str:
-    if _PLAIN_WORD.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
-        return value
-    inside = re.sub(r"(\\*)(')", r"\1\1\\\2", value)  # backslashes count only before a quote
-    backslashes = len(inside) - len(inside.rstrip("\\"))
-    return f"'{inside}{chr(92) * backslashes}'"
-
-
-def check_overrides(overrides: list[str]) -> None:
-    """Every group, option and key exists.
-
-    Raises:
-        UnknownName: one does not; the nearest are offered.
-    """
-    top, sections = _keys("config"), {"model": _keys("model/default"), "scoring": _keys("scoring/default")}
+    overrides = as_overrides(args, tasks=options_of("task"), lists=lists, multirun=multirun)
+    groups, own = groups_of(config), [*own_keys(config), *common_keys(config)]
+    chosen = {group: [option] for group, option in groups.items()}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in GROUPS:
-            for option in value.split(","):
-                if option not in _options(key):
-                    enter_outside(key, option)
-    chosen = _chosen(overrides)
-    sections |= {group: _keys_of_options(group, chosen) for group in ("task", "algorithm", "ablation", "metric")}
+        if key in groups or (key == "launcher" and config == DISCOVER):
+            chosen[key] = value.split(",")
+            for option in chosen[key]:
+                _check_option(key, option)
+    sections = {group: sorted({key for option in chosen[group] for key in _keys_of(group, option)}) for group in groups}
     for override in overrides:
         key, _, _ = override.lstrip("+~").partition("=")
         head, dot, rest = key.partition(".")
-        if not dot and key not in GROUPS and key not in top:
-            raise UnknownName("setting", key, [*top, *GROUPS, "model"])
+        if not dot and key not in own and key not in chosen:
+            raise UnknownName(what, key, [*own, *chosen])
         if dot and head in sections and rest.split(".")[0] not in sections[head]:
             raise UnknownName(f"setting of {head}", rest, sections[head])
-        if dot and head in top:
+        if dot and head in own:
             raise BadSetting(f"{key} is not a setting: '{head}' is one itself, with a single value")
         if dot and head not in sections and head != "hydra":
-            raise UnknownName("setting", head, [*top, *sections])
+            raise UnknownName(what, head, [*own, *sections])
+    return overrides
+
+
+def _check_option(group: str, option: str) -> None:
+    if option not in options_of(group):
+        enter_outside(group, option)
+
+
+def _keys_of(group: str, option: str) -> list[str]:
+    return own_keys(f"{group}/{option}") if option in options_of(group) else list(enter_outside(group, option))
 
 
 REGISTRIES = {"algorithm": "discovery.registry", "metric": "metrics", "task": "tasks.registry"}
@@ -139,7 +124,7 @@ def enter_outside(group: str, name: str) -> dict[str, Any]:
 
     registry = import_module(f"circuitdisc.{REGISTRIES[group]}").REGISTRY if group in REGISTRIES else None
     if registry is None or name not in registry.names:
-        known = {*_options(group), *(registry.names if registry else ())} - {"default"}
+        known = {*options_of(group), *(registry.names if registry else ())} - {"default"}
         raise UnknownName(group, name.strip("'\""), known)
     node = registry.settings(name)
     try:
@@ -150,7 +135,10 @@ def enter_outside(group: str, name: str) -> dict[str, Any]:
     return node
 
 
-def compose(overrides: list[str]) -> Any:
+# --- what Hydra makes of it -----------------------------------------------------------------------------------------------
+
+
+def compose(overrides: list[str], config: str = DISCOVER) -> Any:
     """Hydra's configuration for one job.
 
     Raises:
@@ -163,7 +151,7 @@ def compose(overrides: list[str]) -> Any:
 
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            return hydra_compose("config", overrides=overrides)
+            return hydra_compose(config, overrides=overrides)
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise _unreadable(error) from error
 
@@ -184,98 +172,21 @@ def plain(config: Any) -> dict[str, Any]:
     return sections
 
 
-def read_dotlist(args: Sequence[str]) -> Any:
-    """`key=value` settings, each value as YAML reads it.
-
-    Raises:
-        BadSetting: one cannot be read.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    for arg in args:
-        check_argument(arg)
-    try:
-        return OmegaConf.from_dotlist(list(args))
-    except (OmegaConfBaseException, YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        raise _unreadable(error) from error
-
-
 def _unreadable(error: Exception) -> BadSetting:
-    """A sentence of what Hydra, OmegaConf or YAML say."""
+    """A sentence of what Hydra or OmegaConf say."""
     words = re.sub(r"See https?://\S+( for details)?|LexerNoViableAltException: |full_key: .*|object_type=\S+", "", str(error))
     quotes = " Words with other than English letters or with quotes in them: key='...'" if "ViableAlt" in str(error) else ""
     return BadSetting(f"these settings cannot be read: {' '.join(words.split())}.{quotes}")
 
 
-def parse_changes(overrides: list[str]) -> dict[str, Any]:
-    """Overrides as nested sections, for `circuitdisc score RUN key=value`; a group's option stands for its settings."""
-    from omegaconf import OmegaConf
-
-    changes = OmegaConf.create()
+def changes_of(overrides: list[str]) -> dict[str, Any]:
+    """What overrides of the main job change, as nested sections; a group's option stands for all its settings."""
+    composed, changes = plain(compose(overrides)), dict[str, Any]()
     for override in overrides:
-        key, _, value = override.partition("=")
-        if key in GROUPS:
-            path = conf_dir() / key / f"{value}.yaml"
-            changes = OmegaConf.merge(changes, {key: OmegaConf.load(path) if path.exists() else enter_outside(key, value)})
-        else:
-            changes = OmegaConf.merge(changes, read_dotlist([override]))
-    return plain(changes)
-
-
-def discover_help() -> str:
-    """Every setting of `circuitdisc discover`, read from the files of conf/."""
-    parts = ["circuitdisc discover [key=value ...]", "", "settings, with their defaults:"]
-    parts += setting_lines(conf_dir() / "config.yaml", "")
-    parts += ["", "model=NAME      a shipped model, a Hugging Face name, or a folder"]
-    parts += setting_lines(conf_dir() / "model/default.yaml", "model.")
-    for group in GROUPS:
-        options = [name for name in _options(group) if name != "default"]
-        parts += ["", f"{group}={'|'.join(options)}" if options else f"{group}:"]
-        if group == "task":
-            parts[-1] += "|FILE.jsonl|FILE.csv"
-        for option in _options(group) if group in ("task", "algorithm") else _options(group)[:1]:
-            lines = setting_lines(conf_dir() / group / f"{option}.yaml", f"{group}.")
-            parts += [f"  {option}:", *lines] if len(options) > 1 and group in ("task", "algorithm") else lines
-        parts += [f"  and those that other packages declare: `circuitdisc list {group}s`"] if group in REGISTRIES else []
-    parts += ["", "-m runs every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"]
-    return "\n".join(parts)
-
-
-def setting_lines(path: Path, prefix: str) -> list[str]:
-    """The `key: value # comment` lines of a YAML file."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith(("#", " ", "-", "defaults", "hydra", "name:")) or ":" not in line:
-            continue
-        setting, _, comment = line.partition(" # ")
-        key, _, value = setting.partition(":")
-        found.append(f"    {prefix + key + '=' + value.strip():<40} {comment.strip()}".rstrip())
-    return found
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-
-
-def _keys(name: str) -> list[str]:
-    lines = (conf_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    keys = [line.partition(":")[0] for line in lines if ":" in line and not line.startswith((" ", "#", "-"))]
-    return [key for key in keys if key not in ("defaults", "hydra")]
-
-
-def _chosen(overrides: list[str]) -> dict[str, list[str]]:
-    chosen = {"task": ["tpp"], "algorithm": ["acdc"], "ablation": ["mean"], "metric": ["default"]}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in chosen:
-            chosen[key] = value.split(",")
-    return chosen
-
-
-def _keys_of_options(group: str, chosen: dict[str, list[str]]) -> list[str]:
-    found = set()
-    for option in chosen[group]:
-        found |= set(_keys(f"{group}/{option}") if option in _options(group) else enter_outside(group, option))
-    return sorted(found)
+        head, dot, rest = override.partition("=")[0].partition(".")
+        if not dot and head in composed:
+            changes[head] = composed[head]
+        elif dot:
+            key = rest.partition(".")[0]
+            changes.setdefault(head, {})[key] = composed[head][key]
+    return changes

@@ -1,316 +1,90 @@
-"""The main job: load, discover, score, report, in a run's folder. Plain arguments; the command line is a thin layer above."""
+"""`circuitdisc discover`: find a circuit, score it, write a report; or, with -m, every combination of several values."""
 
-import shlex
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.bound import (
-    KEY,
-    at_home,
-    check_circuit,
-    check_together,
-    check_written,
-    identity_of_scores,
-    read_own_edge_scores,
-    write_edge_scores,
-)
-from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery
-from circuitdisc.discovery.lines import check_lines
-from circuitdisc.discovery.registry import discover
-from circuitdisc.engine.selfcheck import load_model
-from circuitdisc.errors import BadRun, BadSetting
-from circuitdisc.exchange import write_graph_json
-from circuitdisc.files import read_json
-from circuitdisc.models.model import Model
-from circuitdisc.pages import scores_table
-from circuitdisc.pages.page import write_report
-from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
-from circuitdisc.schemas import CostFile, StabilityFile, validate
-from circuitdisc.scoring import Scores, score
-from circuitdisc.scoring.judged import JudgementFile
-from circuitdisc.sections import check_sections, open_run
-from circuitdisc.tasks import load_task
-from circuitdisc.tasks.base import Task
+from circuitdisc.errors import BadRun, CircuitdiscError, Stopped
+from circuitdisc.jobs.config import DISCOVER, conf_dir, plain, read_overrides
+from circuitdisc.jobs.job import Call, Job, check_call
 
-CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
-EDGE_SCORES = "edge_scores.npz"
-JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+MULTIRUN = "--multirun"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run leaves: its folder, and what is in it."""
-
-    folder: Path
-    circuit: Circuit
-    scores: Scores
-
-    @property
-    def summary(self) -> str:
-        """The table that ends a run, and the verdict."""
-        table = scores_table(self.scores, self.circuit.provenance.model, self.circuit)
-        return f"{table}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
+def _work(call: Call) -> str:
+    if MULTIRUN in call.options:
+        return _multirun(read_overrides(call.args, multirun=True))
+    return run(call.settings, call.command)
 
 
-def default_folder(config: Mapping[str, Any]) -> Path:
-    """`runs/<model>_<task>_<algorithm>_<date and time>`."""
-    task = config["task"].get("path") or config["task"]["name"]
-    parts = (Path(str(config["model"]["name"])).as_posix(), Path(str(task)).stem, config["algorithm"]["name"])
-    words = [part.strip("./~").replace("/", "-") for part in parts]
-    return Path("runs") / "_".join([*words, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")])
-
-
-def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
-    """Run the main job in a new folder.
+def run(settings: dict[str, Any], command: str, number: int | None = None) -> str:
+    """One job, from its composed settings; returns what is printed.
 
     Args:
-        config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and `seed`, `memory`, `allow_chance`,
-            `progress`; as in conf/config.yaml.
-        folder: the run's folder; None makes one under runs/.
-
-    Raises:
-        CircuitdiscError: bad input. Nothing is left behind unless the search had begun; then it can be resumed.
-        Stopped: Ctrl-C; it says what goes on.
+        command: what the user typed, for the record.
+        number: the job's number in a multirun, whose folder `out` is; the job gets a folder in it.
     """
-    check_sections(config)
-    folder = folder or default_folder(config)
-    check_free(folder)
-    config = at_home(config)
+    from circuitdisc.jobs.pipeline import default_folder, start
 
-    def kept() -> bool:
-        return any((folder / name).exists() for name in (CIRCUIT, "config.json")) and _has_begun(folder)
-
-    with stoppable(f"circuitdisc resume {shlex.quote(str(folder))}", kept), workspace(folder, lambda: _has_begun(folder)):
-        model = load_model(**config["model"])
-        task = build_task(model, config)
-        return _finish(Run.create(folder, config), model, task)
+    sections = {name: value for name, value in settings.items() if name not in ("threads", "out", "launcher")}
+    sections["command"] = command
+    sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+    folder = Path(settings["out"]) if settings["out"] else default_folder(sections)
+    return start(sections, folder if number is None else folder / str(number)).summary
 
 
-def _has_begun(folder: Path) -> bool:
-    """Whether a search has decided anything, so that the folder is worth keeping."""
-    return (folder / CIRCUIT).exists() or bool(Journal.read(folder / JOURNAL).decisions)
-
-
-def resume(folder: str | Path, progress: bool = True) -> Outcome:
-    """Go on with a run that was killed; a finished part is not done again.
+def _multirun(overrides: list[str]) -> str:
+    """Every combination, by Hydra's sweeper and launcher; jobs may run in other processes.
 
     Raises:
-        BadRun: the folder is not a run, another process writes in it, or the weights, examples or settings are no longer those
-            that it was begun with.
+        BadRun: some of the jobs failed.
         Stopped: Ctrl-C.
     """
-    run = open_run(folder)
-    run.config["progress"] = progress
-    check_sections(run.config)
-    with stoppable(f"circuitdisc resume {shlex.quote(str(folder))}", lambda: True), writing(run.folder):
-        model = load_model(**run.config["model"])
-        return _finish(run, model, build_task(model, run.config))
+    import hydra
 
-
-def build_task(model: Model, config: Mapping[str, Any]) -> Task:
-    """The task of a configuration."""
-    settings = dict(config["task"])
-    return load_task(settings.pop("name"), model, **{"seed": config["seed"], **settings})
-
-
-def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Scores:
-    """Score a run's circuit, with some settings changed (another model, more held-out examples, another ablation).
-
-    Args:
-        changes: sections as in the configuration; what is not given stays as the run had it. With changes nothing is saved.
-
-    Raises:
-        BadRun: the weights or examples have changed since the circuit was found, though `changes` does not say so.
-    """
-    with nullcontext() if changes else writing_run(folder):
-        run, circuit, config, model, task = changed_run(folder, changes)
-        identity = identity_of_scores(config, model, task, circuit)
-        if not changes:
-            check_written(run.path(SCORES), identity, ("weights", "examples"))
-        scores = score_circuit(model, task, circuit, config, progress)
-        if not changes:
-            run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
-        return scores
-
-
-def writing_run(folder: str | Path) -> AbstractContextManager[None]:
-    """Be the only process that writes in a run's folder.
-
-    Raises:
-        BadRun: there is no such folder, or another process writes in it.
-    """
-    if not Path(folder).is_dir():
-        raise BadRun(f"there is no run folder {folder}")
-    return writing(Path(folder))
-
-
-def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Circuit, dict[str, Any], Model, Task]:
-    """A run with its circuit, and its configuration, model and task with some settings changed.
-
-    Raises:
-        BadRun: the folder is not a run, has no circuit yet, or the weights, examples or settings are no longer those that the
-            circuit was found with, though `changes` does not say so.
-    """
-    run = open_run(folder)
-    circuit = read_circuit(run)
-    config = {**run.config}
-    if "algorithm" in changes:
-        raise BadSetting(f"the search of {run.folder} is over: leave algorithm= out, or start another run with it")
-    for name, value in changes.items():
-        config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
-    check_sections(config)
-    model = load_model(**config["model"])
-    task = build_task(model, config)
-    check_circuit(run.path(CIRCUIT), circuit, config, model, task, changes)
-    return run, circuit, config, model, task
-
-
-def read_circuit(run: Run) -> Circuit:
-    """The circuit of a run.
-
-    Raises:
-        BadRun: it has none yet.
-    """
-    if not run.path(CIRCUIT).exists():
-        raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
-    return Circuit.load(run.path(CIRCUIT))
-
-
-def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with changes; another task's settings replace those of the run's own."""
-    another = "n" in section and changes.get("name", section["name"]) != section["name"]
-    return dict(changes) if another else {**section, **changes}
-
-
-def write_page(folder: str | Path) -> Path:
-    """Write a run's report page from its files.
-
-    Raises:
-        BadRun: the folder is not a run, has no circuit yet, or holds scores of another circuit.
-        BadFile: one of its files is not what its schema says.
-    """
-    run = open_run(folder)
-    circuit = read_circuit(run)
-    cost = _record(run, COST, CostFile, "remove it") or {}
-    scores = _record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again", circuit)
-    details = {
-        "command": run.config.get("command", ""),
-        "started": run.config.get("started", ""),
-        "seconds": cost.get("seconds"),
-        "cost": {name: value for name, value in cost.items() if name != "seconds"},
-        "model": run.config["model"]["name"],
-        "task": run.config["task"],
-        "folder": str(run.folder),
-    }
-    decisions = Journal.read(run.path(JOURNAL)).decisions
-    check_lines(run.config["algorithm"]["name"], circuit.graph, decisions, run.path(JOURNAL))
-    with writing(run.folder):
-        return write_report(
-            run.path(PAGE),
-            circuit=circuit,
-            scores=None if scores is None else Scores.from_dict(scores),
-            run=details,
-            trace=decisions,
-            edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
-            judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
-            stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
-        )
-
-
-def _record(run: Run, name: str, kind: Any, remedy: str, circuit: Circuit | None = None) -> Any:
-    """One of a run's JSON files that need not be there, as it is; seen to be what its schema says, and of this circuit."""
-    if not run.path(name).exists():
-        return None
-    data = read_json(run.path(name))
-    validate(kind, data, str(run.path(name)), remedy=remedy)
-    if circuit is not None:
-        check_together(run.path(name), data, circuit)
-    return data
-
-
-def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
-    """Write a run's circuit, and its edge scores if it has any, as EAP-IG and the MIB benchmark read them.
-
-    Args:
-        prune: leave out the edges that EAP-IG drops before it evaluates a circuit.
-
-    Raises:
-        BadRun: the folder is not a run, has no circuit yet, or its edge scores are those of another search.
-        GraphMismatch: its graph has no place in that layout.
-    """
-    run = open_run(folder)
-    circuit = read_circuit(run)
-    width = circuit.graph.d_model  # a circuit of an older version does not name it
-    if width is None:
-        check_sections(run.config)
-        width = load_model(**run.config["model"]).graph.d_model
-    write_graph_json(path, circuit, read_own_edge_scores(run.path(EDGE_SCORES), circuit), d_model=width, prune=prune)
-    return path
-
-
-def _finish(run: Run, model: Model, task: Task) -> Outcome:
-    config = run.config
-    if run.path(CIRCUIT).exists():
-        circuit = Circuit.load(run.path(CIRCUIT))
-        check_circuit(run.path(CIRCUIT), circuit, config, model, task)
-    else:
-        found, resumed = _discover(run, model, task)
-        circuit = found.circuit
-        arrays = {"edge_scores": found.edge_scores, "node_scores": found.node_scores, "ranking": found.ranking}
-        if scored := {name: values for name, values in arrays.items() if values is not None}:
-            write_edge_scores(run.path(EDGE_SCORES), scored, circuit)
-        circuit.save(run.path(CIRCUIT))
-        run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
-    identity = identity_of_scores(config, model, task, circuit)
-    if run.path(SCORES).exists():
-        check_written(run.path(SCORES), identity)
-        scores = Scores.from_dict(_record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again"))
-    else:
-        scores = score_circuit(model, task, circuit, config, config.get("progress", True))
-        run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
-    write_page(run.folder)
-    return Outcome(run.folder, circuit, scores)
-
-
-def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
-    """The discovery, and whether it took over decisions of an earlier start."""
-    config, journal = run.config, run.journal()
-    resumed = bool(journal.lines)
-    settings = dict(config["algorithm"])
+    given = next((override.partition("=")[2] for override in reversed(overrides) if override.startswith("out=")), "")
+    folder = given if given not in ("", "null") else f"runs/multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    overrides = [*(text for text in overrides if not text.startswith("out=")), f"out={folder}", f"hydra.sweep.dir={folder}"]
+    if (record := Path(folder, "multirun.yaml")).is_symlink():  # Hydra writes its settings there
+        raise BadRun(f"{record} is a link to another place, and nothing is written through links: remove it")
+    sys.argv = ["circuitdisc", MULTIRUN, *overrides]
     try:
-        found = discover(
-            model,
-            task,
-            settings.pop("name"),
-            ablation=config["ablation"],
-            metric=config["metric"].get("name"),
-            seed=config["seed"],
-            memory=config["memory"],
-            allow_chance=config["allow_chance"],
-            journal=journal,
-            progress=config.get("progress", True),
-            **settings,
-        )
-    finally:
-        journal.close()
-    return found, resumed
+        hydra.main(config_path=str(conf_dir()), config_name=DISCOVER, version_base="1.3")(_sweep_job)()
+    except KeyboardInterrupt as stop:
+        of_job = f"of the job at work: {stop}; " if isinstance(stop, Stopped) else ""
+        raise Stopped(f"{of_job}finished jobs are in {folder}, and those after it were not begun") from stop
+    if failed := sorted(path.stem for path in Path(folder).glob("*.error")):
+        raise BadRun(f"{len(failed)} of the jobs failed ({', '.join(failed[:10])}): their sentences are in {folder}/*.error")
+    return f"folder  {folder}"
 
 
-def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
-    """The scores of a circuit as a configuration asks for them."""
-    return score(
-        model,
-        task,
-        circuit,
-        ablation=dict(config["ablation"]),
-        metric=config["metric"].get("name"),
-        seed=config["seed"],
-        memory=config["memory"],
-        progress=progress,
-        **config["scoring"],
-    )
+def _sweep_job(config: Any) -> None:
+    """One job of a multirun. A bad one does not end the others: it leaves its sentence in `<number>.error`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from circuitdisc.jobs.notes import as_notes
+
+    hydra_config = HydraConfig.get()
+    number = hydra_config.job.num
+    call = Call(JOB, tuple(hydra_config.overrides.task))
+    try:
+        with as_notes():  # a launcher may have begun another process for the job
+            settings = plain(config)
+            check_call(settings)
+            print(run(settings, call.command, number))
+    except CircuitdiscError as error:
+        print(f"circuitdisc: job {number}: {error}", file=sys.stderr)
+        from circuitdisc.files import make_folder, write_text
+
+        make_folder(Path(config.out))  # a job that leaves nothing takes the folder with it
+        write_text(Path(config.out, f"{number}.error"), f"{error}\n")
+
+
+JOB = Job(
+    name="discover",
+    summary="find a circuit, score it, write a report",
+    config=DISCOVER,
+    options={MULTIRUN: "every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"},
+    work=_work,
+)

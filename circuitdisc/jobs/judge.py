@@ -12,7 +12,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError
 from circuitdisc.identity import hash_bytes
-from circuitdisc.jobs.discover import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
+from circuitdisc.jobs.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
 from circuitdisc.pages.scores import judged, judgement_tables
 from circuitdisc.pages.tables import scores_alone
 from circuitdisc.pages.verdict import Verdict, verdict

@@ -1,51 +1,39 @@
-"""The command line of `circuitdisc stability`: a run's search again on bootstrap samples of its examples."""
+"""`circuitdisc stability`: a run's search again on bootstrap samples of its examples."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from circuitdisc.errors import BadRun
-from circuitdisc.jobs.settings import asks_for_help, help_text, parse, set_threads
+from circuitdisc.jobs.job import Call, Job
 
 UNFINISHED = "stability.partial.jsonl"
-COMMON = ("seed", "memory", "threads", "progress")
-WHAT = """Would other examples have given the same circuit? Runs the search of RUN again, with its own settings, on bootstrap
-samples of its search examples. Prints how alike the circuits are, writes stability.json into the run's folder and its page
-again. Seed and memory are the run's own unless given."""
 
 
-def stability_command(args: Sequence[str]) -> str:
-    """`circuitdisc stability` with these arguments; returns what it prints.
-
-    Raises:
-        CircuitdiscError: bad input. The folder is left as it was.
-    """
-    if asks_for_help(args):
-        return help_text("stability RUN", WHAT, "stability", groups=(), common=COMMON)
-    if not args or args[0].startswith("-") or ("=" in args[0] and not Path(args[0]).is_dir()):
-        raise BadRun("which run? `circuitdisc stability RUN` takes the folder of a run")
-    given = {arg.partition("=")[0] for arg in args[1:]}
-    settings = parse("stability", "stability", args[1:], groups=(), common=COMMON)
-    set_threads(settings["threads"])
-    from circuitdisc.jobs.discover import writing_run
+def _work(call: Call) -> str:
+    folder = call.run_folder()
+    settings = call.read(call.args[1:])
+    from circuitdisc.jobs.pipeline import writing_run
     from circuitdisc.runs import stoppable
 
-    def kept() -> bool:
-        return (Path(args[0]) / UNFINISHED).exists()
-
-    unchanged = {name for name in ("seed", "memory") if name not in given}  # as the run had them
-    with stoppable(["circuitdisc", "stability", *args], kept), writing_run(args[0]):
-        return measure(args[0], {name: value for name, value in settings.items() if name not in unchanged})
+    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
+        return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
-def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
+def measure(
+    folder: str | Path,
+    *,
+    n_samples: int = 100,
+    vary_seed: bool = False,
+    confidence: float = 0.95,
+    seed: int | None = None,
+    memory: str | int | None = None,
+    progress: bool = True,
+) -> str:
     """Find the circuit again on each sample, write stability.json and the page; returns the table.
 
     Args:
-        settings: as `parse` gives them.
+        seed, memory: None: the run's own.
     """
     from circuitdisc.bound import KEY, check_written, identity_of_scores
-    from circuitdisc.jobs.discover import STABILITY, changed_run, write_page
+    from circuitdisc.jobs.pipeline import STABILITY, changed_run, write_page
     from circuitdisc.pages.stability import stability_part, stability_verdict
     from circuitdisc.pages.tables import text_table
     from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
@@ -54,26 +42,26 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     run, circuit, config, model, task = changed_run(folder, {})
     identity = identity_of_scores(config, model, task, circuit)
     check_written(run.path(STABILITY), identity, ("weights", "examples"))
-    own, algorithm = settings["settings"], dict(config["algorithm"])
-    seed = settings.get("seed", config["seed"])
+    algorithm = dict(config["algorithm"])
+    drawn_with: int = config["seed"] if seed is None else seed
     unfinished = run.path(UNFINISHED)
     found = stability(
         model,
         task,
         algorithm.pop("name"),
-        n_bootstrap=own["n_samples"],
-        vary_seed=own["vary_seed"],
-        confidence=own["confidence"],
-        seed=seed,
+        n_bootstrap=n_samples,
+        vary_seed=vary_seed,
+        confidence=confidence,
+        seed=drawn_with,
         journal=unfinished,  # killed, the same command goes on
-        progress=settings["progress"],
+        progress=progress,
         ablation=dict(config["ablation"]),
         metric=config["metric"].get("name"),
-        memory=settings.get("memory", config["memory"]),
+        memory=config["memory"] if memory is None else memory,
         allow_chance=config["allow_chance"],
         **algorithm,
     )
-    record = {**found.to_dict(), "random": by_chance(circuit, seed=seed), KEY: identity.to_dict()}
+    record = {**found.to_dict(), "random": by_chance(circuit, seed=drawn_with), KEY: identity.to_dict()}
     part = stability_part(record, circuit)
     run.write(STABILITY, record)
     unfinished.unlink(missing_ok=True)
@@ -81,3 +69,16 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     captions = "\n".join(caption for *_, caption in part.figures)
     said = stability_verdict(record, circuit) + Verdict((), as_sentences(circuit.provenance.notes))
     return "\n\n".join([table, *([captions] if captions else []), said.text, f"report  {write_page(run.folder)}"])
+
+
+JOB = Job(
+    name="stability",
+    arguments=("RUN",),
+    summary="the run's search again on bootstrap samples of its examples",
+    text="""Would other examples have given the same circuit? Runs the search of RUN again, with its own settings, on bootstrap
+samples of its search examples. Prints how alike the circuits are, writes stability.json into the run's folder and its page
+again.""",
+    config="stability",
+    recorded=True,
+    work=_work,
+)

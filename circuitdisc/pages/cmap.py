@@ -1,24 +1,21 @@
 """What cross-model patching found, in words, tables and figures; and what it will take, as a table."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from circuitdisc.checkpoints.attention_difference import AttentionDifference
+from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, Scored
+from circuitdisc.engine.cross.plan import CrossPlan
 from circuitdisc.heads.base import Row
 from circuitdisc.pages.cmap_figures import growth_figure, layers_figure, scatter_figure
-from circuitdisc.pages.description import Description, Section
+from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
 from circuitdisc.scoring.chance import chance_caveats
 from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent
-
-if TYPE_CHECKING:
-    from circuitdisc.checkpoints.attention_difference import AttentionDifference
-    from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, Scored
-    from circuitdisc.engine.cross.plan import CrossPlan
 
 STRONGEST = 12
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value. 1 is the whole gap."
@@ -32,8 +29,8 @@ _KINDS = {
 GIB, MIB = 2**30, 2**20
 
 
-def describe_cmap(found: "CrossModel") -> Description:
-    """Words, figures and tables of a result."""
+@describe.register
+def _(found: CrossModel) -> Description:
     said = Verdict(())
     sections: list[Section] = []
     for at, one in enumerate(found.maps):
@@ -52,12 +49,12 @@ def describe_cmap(found: "CrossModel") -> Description:
     return Description(said + Verdict((how,), tuple(few_caveats(found.n))), tuple(sections))
 
 
-def _ranks(one: "CrossMap") -> bool:
+def _ranks(one: CrossMap) -> bool:
     """Whether there is a gap that scores can be shares of."""
     return not one.gap.undefined and not may_be_zero(*one.gap.difference[1:])
 
 
-def _said(found: "CrossModel", one: "CrossMap") -> Verdict:
+def _said(found: CrossModel, one: CrossMap) -> Verdict:
     gap, low, high = one.gap.difference
     taker, giver = (number(float(values.mean())) for values in (one.gap.taker, one.gap.giver))
     where = f"On {found.n:,} {SPLIT_WORDS[found.split]}"
@@ -101,13 +98,13 @@ def _said(found: "CrossModel", one: "CrossMap") -> Verdict:
     return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
 
 
-def _group_caveats(group: "GroupScore") -> Iterator[str]:
+def _group_caveats(group: GroupScore) -> Iterator[str]:
     if not len(group.random):
         return  # a group of all heads, or none were asked for
     yield from chance_caveats("random sets of heads", "score at least as high", group.random.tolist(), group.n_as_high)
 
 
-def _unranked(found: "CrossModel", one: "CrossMap", named: str) -> Iterator[Section]:
+def _unranked(found: CrossModel, one: CrossMap, named: str) -> Iterator[Section]:
     """What was measured, in the models' own order and without scores."""
     if one.parts:
         rows: list[Row] = [{"patched": part.name, found.metric: part.metric} for part in one.parts]
@@ -116,7 +113,7 @@ def _unranked(found: "CrossModel", one: "CrossMap", named: str) -> Iterator[Sect
         )
 
 
-def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> Iterator[Section]:
+def _sections(found: CrossModel, one: CrossMap, name: str, named: str) -> Iterator[Section]:
     yield Section(f"Strongest heads{named}", _strongest(found, one), _note(found, one))
     largest = max(float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in one.maps.values())  # one scale for all maps
     for kind, unit in one.maps.items():
@@ -158,7 +155,7 @@ def _sections(found: "CrossModel", one: "CrossMap", name: str, named: str) -> It
         yield Section(f"More and more{named}", rows, "last: what is added last. Order: score on the search examples", shown, "")
 
 
-def _note(found: "CrossModel", one: "CrossMap") -> str:
+def _note(found: CrossModel, one: CrossMap) -> str:
     words = "Share of the gap closed by the head alone, with its interval"
     if any(len(unit.heads[0]) > 1 for unit in one.maps.values()):
         words += "; in brackets the heads that are patched with it, since they share what is patched"
@@ -167,7 +164,7 @@ def _note(found: "CrossModel", one: "CrossMap") -> str:
     return words
 
 
-def _strongest(found: "CrossModel", one: "CrossMap") -> list[Row]:
+def _strongest(found: CrossModel, one: CrossMap) -> list[Row]:
     rows: list[Row] = []
     for given in found.table(one.direction, STRONGEST):
         row: Row = {"head": given["head"]}
@@ -180,7 +177,7 @@ def _strongest(found: "CrossModel", one: "CrossMap") -> list[Row]:
     return rows
 
 
-def _group(group: "GroupScore") -> Row:
+def _group(group: GroupScore) -> Row:
     words = "-"
     if len(group.random):
         low, middle, high = np.percentile(group.random, [0, 50, 100])
@@ -200,7 +197,7 @@ def _growth_row(row: Row) -> Row:
     return shown | {name: percent(row[name]) for name in ("random median", "random highest")}
 
 
-def _attention(found: "AttentionDifference") -> Section:
+def _attention(found: AttentionDifference) -> Section:
     key = found.keys[found.largest]
     figure = head_map(found.difference[found.largest], signed=True)
     shown = picture("attention", figure, f"Difference of attention to {key} for every head; the table has it.")
@@ -209,7 +206,7 @@ def _attention(found: "AttentionDifference") -> Section:
     return Section("Attention of both models", found.table()[:STRONGEST], note, shown, caption)
 
 
-def _spanned(part: "Scored") -> str:
+def _spanned(part: Scored) -> str:
     return _interval(part.score, part.low, part.high)
 
 
@@ -222,7 +219,7 @@ def _interval(score: float | None, low: float | None, high: float | None) -> str
     return words.replace(" %", "\u00a0%")  # a percent sign stays with its number
 
 
-def plan_table(plan: "CrossPlan") -> str:
+def plan_table(plan: CrossPlan) -> str:
     """Memory, disk and passes, for the terminal."""
     rows = [
         ("memory: weights of one model", _size(plan.weights)),

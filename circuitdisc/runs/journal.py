@@ -9,8 +9,9 @@ from typing import Any
 from circuitdisc.errors import BadFile, BadRun
 from circuitdisc.files import begin_file, read_bytes
 from circuitdisc.identity import Identity, in_words
+from circuitdisc.runs.calls import current_call
 
-MARK, IDENTITY = "mark", "identity"
+MARK, IDENTITY, CALL = "mark", "identity", "command"
 JOURNAL_BYTES = 2**30
 
 
@@ -18,7 +19,8 @@ class Journal:
     """The decisions of a search, one JSON object a line, flushed as they are made.
 
     A `mark` says that everything before it can be taken over as it is: a search that resumes replays the lines up to the last
-    mark and does the rest again. The first line says which weights, examples and settings they belong to (`bind`).
+    mark and does the rest again. The first line says which weights, examples and settings they belong to (`bind`), and, where a
+    command began it, which (`calls.py`).
 
     Args:
         path: the file; None keeps the journal in memory. A file that exists is replaced by its lines up to the last mark.
@@ -28,12 +30,13 @@ class Journal:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         self.identity: dict[str, Any] | None = None
+        self.call: dict[str, Any] | None = None
         self._file = None
         if path is not None:
             found = Journal.read(path)
             last = max((index for index, line in enumerate(found.lines) if MARK in line), default=-1)
-            self.lines, self.identity = found.lines[: last + 1], found.identity
-            first = [] if self.identity is None else [_first_line(self.identity)]
+            self.lines, self.identity, self.call = found.lines[: last + 1], found.identity, found.call
+            first = [] if self.identity is None else [self._first_line()]
             text = "".join(json.dumps(line) + "\n" for line in (*first, *self.lines))
             self._file = begin_file(path, text)
 
@@ -64,7 +67,9 @@ class Journal:
                 break
             journal.lines.append(line)
         if journal.lines and isinstance(journal.lines[0].get(IDENTITY), dict) and MARK in journal.lines[0]:
-            journal.identity = journal.lines.pop(0)[IDENTITY]
+            first = journal.lines.pop(0)
+            journal.identity = first[IDENTITY]
+            journal.call = first[CALL] if isinstance(first.get(CALL), dict) else None
         return journal
 
     @property
@@ -76,29 +81,43 @@ class Journal:
     def marks(self) -> list[str]:
         return [line[MARK] for line in self.lines if MARK in line]
 
-    def bind(self, identity: Identity) -> None:
+    def bind(self, identity: Identity, part: str = "") -> None:
         """Say what the decisions belong to; those of an earlier start must belong to the same.
+
+        Args:
+            part: a part of the work that has an identity of its own (one checkpoint of several); "": the whole.
 
         Raises:
             BadRun: they belong to something else, or do not say to what; the message names the difference.
         """
         where = f"the journal {self.path}" if self.path is not None else "the journal"
         again = "give back what it was begun with, or begin again with another folder or file"
-        if self.lines:
-            mine = Identity.from_dict(self.identity)
-            if mine is None:
+        known = self._parts.get(part) if part else self.identity
+        if self.lines if not part else part in self._parts:
+            begun = Identity.from_dict(known)
+            if begun is None:
                 raise BadRun(
                     f"{where} does not say which weights, examples and settings its decisions belong to (another version of "
                     "circuitdisc wrote it?), so that it cannot be gone on with: begin again with another folder or file"
                 )
-            if different := mine.differences(identity):
-                raise BadRun(f"{where} was begun with {in_words(different)}: {again}")
-            return
-        self.identity = identity.to_dict()
-        if self._file is not None:
-            assert self.path is not None, "a file has a path"
-            self._file.close()
-            self._file = begin_file(self.path, json.dumps(_first_line(self.identity)) + "\n")
+            if different := begun.differences(identity):
+                raise BadRun(f"{where} was begun with {in_words(different)}{f' ({part})' if part else ''}: {again}")
+        elif part:
+            self.mark(part, **{IDENTITY: identity.to_dict()})
+        else:
+            self.identity = identity.to_dict()
+            self.call = current_call(None if self.path is None else self.path.parent) or self.call
+            if self._file is not None:
+                assert self.path is not None, "a file has a path"
+                self._file.close()
+                self._file = begin_file(self.path, json.dumps(self._first_line()) + "\n")
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {line[MARK]: line[IDENTITY] for line in self.lines if MARK in line and IDENTITY in line}
+
+    def _first_line(self) -> dict[str, Any]:
+        return {IDENTITY: self.identity, MARK: IDENTITY, **({} if self.call is None else {CALL: self.call})}
 
     def write(self, **decision: Any) -> None:
         """Add a decision.
@@ -116,9 +135,13 @@ class Journal:
                     f"cannot write {self.path}: {error.strerror}. Free some space, then `circuitdisc resume` the run"
                 ) from error
 
-    def mark(self, name: str) -> None:
-        """Everything so far is final; make sure that it is on the disk."""
-        self.write(**{MARK: name})
+    def mark(self, name: str, **more: Any) -> None:
+        """Everything so far is final; make sure that it is on the disk.
+
+        Args:
+            more: what the mark says beside its name.
+        """
+        self.write(**{MARK: name, **more})
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -127,7 +150,3 @@ class Journal:
             with suppress(OSError):  # a full disk refuses the rest of a line that `write` has already reported
                 self._file.close()
             self._file = None
-
-
-def _first_line(identity: dict[str, Any]) -> dict[str, Any]:
-    return {IDENTITY: identity, MARK: IDENTITY}

@@ -51,7 +51,7 @@ AGREES = Metric("agreement", agrees, differentiable=False, least_outputs=2)
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TopAgreement:
     """How often a circuit agrees with the full model.
 
     Args:
@@ -117,7 +117,7 @@ def agreement(
     seed: int = 0,
     memory: str | int = "4GiB",
     progress: bool = False,
-) -> Agreement:
+) -> TopAgreement:
     """Compare the most likely tokens of a circuit and of the full model, example by example.
 
     Args:
@@ -155,12 +155,12 @@ def agreement(
     drawn = tuple(float(row.mean()) for name, row in values.items() if name not in ("circuit", "empty"))
     own, nothing = share("circuit", drawn, controls.words), share("empty")
     patching.cost.seconds = time.perf_counter() - started
-    return Agreement(own, nothing, len(examples), *labels[:3], confidence, dict(vars(patching.cost)), own.method)
+    return TopAgreement(own, nothing, len(examples), *labels[:3], confidence, dict(vars(patching.cost)), own.method)
 
 
 SCORE = ScoreKind(
     "agreement",
     "how often is the circuit's most likely token the full model's?",
-    Agreement,
+    TopAgreement,
     lambda call: call.run(agreement),
 )

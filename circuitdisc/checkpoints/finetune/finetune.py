@@ -7,6 +7,7 @@
 4. Measure all of them on held-out examples and on other tasks.
 
     OUT/ladder.json        the rungs in order, every setting, and the figures
+    OUT/journal.jsonl      what is finished: the memo of the ladder
     OUT/<rung>/            a Hugging Face folder, with training.json, and step-N where steps were asked for
 
 The same call goes on where one was killed: finished rungs are kept, the one at work resumes from its last checkpoint.
@@ -15,8 +16,8 @@ Source: the CS224N study of the Transitive Property Problem (10, 30, 50 % for 3,
 on the answer's tokens); Zhang et al., ICML 2024 (Precise SFT).
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,23 @@ from circuitdisc.checkpoints.baselines import Baselines, baselines
 from circuitdisc.checkpoints.evaluation_sets import check_others
 from circuitdisc.checkpoints.finetune.data import Pool, Reader, draw_pool, training_rows
 from circuitdisc.checkpoints.finetune.heads_only import HeadsOnly
-from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, train_checkpoint
+from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, finished, train_checkpoint
 from circuitdisc.checkpoints.finetune.lora import merged, with_lora
 from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Method, Rung, check_settings, make_rungs
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
 from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole, bounded
 from circuitdisc.engine.memory import parse_memory
-from circuitdisc.errors import BadFile, BadModel, BadRun, CircuitdiscWarning
+from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
-from circuitdisc.identity import Identity, identity_of, in_words
+from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.load import read_model
-from circuitdisc.runs import check_free, versions, workspace
+from circuitdisc.runs import Memo, check_free, versions, workspace
 from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task
+
+JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -156,15 +159,17 @@ def finetune(
     check_settings(settings)
     parse_memory(memory)
     check_others(others)
-    if not (folder / LADDER).is_file():
+    if not (folder / JOURNAL).is_file():
+        _check_no_ladder(folder)
         check_free(folder)
     with workspace(folder, lambda: (folder / LADDER).exists()):
         plan = _plan(base, task, settings)
         settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
         ladder = TrainedLadder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
-        _check_begun(ladder)
-        write_json(folder / LADDER, ladder.to_dict())
-        trained = [replace(rung, trained=_train(rung, plan, settings, folder, progress)) for rung in ladder.rungs]
+        identity = plan.identity
+        with closing(Memo(folder / JOURNAL, replace(identity, settings={**ladder.settings, **identity.settings}))) as memo:
+            write_json(folder / LADDER, ladder.to_dict())
+            trained = [replace(rung, trained=_train(rung, plan, settings, folder, memo, progress)) for rung in ladder.rungs]
         ladder = replace(ladder, rungs=tuple(trained))
         if figures:
             chosen: dict[str, Any] = {"others": others, "seed": seed, "memory": memory, "progress": progress}
@@ -211,36 +216,17 @@ def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[st
     )
 
 
-def _check_begun(ladder: TrainedLadder) -> None:
-    """A ladder that the folder holds, begun or finished, is this one.
+def _check_no_ladder(folder: Path) -> None:
+    """A folder without a journal holds no ladder that another version has begun.
 
     Raises:
-        BadRun: it is another ladder, or what it was begun with has changed.
+        BadRun: it does.
     """
-    path = ladder.folder / LADDER
-    if not path.is_file():
-        return
-    try:
-        begun = read_record(LadderFile, path)
-    except BadFile as error:
+    if (folder / LADDER).is_file():
+        version = read_record(LadderFile, folder / LADDER).versions.get("circuitdisc", "unknown")
         raise BadRun(
-            f"{ladder.folder} holds a ladder that cannot be read ({error}): choose another folder with out="
-        ) from error
-    earlier = begun.settings
-    different = [name for name, value in ladder.settings.items() if earlier.get(name) != value]
-    if different:
-        words = ", ".join(f"{name}={str(earlier.get(name))[:60]}" for name in different[:4])
-        raise BadRun(f"{ladder.folder} holds another ladder (made with {words}): choose another folder with out=, or remove it")
-    begun_with = Identity.from_dict(begun.identity)
-    if begun_with is None:
-        unknown = f"{path} does not say which weights and examples its checkpoints are made of (an older version wrote it)"
-        if not all((ladder.folder / rung.name).exists() for rung in ladder.rungs):
-            raise BadRun(f"{unknown}, so that it cannot be gone on with: choose another folder with out=")
-        warnings.warn(f"{unknown}: whether they are those of now is not known", CircuitdiscWarning, stacklevel=3)
-    elif different := begun_with.differences(ladder.identity):
-        raise BadRun(
-            f"{ladder.folder} holds a ladder that was begun with {in_words(different)}: give back what it was begun with, "
-            "choose another folder with out=, or remove it"
+            f"{folder} holds a ladder of a circuitdisc (version {version[:40]}) that kept no journal: other commands take it "
+            "as it is, but only that version goes on with it; choose another folder with out="
         )
 
 
@@ -260,14 +246,11 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 # --- one rung -------------------------------------------------------------------------------------------------------------
 
 
-def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, progress: bool) -> Trained:
+def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, memo: Memo, progress: bool) -> Trained:
     """Train one rung from the base; one that is finished is read."""
     done = folder / rung.name
-    if done.exists():
-        try:
-            return Trained.read(done)
-        except BadFile as error:
-            raise BadFile(f"{error}. Remove {done}, and the same command makes that checkpoint again") from error
+    if (trained := finished(done, memo)) is not None:
+        return trained
     n_rows = max(1, round(rung.fraction * len(plan.pool.examples)))
     rows = training_rows(plan.pool.examples[:n_rows], plan.n_ctx, settings["seed"])
     model = read_model(plan.base, device=settings["device"])
@@ -290,6 +273,7 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, p
         rows,
         done,
         recipe,
+        memo,
         tokenizer=model.tokenizer,
         device=settings["device"],
         label=rung.name,

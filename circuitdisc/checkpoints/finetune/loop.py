@@ -4,9 +4,8 @@
     FOLDER.part/step-N                  a checkpoint on the way, if asked for
     FOLDER                              the finished checkpoint with training.json and its step-N, renamed from FOLDER.part
 
-Runs offline, reports to nobody. A Trainer's checkpoint counts once the file `whole` lies in it, which is written last, when all
-else is on the disk, with a hash of every file. One that is damaged is passed over for the one before it; without any, training
-begins again.
+Runs offline, reports to nobody. A checkpoint of either kind is a unit of the ladder's memo, registered when all its files are
+on the disk. A Trainer's that is damaged is passed over for the one before it; without any, training begins again.
 
 Shape letters: B rows, T positions, V vocabulary.
 """
@@ -29,13 +28,13 @@ from transformers.utils import logging
 
 from circuitdisc.checkpoints.finetune.data import UNLEARNED, pad_rows
 from circuitdisc.errors import BadFile, BadRun, BadSetting, CircuitdiscWarning
-from circuitdisc.files import fresh_folder, read_json, refuse_links, remove, sync, write_json
-from circuitdisc.identity import hash_file
+from circuitdisc.files import fresh_folder, refuse_links, remove, sync, write_json
 from circuitdisc.models.load import DTYPES
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Memo
 from circuitdisc.schemas import read_record
 
-WHOLE, TRAINING = "whole", "training.json"
+TRAINING = "training.json"
 CHECKPOINTS_KEPT = 2
 CHECKPOINTS_A_RUN = 10
 
@@ -115,10 +114,12 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Watch(TrainerCallback):
-    """The progress bar, the losses, the checkpoints on the way, and the marks of whole ones."""
+    """The progress bar, the losses, the checkpoints on the way, and the memo of whole ones."""
 
-    def __init__(self, recipe: Recipe, part: Path, save: Callable[[Path], None], label: str, progress: bool) -> None:
-        self.recipe, self.part, self.save = recipe, part, save
+    def __init__(
+        self, recipe: Recipe, part: Path, save: Callable[[Path], None], memo: Memo, label: str, progress: bool
+    ) -> None:
+        self.recipe, self.part, self.save, self.memo = recipe, part, save, memo
         self.label, self.progress = label, progress
         self.bar: Any = None
 
@@ -132,7 +133,8 @@ class _Watch(TrainerCallback):
             self.save(self.part / f"step-{state.global_step}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.memo.register(_unit(checkpoint), checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -143,6 +145,7 @@ def train_checkpoint(
     rows: Sequence[Mapping[str, Sequence[int]]],
     folder: Path,
     recipe: Recipe,
+    memo: Memo,
     *,
     tokenizer: Any,
     finish: Callable[[Any, bool], Any] = lambda module, in_place: module,
@@ -156,7 +159,8 @@ def train_checkpoint(
 
     Args:
         module: a Hugging Face model; its parameters that require a gradient are trained.
-        folder: of the finished checkpoint; it must not exist.
+        folder: of the finished checkpoint, beside the memo's journal; it must not exist.
+        memo: of the ladder.
         tokenizer: saved beside the weights; None for none.
         finish: (module, in_place) -> what is saved in its place, for example with low-rank changes merged; if not in place, the
             module goes on training.
@@ -169,16 +173,13 @@ def train_checkpoint(
     """
     logging.disable_progress_bar()
     part = folder.with_name(folder.name + ".part")
-    refuse_links(part)
-    if (trained := _finished(part)) is not None:  # killed while the folder was put in its place
-        return _keep(part, folder, trained)
     n_trained = n_parameters(module) if n_trained is None else n_trained
     steps = math.ceil(len(rows) / recipe.batch_size) * recipe.epochs
 
     def save(where: Path) -> None:
         save_checkpoint(finish(module, False), tokenizer, where, recipe.dtype)
 
-    watch = _Watch(recipe, part, save, label, progress)
+    watch = _Watch(recipe, part, save, memo, label, progress)
     try:
         with _writable(part):
             part.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ def train_checkpoint(
             )
             trainer.pop_callback(PrinterCallback)
             module.train()
-            found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer", label))
+            found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer", memo, label))
             module.eval()
             losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
             if not math.isfinite(losses[-1]):
@@ -201,6 +202,7 @@ def train_checkpoint(
             seconds = round(float(found.metrics["train_runtime"]), 1)
             trained = Trained(int(found.global_step), len(rows), n_trained, seconds, float(losses[-1]), _steps(part))
             write_json(part / "final" / TRAINING, asdict(trained))
+            memo.register(folder.name, part / "final")
             return _keep(part, folder, trained)
     finally:
         if watch.bar is not None:
@@ -256,33 +258,22 @@ def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> Trainin
     return arguments
 
 
-def mark_whole(folder: Path) -> None:
-    """Say that a Trainer's checkpoint is whole, once it is on the disk: a hash of every file in it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != WHOLE)
-    for path in (*files, folder):
-        sync(path)
-    write_json(folder / WHOLE, {str(path.relative_to(folder)): hash_file(path) for path in files})
-    sync(folder.parent)
-
-
-def last_whole(folder: Path, label: str = "") -> str | None:
+def last_whole(folder: Path, memo: Memo, label: str = "") -> str | None:
     """The Trainer's latest whole checkpoint; later ones, which a kill or the disk has damaged, are removed.
 
     Args:
         label: of what is trained, for the note on damaged ones.
     """
-    steps = {path: path.name.partition("-")[2] for path in folder.glob("checkpoint-*")}
-    for path in [path for path, step in steps.items() if not step.isdecimal()]:
-        del steps[path]
+    steps = {path: int(step) for path in folder.glob("checkpoint-*") if (step := path.name.partition("-")[2]).isdecimal()}
     damaged: list[str] = []
     last = None
-    for path in sorted(steps, key=lambda path: int(steps[path]), reverse=True):
-        marked = (path / WHOLE).exists()
-        why = _damage(path)
-        if marked and why is None:
+    for path in sorted(steps, key=lambda path: steps[path], reverse=True):
+        name = _unit(path)
+        why = memo.damage(name, path) if memo.has(name) else None
+        if memo.has(name) and why is None:
             last = path
             break
-        damaged += [f"{path.name} is damaged ({why})"] if marked else []
+        damaged += [f"{path.name} is damaged ({why})"] if why else []
         remove(path)
     if damaged:
         then = f"goes on from {last.name}" if last is not None else "begins again"
@@ -290,21 +281,9 @@ def last_whole(folder: Path, label: str = "") -> str | None:
     return None if last is None else str(last)
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint that was whole once; None if nothing is."""
-    try:
-        hashes = read_json(folder / WHOLE)
-    except BadFile:
-        return "its list of files cannot be read"
-    if not isinstance(hashes, dict) or not hashes:
-        return "its list of files is empty"
-    for name, known in hashes.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if hash_file(path) != known:
-            return f"{name} has other bytes than were written"
-    return None
+def _unit(checkpoint: Path) -> str:
+    """The name of a Trainer's checkpoint in the ladder's memo: its path in the ladder's folder."""
+    return str(Path(*checkpoint.parts[-3:]))
 
 
 def save_checkpoint(module: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
@@ -328,12 +307,25 @@ def _steps(part: Path) -> tuple[int, ...]:
     return tuple(sorted(int(step) for path in part.glob("step-*") if (step := path.name.partition("-")[2]).isdecimal()))
 
 
-def _finished(part: Path) -> Trained | None:
-    """What a finished checkpoint that is not in its place yet says; None if it is not whole."""
-    try:
-        return Trained.read(part / "final")
-    except BadFile:
-        return None
+def finished(folder: Path, memo: Memo) -> Trained | None:
+    """What a finished checkpoint says, which is put in its place if a kill has left it half-way; None if there is none.
+
+    Raises:
+        BadFile: it is damaged.
+    """
+    part = folder.with_name(folder.name + ".part")
+    refuse_links(part)
+    if folder.exists():
+        remedy = f"Remove {folder}, and the same command makes that checkpoint again"
+        if not memo.has(folder.name):
+            raise BadFile(f"{folder} is none of this ladder's finished checkpoints. {remedy}")
+        if why := memo.damage(folder.name):
+            raise BadFile(f"{folder} is damaged ({why}). {remedy}")
+        return Trained.read(folder)
+    final = part / "final"
+    if memo.knows(folder.name) and final.exists() and memo.damage(folder.name, final) is None:
+        return _keep(part, folder, Trained.read(final))
+    return None
 
 
 def _keep(part: Path, folder: Path, trained: Trained) -> Trained:

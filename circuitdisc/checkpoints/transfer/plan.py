@@ -1,5 +1,10 @@
-"""What a transfer was asked for, checked before anything runs: given circuits, joint search, donors, who may be at chance."""
+"""What a transfer was asked for, checked before anything runs: given circuits, joint search, donors, who may be at chance.
 
+Its folder says it in config.json, for those who go on with it.
+"""
+
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -9,7 +14,9 @@ from typing import Any
 from circuitdisc.checkpoints.joint import check_joint
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.registry import get_algorithm
-from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.errors import BadFile, BadRun, BadSetting, GraphMismatch, UnknownName
+from circuitdisc.files import read_json, write_json
+from circuitdisc.runs import TRANSFER, versions
 
 
 @dataclass(frozen=True)
@@ -140,3 +147,46 @@ def _free(label: str, taken: Mapping[str, Any]) -> str:
     while free in taken:
         free, number = f"{label} ({number})", number + 1
     return free
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------------
+
+CONFIG, LAYOUT = "config.json", 2
+"""The file, and the version of what lies beside it: since 2, finished parts are registered in journal.jsonl."""
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Say in a transfer's folder what it was asked for, unless it is said there already."""
+    plain = json.loads(json.dumps(settings))  # as it will be read again
+    if not (folder / CONFIG).is_file() or read_settings(folder) != plain:
+        data = {"format": TRANSFER, "version": LAYOUT, "settings": plain, "folder": os.getcwd(), "versions": versions()}
+        write_json(folder / CONFIG, data)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a transfer's folder.
+
+    Raises:
+        BadRun: it is not the folder of a transfer, or of one that another version began.
+    """
+    try:
+        data = read_json(folder / CONFIG)
+    except BadFile as error:
+        raise BadRun(f"{folder} is not the folder of a transfer: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != TRANSFER or not isinstance(data.get("settings"), dict):
+        raise BadRun(f"{folder} is the folder of something else than a transfer: choose another with out=")
+    if data.get("version") != LAYOUT:
+        known = data.get("versions")
+        version = known.get("circuitdisc", "unknown") if isinstance(known, Mapping) else "unknown"
+        raise BadRun(
+            f"{folder} was begun by a circuitdisc (version {str(version)[:40]}) that keeps finished parts in another layout "
+            f"({str(data.get('version'))[:40]}, here {LAYOUT}): go on with that one, or begin again with another out="
+        )
+    return data["settings"]
+
+
+def begun_in(folder: Path) -> Path:
+    """The folder in which a transfer was begun, which the relative names in its settings start from."""
+    data = read_json(folder / CONFIG)
+    begun = data.get("folder") if isinstance(data, dict) else None
+    return Path(begun) if isinstance(begun, str) and Path(begun).is_dir() else Path.cwd()

@@ -6,19 +6,22 @@
 3. Score every circuit on every checkpoint, on both splits, beside random circuits of equal size (`cells.py`).
 4. Compare the circuits with each other (`ladder.py`).
 
-Every finished part is kept (`store.py`): a call that was killed goes on, to the same numbers.
+Every finished part is a unit of the folder's memo: a call that was killed goes on, to the same numbers.
 
 Source: the CS224N study of the Transitive Property Problem (its transfer table), for any checkpoints and any algorithm.
 """
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import chdir, closing, nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, closing
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checkpoints.joint import joint_discover, share_of_memory
@@ -26,8 +29,15 @@ from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoint
 from circuitdisc.checkpoints.transfer.cells import Judge
 from circuitdisc.checkpoints.transfer.ladder import ladder
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
-from circuitdisc.checkpoints.transfer.plan import TransferPlan, make_plan, read_given
-from circuitdisc.checkpoints.transfer.store import CONFIG, Store, begun_in, has_found, read_settings, slug
+from circuitdisc.checkpoints.transfer.plan import (
+    CONFIG,
+    TransferPlan,
+    begun_in,
+    make_plan,
+    read_given,
+    read_settings,
+    write_settings,
+)
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
@@ -35,18 +45,18 @@ from circuitdisc.discovery.registry import discover, refuse_chance
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadRun, GraphMismatch, MetricAtChance
 from circuitdisc.files import write_arrays, write_json
-from circuitdisc.identity import Identity, identity_of, in_words
+from circuitdisc.identity import Identity, hash_circuit, identity_of
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
-from circuitdisc.runs import check_free, workspace
+from circuitdisc.runs import Journal, Memo, check_free, workspace
 from circuitdisc.schemas import TransferSettings, validate
 from circuitdisc.scoring.base import Score
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
-RESULT, ARRAYS = "transfer.json", "arrays.npz"
+RESULT, ARRAYS, JOURNAL = "transfer.json", "arrays.npz", "journal.jsonl"
 
 
 @bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
@@ -98,9 +108,9 @@ def transfer(
         BadModel: the checkpoints do not match.
         GraphMismatch: a given circuit belongs to another architecture.
         MetricAtChance: a checkpoint does not do the task and may not fail it.
-        BadSetting: a setting is out of its bounds, or the folder holds a transfer with other settings.
-        BadRun: the folder is taken or cannot be written, another process writes in it, or a checkpoint or the examples have
-            changed since it was begun.
+        BadSetting: a setting is out of its bounds.
+        BadRun: the folder is taken or cannot be written, another process writes in it, or the settings, a checkpoint or the
+            examples have changed since it was begun.
     """
     parse_memory(memory)
     cut = get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation)
@@ -117,15 +127,23 @@ def transfer(
         "allow_chance": plan.allow_chance, "n_random": n_random, "confidence": confidence,
         "model": dict(model_settings or {}), "seed": seed, "memory": memory,
     }  # fmt: skip
-    folder = None if out is None else Path(out)
-    if folder is not None and not (folder / CONFIG).is_file():
+    identity = Identity(settings={**asked, "circuits": {label: hash_circuit(one) for label, one in given.items()}})
+    if out is None:
+        with closing(Memo(None, identity)) as memo:
+            return _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, memo, progress).run()
+    folder = Path(out)
+    if (folder / CONFIG).is_file():
+        read_settings(folder)
+    else:
         check_free(folder)
-    with nullcontext() if folder is None else workspace(folder, lambda: has_found(folder)):
-        store = Store(folder, asked)
-        found = _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, store, progress).run()
-        if folder is not None:
-            write_json(folder / RESULT, found.to_dict())
-            write_arrays(folder / ARRAYS, found.arrays())
+    with workspace(folder, lambda: _is_worth_keeping(folder)):
+        if not (folder / CONFIG).is_file():
+            write_settings(folder, asked)
+        with closing(Memo(folder / JOURNAL, identity)) as memo:
+            write_settings(folder, asked)  # an earlier call that has finished nothing may have had others
+            found = _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, memo, progress).run()
+        write_json(folder / RESULT, found.to_dict())
+        write_arrays(folder / ARRAYS, found.arrays())
     return found
 
 
@@ -185,28 +203,27 @@ class _Work:
         ablation: Ablation,
         metric: Metric | None,
         asked: Mapping[str, Any],
-        store: Store,
+        memo: Memo,
         progress: bool,
     ) -> None:
         self.names, self.plan, self.given, self.task_settings = names, plan, given, dict(task)
         self.algorithm, self.settings, self.ablation, self.metric = algorithm, dict(settings), ablation, metric
-        self.asked, self.store, self.progress = asked, store, progress
+        self.asked, self.memo, self.progress = asked, memo, progress
         self.task: Task | None = None
         self.seen: set[str] = set()
-        self.files = {name: f"checkpoints/{slug(index, name)}.json" for index, name in enumerate(names)}
 
     def run(self) -> Transfer:
         if not all(self.plan.may_fail(name) for name in self.names):  # before anything is searched
             for name in self.names:
-                self._survey(name)
+                self._known(name)
         found: list[FoundCircuit] = []
         if self.given:
             for name in self.names:
-                self._survey(name)
+                self._known(name)
             found += [_given(label, circuit, self.ablation) for label, circuit in self.given.items()]
         else:
             found += [self._own(name) for name in self.names]
-        notes = {name: note for name in self.names if (note := self._known(name)["note"])}
+        notes = {name: note for name in self.names if (note := self._known(name).note)}
         able = [name for name in self.names if name not in notes]
         along = [one.label for one in found if one.kind == "given" or one.label in able]
         found += self._joint(able, notes)
@@ -220,7 +237,7 @@ class _Work:
             tuple(found),
             cells,
             ladder({one.label: one.circuit for one in found}, along if len(along) > 1 else None),
-            self._known(self.names[0])["metric"],
+            self._known(self.names[0]).metric,
             self.ablation.label,
             notes,
             self.asked,
@@ -229,7 +246,7 @@ class _Work:
     # --- checkpoints, one at a time ------------------------------------------------------------------------------------------
 
     def _load(self, name: str) -> tuple[Model, Task]:
-        """A checkpoint with the task's examples, which are the same for all; seen to be those that the folder knows.
+        """A checkpoint with the task's examples, which are the same for all; seen to be those that it was begun with.
 
         Raises:
             BadRun: its weights, or the examples, have changed since.
@@ -249,54 +266,39 @@ class _Work:
                 f"a given circuit belongs to a model of {odd.graph.describe()}; {name} has {model.graph.describe()}: "
                 "give circuits of the checkpoints' own architecture"
             )
-        if self.store.has(self.files[name]):
-            known, now = Identity.from_dict(self._known(name).get("identity")), self._identity(model, self.task)
-            different = known.differences(now) if known is not None else ["weights and examples that it does not name"]
-            if different:
-                raise BadRun(
-                    f"{self.store.folder} was begun with {in_words(different)} ({name}), so that its finished parts are of "
-                    "another model or task: give back what it was begun with, or begin again with another out="
-                )
+        self.memo.bind(
+            name, identity_of(model, {"train examples": self.task.train, "held-out examples": self.task.heldout}, {})
+        )
         self.seen.add(name)
         return model, self.task
 
-    def _identity(self, model: Model, task: Task) -> Identity:
-        """What the finished parts on one checkpoint belong to; the settings are compared by the store."""
-        return identity_of(model, {"train examples": task.train, "held-out examples": task.heldout}, {})
+    def _known(self, name: str, loaded: tuple[Model, Task] | None = None) -> "_Known":
+        """What must be known of a checkpoint without loading it again."""
 
-    def _known(self, name: str) -> dict[str, Any]:
-        data = self.store.read(self.files[name])
-        validate(_Known, data, self.files[name])
-        return data
+        def survey() -> dict[str, str]:
+            model, task = loaded or self._load(name)
+            note = ""
+            try:
+                refuse_chance(model, task)
+            except MetricAtChance as error:
+                if not self.plan.may_fail(name):
+                    raise
+                note = f"does not do the task: {str(error).partition(': ')[2].partition(', so there')[0]}"
+            return {"note": note, "metric": metric_for(model, task, self.metric).name}
 
-    def _survey(self, name: str, loaded: tuple[Model, Task] | None = None) -> None:
-        """Write down a checkpoint: its identity, and whether it does the task."""
-        if self.store.has(self.files[name]):
-            return
-        model, task = loaded or self._load(name)
-        note = ""
-        try:
-            refuse_chance(model, task)
-        except MetricAtChance as error:
-            if not self.plan.may_fail(name):
-                raise
-            note = f"does not do the task: {str(error).partition(': ')[2].partition(', so there')[0]}"
-        metric = metric_for(model, task, self.metric).name
-        identity = self._identity(model, task).to_dict()
-        self.store.write(
-            self.files[name], {"name": name, "identity": identity, "note": note, "metric": metric, "task": task.name}
-        )
+        return validate(_Known, self.memo.get(name, survey), f"{JOURNAL}, checkpoint {name}")
 
     # --- circuits ------------------------------------------------------------------------------------------------------------
 
     def _own(self, name: str) -> FoundCircuit:
         """The circuit of one checkpoint: found now, or before."""
-        file = f"circuits/{slug(self.names.index(name), name)}"
-        if not self.store.has(f"{file}.json"):
+        file = f"circuits/{self._slug(name)}"
+
+        def search() -> dict[str, Any]:
             model, task = self._load(name)
-            self._survey(name, (model, task))
-            with closing(self.store.journal(f"{file}.journal.jsonl")) as journal:
-                found = discover(
+            self._known(name, (model, task))
+            with closing(self.memo.journal(f"{file}.journal.jsonl")) as journal:
+                return discover(
                     model,
                     task,
                     self.algorithm,
@@ -308,9 +310,10 @@ class _Work:
                     journal=journal,
                     progress=self.progress,
                     **self.settings,
-                )
-            self.store.write(f"{file}.json", found.circuit.to_dict())
-        return FoundCircuit(name, "own", (name,), self._circuit(file), self._known(name)["note"])
+                ).circuit.to_dict()
+
+        circuit = Circuit.from_dict(self.memo.get_file(f"{file}.json", search))
+        return FoundCircuit(name, "own", (name,), circuit, self._known(name).note)
 
     def _joint(self, able: Sequence[str], notes: dict[str, str]) -> Iterator[FoundCircuit]:
         """The circuit of several checkpoints together; a note where too few of them do the task."""
@@ -320,12 +323,10 @@ class _Work:
             return
         if not names:
             return
-        file = "circuits/joint"
-        if not self.store.has(f"{file}.json"):
-            self._search(file, [self._load(name)[0] for name in names], None)
+        circuit = self._search("circuits/joint", names)
         left = [name for name in self.names if name not in names]
         note = f"searched on {len(names)} checkpoints together" + (f"; without {', '.join(left)}" if left else "")
-        yield FoundCircuit("joint", "joint", tuple(names), self._circuit(file), note)
+        yield FoundCircuit("joint", "joint", tuple(names), circuit, note)
 
     def _donor_pairs(self, able: Sequence[str]) -> list[tuple[str, str]]:
         if self.plan.donors_if_able:
@@ -334,56 +335,70 @@ class _Work:
 
     def _donor(self, a: str, b: str) -> FoundCircuit:
         """A's circuit with what B needs of the rest."""
-        file = f"circuits/donor.{slug(self.names.index(a), a)}.{slug(self.names.index(b), b)}"
-        if not self.store.has(f"{file}.json"):
-            donor = self._circuit(f"circuits/{slug(self.names.index(a), a)}")
-            self._search(file, [self._load(b)[0]], donor)
-        return FoundCircuit(
-            f"donor {a} -> {b}", "donor", (a, b), self._circuit(file), f"the circuit of {a}, and what {b} needs beside it"
-        )
+        circuit = self._search(f"circuits/donor.{self._slug(a)}.{self._slug(b)}", [b], donor=a)
+        return FoundCircuit(f"donor {a} -> {b}", "donor", (a, b), circuit, f"the circuit of {a}, and what {b} needs beside it")
 
-    def _search(self, file: str, models: Sequence[Model], donor: Circuit | None) -> None:
-        assert self.task is not None, "a model was loaded"
-        with closing(self.store.journal(f"{file}.journal.jsonl")) as journal:
-            metric = metric_for(models[0], self.task, self.metric)
-            context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
-            found = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=donor, **self.settings)
-        self.store.write(f"{file}.json", found.circuit.to_dict())
+    def _search(self, file: str, names: Sequence[str], donor: str | None = None) -> Circuit:
+        """The circuit of several checkpoints together, or of one that completes another's: found now, or before."""
 
-    def _circuit(self, file: str) -> Circuit:
-        return Circuit.from_dict(self.store.read(f"{file}.json"))
+        def search() -> dict[str, Any]:
+            start = None if donor is None else self._own(donor).circuit
+            models = [self._load(name)[0] for name in names]
+            assert self.task is not None, "a model was loaded"
+            with closing(self.memo.journal(f"{file}.journal.jsonl")) as journal:
+                metric = metric_for(models[0], self.task, self.metric)
+                context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
+                found = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=start, **self.settings)
+            return found.circuit.to_dict()
+
+        return Circuit.from_dict(self.memo.get_file(f"{file}.json", search))
+
+    def _slug(self, name: str) -> str:
+        return slug(self.names.index(name), name)
 
     # --- cells ---------------------------------------------------------------------------------------------------------------
 
     def _cells(self, found: Sequence[FoundCircuit]) -> dict[tuple[str, str], tuple[Score, ...]]:
-        """Every cell, column by column."""
+        """Every cell, computed column by column where it is missing."""
         files = {
-            (one.label, name): f"cells/{slug(row, one.label)}.{slug(column, name)}.json"
+            (one.label, name): f"cells/{slug(row, one.label)}.{self._slug(name)}.json"
             for row, one in enumerate(found)
-            for column, name in enumerate(self.names)
-        }
-        missing = [place for place, file in files.items() if not self.store.has(file)]
-        with progress_bar(len(missing), "transfer", "cell", self.progress) as bar:
-            for name in self.names:
-                rows = [one for one in found if (one.label, name) in missing]
-                if rows:
-                    self._column(name, rows, {one.label: files[one.label, name] for one in rows}, bar)
-        return {
-            (one.label, name): validate(_Cell, self.store.read(files[one.label, name]), files[one.label, name]).scores
-            for one in found
             for name in self.names
         }
+        n_missing = sum(not self.memo.has(file) for file in files.values())
+        cells: dict[tuple[str, str], tuple[Score, ...]] = {}
+        with progress_bar(n_missing, "transfer", "cell", self.progress) as bar:
+            for name in self.names:
+                judge = cache(partial(self._judge, name))  # its model is loaded for the first cell that is missing
+                for one in found:
+                    place = one.label, name
+                    data = self.memo.get_file(files[place], partial(_cell, judge, one, name, bar))
+                    cells[place] = validate(_Cell, data, files[place]).scores
+        return {place: cells[place] for place in files}
 
-    def _column(self, name: str, rows: Sequence[FoundCircuit], files: Mapping[str, str], bar: Any) -> None:
-        """The missing cells of one checkpoint."""
+    def _judge(self, name: str) -> Judge:
         model, task = self._load(name)
         names = ("n_random", "confidence", "seed", "memory")
         measure = metric_for(model, task, self.metric)
-        judge = Judge(model, task, self.ablation, measure, **{one: self.asked[one] for one in names})
-        for one in rows:
-            scores = [asdict(score) for score in judge.score(one.circuit)]
-            self.store.write(files[one.label], {"circuit": one.label, "checkpoint": name, "scores": scores})
-            bar.update(1)
+        return Judge(model, task, self.ablation, measure, **{one: self.asked[one] for one in names})
+
+
+def _cell(judge: Callable[[], Judge], row: FoundCircuit, column: str, bar: tqdm) -> dict[str, Any]:
+    """One cell, as its file holds it."""
+    scores = [asdict(score) for score in judge().score(row.circuit)]
+    bar.update(1)
+    return {"circuit": row.label, "checkpoint": column, "scores": scores}
+
+
+def slug(index: int, name: str) -> str:
+    """A file's name for the index-th circuit or checkpoint."""
+    return f"{index:02d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')[-60:]}"
+
+
+def _is_worth_keeping(folder: Path) -> bool:
+    """Whether a transfer's folder holds anything that took time: a circuit, decisions of a search, a cell."""
+    parts = (path for part in ("circuits", "cells") for path in folder.glob(f"{part}/*"))
+    return any(bool(Journal.read(path).decisions) if path.suffix == ".jsonl" else True for path in parts)
 
 
 def _given(label: str, circuit: Circuit, ablation: Ablation) -> FoundCircuit:

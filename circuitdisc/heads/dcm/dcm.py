@@ -18,6 +18,7 @@ Shape letters: C components, B examples, X sets of components.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -140,10 +141,10 @@ def dcm(
     places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]
     parts = [parts_of(model.graph, over, circuit, named, at) for at in places]
     table = [HeadParts(model.graph, named, at) if named else None for at in places]
-    memo = Memo(journal, _identity(model, over, fit, chosen, parts, places))
+    identity = _identity(model, over, fit, chosen, parts, places)
     found, by_group = [], []
     steps = len(chosen) * len(fit.penalties) * len(fit.seeds)
-    with progress_bar(steps, f"dcm on {model.name}", "mask", progress) as bar:
+    with closing(Memo(journal, identity)) as memo, progress_bar(steps, f"dcm on {model.name}", "mask", progress) as bar:
         for one, own, of_groups in zip(chosen, parts, table, strict=True):
             needed = together([each.needed for each in (own, of_groups) if each is not None])
             how: dict[str, Any] = {"positions": needed, "memory": memory, "name": "dcm"}

@@ -15,6 +15,7 @@ Source: see `heads/localised/head_edits.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 
@@ -139,24 +140,24 @@ def localised(
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
     splits = Splits(model, examples, fit.batch, memory)
-    memo = Memo(journal, _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations))
-
-    norms: dict[str, float] = {}
-    if chosen is None:
-        norms = dict(memo.get("norms", lambda: head_norms(splits, fit, selection_l1)))
-        chosen = list(norms)[: _size(model, k)]
-    vectors = None
-    if kind == "inject":
-        vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, memory)
-    names = head_names(model.graph)
-    own = frozenset(names.index(head) for head in chosen)
-    drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(seed))]
-    learned = []
-    with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", progress) as bar:
-        for number, some in enumerate([chosen, *drawn]):
-            edit = memo.get(f"edit {number}", lambda some=some: learn(splits, kind, some, fit, vectors).to_dict())
-            learned.append(Learned.from_dict(edit, model.dtype))
-            bar.update(1)
+    identity = _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations)
+    with closing(Memo(journal, identity)) as memo:
+        norms: dict[str, float] = {}
+        if chosen is None:
+            norms = dict(memo.get("norms", lambda: head_norms(splits, fit, selection_l1)))
+            chosen = list(norms)[: _size(model, k)]
+        vectors = None
+        if kind == "inject":
+            vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, memory)
+        names = head_names(model.graph)
+        own = frozenset(names.index(head) for head in chosen)
+        drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(seed))]
+        learned = []
+        with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", progress) as bar:
+            for number, some in enumerate([chosen, *drawn]):
+                edit = memo.get(f"edit {number}", lambda some=some: learn(splits, kind, some, fit, vectors).to_dict())
+                learned.append(Learned.from_dict(edit, model.dtype))
+                bar.update(1)
     return _report(splits, kind, learned, norms, fit, confidence)
 
 

@@ -1,0 +1,341 @@
+"""One job layer for every command: what is declared once, and the one runner.
+
+A command is a `Job`: its name, its help, its settings (conf/NAME.yaml) and what it does. The runner reads the settings through
+Hydra, sets torch's threads, and calls it. A job that computes one result and leaves a folder says what it `leaves`, and its
+`find` computes the result; the runner then makes and locks the folder, keeps the journal with which a killed call goes on, and
+writes the record, the arrays and the page.
+
+Light to import: torch and Hydra are loaded when a job runs.
+"""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitdisc.checks import THREADS
+from circuitdisc.errors import BadRun, BadSetting, shown
+from circuitdisc.jobs.config import DISCOVER, common_keys, groups_of, own_keys
+
+if TYPE_CHECKING:
+    from circuitdisc.runs import Journal
+
+ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaves:
+    """The folder that a call leaves.
+
+    Args:
+        heading: of its page.
+        words: of the folder's name, before date and time.
+        described_in: the module of circuitdisc.pages that describes the result.
+        format: that the record names; None: the result's own keys stand beside the record's.
+        result, page: names of the files.
+        resumes: whether the call keeps a journal, so that the same command goes on where it was killed.
+    """
+
+    heading: str
+    words: Callable[["Call"], Sequence[str]]
+    described_in: str
+    format: str | None = None
+    result: str = "result.json"
+    page: str = "report.html"
+    resumes: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a job that leaves a folder has computed.
+
+    Args:
+        result: with `to_dict`, and a description (`pages.description.describe`).
+        subject: the models and the task, in a line.
+        notes: what a reader must know of the task, in sentences.
+        record: keys of the record beside, or in place of, those of the call.
+        arrays: every example's values, for arrays.npz.
+    """
+
+    result: Any
+    subject: str
+    notes: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A command.
+
+    Args:
+        name: as it is typed, for example `heads roles`.
+        summary: a line of `circuitdisc --help`.
+        text: more, for the command's own help.
+        arguments: what stands before the settings, for example `RUN`.
+        options: flags beside `key=value`, with a line of help each; `--name WORD` takes a value.
+        config: name of its configuration in conf/; None: it has no settings.
+        lists: own settings that may be written `a,b,c`, without brackets.
+        variants: the same command with an option that gives it other settings, for its help.
+        recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
+        work: what it does; returns what is printed. None for a job with `find`.
+        find: computes the result of a job that `leaves` a folder.
+    """
+
+    name: str
+    summary: str
+    text: str = ""
+    arguments: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    config: str | None = None
+    lists: tuple[str, ...] = ()
+    variants: tuple["Job", ...] = ()
+    recorded: bool = False
+    work: Callable[["Call"], str] | None = None
+    find: "Find | None" = None
+    leaves: Leaves | None = None
+
+    def __call__(self, args: Sequence[str], options: Mapping[str, str] | None = None) -> str:
+        """The one runner.
+
+        Args:
+            args: what was typed after the command, without options.
+            options: flags that were typed, with their values.
+
+        Returns:
+            What the command prints.
+
+        Raises:
+            CircuitdiscError: bad input.
+            Stopped: Ctrl-C; it says what goes on.
+        """
+        call = Call(self, tuple(args), options or {})
+        if not self.recorded:
+            return self._do(call)
+        from circuitdisc.runs.calls import recorded
+
+        with recorded(self.name, call.words):
+            return self._do(call)
+
+    def _do(self, call: "Call") -> str:
+        if self.work is not None:
+            return self.work(call)
+        assert self.find is not None, "a job has work, or finds what it leaves"
+        return call.leave(self.find)
+
+
+Find = Callable[["Call", Path, "Journal | None"], Answer]
+"""Computes what a call leaves, in its folder and with its journal, if it keeps one."""
+
+
+class Call:
+    """One call of a job: what was typed, and, once `settings` is asked for, what it says."""
+
+    def __init__(self, job: Job, args: tuple[str, ...], options: Mapping[str, str] | None = None) -> None:
+        self.job, self.args, self.options = job, args, options or {}
+        self.started = datetime.now().astimezone()
+        self._settings: dict[str, Any] | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """What was typed."""
+        options = [word for flag, value in self.options.items() for word in (flag, value) if word]
+        return ["circuitdisc", *self.job.name.split(), *self.args, *options]
+
+    @property
+    def command(self) -> str:
+        """The line that was typed."""
+        return shlex.join(self.words)
+
+    @property
+    def given(self) -> set[str]:
+        """Keys that were typed."""
+        return {arg.partition("=")[0] for arg in self.args if "=" in arg}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings: a section for each group, and own and common ones beside them.
+
+        Raises:
+            UnknownName: there is no such setting.
+            BadSetting: it cannot be read.
+        """
+        if self._settings is None:
+            self._settings = self.read(self.args)
+        return self._settings
+
+    def read(self, args: Sequence[str]) -> dict[str, Any]:
+        """Settings from these arguments; torch gets its threads."""
+        from circuitdisc.jobs.config import compose, plain, read_overrides
+
+        name = self.job.config
+        assert name is not None, "only a job with a configuration has settings"
+        what = "setting" if name == DISCOVER else f"setting of {self.job.name}"
+        settings = plain(compose(read_overrides(args, name, what, self.job.lists), name))
+        check_call(settings)
+        return settings
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The job's own settings: neither groups nor those of every command."""
+        common = set(common_keys(self.config)) | {"out"}
+        return {key: self.settings[key] for key in own_keys(self.config) if key not in common}
+
+    @property
+    def config(self) -> str:
+        assert self.job.config is not None, "only a job with a configuration has settings"
+        return self.job.config
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """`seed`, `memory` and `progress`, as most functions take them."""
+        return {key: self.settings[key] for key in ("seed", "memory", "progress")}
+
+    @property
+    def metric(self) -> str | None:
+        return self.settings["metric"].get("name")
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """How models are loaded, without which."""
+        return {key: value for key, value in self.settings["model"].items() if key != "name"}
+
+    @property
+    def model_name(self) -> str:
+        return str(self.settings["model"]["name"])
+
+    @property
+    def task_name(self) -> str:
+        """The task's name in a folder's name: its file's, if it is one of the user's own."""
+        task = self.settings["task"]
+        return Path(str(task.get("path") or task["name"])).stem
+
+    @property
+    def groups(self) -> dict[str, Any]:
+        """The sections and the common settings, as a record keeps them."""
+        return {key: self.settings[key] for key in (*groups_of(self.config), *common_keys(self.config))}
+
+    def folder(self, words: Sequence[str]) -> Path:
+        """`out`, or `runs/<word>_..._<date and time>`."""
+        return Path(self.settings["out"]) if self.settings["out"] else stamped_folder(*words)
+
+    def leave(self, find: "Find") -> str:
+        """Compute a result in the folder of this call, and write it; returns what is printed."""
+        leaves = self.job.leaves
+        assert leaves is not None, "the job says what it leaves"
+        folder = self.folder(leaves.words(self))
+        with (_journal_in if leaves.resumes else _new_folder)(self, folder, leaves) as journal:
+            return _write(self, folder, leaves, find(self, folder, journal))
+
+    def run_folder(self) -> Path:
+        """The first argument, which is the folder of a run.
+
+        Raises:
+            BadRun: there is none.
+        """
+        if not self.args or self.args[0].startswith("-") or ("=" in self.args[0] and not Path(self.args[0]).is_dir()):
+            raise BadRun(f"which run? `circuitdisc {self.job.name} RUN` takes the folder of a run")
+        return Path(self.args[0])
+
+
+def stamped_folder(*words: str) -> Path:
+    """`runs/<word>_<word>_..._<date and time>`; a path counts as one word."""
+    plain = [Path(word).as_posix().strip("./~").replace("/", "-") for word in words]
+    return Path("runs") / "_".join([*plain, datetime.now().strftime("%Y-%m-%d_%H-%M-%S")])
+
+
+def check_call(settings: Mapping[str, Any]) -> None:
+    """Composed settings can be used; torch gets its threads.
+
+    Raises:
+        BadSetting, UnknownName: one cannot.
+    """
+    from circuitdisc.sections import check_sections
+
+    if not isinstance(settings.get("out"), str | None):
+        raise BadSetting(f"out={shown(settings['out'])} is not the name of a folder: write it as out='...'")
+    threads = settings["threads"]
+    if threads is not None:
+        THREADS.check("threads", threads)
+    check_sections(settings)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+# --- the folder that a call leaves ----------------------------------------------------------------------------------------
+
+
+def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
+    """Write what was found, the record last; returns what the command prints."""
+    from circuitdisc.files import write_arrays, write_json
+    from circuitdisc.pages.description import describe, description_text, write_description
+    from circuitdisc.runs import versions
+
+    seconds = (datetime.now().astimezone() - call.started).total_seconds()
+    record = {"command": call.command, **call.groups, "settings": call.own, **answer.record}
+    record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3), "versions": versions()}
+    import_module(f"circuitdisc.pages.{leaves.described_in}")  # registers how this kind of result is described
+    description = describe(answer.result).noted(answer.notes)
+    page = folder / leaves.page
+    write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
+    if answer.arrays:
+        write_arrays(folder / ARRAYS, dict(answer.arrays))
+    found = answer.result.to_dict()
+    whole = {**found, **record} if leaves.format is None else _within(leaves.format, record, found)
+    write_json(folder / leaves.result, whole)
+    return f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
+
+
+def _within(format: str, record: Mapping[str, Any], result: Any) -> dict[str, Any]:
+    return {"format": format, "version": 1, **record, "result": result}
+
+
+@contextmanager
+def _new_folder(call: Call, folder: Path, leaves: Leaves) -> Iterator[None]:
+    """The folder of a call that computes all at once and writes at the end; made first, so that it is seen to be writable.
+
+    Raises:
+        BadRun: the folder is taken or cannot be written.
+        Stopped: Ctrl-C.
+    """
+    from circuitdisc.runs import check_free, stoppable, workspace
+
+    check_free(folder)
+    with stoppable(call.command), workspace(folder):
+        yield
+
+
+@contextmanager
+def _journal_in(call: Call, folder: Path, leaves: Leaves) -> Iterator["Journal"]:
+    """The journal in the folder of a new call, or of one that was killed.
+
+    A call that fails before it has found anything leaves nothing.
+
+    Raises:
+        BadRun: the folder holds something else, or a finished result; or another process writes in it.
+        Stopped: Ctrl-C; it says what goes on.
+    """
+    from circuitdisc.runs import Journal, check_free, stoppable, with_out, workspace
+
+    result = folder / leaves.result
+    killed = (folder / JOURNAL).is_file() and not result.exists() and not (folder / "config.json").exists()
+    if not killed:
+        if result.exists():
+            raise BadRun(f"the folder {folder} already exists and holds a result: choose another with out=, or remove it")
+        check_free(folder)
+
+    def kept() -> bool:
+        return bool(Journal.read(folder / JOURNAL).decisions)
+
+    with stoppable(with_out(call.command, folder), kept), workspace(folder, kept):
+        journal = Journal(folder / JOURNAL)
+        try:
+            yield journal
+        finally:
+            journal.close()

@@ -1,0 +1,37 @@
+"""`circuitdisc list`: models, tasks, algorithms, metrics, scores by name."""
+
+from functools import partial
+from importlib import import_module
+
+from circuitdisc.errors import UnknownName
+from circuitdisc.jobs.config import REGISTRIES
+from circuitdisc.jobs.job import Call, Job
+
+
+def _models() -> list[tuple[str, str]]:
+    from circuitdisc.shipped import described_models
+
+    return described_models()
+
+
+def _of(module: str) -> list[tuple[str, str]]:
+    return import_module(f"circuitdisc.{module}").REGISTRY.described()
+
+
+KINDS = {
+    "models": _models,
+    **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "metric")},
+    "scores": partial(_of, "scoring.registry"),
+}
+
+
+def _work(call: Call) -> str:
+    kind = " ".join(call.args)
+    if kind not in KINDS:
+        raise UnknownName("list", kind, KINDS, "`circuitdisc list tasks`, for example.")
+    from circuitdisc.pages.tables import text_table
+
+    return text_table(("name", "what it is"), KINDS[kind]())
+
+
+JOB = Job(name="list", arguments=("|".join(KINDS),), summary="names, and what is behind them", work=_work)

@@ -1,0 +1,314 @@
+"""The main job: load, discover, score, report, in a run's folder. Plain arguments; the command line is a thin layer above."""
+
+import shlex
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.bound import (
+    KEY,
+    at_home,
+    check_circuit,
+    check_together,
+    check_written,
+    identity_of_scores,
+    read_own_edge_scores,
+    write_edge_scores,
+)
+from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.base import Discovery
+from circuitdisc.discovery.lines import check_lines
+from circuitdisc.discovery.registry import discover
+from circuitdisc.engine.selfcheck import load_model
+from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.exchange import write_graph_json
+from circuitdisc.files import read_json
+from circuitdisc.jobs.job import stamped_folder
+from circuitdisc.models.model import Model
+from circuitdisc.pages import scores_table
+from circuitdisc.pages.page import write_report
+from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
+from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, validate
+from circuitdisc.scoring import Scores, score
+from circuitdisc.scoring.judged import JudgementFile
+from circuitdisc.sections import check_sections, open_run
+from circuitdisc.tasks import load_task
+from circuitdisc.tasks.base import Task
+
+CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
+EDGE_SCORES = "edge_scores.npz"
+JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: its folder, and what is in it."""
+
+    folder: Path
+    circuit: Circuit
+    scores: Scores
+
+    @property
+    def summary(self) -> str:
+        """The table that ends a run, and the verdict."""
+        table = scores_table(self.scores, self.circuit.provenance.model, self.circuit)
+        return f"{table}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
+
+
+def default_folder(config: Mapping[str, Any]) -> Path:
+    """`runs/<model>_<task>_<algorithm>_<date and time>`."""
+    task = config["task"].get("path") or config["task"]["name"]
+    return stamped_folder(str(config["model"]["name"]), Path(str(task)).stem, config["algorithm"]["name"])
+
+
+def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
+    """Run the main job in a new folder.
+
+    Args:
+        config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and `seed`, `memory`, `allow_chance`,
+            `progress`; as in conf/config.yaml.
+        folder: the run's folder; None makes one under runs/.
+
+    Raises:
+        CircuitdiscError: bad input. Nothing is left behind unless the search had begun; then it can be resumed.
+        Stopped: Ctrl-C; it says what goes on.
+    """
+    check_sections(config, RunConfig)
+    folder = folder or default_folder(config)
+    check_free(folder)
+    config = at_home(config)
+
+    def kept() -> bool:
+        return any((folder / name).exists() for name in (CIRCUIT, "config.json")) and _has_begun(folder)
+
+    with stoppable(f"circuitdisc resume {shlex.quote(str(folder))}", kept), workspace(folder, lambda: _has_begun(folder)):
+        model = load_model(**config["model"])
+        task = build_task(model, config)
+        return _finish(Run.create(folder, config), model, task)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a search has decided anything, so that the folder is worth keeping."""
+    return (folder / CIRCUIT).exists() or bool(Journal.read(folder / JOURNAL).decisions)
+
+
+def resume(folder: str | Path, progress: bool = True) -> Outcome:
+    """Go on with a run that was killed; a finished part is not done again.
+
+    Raises:
+        BadRun: the folder is not a run, another process writes in it, or the weights, examples or settings are no longer those
+            that it was begun with.
+        Stopped: Ctrl-C.
+    """
+    run = open_run(folder)
+    run.config["progress"] = progress
+    check_sections(run.config, RunConfig)
+    with stoppable(f"circuitdisc resume {shlex.quote(str(folder))}", lambda: True), writing(run.folder):
+        model = load_model(**run.config["model"])
+        return _finish(run, model, build_task(model, run.config))
+
+
+def build_task(model: Model, config: Mapping[str, Any]) -> Task:
+    """The task of a configuration."""
+    settings = dict(config["task"])
+    return load_task(settings.pop("name"), model, **{"seed": config["seed"], **settings})
+
+
+def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = True) -> Scores:
+    """Score a run's circuit, with some settings changed (another model, more held-out examples, another ablation).
+
+    Args:
+        changes: sections as in the configuration; what is not given stays as the run had it. With changes nothing is saved.
+
+    Raises:
+        BadRun: the weights or examples have changed since the circuit was found, though `changes` does not say so.
+    """
+    with nullcontext() if changes else writing_run(folder):
+        run, circuit, config, model, task = changed_run(folder, changes)
+        identity = identity_of_scores(config, model, task, circuit)
+        if not changes:
+            check_written(run.path(SCORES), identity, ("weights", "examples"))
+        scores = score_circuit(model, task, circuit, config, progress)
+        if not changes:
+            run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
+        return scores
+
+
+def writing_run(folder: str | Path) -> AbstractContextManager[None]:
+    """Be the only process that writes in a run's folder.
+
+    Raises:
+        BadRun: there is no such folder, or another process writes in it.
+    """
+    if not Path(folder).is_dir():
+        raise BadRun(f"there is no run folder {folder}")
+    return writing(Path(folder))
+
+
+def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Circuit, dict[str, Any], Model, Task]:
+    """A run with its circuit, and its configuration, model and task with some settings changed.
+
+    Raises:
+        BadRun: the folder is not a run, has no circuit yet, or the weights, examples or settings are no longer those that the
+            circuit was found with, though `changes` does not say so.
+    """
+    run = open_run(folder)
+    circuit = read_circuit(run)
+    config = {**run.config}
+    if "algorithm" in changes:
+        raise BadSetting(f"the search of {run.folder} is over: leave algorithm= out, or start another run with it")
+    for name, value in changes.items():
+        config[name] = _merged(config[name], value) if isinstance(value, Mapping) else value
+    check_sections(config, RunConfig)
+    model = load_model(**config["model"])
+    task = build_task(model, config)
+    check_circuit(run.path(CIRCUIT), circuit, config, model, task, changes)
+    return run, circuit, config, model, task
+
+
+def read_circuit(run: Run) -> Circuit:
+    """The circuit of a run.
+
+    Raises:
+        BadRun: it has none yet.
+    """
+    if not run.path(CIRCUIT).exists():
+        raise BadRun(f"{run.folder} has no circuit yet: `circuitdisc resume {run.folder}` finishes the search")
+    return Circuit.load(run.path(CIRCUIT))
+
+
+def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with changes; another task's settings replace those of the run's own."""
+    another = "n" in section and changes.get("name", section["name"]) != section["name"]
+    return dict(changes) if another else {**section, **changes}
+
+
+def write_page(folder: str | Path) -> Path:
+    """Write a run's report page from its files.
+
+    Raises:
+        BadRun: the folder is not a run, has no circuit yet, or holds scores of another circuit.
+        BadFile: one of its files is not what its schema says.
+    """
+    run = open_run(folder)
+    circuit = read_circuit(run)
+    cost = _record(run, COST, CostFile, "remove it") or {}
+    scores = _record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again", circuit)
+    details = {
+        "command": run.config.get("command", ""),
+        "started": run.config.get("started", ""),
+        "seconds": cost.get("seconds"),
+        "cost": {name: value for name, value in cost.items() if name != "seconds"},
+        "model": run.config["model"]["name"],
+        "task": run.config["task"],
+        "folder": str(run.folder),
+    }
+    decisions = Journal.read(run.path(JOURNAL)).decisions
+    check_lines(run.config["algorithm"]["name"], circuit.graph, decisions, run.path(JOURNAL))
+    with writing(run.folder):
+        return write_report(
+            run.path(PAGE),
+            circuit=circuit,
+            scores=None if scores is None else Scores.from_dict(scores),
+            run=details,
+            trace=decisions,
+            edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
+            judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
+            stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
+        )
+
+
+def _record(run: Run, name: str, kind: Any, remedy: str, circuit: Circuit | None = None) -> Any:
+    """One of a run's JSON files that need not be there, as it is; seen to be what its schema says, and of this circuit."""
+    if not run.path(name).exists():
+        return None
+    data = read_json(run.path(name))
+    validate(kind, data, str(run.path(name)), remedy=remedy)
+    if circuit is not None:
+        check_together(run.path(name), data, circuit)
+    return data
+
+
+def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
+    """Write a run's circuit, and its edge scores if it has any, as EAP-IG and the MIB benchmark read them.
+
+    Args:
+        prune: leave out the edges that EAP-IG drops before it evaluates a circuit.
+
+    Raises:
+        BadRun: the folder is not a run, has no circuit yet, or its edge scores are those of another search.
+        GraphMismatch: its graph has no place in that layout.
+    """
+    run = open_run(folder)
+    circuit = read_circuit(run)
+    width = circuit.graph.d_model  # a circuit of an older version does not name it
+    if width is None:
+        check_sections(run.config, RunConfig)
+        width = load_model(**run.config["model"]).graph.d_model
+    write_graph_json(path, circuit, read_own_edge_scores(run.path(EDGE_SCORES), circuit), d_model=width, prune=prune)
+    return path
+
+
+def _finish(run: Run, model: Model, task: Task) -> Outcome:
+    config = run.config
+    if run.path(CIRCUIT).exists():
+        circuit = Circuit.load(run.path(CIRCUIT))
+        check_circuit(run.path(CIRCUIT), circuit, config, model, task)
+    else:
+        found, resumed = _discover(run, model, task)
+        circuit = found.circuit
+        arrays = {"edge_scores": found.edge_scores, "node_scores": found.node_scores, "ranking": found.ranking}
+        if scored := {name: values for name, values in arrays.items() if values is not None}:
+            write_edge_scores(run.path(EDGE_SCORES), scored, circuit)
+        circuit.save(run.path(CIRCUIT))
+        run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
+    identity = identity_of_scores(config, model, task, circuit)
+    if run.path(SCORES).exists():
+        check_written(run.path(SCORES), identity)
+        scores = Scores.from_dict(_record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again"))
+    else:
+        scores = score_circuit(model, task, circuit, config, config.get("progress", True))
+        run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
+    write_page(run.folder)
+    return Outcome(run.folder, circuit, scores)
+
+
+def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
+    """The discovery, and whether it took over decisions of an earlier start."""
+    config, journal = run.config, run.journal()
+    resumed = bool(journal.lines)
+    settings = dict(config["algorithm"])
+    try:
+        found = discover(
+            model,
+            task,
+            settings.pop("name"),
+            ablation=config["ablation"],
+            metric=config["metric"].get("name"),
+            seed=config["seed"],
+            memory=config["memory"],
+            allow_chance=config["allow_chance"],
+            journal=journal,
+            progress=config.get("progress", True),
+            **settings,
+        )
+    finally:
+        journal.close()
+    return found, resumed
+
+
+def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
+    """The scores of a circuit as a configuration asks for them."""
+    return score(
+        model,
+        task,
+        circuit,
+        ablation=dict(config["ablation"]),
+        metric=config["metric"].get("name"),
+        seed=config["seed"],
+        memory=config["memory"],
+        progress=progress,
+        **config["scoring"],
+    )

@@ -1,0 +1,33 @@
+"""`circuitdisc resume`: go on with whatever a folder holds."""
+
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadRun
+from circuitdisc.jobs.job import Call, Job
+
+
+def _work(call: Call) -> str:
+    folder = call.run_folder()
+    from circuitdisc.runs import works_in
+
+    return "\n\n".join(_go_on(folder, work) for work in works_in(folder))
+
+
+def _go_on(folder: Path, work: Any) -> str:
+    if work.job == "discover":
+        from circuitdisc.jobs.pipeline import resume
+
+        return resume(folder).summary
+    from circuitdisc.jobs.registry import jobs
+
+    if work.job not in jobs():
+        raise BadRun(f"{folder} was begun by `circuitdisc {work.job}`, which this circuitdisc does not have")
+    args = list(work.words[1 + len(work.job.split()) :])
+    options = {arg: "" for arg in args if arg.startswith("-")}
+    with chdir(work.begun_in):
+        return jobs()[work.job]([arg for arg in args if arg not in options], options)
+
+
+JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", work=_work)

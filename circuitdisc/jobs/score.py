@@ -1,0 +1,83 @@
+"""`circuitdisc score`: a run's circuit scored again, by every score (--all), or scores of edges from a file (--scores)."""
+
+from pathlib import Path
+
+from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
+from circuitdisc.jobs.config import DISCOVER, changes_of, read_overrides
+from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.scores_file import FILE_JOB
+
+ALL, SCORES = "--all", "--scores"
+
+
+def _work(call: Call) -> str:
+    if SCORES in call.options:
+        return _score_file(call)
+    folder = call.run_folder()
+    changes = changes_of(read_overrides(call.args[1:]))
+    if ALL in call.options:
+        from circuitdisc.jobs.judge import judge
+
+        text = judge(folder, changes, command=call.command).text()
+        if changes:
+            return text
+        from circuitdisc.jobs.pipeline import write_page
+
+        return f"{text}\n\nreport  {write_page(folder)}"
+    from circuitdisc.circuit import Circuit
+    from circuitdisc.jobs.pipeline import CIRCUIT, rescore, write_page
+    from circuitdisc.pages import scores_table
+
+    table = scores_table(rescore(folder, changes), circuit=Circuit.load(folder / CIRCUIT))
+    return table if changes else f"{table}\n\nreport  {write_page(folder)}"
+
+
+def _score_file(call: Call) -> str:
+    from circuitdisc.jobs.scores_file import measure
+
+    path = _file(call)
+    of_file = Call(FILE_JOB, call.args)
+    for group, example in (("model", "model=gpt2"), ("task", "task=ioi, or task=prompts.jsonl")):
+        if not {group, f"{group}.name"} & of_file.given:
+            error = BadTask if group == "task" else BadSetting
+            raise error(f"no {group} is named: the file says which edges count, not for what; give {example}")
+    return measure(path, of_file)
+
+
+def _file(call: Call) -> Path:
+    """The file of edge scores.
+
+    Raises:
+        BadFile: none is named, or there is no such file.
+        UnknownName, BadSetting: there is more beside it than settings.
+    """
+    name = call.options[SCORES]
+    if not name or _is_setting(name):
+        raise BadFile(f"which file? `circuitdisc score {SCORES} FILE` takes a file of edge scores, .json or .npz")
+    if not Path(name).is_file():
+        raise BadFile(f"cannot read {name}: there is no such file")
+    if ALL in call.options:
+        raise UnknownName("option", ALL, [SCORES, "--help"], "Settings are written key=value.")
+    for arg in call.args:
+        if not _is_setting(arg):
+            raise BadSetting(f"'{arg}' is not a setting: write key=value; `{SCORES} FILE` scores a file, not a run's folder")
+    return Path(name)
+
+
+def _is_setting(arg: str) -> bool:
+    return "=" in arg and not Path(arg).is_file()
+
+
+JOB = Job(
+    name="score",
+    arguments=("RUN",),
+    summary="score a run's circuit again (other settings are printed, not saved)",
+    config=DISCOVER,
+    options={
+        ALL: "also completeness, minimality, hypothesis tests, and a verdict in words",
+        f"{SCORES} FILE": "scores of edges that another tool has written; needs model= and task=",
+    },
+    variants=(FILE_JOB,),
+    recorded=True,
+    work=_work,
+)

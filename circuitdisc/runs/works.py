@@ -1,0 +1,100 @@
+"""What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
+
+    for work in works_in(folder):
+        work.job        discover, transfer, finetune, dcm, localise, stability, score (a judgement), or another's own
+        work.words      the command that goes on, with the folder where it lies now
+        work.begun_in   the folder that relative names in the words start from
+
+A run and a transfer say in their config.json all that they need; everything else says in its journal's first line which command
+began it (`calls.py`). The words are data of whoever made the folder: they go through the command line's own checks, and never
+through a shell.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.files import read_json
+from circuitdisc.runs.journal import Journal
+
+CONFIG, JOURNAL = "config.json", "journal.jsonl"
+TRANSFER = "circuitdisc.transfer.settings"
+"""The format that a transfer's config.json names."""
+PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
+"""Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work in a folder.
+
+    Args:
+        job: the command's name.
+        words: the command that goes on with it.
+        begun_in: the folder that relative names in the words start from.
+    """
+
+    job: str
+    words: tuple[str, ...]
+    begun_in: Path
+
+
+def works_in(folder: Path) -> list[Work]:
+    """The work in a folder: of a run first its search, then a judgement and a stability that were killed.
+
+    Raises:
+        BadRun: there is none, or it does not say how it goes on.
+    """
+    if not folder.is_dir():
+        raise BadRun(f"there is no run folder {folder}")
+    works = list(_works(folder))
+    if not works:
+        raise BadRun(f"{folder} is not a run, nor other work that can be gone on with: it has neither {CONFIG} nor {JOURNAL}")
+    return works
+
+
+def _works(folder: Path) -> Iterator[Work]:
+    place = str(folder.resolve())
+    if (folder / CONFIG).exists():
+        if is_transfer(folder):
+            yield Work("transfer", ("circuitdisc", "transfer", f"out={place}"), Path.cwd())
+            return
+        yield Work("discover", ("circuitdisc", "resume", place), Path.cwd())
+        found = {work.words: work for pattern in PARTIAL for path in sorted(folder.glob(pattern)) for work in _begun(path)}
+        yield from found.values()
+    elif (folder / JOURNAL).exists():
+        if not (works := list(_begun(folder / JOURNAL))):
+            raise BadRun(
+                f"{folder / JOURNAL} does not say which command began it (a call from Python did, or an older circuitdisc): "
+                "give the same call again, and it goes on"
+            )
+        yield from works
+
+
+def is_transfer(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a transfer."""
+    try:
+        config = read_json(folder / CONFIG)
+    except BadFile:
+        return False
+    return isinstance(config, dict) and config.get("format") == TRANSFER
+
+
+def _begun(journal: Path) -> Iterator[Work]:
+    """The work of a journal whose first line names the command that began it."""
+    call = Journal.read(journal).call or {}
+    job, words, begun_in, lay_in = (call.get(key) for key in ("job", "words", "begun_in", "folder"))
+    if isinstance(job, str) and isinstance(begun_in, str) and isinstance(lay_in, str) and isinstance(words, list):
+        words = _moved([str(word) for word in words], Path(begun_in), Path(lay_in), journal.parent.resolve())
+        yield Work(job, words, Path(begun_in) if Path(begun_in).is_dir() else Path.cwd())
+
+
+def _moved(words: list[str], begun_in: Path, lay_in: Path, lies_in: Path) -> tuple[str, ...]:
+    """The words of a command with its folder where that lies now; a folder that it had chosen itself is added."""
+    now = [
+        f"out={lies_in}" if word.startswith("out=") else str(lies_in) if (begun_in / word).resolve() == lay_in else word
+        for word in words[2:]
+    ]
+    has_folder = any(word in (str(lies_in), f"out={lies_in}") for word in now)
+    return (*words[:2], *now, *(() if has_folder else (f"out={lies_in}",)))
