@@ -11,7 +11,8 @@ from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.runs import Run, versions
 from circuitdisc.schemas import RunConfig, Sections, validate
 from circuitdisc.scoring import score
-from circuitdisc.tasks.registry import TASKS, load_task
+from circuitdisc.tasks.registry import REGISTRY as TASKS
+from circuitdisc.tasks.registry import load_task
 
 
 def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -> None:
@@ -33,8 +34,8 @@ def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -
     check_values(score, config.get("scoring", {}))
     if task := config.get("task"):
         check_values(load_task, task)
-        if task["name"] in TASKS:
-            check_values(TASKS[task["name"]].build, task)
+        if task["name"] in TASKS.names:
+            check_values(TASKS.get(task["name"]).build, task)
     if algorithm := config.get("algorithm"):
         check_values(get_algorithm(algorithm["name"]).function, algorithm)
 

@@ -10,7 +10,7 @@ from models import TOYS, hugging_face, toy
 from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.engine.cross.patch import HEAD_KINDS
 from circuitdisc.engine.requirements import components_of
-from circuitdisc.metrics import logit_diff
+from circuitdisc.metrics.logit_diff import logit_diff
 from circuitdisc.models import cut_hugging_face, cut_toy
 from circuitdisc.tasks.base import Task, collate
 from circuitdisc.tasks.roles import position_of

@@ -10,7 +10,8 @@ from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.checkpoints.cmap.sets import Wanted
 from circuitdisc.engine.cross.cache import keep_activations
 from circuitdisc.engine.cross.patch import HEAD_KINDS, Patch, units_of
-from circuitdisc.metrics import get_metric, logit_diff
+from circuitdisc.metrics import get_metric
+from circuitdisc.metrics.logit_diff import logit_diff
 from circuitdisc.models import cut_hugging_face
 from circuitdisc.tasks.base import collate
 from circuitdisc.tasks.roles import position_of

@@ -16,8 +16,8 @@ from circuitdisc.errors import BadRun
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages import draw_circuit, report
 from circuitdisc.pages import page as page_module
-from circuitdisc.pages.wording import score_value
 from circuitdisc.scoring.base import Scores
+from circuitdisc.wording import score_value
 
 
 def test_page_loads_nothing(tmp_path):

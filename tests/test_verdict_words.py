@@ -8,7 +8,7 @@ from made_pages import RANDOM, SMALL, USUAL, made_up_score, made_up_scores
 from circuitdisc.circuit import Circuit
 from circuitdisc.pages import scores_table, text_table
 from circuitdisc.pages.verdict import verdict
-from circuitdisc.pages.wording import duration, number, percent
+from circuitdisc.wording import duration, number, percent
 
 
 def test_verdict_of_a_good_circuit():

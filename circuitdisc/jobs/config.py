@@ -7,6 +7,7 @@ takes (`model`, `task`, `algorithm`, ...) and conf/common.yaml.
 import re
 from collections.abc import Collection, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,37 +97,41 @@ def read_overrides(
 
 
 def _check_option(group: str, option: str) -> None:
-    if group == "algorithm" and option not in options_of(group):
-        enter_outside(option)
-    elif option not in options_of(group):
-        raise UnknownName(group, option.strip("'\""), [name for name in options_of(group) if name != "default"])
+    if option not in options_of(group):
+        enter_outside(group, option)
 
 
 def _keys_of(group: str, option: str) -> list[str]:
-    return own_keys(f"{group}/{option}") if option in options_of(group) else list(enter_outside(option))
+    return own_keys(f"{group}/{option}") if option in options_of(group) else list(enter_outside(group, option))
 
 
-def enter_outside(name: str) -> dict[str, Any]:
-    """Make an algorithm of another package an option of Hydra's group.
+REGISTRIES = {"algorithm": "discovery.registry", "metric": "metrics", "task": "tasks.registry"}
+"""Groups to which other packages may add, and the modules that know what they declare."""
+
+
+def enter_outside(group: str, name: str) -> dict[str, Any]:
+    """Make an algorithm, metric or task of another package an option of Hydra's group.
 
     Returns:
-        What a file in conf/algorithm would hold: the name, and the settings with their defaults.
+        What a file in the group's folder would hold: the name, and the settings with their defaults.
 
     Raises:
         UnknownName: no package declares it; the message offers the nearest names.
-        BadSetting: it cannot be imported or called, or a default cannot be written as a setting.
+        BadSetting: it cannot be imported or used, or a default cannot be written as a setting.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf.errors import OmegaConfBaseException
 
-    from circuitdisc.discovery.registry import get_algorithm
-
-    node = {"name": name, **get_algorithm(name).settings}
+    registry = import_module(f"circuitdisc.{REGISTRIES[group]}").REGISTRY if group in REGISTRIES else None
+    if registry is None or name not in registry.names:
+        known = {*options_of(group), *(registry.names if registry else ())} - {"default"}
+        raise UnknownName(group, name.strip("'\""), known)
+    node = registry.settings(name)
     try:
-        ConfigStore.instance().store(group="algorithm", name=name, node=node)
+        ConfigStore.instance().store(group=group, name=name, node=node)
     except OmegaConfBaseException as error:
         words = " ".join(str(error).split())
-        raise BadSetting(f"a default of algorithm '{name}' is no number, word, list or null ({words})") from error
+        raise BadSetting(f"a default of {group} '{name}' is no number, word, list or null ({words})") from error
     return node
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from circuitdisc.jobs.config import DISCOVER, conf_dir, groups_of, options_of, own_keys
+from circuitdisc.jobs.config import DISCOVER, REGISTRIES, conf_dir, groups_of, options_of, own_keys
 from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.registry import jobs
 
@@ -80,7 +80,7 @@ def _group(group: str) -> list[str]:
             lines += [f"  {option}:", *setting_lines(f"{group}/{option}", f"{group}.")]
     else:
         lines += setting_lines(f"{group}/{options_of(group)[0]}", f"{group}.")
-    return [*lines, "  and those that other packages declare: `circuitdisc list algorithms`"] if group == "algorithm" else lines
+    return [*lines, f"  and those that other packages declare: `circuitdisc list {group}s`"] if group in REGISTRIES else lines
 
 
 def _common(config: str) -> list[str]:

@@ -1,6 +1,10 @@
-"""`circuitdisc list`: models, tasks, algorithms, metrics by name."""
+"""`circuitdisc list`: models, tasks, algorithms, metrics, scores by name."""
+
+from functools import partial
+from importlib import import_module
 
 from circuitdisc.errors import UnknownName
+from circuitdisc.jobs.config import REGISTRIES
 from circuitdisc.jobs.job import Call, Job
 
 
@@ -10,25 +14,15 @@ def _models() -> list[tuple[str, str]]:
     return described_models()
 
 
-def _tasks() -> list[tuple[str, str]]:
-    from circuitdisc.tasks import TASKS
-
-    return [(name, task.summary) for name, task in TASKS.items()]
+def _of(module: str) -> list[tuple[str, str]]:
+    return import_module(f"circuitdisc.{module}").REGISTRY.described()
 
 
-def _algorithms() -> list[tuple[str, str]]:
-    from circuitdisc.discovery.registry import described_algorithms
-
-    return described_algorithms()
-
-
-def _metrics() -> list[tuple[str, str]]:
-    from circuitdisc.metrics import METRICS
-
-    return [(name, metric.summary) for name, metric in METRICS.items()]
-
-
-KINDS = {"models": _models, "tasks": _tasks, "algorithms": _algorithms, "metrics": _metrics}
+KINDS = {
+    "models": _models,
+    **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "metric")},
+    "scores": partial(_of, "scoring.registry"),
+}
 
 
 def _work(call: Call) -> str:

@@ -8,14 +8,14 @@ from circuitdisc.checkpoints.attention_difference import AttentionDifference
 from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, Scored
 from circuitdisc.engine.cross.plan import CrossPlan
 from circuitdisc.heads.base import Row
-from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.cmap_figures import growth_figure, layers_figure, scatter_figure
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
-from circuitdisc.pages.wording import SPLIT_WORDS, is_number, number, percent
+from circuitdisc.scoring.chance import chance_caveats
+from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent
 
 STRONGEST = 12
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value. 1 is the whole gap."

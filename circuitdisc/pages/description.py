@@ -14,7 +14,7 @@ from circuitdisc.heads.base import Row
 from circuitdisc.pages.page import Picture, render
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
-from circuitdisc.pages.wording import number
+from circuitdisc.wording import number
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""

@@ -8,12 +8,12 @@ from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neurons.analysis import NeuronAnalysis
 from circuitdisc.heads.neurons.table import NeuronTable
 from circuitdisc.heads.roles import HeadRoles
-from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.description import Description, Section, cell, describe
 from circuitdisc.pages.heads_figures import bars_figure, curve_figure, head_map, layers_figure, masked_figure
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero
-from circuitdisc.pages.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
+from circuitdisc.scoring.chance import chance_caveats
+from circuitdisc.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 
