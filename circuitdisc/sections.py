@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from circuitdisc.ablation import get_ablation
 from circuitdisc.checks import SEED, check_values
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.memory import parse_memory
@@ -22,12 +23,13 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
     Raises:
         BadSetting: a section or a value is of another kind, or out of bounds.
-        UnknownName: there is no such algorithm.
+        UnknownName: there is no such algorithm, or no such kind of ablation or setting of it.
     """
     validate(RunConfig, config, "settings", error=BadSetting)
     SEED.check("seed", config["seed"])
     parse_memory(config["memory"])
     check_values(score, config["scoring"])
+    get_ablation(config["ablation"])
     task, algorithm = config["task"], config["algorithm"]
     check_values(load_task, task)
     if task["name"] in TASKS:

@@ -9,9 +9,10 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "outside"),
     ("graph", "metrics", "identity"),
-    ("circuit", "models", "tasks", "ablation"),
+    ("circuit", "models", "tasks"),
+    ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "pages", "sections", "bound"),
@@ -21,7 +22,7 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"),
+    ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"), ("outside", "errors"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

@@ -4,45 +4,31 @@
     my_algorithm = "my_package.search:my_algorithm"
 
 The function is called as those here are, `my_algorithm(model, task, ablation, context, *, setting=default, ...) -> Discovery`.
-
-Source: the entry points of Python packages, https://packaging.python.org/en/latest/specifications/entry-points/.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.errors import BadSetting, CircuitdiscError
+from circuitdisc.outside import OutsideNames, package_of, versions_of
 
 if TYPE_CHECKING:
     from circuitdisc.discovery.base import Discovery
 
-GROUP = "circuitdisc.algorithms"
+OUTSIDE = OutsideNames("circuitdisc.algorithms", "algorithm")
 ARGUMENTS = ("model", "task", "ablation", "context")
 
 
 @dataclass(frozen=True)
 class OutsideAlgorithm(Algorithm):
-    """An algorithm of another package.
-
-    Args:
-        entry: where it is.
-    """
-
-    entry: EntryPoint = field(repr=False)
-
-    @property
-    def package(self) -> str:
-        return package_of(self.entry)
+    """An algorithm of another package."""
 
     @property
     def versions(self) -> dict[str, str]:
-        return {self.entry.dist.name: self.entry.dist.version} if self.entry.dist is not None else {}
+        return versions_of(OUTSIDE.entries()[self.name])
 
     @property
     def function(self) -> "Callable[..., Discovery]":
@@ -51,70 +37,31 @@ class OutsideAlgorithm(Algorithm):
         Raises:
             BadSetting: it cannot be imported, or cannot be called as an algorithm is.
         """
-        where = f"algorithm '{self.name}' of package '{self.package}' ({self.entry.value})"
-        try:
-            function = self.entry.load()
-        except Exception as error:  # importing another package's code can fail in any way
-            words = " ".join(str(error).split())
-            raise BadSetting(
-                f"{where} cannot be imported ({type(error).__name__}: {words}): mend or uninstall that package"
-            ) from error
+        function = OUTSIDE.load(self.name)
         problem = _problem(function)
         if problem:
             raise BadSetting(
-                f"{where} {problem}: it must be a function (model, task, ablation, context, *, setting=default, ...)"
+                f"{OUTSIDE.where(self.name)} {problem}: it must be a function (model, task, ablation, context, *, "
+                "setting=default, ...)"
             )
         return function
 
 
 def outside_algorithms() -> dict[str, OutsideAlgorithm]:
-    """All that other packages declare, by name; where two declare one name, the message of `refuse_clash` says so."""
-    found: dict[str, OutsideAlgorithm] = {}
-    for entry in _entries(tuple(sys.path)):
-        found.setdefault(entry.name, OutsideAlgorithm(entry.name, f"of package '{package_of(entry)}'", entry))
-    return found
-
-
-def refuse_clash(name: str, shipped: Mapping[str, Algorithm]) -> None:
-    """Make sure that a name means one algorithm.
-
-    Raises:
-        BadSetting: another package declares an algorithm of this package's name, or two packages declare one name.
-    """
-    packages = [package_of(entry) for entry in _entries(tuple(sys.path)) if entry.name == name]
-    if packages and name in shipped:
-        raise BadSetting(
-            f"package '{packages[0]}' declares an algorithm '{name}', which is the name of one of circuitdisc's own: "
-            "rename its entry point, or uninstall that package"
-        )
-    if len(packages) > 1:
-        raise BadSetting(
-            f"packages {' and '.join(repr(one) for one in packages)} both declare an algorithm '{name}': "
-            "rename one entry point, or uninstall one package"
-        )
+    """All that other packages declare, by name."""
+    return {name: OutsideAlgorithm(name, f"of package '{package_of(entry)}'") for name, entry in OUTSIDE.entries().items()}
 
 
 def summary_of(algorithm: Algorithm, shipped: Mapping[str, Algorithm]) -> str:
     """One line about an algorithm; of another package's the first line of its docstring, or why it cannot be used."""
     try:
-        refuse_clash(algorithm.name, shipped)
+        OUTSIDE.refuse_clash(algorithm.name, shipped)
         if not isinstance(algorithm, OutsideAlgorithm):
             return algorithm.summary
         words = (inspect.getdoc(algorithm.function) or "").strip().partition("\n")[0]
         return f"{words} ({algorithm.summary})" if words else algorithm.summary
     except CircuitdiscError as error:
         return f"cannot be used: {error}"
-
-
-def package_of(entry: EntryPoint) -> str:
-    """The name of the package that declares an entry point."""
-    return entry.dist.name if entry.dist is not None else "unknown"
-
-
-@lru_cache(maxsize=1)
-def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """What installed packages declare; `path` is where Python looks for packages, so that a change of it counts."""
-    return tuple(entry_points(group=GROUP))
 
 
 def _problem(function: object) -> str:

@@ -18,7 +18,7 @@ from circuitdisc.discovery.algorithm import Algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
-from circuitdisc.discovery.outside import outside_algorithms, refuse_clash, summary_of
+from circuitdisc.discovery.outside import OUTSIDE, outside_algorithms, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
@@ -76,7 +76,7 @@ def get_algorithm(name: str) -> Algorithm:
     known = all_algorithms()
     if name not in known:
         raise UnknownName("algorithm", name, known)
-    refuse_clash(name, ALGORITHMS)
+    OUTSIDE.refuse_clash(name, ALGORITHMS)
     return known[name]
 
 
@@ -148,7 +148,7 @@ def discover(
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
-        versions=versions() | chosen.versions,
+        versions=versions() | chosen.versions | ablation.versions,
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
@@ -165,15 +165,15 @@ def search_identity(
     settings: dict[str, Any],
 ) -> Identity:
     """What a search belongs to; the arguments are those of `discover`."""
-    chosen = get_algorithm(algorithm)
+    chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
     asked = {
         "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
-        "ablation": get_ablation(ablation).to_dict(),
+        "ablation": ablation.to_dict(),
         "metric": get_metric(metric, task.metric).name,
         "seed": seed,
     }
-    found = identity_of(model, {"train examples": task.train}, asked)
-    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in chosen.versions.items())]))
+    found, outside = identity_of(model, {"train examples": task.train}, asked), chosen.versions | ablation.versions
+    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in outside.items())]))
 
 
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:
