@@ -10,7 +10,7 @@ Shape letters: B examples, T positions, T2 positions attended to, E embedding se
 D residual width, s senders of a site, X width of a site (D, or K for heads before W_O), N readings, V vocabulary.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from circuitdisc.errors import BadTask
 from circuitdisc.models.model import Model
-from circuitdisc.tasks.base import PromptBatch
+from circuitdisc.tasks.base import Example, PromptBatch
 
 if TYPE_CHECKING:
     from circuitdisc.ablation.settings import Ablation
+    from circuitdisc.engine.source import CleanRun
 
 Scope = Literal["group", "position", "dataset"]
 Prompts = Literal["clean", "corrupted"]
@@ -59,6 +60,7 @@ class Source(Protocol):
     """The engine's side: the reference examples, and runs of the model on prompts."""
 
     model: Model
+    examples: Sequence[Example]
     cost: Any
     """Runs of the model are added to its `model_runs` and `backward_runs`."""
 
@@ -72,6 +74,10 @@ class Source(Protocol):
 
     def batches(self) -> Iterator[PromptBatch]:
         """The reference examples, as many at a time as fit in memory."""
+        ...
+
+    def clean_runs(self) -> "list[CleanRun]":
+        """The same, ready to be run with gradients, for kinds that learn."""
         ...
 
     def run(self, tokens: Int[Tensor, "B T"], batch: PromptBatch, write: Write) -> None:

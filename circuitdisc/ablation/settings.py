@@ -12,6 +12,7 @@ from circuitdisc.ablation.registry import ABLATIONS, get_kind, settings_of, vers
 from circuitdisc.errors import BadSetting, UnknownName
 
 SHARED = ("kind", "scope", "prompts", "target")
+"""Settings that every kind has; the others are its own."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Ablation:
     """What cut edges carry.
 
     Args:
-        kind: `zero`, `zero_folded`, `mean`, `resample`, or a kind of another package.
+        kind: a name from `ABLATIONS` (`zero`, `mean`, `resample`, ...), or of a kind of another package.
         scope: what `mean` averages over: examples of the same `group` at the same position (without groups: all examples
             at the same position), all examples at the same `position`, or all examples and positions (`dataset`).
         prompts: whether `mean` averages over the `clean` or the `corrupted` prompts. Always those of the train split.
