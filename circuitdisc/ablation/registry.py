@@ -19,6 +19,7 @@ ABLATIONS = {
     "zero_folded": "zero_folded:ZeroFolded",
     "mean": "mean:Mean",
     "resample": "resample:Resample",
+    "optimal": "optimal:Optimal",
 }
 """Name -> module of this package and class."""
 OUTSIDE = OutsideNames("circuitdisc.ablations", "ablation")
