@@ -20,7 +20,7 @@ from circuitdisc.discovery.registry import search_identity
 from circuitdisc.errors import BadFile, BadRun, CircuitdiscWarning
 from circuitdisc.files import read_arrays, read_json, write_arrays
 from circuitdisc.identity import Identity, hash_circuit, identity_of, in_words
-from circuitdisc.metrics import get_metric
+from circuitdisc.metrics import REGISTRY, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Task
@@ -60,13 +60,15 @@ def identity_of_search(config: Mapping[str, Any], model: Model, task: Task) -> I
 
 def identity_of_scores(config: Mapping[str, Any], model: Model, task: Task, circuit: Circuit) -> Identity:
     """Of the scores of a circuit that a configuration asks for."""
+    metric = get_metric(config["metric"].get("name") or task.metric).name
     settings = {
         "ablation": get_ablation(dict(config["ablation"])).to_dict(),
-        "metric": get_metric(config["metric"].get("name") or task.metric).name,
+        "metric": metric,
         "scoring": dict(config["scoring"]),
         "seed": config["seed"],
     }
-    return identity_of(model, {TRAIN: task.train, HELDOUT: task.heldout}, settings, circuit)
+    found = identity_of(model, {TRAIN: task.train, HELDOUT: task.heldout}, settings, circuit)
+    return found.with_packages(REGISTRY.versions(metric))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------------

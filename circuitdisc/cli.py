@@ -41,7 +41,7 @@ usage:
   circuitdisc heads TOOL [key=value ...]   heads and neurons one by one: roles, attention, logits, effects, knockout, neurons
   circuitdisc dcm [key=value ...]          what heads carry: masks that make a patched model say what a desideratum asks for
   circuitdisc localise [key=value ...]     a few heads edited, learned or swept, and what held-out examples make of it
-  circuitdisc list models|tasks|algorithms|metrics
+  circuitdisc list models|tasks|algorithms|ablations|metrics
 
 examples:
   circuitdisc discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.01 ablation=mean
@@ -280,7 +280,7 @@ def _later(name: str, args: list[str]) -> int:
 
 
 def _list(args: list[str]) -> int:
-    kinds = ("models", "tasks", "algorithms", "metrics")
+    kinds = ("models", "tasks", "algorithms", "ablations", "metrics")
     if len(args) != 1 or args[0] not in kinds:
         raise UnknownName("list", " ".join(args), kinds, "`circuitdisc list tasks`, for example.")
     from circuitdisc.pages.tables import text_table
@@ -295,16 +295,14 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
         return described_models()
     if kind == "tasks":
-        from circuitdisc.tasks import TASKS
-
-        return [(name, task.summary) for name, task in TASKS.items()]
-    if kind == "algorithms":
-        from circuitdisc.discovery.registry import described_algorithms
-
-        return described_algorithms()
-    from circuitdisc.metrics import METRICS
-
-    return [(name, metric.summary) for name, metric in METRICS.items()]
+        from circuitdisc.tasks.registry import REGISTRY as registry
+    elif kind == "algorithms":
+        from circuitdisc.discovery.registry import REGISTRY as registry
+    elif kind == "ablations":
+        from circuitdisc.ablation.registry import REGISTRY as registry
+    else:
+        from circuitdisc.metrics import REGISTRY as registry
+    return registry.described()
 
 
 def run() -> None:

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -92,6 +92,10 @@ class Identity:
                 "is damaged"
             )
         return cls(**{part: dict(parts[part]) for part in _PARTS}, version=str(parts.get("version", "unknown")))
+
+    def with_packages(self, versions: Mapping[str, str]) -> "Identity":
+        """The same, of these versions of other packages, too: those whose algorithm, metric or score is used."""
+        return replace(self, version=", ".join([self.version, *(f"{name} {one}" for name, one in versions.items())]))
 
     @property
     def digest(self) -> str:

@@ -12,7 +12,8 @@ from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.runs import Run, versions
 from circuitdisc.schemas import RunConfig, validate
 from circuitdisc.scoring import score
-from circuitdisc.tasks.registry import TASKS, load_task
+from circuitdisc.tasks.registry import REGISTRY as TASKS
+from circuitdisc.tasks.registry import load_task
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
@@ -32,8 +33,8 @@ def check_sections(config: Mapping[str, Any]) -> None:
     get_ablation(config["ablation"])
     task, algorithm = config["task"], config["algorithm"]
     check_values(load_task, task)
-    if task["name"] in TASKS:
-        check_values(TASKS[task["name"]].build, task)
+    if task["name"] in TASKS.names:
+        check_values(TASKS.get(task["name"]).build, task)
     check_values(get_algorithm(algorithm["name"]).function, algorithm)
 
 

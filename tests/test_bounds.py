@@ -37,7 +37,7 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, algorithm in ALGORITHMS.items():
         yield f"algorithm {name}", algorithm.function
     for name in ABLATIONS:
-        yield f"ablation {name}", get_kind(name).__init__
+        yield f"ablation {name}", get_kind(name).function.__init__
     for name, kind in TASKS.items():
         yield f"task {name}", kind.build
     for name in cd.__all__:

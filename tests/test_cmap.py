@@ -28,7 +28,8 @@ from circuitdisc.engine.cross.run import CrossRun
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadRun, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.jobs.cmap import cmap_command
-from circuitdisc.metrics import get_metric, logit_diff
+from circuitdisc.metrics import get_metric
+from circuitdisc.metrics.logit_diff import logit_diff
 from circuitdisc.models import cut_hugging_face, cut_toy
 from circuitdisc.tasks.base import Task, collate
 from circuitdisc.tasks.roles import position_of

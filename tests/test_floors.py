@@ -9,7 +9,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "outside"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording"),
     ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks"),
     ("ablation",),
@@ -22,7 +22,8 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
-    ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"), ("outside", "errors"),
+    ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"),
+    ("schemas", "errors"), ("schemas", "files"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

@@ -22,7 +22,7 @@ import circuitdisc.files as files
 import circuitdisc.heads
 import circuitdisc.heads.dcm.dcm
 import circuitdisc.jobs.discover as pipeline
-import circuitdisc.jobs.judge as judge
+import circuitdisc.jobs.judge
 import circuitdisc.scoring.stability
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
@@ -399,7 +399,12 @@ def test_ctrl_c_before_anything_was_found_leaves_nothing(tmp_path):
 
 STOPS = {
     "score": (["score", "RUN"], pipeline, "score_circuit", "nothing was kept"),
-    "score --all": (["score", "RUN", "--all"], judge, "hypothesis_tests", "`circuitdisc score RUN --all` goes on"),
+    "score --all": (
+        ["score", "RUN", "--all"],
+        sys.modules["circuitdisc.scoring.hypotheses"],
+        "hypothesis_tests",
+        "`circuitdisc score RUN --all` goes on",
+    ),
     "stability": (
         ["stability", "RUN", "n_samples=9"],
         sys.modules["circuitdisc.scoring.stability"],

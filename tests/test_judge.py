@@ -9,7 +9,7 @@ import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.jobs.discover import rescore
 from circuitdisc.jobs.judge import judge
-from circuitdisc.pages.wording import percent
+from circuitdisc.wording import percent
 
 COMMON = ["model=toys/induction", "task=induction", "task.n=20", "task.n_heldout=30", "ablation=resample", "progress=false"]
 
@@ -29,30 +29,25 @@ def test_it_is_the_scores_one_by_one(run):
     task = cd.load_task("induction", model, n=20, n_heldout=30, seed=0)
     circuit = cd.Circuit.load(run / "circuit.json")
     settings: dict[str, Any] = {"ablation": "resample", "metric": "logit_diff"}
-    assert judged.completeness is not None
-    assert judged.minimality is not None
-    assert judged.completeness.gaps == cd.completeness(model, task, circuit, **settings).gaps
-    assert judged.minimality.needs == cd.minimality(model, task, circuit, **settings).needs
-    assert judged.curve is not None
+    assert judged.results["completeness"].gaps == cd.completeness(model, task, circuit, **settings).gaps
+    assert judged.results["minimality"].needs == cd.minimality(model, task, circuit, **settings).needs
     assert judged.missing == {}
     data = json.loads((run / "judgement.json").read_text())
     assert data["verdict"] == judged.verdict()
-    assert data["minimality"]["n_passed"] == judged.minimality.n_passed
+    assert data["minimality"]["n_passed"] == judged.results["minimality"].n_passed
 
 
 def test_the_verdict_says_what_the_scores_say(run):
     judged = judge(run, {}, progress=False)
-    assert judged.minimality is not None
-    assert judged.tests is not None
     text = " ".join(judged.verdict())
     faithfulness = judged.scores.get("faithfulness").value
     assert faithfulness is not None
     assert f"has a faithfulness of {percent(faithfulness)} (" in text
-    for part in (judged.minimality, judged.edges):
+    for part in (judged.results["minimality"], judged.results["minimality_of_edges"]):
         assert part is not None
         idle = sum(not need.passes for need in part.needs)
         assert f"{idle or 'None'} of its {len(part.needs)} {part.by}s change" in text
-    for test in judged.tests.tests:
+    for test in judged.results["tests"].tests:
         before, after = text.split("against it:")
         assert test.name in (before if test.for_circuit else after)
 
@@ -70,7 +65,6 @@ def test_from_the_command_line(run, capsys):
 
 def test_a_score_that_cannot_be_had_does_not_take_the_others_with_it(run):
     judged = judge(run, {"metric": {"name": "kl"}}, progress=False)
-    assert judged.minimality is None
+    assert judged.results["minimality"] is None
     assert "minimality" in judged.missing
     assert "minimality: " in judged.text()
-    assert judged.completeness is not None

@@ -1,6 +1,7 @@
 """Nodes taken out in one run, and judgements that are killed: the results are those of whole runs, and nothing runs twice."""
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -204,7 +205,15 @@ def run(tmp_path_factory):
     return folder
 
 
-PARTS = ("score_circuit", "completeness", "minimality", "hypothesis_tests", "curve")
+SCORING = "circuitdisc.scoring"
+PARTS = {
+    "scores": (judging, "score_circuit"),
+    "completeness": (sys.modules[f"{SCORING}.completeness"], "completeness"),
+    "minimality": (sys.modules[f"{SCORING}.minimality"], "minimality"),
+    "curve": (sys.modules[f"{SCORING}.curves"], "curve"),
+    "tests": (sys.modules[f"{SCORING}.hypotheses"], "hypothesis_tests"),
+    "minimality of edges": (sys.modules[f"{SCORING}.minimality_of_edges"], "minimality"),
+}
 
 
 def without_seconds(data):
@@ -218,17 +227,17 @@ def test_a_killed_judgement_goes_on_where_it_was(run, monkeypatch, capsys):
     (run / "judgement.json").unlink()
     assert not list(run.glob("*.partial.jsonl")), "what was needed until the end is gone"
     with monkeypatch.context() as patch:
-        killed_after(patch, judging, "hypothesis_tests", 0)
+        killed_after(patch, *PARTS["tests"], 0)
         with pytest.raises(Killed):
             judge(run, {}, progress=False)
     assert len(list(run.glob("judgement.*.partial.jsonl"))) == 1
     assert not (run / "judgement.json").exists()
     with monkeypatch.context() as patch:
-        calls = {name: killed_after(patch, judging, name, 10) for name in PARTS}
+        calls = {name: killed_after(patch, *part, 10) for name, part in PARTS.items()}
         again = judge(run, {}, progress=False)
         assert {name: len(made) for name, made in calls.items()} == {
-            "score_circuit": 0, "completeness": 0, "minimality": 1, "hypothesis_tests": 1, "curve": 1,
-        }  # fmt: skip  # of minimality, the nodes were done and the edges were not
+            "scores": 0, "completeness": 0, "minimality": 0, "curve": 0, "tests": 1, "minimality of edges": 1,
+        }  # fmt: skip
     assert without_seconds(again.to_dict()) == without_seconds(straight.to_dict())
     assert again.text() == straight.text()
     assert not list(run.glob("*.partial.jsonl"))
@@ -239,11 +248,11 @@ def test_a_killed_judgement_goes_on_where_it_was(run, monkeypatch, capsys):
 
 def test_other_settings_start_afresh(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        killed_after(patch, judging, "minimality", 0)
+        killed_after(patch, *PARTS["minimality"], 0)
         with pytest.raises(Killed):
             judge(run, {}, progress=False)
     with monkeypatch.context() as patch:
-        calls = killed_after(patch, judging, "completeness", 10)
+        calls = killed_after(patch, *PARTS["completeness"], 10)
         judge(run, {"seed": 5}, progress=False)
         assert len(calls) == 1
     assert "starting afresh" in capsys.readouterr().err
@@ -254,24 +263,22 @@ def test_other_settings_start_afresh(run, monkeypatch, capsys):
 
 def test_scores_come_back_from_json(run):
     judged = judge(run, {}, progress=False)
-    assert judged.completeness is not None
-    data = json.loads(json.dumps(judged.completeness.to_dict()))
-    assert validate(Completeness, data, "a file") == judged.completeness
+    data = json.loads(json.dumps(judged.results["completeness"].to_dict()))
+    assert validate(Completeness, data, "a file") == judged.results["completeness"]
     with pytest.raises(BadFile, match=r"a file: the key .needs. is missing"):
         validate(Minimality, data, "a file")
 
 
 def test_complete_or_not_is_said_against_a_share_that_is_named(run):
     judged = judge(run, {}, progress=False)
-    assert judged.completeness is not None
-    first = judged.completeness.gaps[0]
+    first = judged.results["completeness"].gaps[0]
 
     def sentence(value: float) -> str:
         gap = replace(first, kind="empty", removed=("a0.h1", "a1.h2"), full=10.0, circuit=10.0 - value, value=value)
         gap = replace(gap, low=value, high=value)
-        assert judged.completeness is not None
-        changed = replace(judged.completeness, gaps=(gap,))
-        (line,) = (one for one in replace(judged, completeness=changed).verdict() if "separates" in one)
+        changed = replace(judged.results["completeness"], gaps=(gap,))
+        said = replace(judged, results={**judged.results, "completeness": changed}).verdict()
+        (line,) = (one for one in said if "separates" in one)
         return line
 
     assert sentence(1.9).startswith("Not complete: removing a0.h1 and a1.h2 separates it from the model by 1.9")

@@ -12,7 +12,8 @@ from circuitdisc.checkpoints.transfer.cells import Judge
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.metrics import METRICS, Metric, get_metric, logit_diff
+from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics.logit_diff import logit_diff
 
 MINE = Metric("mine", logit_diff, needs_wrong=True)  # reads all columns, where the logit difference reads the answers' alone
 QUICK = {

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitdisc.errors import UnknownName
+from circuitdisc.jobs.config import conf_dir
 from circuitdisc.metrics import METRICS, Labels, get_metric
 from circuitdisc.tasks.base import Example, collate
 
@@ -49,6 +50,8 @@ def literal(name, row, right, wrong, full, target):
         return sum(row[t] for t in right) / len(right) - sum(row[t] for t in wrong) / len(wrong)
     if name == "prob_diff":
         return sum(p[t] for t in right) - sum(p[t] for t in wrong)
+    if name == "choice_prob":
+        return sum(p[t] for t in right) / sum(p[t] for t in (*right, *wrong))
     if name == "log_prob":
         return math.log(sum(p[t] for t in right))
     if name == "accuracy":
@@ -141,7 +144,14 @@ def test_kl_without_the_full_model_says_what_is_missing():
 def test_a_large_logit_does_not_overflow():
     logits = torch.tensor([[1e4, 0.0, -1e4]])
     labels = Labels(*padded([[0]]), *padded([[2]]), torch.tensor([[0.0, -1e4, -2e4]]))
-    for name, wanted in (("prob_diff", 1.0), ("log_prob", 0.0), ("accuracy", 1.0), ("kl", 0.0), ("logit_diff", 2e4)):
+    for name, wanted in (
+        ("prob_diff", 1.0),
+        ("log_prob", 0.0),
+        ("accuracy", 1.0),
+        ("kl", 0.0),
+        ("logit_diff", 2e4),
+        ("choice_prob", 1.0),
+    ):
         assert METRICS[name](logits, labels).tolist() == [wanted], name
 
 
@@ -166,6 +176,21 @@ def test_per_example_is_the_mean_over_an_examples_readings(counts, seed, side):
             at += count
     tokens = batch.clean[batch.read_example, batch.read_position].tolist()
     assert tokens == [example.clean[p] for example in examples for p in example.positions]
+
+
+def test_the_probability_of_a_choice_ignores_all_other_tokens():
+    labels = Labels(*padded([[1, 4]]), *padded([[2, 5]]))
+    logits = torch.tensor([[0.5, 3.0, 1.0, -2.0, 0.2, -1.0]])
+    louder = logits + torch.tensor([50.0, 0.0, 0.0, 50.0, 0.0, 0.0])
+    assert torch.equal(METRICS["choice_prob"](louder, labels), METRICS["choice_prob"](logits, labels))
+    pair = Labels(*padded([[1]]), *padded([[2]]))
+    row = torch.tensor([[0.0, 3.0, 1.0]])
+    assert METRICS["choice_prob"](row, pair).item() == pytest.approx(1 / (1 + math.exp(-2.0)))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_has_a_file_of_settings(name):
+    assert (conf_dir() / "metric" / f"{name}.yaml").read_text("utf-8") == f"name: {name}\n"
 
 
 def test_unknown_metrics_are_refused_with_the_nearest():

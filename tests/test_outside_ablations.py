@@ -11,6 +11,7 @@ from models import model_of
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Circuit
+from circuitdisc.cli import main
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
@@ -82,10 +83,32 @@ def test_it_is_used_like_one_of_ours(package):
             found = cd.discover(model, task, algorithm, ablation=scaled, **settings)
             assert found.circuit.edge_names() == wanted.circuit.edge_names()
             if wanted.edge_scores is not None:
+                assert found.edge_scores is not None
                 np.testing.assert_allclose(found.edge_scores, wanted.edge_scores, atol=1e-9)
             assert found.circuit.provenance.versions["otherlab"] == "1.5"
             assert Circuit.from_dict(found.circuit.to_dict()).provenance.ablation["factor"] == factor
     assert cd.score(model, task, found.circuit, n_random=1).scores[0].ablation == "1 x mean (per group and position)"
+
+
+def test_the_command_line_knows_it_and_its_settings(package, tmp_path, capsys):
+    package({"scaled": "otherlab_kinds:Scaled"})
+    assert main(["list", "ablations"]) == 0
+    assert "The average, scaled. (of package 'otherlab')" in capsys.readouterr().out
+    run = [
+        "discover",
+        "model=tpp/lightweight",
+        "task=tpp",
+        "task.n=4",
+        "task.n_heldout=4",
+        "scoring.n_random=1",
+        "progress=false",
+    ]
+    run += ["algorithm=random", "ablation=scaled"]
+    assert main([*run, "ablation.factor=0.25", f"out={tmp_path / 'run'}"]) == 0
+    assert Circuit.load(tmp_path / "run" / "circuit.json").provenance.ablation["factor"] == 0.25
+    assert main(["score", str(tmp_path / "run"), "ablation=zero", "scoring.n_random=1"]) == 0
+    assert main([*run, "ablation.factr=1"]) == 2
+    assert "unknown setting of ablation 'factr'. Did you mean factor" in capsys.readouterr().err
 
 
 def test_its_settings_are_checked_and_named(package):

@@ -8,10 +8,11 @@ import pytest
 import torch
 from examples import random_task
 from models import model_of
+from packages import install
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.discovery.registry import ALGORITHMS, all_algorithms, described_algorithms, get_algorithm
+from circuitdisc.discovery.registry import ALGORITHMS, REGISTRY, get_algorithm
 from circuitdisc.errors import BadSetting, UnknownName
 
 torch.set_num_threads(1)
@@ -51,16 +52,7 @@ def package(tmp_path, monkeypatch):
     """Declares entry points of a package that pip might have installed; called with {name: target}."""
 
     def declare(entries, name="otherlab", module="otherlab_search"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / f"{module}.py").write_text(SOURCE)
-        info = folder / f"{name}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-        lines = [f"{key} = {target}" for key, target in entries.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[circuitdisc.algorithms]", *lines]))
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        install(monkeypatch, tmp_path / name, "circuitdisc.algorithms", entries, SOURCE, module)
         return module
 
     return declare
@@ -68,7 +60,7 @@ def package(tmp_path, monkeypatch):
 
 def test_it_is_called_like_one_of_ours(package):
     module = package({"one_sender": "otherlab_search:one_sender"})
-    assert list(all_algorithms()) == [*ALGORITHMS, "one_sender"]
+    assert REGISTRY.names == [*ALGORITHMS, "one_sender"]
     assert module not in sys.modules, "nothing is imported before it is asked for"
     model = model_of("attention_only")
     task = random_task(model, 4)
@@ -113,8 +105,8 @@ def test_the_command_line_knows_it_and_its_settings(package, tmp_path, capsys):
 def test_one_that_cannot_be_used_is_refused_by_name_and_leaves_the_list(package, entry, target, sentence):
     package({entry: target})
     with pytest.raises(BadSetting, match=sentence):
-        get_algorithm(entry).settings  # noqa: B018
-    listed = dict(described_algorithms())
+        get_algorithm(entry)
+    listed = dict(REGISTRY.described())
     assert listed[entry].startswith("cannot be used: ")
     assert listed["eap"] == ALGORITHMS["eap"].summary
 

@@ -21,8 +21,8 @@ from circuitdisc.pages.drawing import DRAWN_AT_MOST, edges_to_draw, heads_touche
 from circuitdisc.pages.figures import controls_figure, search_figure
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.verdict import verdict
-from circuitdisc.pages.wording import duration, number, percent, score_value
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.wording import duration, number, percent, score_value
 
 SMALL = ComputationGraph(4, 8)
 HOSTILE = "<script>alert('x')</script>\"'&"

@@ -24,7 +24,7 @@ from circuitdisc.errors import BadFile, BadModel, BadRun, BadSetting, GraphMisma
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages.transfer import headlines, transfer_text
 from circuitdisc.pages.transfer_figures import classes_of, ladder_figure, matrix_figure
-from circuitdisc.pages.wording import percent
+from circuitdisc.wording import percent
 
 BASE, LIGHT, WELTER = LADDER = ["tpp/base", "tpp/lightweight", "tpp/welterweight"]
 TASK = {"name": "tpp", "n": 10, "n_heldout": 12}

@@ -15,11 +15,12 @@ from test_report import Page
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages import scores_table, write_report
-from circuitdisc.pages.judged import judged, stability_verdict
+from circuitdisc.pages.scores import judged
+from circuitdisc.pages.stability import stability_verdict
 from circuitdisc.pages.verdict import as_sentences, verdict
-from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.scoring.faithfulness import UNCLEAR
+from circuitdisc.wording import number, percent
 
 GRAPH = ComputationGraph(2, 3)
 RANDOM = "random circuits of the same size and kind"

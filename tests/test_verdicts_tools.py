@@ -26,12 +26,12 @@ from circuitdisc.pages.comparison import comparison_table, comparison_verdict
 from circuitdisc.pages.dcm import describe
 from circuitdisc.pages.description import description_text
 from circuitdisc.pages.transfer import transfer_text, transfer_verdict
-from circuitdisc.pages.wording import number, percent
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.comparison import Comparison, Crossing, Side
 from circuitdisc.scoring.faithfulness import UNCLEAR
 from circuitdisc.scoring.intervene import Effect, Intervention
 from circuitdisc.scoring.overlap import overlap
+from circuitdisc.wording import number, percent
 
 HEADS = ("a0.h0", "a0.h1")
 rates = st.lists(st.sampled_from([0.0, 0.5, 0.9, 1.0]), max_size=25)

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.discovery.cases import true_case_names
 from circuitdisc.ablation import get_ablation
-from circuitdisc.discovery.registry import all_algorithms, get_algorithm
+from circuitdisc.discovery.registry import REGISTRY, get_algorithm
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
 
@@ -147,7 +147,7 @@ def _algorithms(part: str, names: Sequence[str], config: Mapping[str, Any], chos
         return [*named, *files]
     if config["scores"] and not chosen:
         return files
-    return [name for name in all_algorithms() if name != FROM_FILE] + files
+    return [name for name in REGISTRY.names if name != FROM_FILE] + files
 
 
 def _listed(values: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from benchmarks.common import machine, markdown
 from benchmarks.discovery.cells import Cell
 from benchmarks.discovery.plots import write_figures
 from benchmarks.discovery.table import Row, read
-from circuitdisc.discovery.registry import all_algorithms
+from circuitdisc.discovery.registry import REGISTRY
 from circuitdisc.files import write_text
 
 Rows = dict[Cell, Row]
@@ -208,7 +208,7 @@ def _settings(rows: Rows) -> list[str]:
 
 def _part(rows: Rows, part: str) -> Rows:
     """A part's rows, in the order of the registry, whatever order they were run in."""
-    order = list(all_algorithms())
+    order = REGISTRY.names
     own = [(cell, row) for cell, row in rows.items() if cell.part == part]
     own.sort(key=lambda one: order.index(one[0].registered) if one[0].registered in order else len(order))
     return dict(own)

@@ -8,11 +8,8 @@ from itertools import product
 from typing import Any, get_args
 
 from circuitdisc.ablation.base import AblationKind, Prompts, Scope, Target
-from circuitdisc.ablation.registry import ABLATIONS, get_kind, settings_of, versions
+from circuitdisc.ablation.registry import ABLATIONS, REGISTRY, SHARED, get_kind
 from circuitdisc.errors import BadSetting, UnknownName
-
-SHARED = ("kind", "scope", "prompts", "target")
-"""Settings that every kind has; the others are its own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Ablation:
     settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
-        known = settings_of(get_kind(self.kind))
+        known = get_kind(self.kind).settings
         for name, allowed in (("scope", Scope), ("prompts", Prompts), ("target", Target)):
             if getattr(self, name) not in get_args(allowed):
                 raise UnknownName(f"ablation {name}", str(getattr(self, name)), get_args(allowed))
@@ -52,7 +49,7 @@ class Ablation:
     @cached_property
     def method(self) -> AblationKind:
         """What the engine asks: the kind with these settings."""
-        return get_kind(self.kind)(self, **self.settings)
+        return get_kind(self.kind).function(self, **self.settings)
 
     @property
     def label(self) -> str:
@@ -71,7 +68,7 @@ class Ablation:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of packages that the kind comes from beside those of every run."""
-        return versions(self.kind)
+        return REGISTRY.versions(self.kind)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SHARED} | dict(self.settings)

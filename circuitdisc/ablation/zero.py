@@ -4,7 +4,7 @@ from circuitdisc.ablation.base import AblationKind
 
 
 class Zero(AblationKind):
-    """Nothing."""
+    """Nothing is carried."""
 
     constant = True
     empties_embedding = True

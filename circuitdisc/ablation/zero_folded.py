@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ZeroFolded(Zero):
-    """Nothing, as in a model whose norms and value biases are folded: a head keeps what it writes from biases alone."""
+    """Nothing is carried, as in a model with folded norms and value biases: a head keeps what it writes from biases alone."""
 
     def __init__(self, ablation: "Ablation") -> None:
         super().__init__(ablation)

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
+from circuitdisc.errors import BadFile, BadSetting, BadTask
 from circuitdisc.files import read_text
 from circuitdisc.models.model import Model
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.model import TaskModel
-from circuitdisc.tasks.registry import TASKS
+from circuitdisc.tasks.registry import REGISTRY, TASKS, TaskKind
 
 HELDOUT, ANY_LENGTH, CORRUPTED, TEXT = "held-out", "any answer length", "corrupted", "text"
 N_OTHERS = 200
@@ -56,9 +56,15 @@ def evaluation_sets(
     return sets, words
 
 
+def _kind(settings: Mapping[str, Any]) -> TaskKind | None:
+    """The task that settings name; None for a file's."""
+    name = str(settings.get("name"))
+    return REGISTRY.get(name) if name in REGISTRY.names else None
+
+
 def _is_plain(settings: Mapping[str, Any]) -> bool:
     """The task has its default settings, so that it is none of the others."""
-    kind = TASKS.get(str(settings.get("name")))
+    kind = _kind(settings)
     if kind is None or kind.n is None:
         return True
     return all(settings.get(name, one.default) == one.default for name, one in kind.settings.items())
@@ -70,7 +76,7 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def any_length(model: TaskModel, settings: Mapping[str, Any]) -> tuple[Example, ...]:
     """Held-out examples with answers of any number of tokens; none where the task has no others, or cannot say."""
-    kind = TASKS.get(str(settings.get("name")))
+    kind = _kind(settings)
     if kind is None or kind.n is None or "first_token" not in kind.settings or settings.get("first_token"):
         return ()
     try:
@@ -121,8 +127,8 @@ def check_others(others: Sequence[str] | None) -> None:
         UnknownName: one is not.
     """
     for name in others or ():
-        if name not in TASKS and not Path(name).is_file():
-            raise UnknownName("task", str(name), TASKS, "Your own prompt pairs go into a .jsonl or .csv file.")
+        if not Path(name).is_file():
+            REGISTRY.get(str(name))
 
 
 def text_examples(model: TaskModel, path: Path) -> tuple[Example, ...]:

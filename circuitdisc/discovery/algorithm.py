@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from circuitdisc.plugins import check_function
+
 if TYPE_CHECKING:
     from circuitdisc.discovery.base import Discovery
 
@@ -18,15 +20,17 @@ class Algorithm:
         name: also the name of its module in `circuitdisc.discovery` and of its function.
         summary: one line for `circuitdisc list algorithms`.
         by_mean: its edge scores are means over examples of the metric's change, or estimates of them.
+        declared: the function, if it is another package's.
     """
 
     name: str
     summary: str
     by_mean: bool = field(default=False, kw_only=True)
+    declared: "Callable[..., Discovery] | None" = field(default=None, kw_only=True, repr=False)
 
     @property
     def function(self) -> "Callable[..., Discovery]":
-        return getattr(import_module(f"circuitdisc.discovery.{self.name}"), self.name)
+        return self.declared or getattr(import_module(f"circuitdisc.discovery.{self.name}"), self.name)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -34,7 +38,11 @@ class Algorithm:
         parameters = inspect.signature(self.function).parameters.values()
         return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of packages that its results depend on beside those of every run."""
-        return {}
+
+def adopt_algorithm(name: str, function: Any) -> Algorithm:
+    """A function of another package as an algorithm.
+
+    Raises:
+        Unfit: it cannot be called as an algorithm is.
+    """
+    return Algorithm(name, check_function(function, ("model", "task", "ablation", "context")), declared=function)

@@ -1,6 +1,7 @@
 """The discovery algorithms by name, and `discover`. A new algorithm is a file, a line here and a file in conf/algorithm.
 
-Other packages enter theirs as entry points (`outside.py`).
+Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they are called as those here are:
+`my_algorithm(model, task, ablation, context, *, setting=default, ...) -> Discovery`.
 """
 
 import warnings
@@ -14,17 +15,18 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import SEED, bounded, check_values
 from circuitdisc.circuit import Provenance
-from circuitdisc.discovery.algorithm import Algorithm
+from circuitdisc.discovery.algorithm import Algorithm, adopt_algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
-from circuitdisc.discovery.outside import OUTSIDE, outside_algorithms, summary_of
 from circuitdisc.discovery.presearch import corruption_notes
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
-from circuitdisc.identity import Identity, identity_of, package_version, with_contents
+from circuitdisc.identity import Identity, identity_of, with_contents
 from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
 from circuitdisc.models.model import Model
+from circuitdisc.plugins import Registry
 from circuitdisc.runs import Journal, versions
 from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
@@ -56,28 +58,14 @@ ALGORITHMS = {
 }
 
 
-def all_algorithms() -> dict[str, Algorithm]:
-    """Those here, then those of other packages; nothing is imported."""
-    return {**ALGORITHMS, **{name: one for name, one in outside_algorithms().items() if name not in ALGORITHMS}}
-
-
-def described_algorithms() -> list[tuple[str, str]]:
-    """Name and summary of every algorithm; one that cannot be used says why."""
-    return [(name, summary_of(one, ALGORITHMS)) for name, one in all_algorithms().items()]
-
-
-def get_algorithm(name: str) -> Algorithm:
-    """The algorithm with this name.
-
-    Raises:
-        UnknownName: there is none; the message offers the nearest names.
-        BadSetting: another package declares one of the same name.
-    """
-    known = all_algorithms()
-    if name not in known:
-        raise UnknownName("algorithm", name, known)
-    OUTSIDE.refuse_clash(name, ALGORITHMS)
-    return known[name]
+REGISTRY = Registry(
+    "algorithm",
+    ALGORITHMS,
+    adopt_algorithm,
+    "a function (model, task, ablation, context, *, setting=default, ...)",
+    lambda algorithm: algorithm.settings,
+)
+get_algorithm = REGISTRY.get
 
 
 @bounded(seed=SEED)
@@ -148,7 +136,7 @@ def discover(
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
-        versions=versions() | chosen.versions | ablation.versions,
+        versions=versions() | REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure.name),
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
@@ -165,15 +153,15 @@ def search_identity(
     settings: dict[str, Any],
 ) -> Identity:
     """What a search belongs to; the arguments are those of `discover`."""
-    chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
+    ablation, measure = get_ablation(ablation), get_metric(metric, task.metric).name
     asked = {
-        "algorithm": {"name": algorithm, **with_contents({**chosen.settings, **settings})},
+        "algorithm": {"name": algorithm, **with_contents({**get_algorithm(algorithm).settings, **settings})},
         "ablation": ablation.to_dict(),
-        "metric": get_metric(metric, task.metric).name,
+        "metric": measure,
         "seed": seed,
     }
-    found, outside = identity_of(model, {"train examples": task.train}, asked), chosen.versions | ablation.versions
-    return replace(found, version=", ".join([package_version(), *(f"{name} {one}" for name, one in outside.items())]))
+    packages = REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure)
+    return identity_of(model, {"train examples": task.train}, asked).with_packages(packages)
 
 
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from circuitdisc.engine.full_run import FullRun
 from circuitdisc.engine.requirements import components_of
-from circuitdisc.metrics import Labels, logit_diff, wide
+from circuitdisc.metrics import Labels, wide
+from circuitdisc.metrics.logit_diff import logit_diff
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch

@@ -6,6 +6,7 @@ before Hydra sees them, so that a slip gets the nearest names.
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,8 @@ def check_overrides(overrides: list[str]) -> None:
         key, _, value = override.lstrip("+~").partition("=")
         if key in GROUPS:
             for option in value.split(","):
-                if key == "algorithm" and option not in _options(key):
-                    enter_outside(option)
-                elif option not in _options(key):
-                    raise UnknownName(key, option.strip("'\""), [name for name in _options(key) if name != "default"])
+                if option not in _options(key):
+                    enter_outside(key, option)
     chosen = _chosen(overrides)
     sections |= {group: _keys_of_options(group, chosen) for group in ("task", "algorithm", "ablation", "metric")}
     for override in overrides:
@@ -121,27 +120,33 @@ def check_overrides(overrides: list[str]) -> None:
             raise UnknownName("setting", head, [*top, *sections])
 
 
-def enter_outside(name: str) -> dict[str, Any]:
-    """Make an algorithm of another package an option of Hydra's group.
+REGISTRIES = {"algorithm": "discovery.registry", "ablation": "ablation.registry", "metric": "metrics", "task": "tasks.registry"}
+"""Groups to which other packages may add, and the modules that know what they declare."""
+
+
+def enter_outside(group: str, name: str) -> dict[str, Any]:
+    """Make an algorithm, metric or task of another package an option of Hydra's group.
 
     Returns:
-        What a file in conf/algorithm would hold: the name, and the settings with their defaults.
+        What a file in the group's folder would hold: the name, and the settings with their defaults.
 
     Raises:
         UnknownName: no package declares it; the message offers the nearest names.
-        BadSetting: it cannot be imported or called, or a default cannot be written as a setting.
+        BadSetting: it cannot be imported or used, or a default cannot be written as a setting.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf.errors import OmegaConfBaseException
 
-    from circuitdisc.discovery.registry import get_algorithm
-
-    node = {"name": name, **get_algorithm(name).settings}
+    registry = import_module(f"circuitdisc.{REGISTRIES[group]}").REGISTRY if group in REGISTRIES else None
+    if registry is None or name not in registry.names:
+        known = {*_options(group), *(registry.names if registry else ())} - {"default"}
+        raise UnknownName(group, name.strip("'\""), known)
+    node = registry.settings(name)
     try:
-        ConfigStore.instance().store(group="algorithm", name=name, node=node)
+        ConfigStore.instance().store(group=group, name=name, node=node)
     except OmegaConfBaseException as error:
         words = " ".join(str(error).split())
-        raise BadSetting(f"a default of algorithm '{name}' is no number, word, list or null ({words})") from error
+        raise BadSetting(f"a default of {group} '{name}' is no number, word, list or null ({words})") from error
     return node
 
 
@@ -213,7 +218,7 @@ def parse_changes(overrides: list[str]) -> dict[str, Any]:
         key, _, value = override.partition("=")
         if key in GROUPS:
             path = conf_dir() / key / f"{value}.yaml"
-            changes = OmegaConf.merge(changes, {key: OmegaConf.load(path) if path.exists() else enter_outside(value)})
+            changes = OmegaConf.merge(changes, {key: OmegaConf.load(path) if path.exists() else enter_outside(key, value)})
         else:
             changes = OmegaConf.merge(changes, read_dotlist([override]))
     return plain(changes)
@@ -233,7 +238,7 @@ def discover_help() -> str:
         for option in _options(group) if group in ("task", "algorithm") else _options(group)[:1]:
             lines = setting_lines(conf_dir() / group / f"{option}.yaml", f"{group}.")
             parts += [f"  {option}:", *lines] if len(options) > 1 and group in ("task", "algorithm") else lines
-        parts += ["  and those that other packages declare: `circuitdisc list algorithms`"] if group == "algorithm" else []
+        parts += [f"  and those that other packages declare: `circuitdisc list {group}s`"] if group in REGISTRIES else []
     parts += ["", "-m runs every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"]
     return "\n".join(parts)
 
@@ -272,5 +277,5 @@ def _chosen(overrides: list[str]) -> dict[str, list[str]]:
 def _keys_of_options(group: str, chosen: dict[str, list[str]]) -> list[str]:
     found = set()
     for option in chosen[group]:
-        found |= set(_keys(f"{group}/{option}") if option in _options(group) else enter_outside(option))
+        found |= set(_keys(f"{group}/{option}") if option in _options(group) else enter_outside(group, option))
     return sorted(found)

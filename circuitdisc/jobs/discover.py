@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.ablation.settings import SHARED
+from circuitdisc.ablation.registry import SHARED
 from circuitdisc.bound import (
     KEY,
     at_home,

@@ -2,34 +2,27 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from circuitdisc.bound import KEY, check_written, identity_of_scores, read_own_edge_scores
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
-from circuitdisc.errors import BadRun, CircuitdiscError
-from circuitdisc.identity import Identity, hash_bytes
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError
+from circuitdisc.identity import hash_bytes
 from circuitdisc.jobs.discover import EDGE_SCORES, JUDGEMENT, changed_run, score_circuit, writing_run
-from circuitdisc.pages.judged import judged
-from circuitdisc.pages.judgement import judgement_parts
-from circuitdisc.pages.tables import scores_alone, text_table
+from circuitdisc.pages.scores import judged, judgement_tables
+from circuitdisc.pages.tables import scores_alone
 from circuitdisc.pages.verdict import Verdict, verdict
-from circuitdisc.pages.wording import number
 from circuitdisc.runs import Memo, Run, stoppable
 from circuitdisc.schemas import validate
 from circuitdisc.scoring import Scores
-from circuitdisc.scoring.completeness import Completeness, completeness
-from circuitdisc.scoring.curves import Curve, curve
-from circuitdisc.scoring.hypotheses import hypothesis_tests
-from circuitdisc.scoring.hypotheses_result import HypothesisTests
-from circuitdisc.scoring.minimality import Minimality, minimality
+from circuitdisc.scoring.kind import ScoreCall, ScoreKind
+from circuitdisc.scoring.registry import REGISTRY
 
 UNFINISHED = ".partial.jsonl"
-T = TypeVar("T")
-_LINES = 10  # of a table with a line for each part or set
 
 
 @dataclass(frozen=True)
@@ -38,19 +31,14 @@ class Judgement:
 
     Args:
         scores: faithfulness in all its forms, KL, accuracy.
-        completeness, minimality, tests, curve: None where the score cannot be had here; `missing` says why.
+        results: the other scores by name; None where one cannot be had here, and `missing` may say why.
         missing: score -> sentence.
-        edges: minimality of the edges of an edge circuit; the other one is of its nodes.
         circuit: the circuit, whose notes belong to the verdict; None if it is not at hand.
     """
 
     scores: Scores
-    completeness: Completeness | None
-    minimality: Minimality | None
-    tests: HypothesisTests | None
-    curve: Curve | None
+    results: Mapping[str, Any]
     missing: Mapping[str, str]
-    edges: Minimality | None = None
     circuit: Circuit | None = None
 
     @property
@@ -64,40 +52,16 @@ class Judgement:
 
     def text(self) -> str:
         """All tables, then the verdict."""
-        parts, told = [scores_alone(self.scores)], {part.title: part for part in judgement_parts(self._numbers())}
-
-        def add(title: str, rows: Sequence[Mapping[str, Any]], part: str) -> None:
-            lines = "\n".join([f"{told[part].of}.", *told[part].lines]).replace("−", "-")
-            parts.append(f"{_table(title, rows)}\n{lines}")
-
-        if self.completeness is not None:
-            title = f"completeness by {self.completeness.by}, sets K with the largest gaps"
-            add(title, self.completeness.table(), "Completeness")
-        if self.minimality is not None:
-            title = f"minimality by {self.minimality.by}, the least needed first (random control: the test of minimality)"
-            add(title, self.minimality.table(), "Minimality")
-            if self.edges is not None:
-                add("minimality by edge, the least needed first", self.edges.table(), "Minimality of edges")
-        if self.tests is not None:
-            add("hypothesis tests", [_test_row(test) for test in self.tests.tests], "Hypothesis tests")
-        if self.curve is not None:
-            add("faithfulness over size", self.curve.table(), "Faithfulness at every size")
-            areas = [{"area": one.name, **_value(one)} for one in (self.curve.cpr, self.curve.cmd, self.curve.overshoot)]
-            parts.append(_table("areas", areas))
-        parts += [f"{name}: {why}" for name, why in self.missing.items()]
-        return "\n\n".join([*parts, self.said.text])
+        missing = [f"{name}: {why}" for name, why in self.missing.items()]
+        tables = judgement_tables(self.results, self._numbers())
+        return "\n\n".join([scores_alone(self.scores), *tables, *missing, self.said.text])
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": "circuitdisc.judgement", "version": 1, "verdict": self.verdict(), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        found = {"completeness": self.completeness, "minimality": self.minimality, "curve": self.curve, "tests": self.tests}
-        return {
-            "scores": self.scores.to_dict(),
-            **{name: None if one is None else one.to_dict() for name, one in found.items()},
-            "minimality_of_edges": None if self.edges is None else self.edges.to_dict(),
-            "missing": dict(self.missing),
-        }
+        results = {name: None if result is None else result.to_dict() for name, result in self.results.items()}
+        return {"scores": self.scores.to_dict(), **results, "missing": dict(self.missing)}
 
 
 def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True, command: str = "") -> Judgement:
@@ -126,111 +90,80 @@ def judge(folder: str | Path, changes: Mapping[str, Any], progress: bool = True,
 
 def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Judgement:
     run, circuit, config, model, task = changed_run(folder, changes)
-    shared: dict[str, Any] = {
+    options: dict[str, Any] = {
         "ablation": dict(config["ablation"]),
         "metric": config["metric"].get("name"),
         "seed": config["seed"],
         "memory": config["memory"],
         "progress": progress,
     }
-    source = _scored(run, circuit)
+    ranked = _ranked(run, circuit)
     scores = identity_of_scores(config, model, task, circuit)
     if not changes:
         check_written(run.path(JUDGEMENT), scores, ("weights", "examples"))
     # the budget decides on the chunks of examples in which the hypothesis tests are kept
-    identity = replace(scores, settings={**scores.settings, "edge_scores": _digest(source), "memory": str(config["memory"])})
-    unfinished, of_tests = _unfinished(run, identity)
+    identity = replace(scores, settings={**scores.settings, "edge_scores": _digest(ranked), "memory": str(config["memory"])})
+    kinds, missing = _kinds()
+    identity = identity.with_packages({name: one for kind in kinds for name, one in REGISTRY.versions(kind.name).items()})
+    key = identity.digest[:8]
+    unfinished = run.path(f"judgement.{key}{UNFINISHED}")
+    _tell_of_others(run, key)
     units = Memo(unfinished, identity)
-    missing: dict[str, str] = {}
+    call = ScoreCall(model, task, circuit, options, ranked)
+    lacking = {kind.name: why for kind in kinds if (why := kind.lacking(call)) is not None}
+    missing |= {kind.words: why for kind in kinds if (why := lacking.get(kind.name))}
 
-    def attempt(name: str, kind: type[T], compute: Callable[[], Any]) -> T | None:
+    def attempt(kind: ScoreKind) -> Any:
+        own = replace(call, journal=run.path(f"judgement.{key}.{kind.name}{UNFINISHED}"))
         try:
-            return validate(kind, units.get(name, lambda: compute().to_dict()), f"{unfinished}, {name}")
+            value = units.get(kind.words, lambda: kind.compute(own).to_dict())
+            return validate(kind.result, value, f"{unfinished}, {kind.words}")
         except BadRun:  # nothing more can be written
             raise
         except CircuitdiscError as error:  # one score that cannot be had here does not take the others with it
-            missing[name] = str(error)
+            missing[kind.words] = str(error)
             return None
 
-    if source is None:
-        algorithm = circuit.provenance.algorithm or "its algorithm"
-        missing["curve"] = f"{algorithm} gives no score for every edge, so that there are no circuits of other sizes"
     try:
-        judgement = Judgement(
-            Scores.from_dict(units.get("scores", lambda: score_circuit(model, task, circuit, config, progress).to_dict())),
-            attempt("completeness", Completeness, lambda: completeness(model, task, circuit, **shared)),
-            attempt("minimality", Minimality, lambda: minimality(model, task, circuit, **shared)),
-            attempt(
-                "hypothesis tests",
-                HypothesisTests,
-                lambda: hypothesis_tests(model, task, circuit, journal=of_tests, **shared),
-            ),
-            attempt("curve", Curve, lambda: curve(model, task, source, **shared)) if source else None,
-            missing,
-            attempt("minimality of edges", Minimality, lambda: minimality(model, task, circuit, by="edge", **shared))
-            if circuit.granularity == "edge"
-            else None,
-            circuit,
-        )
+        first = Scores.from_dict(units.get("scores", lambda: score_circuit(model, task, circuit, config, progress).to_dict()))
+        results = {kind.name: None if kind.name in lacking else attempt(kind) for kind in kinds}
     finally:
         units.close()
+    judgement = Judgement(first, results, missing, circuit)
     if not changes:
         run.write(JUDGEMENT, {**judgement.to_dict(), KEY: scores.to_dict()})
-    for path in (unfinished, of_tests):
-        path.unlink(missing_ok=True)
+    for path in run.folder.glob(f"judgement.{key}.*"):
+        path.unlink()
     return judgement
 
 
-def _unfinished(run: Run, identity: Identity) -> tuple[Path, Path]:
-    """Where finished scores, and the finished circuits of the hypothesis tests, are kept until all is done."""
-    key = identity.digest[:8]
-    names = (f"judgement.{key}{UNFINISHED}", f"judgement.{key}.tests{UNFINISHED}")
-    others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name not in names)
-    if others and not run.path(names[0]).exists():
+def _kinds() -> tuple[list[ScoreKind], dict[str, str]]:
+    """Every score that can be used, and why the others cannot."""
+    kinds, missing = [], {}
+    for name in REGISTRY.names:
+        try:
+            kinds.append(REGISTRY.get(name))
+        except BadSetting as error:
+            missing[name] = str(error)
+    return kinds, missing
+
+
+def _tell_of_others(run: Run, key: str) -> None:
+    """Say that what was begun with other settings is not gone on with."""
+    others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name.split(".")[1] != key)
+    if others and not run.path(f"judgement.{key}{UNFINISHED}").exists():
         print(
             f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings (remove it if not wanted)",
             file=sys.stderr,
         )
-    return run.path(names[0]), run.path(names[1])
 
 
-def _digest(source: Discovery | None) -> str:
-    scores = None if source is None else source.edge_scores
+def _digest(ranked: Discovery | None) -> str:
+    scores = None if ranked is None else ranked.edge_scores
     return "" if scores is None else hash_bytes(scores.tobytes())
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _scored(run: Run, circuit: Circuit) -> Discovery | None:
+def _ranked(run: Run, circuit: Circuit) -> Discovery | None:
     """The run's edge scores as a discovery, if it has any."""
     scores = read_own_edge_scores(run.path(EDGE_SCORES), circuit)
     return None if scores is None else Discovery(circuit, scores)
-
-
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return f"{title}\nnothing to show"
-    headers = list(rows[0])
-    cells = [[_cell(row[name]) for name in headers] for row in rows[:_LINES]]
-    more = f"\n... {len(rows) - _LINES} more in {JUDGEMENT}" if len(rows) > _LINES else ""
-    return f"{title}\n\n{text_table(headers, cells)}{more}"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return number(value).replace("−", "-") if isinstance(value, float) else str(value)
-
-
-def _test_row(test: Any) -> dict[str, Any]:
-    row = {"test": test.name, "null hypothesis": test.null, "statistic": test.statistic, "p": test.p_value, "n": test.n}
-    return {**row, "rejected": test.reject, "speaks for the circuit": test.for_circuit}
-
-
-def _value(one: Any) -> dict[str, Any]:
-    controls = [value for value in one.controls if value is not None]
-    random = sum(controls) / len(controls) if controls else None
-    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n, "random": random}

@@ -49,7 +49,7 @@ def measure(path: Path, settings: Mapping[str, Any]) -> str:
     from circuitdisc.discovery.registry import discover
     from circuitdisc.engine.selfcheck import load_model
     from circuitdisc.jobs.discover import build_task, score_circuit
-    from circuitdisc.pages.judged import curve_verdict
+    from circuitdisc.pages.scores.curve import curve_verdict
     from circuitdisc.pages.tables import scores_alone
     from circuitdisc.pages.verdict import Verdict, as_sentences, verdict
     from circuitdisc.scoring.curves import curve
@@ -100,7 +100,7 @@ def _is_setting(arg: str) -> bool:
 
 def _curve_text(curve: "Curve") -> str:
     from circuitdisc.pages.tables import text_table
-    from circuitdisc.pages.wording import number
+    from circuitdisc.wording import number
 
     def shown(value: Any) -> str:
         return "-" if value is None else number(value).replace("−", "-")

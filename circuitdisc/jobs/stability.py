@@ -46,8 +46,7 @@ def measure(folder: str | Path, settings: Mapping[str, Any]) -> str:
     """
     from circuitdisc.bound import KEY, check_written, identity_of_scores
     from circuitdisc.jobs.discover import STABILITY, changed_run, write_page
-    from circuitdisc.pages.judged import stability_verdict
-    from circuitdisc.pages.judgement import stability_part
+    from circuitdisc.pages.stability import stability_part, stability_verdict
     from circuitdisc.pages.tables import text_table
     from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
     from circuitdisc.scoring.stability import by_chance, stability

@@ -5,7 +5,7 @@ from circuitdisc.checkpoints.evaluation_sets import HELDOUT
 from circuitdisc.heads.base import Row
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.verdict import Verdict, few_caveats
-from circuitdisc.pages.wording import ACCURACIES, number, percent
+from circuitdisc.wording import ACCURACIES, number, percent
 
 
 @describe.register

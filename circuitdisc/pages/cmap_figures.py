@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_axes, plain_layout
-from circuitdisc.pages.wording import percent
+from circuitdisc.wording import percent
 
 if TYPE_CHECKING:
     from circuitdisc.checkpoints.cmap.result import Growth, Scored, UnitMap

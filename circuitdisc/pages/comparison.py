@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 from circuitdisc.circuit import kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.graph import Node
-from circuitdisc.pages.chance import ALPHA, chance_caveats
 from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_layout
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.page import picture, render
@@ -25,11 +24,12 @@ from circuitdisc.pages.verdict import (
     score_caveats,
     within_noise,
 )
-from circuitdisc.pages.wording import ACCURACIES, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.chance import ALPHA, chance_caveats
 from circuitdisc.scoring.comparison import Comparison, Crossing
 from circuitdisc.scoring.intervene import Effect
 from circuitdisc.scoring.overlap import OverlapChance
+from circuitdisc.wording import ACCURACIES, number, percent, score_value, span, undefined
 
 OVERLAP_HEADERS = (
     "of",

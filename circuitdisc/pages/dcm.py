@@ -7,12 +7,12 @@ import numpy as np
 from circuitdisc.heads.base import Row
 from circuitdisc.heads.dcm.result import Dcm, FoundMask
 from circuitdisc.heads.localised.result import EditEffect, Localised
-from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.description import Description, Section, cell, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
-from circuitdisc.pages.wording import number, percent
+from circuitdisc.scoring.chance import chance_caveats
+from circuitdisc.wording import number, percent
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 _KINDS = {

@@ -15,12 +15,12 @@ from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neurons.analysis import NeuronAnalysis
 from circuitdisc.heads.neurons.table import NeuronTable
 from circuitdisc.heads.roles import HeadRoles
-from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.heads_figures import bars_figure, curve_figure, head_map, layers_figure, masked_figure
 from circuitdisc.pages.page import Picture, picture, render
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero, plain_text
-from circuitdisc.pages.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
+from circuitdisc.scoring.chance import chance_caveats
+from circuitdisc.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""

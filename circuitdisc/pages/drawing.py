@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.pages.layout import Layout
-from circuitdisc.pages.wording import number
+from circuitdisc.wording import number
 
 DRAWN_AT_MOST = 4000
 """Edges in one drawing; of a larger circuit those with the largest score (or every n-th) are drawn, and it says so."""

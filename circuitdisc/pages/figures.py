@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, plain_axes, plain_layout
-from circuitdisc.pages.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 
 CIRCUIT_COLOUR, RANDOM_COLOUR = KIND_COLOURS["logits"], KIND_COLOURS["q"]
 _WIDTH = 1000

@@ -15,7 +15,7 @@ from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neurons.table import DOINGS, NeuronTable
 from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_axes, plain_layout
-from circuitdisc.pages.wording import number
+from circuitdisc.wording import number
 
 MAIN, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
 _BAND = "rgba(0,114,178,0.18)"

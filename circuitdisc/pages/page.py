@@ -20,13 +20,13 @@ from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.pages.drawing import draw_circuit
 from circuitdisc.pages.figures import controls_figure, search_figure
-from circuitdisc.pages.judged import judged, stability_verdict
-from circuitdisc.pages.judgement import all_figures, judgement_parts, stability_part
 from circuitdisc.pages.rounds import round_figures, round_rows
+from circuitdisc.pages.scores import all_figures, judged, judgement_parts
+from circuitdisc.pages.stability import stability_part, stability_verdict
 from circuitdisc.pages.tables import controls_words, how_lines, score_notes
 from circuitdisc.pages.verdict import verdict
-from circuitdisc.pages.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
 
 LISTED_AT_MOST = 2000
 """Edges in the page's table; `circuit.json` has them all."""

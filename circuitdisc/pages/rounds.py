@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.pages.heads_figures import head_map
-from circuitdisc.pages.wording import number
+from circuitdisc.wording import number
 
 _MAPS_AT_MOST = 12
 _RECEIVERS_AT_MOST = 6

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.pages.verdict import headline_score, plain_text, verdict
-from circuitdisc.pages.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from circuitdisc.checkpoints.transfer.ladder import Pair, Step
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.files import write_text
-from circuitdisc.pages.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.pages.page import picture, render
 from circuitdisc.pages.tables import controls_words, text_table
 from circuitdisc.pages.transfer_figures import LOW_IS_GOOD, kind_words, ladder_figure, matrix_figure, share_words, shown_kinds
@@ -21,9 +20,10 @@ from circuitdisc.pages.verdict import (
     plain_text,
     within_noise,
 )
-from circuitdisc.pages.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.scoring.overlap import HEADS_DECIDE, Overlap, OverlapChance
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, undefined
 
 CIRCUIT_HEADERS = ("circuit", "found on", "edges", "heads", "note")
 PAIR_HEADERS = (

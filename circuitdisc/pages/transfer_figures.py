@@ -17,8 +17,8 @@ from circuitdisc.graph import Node
 from circuitdisc.pages.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, plain_layout
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.tables import controls_words
-from circuitdisc.pages.wording import ACCURACIES, SHARES, SPLIT_WORDS, percent, score_value, span, undefined
 from circuitdisc.scoring.base import Score
+from circuitdisc.wording import ACCURACIES, SHARES, SPLIT_WORDS, percent, score_value, span, undefined
 
 CLASSES = {
     "all": ("in every circuit", KIND_COLOURS["q"], "solid"),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from circuitdisc.circuit import Circuit
-from circuitdisc.pages.chance import RANDOM_CIRCUITS, as_near, chance_caveats, defined, nearest
-from circuitdisc.pages.wording import SPLIT_WORDS, is_number, number, percent, score_value, share, span, undefined
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.scoring.chance import RANDOM_CIRCUITS, as_near, chance_caveats, defined, nearest
 from circuitdisc.scoring.faithfulness import UNCLEAR
+from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent, score_value, share, span, undefined
 
 EMPTY = "The circuit is empty: no edge is kept, and every score of it is that of cutting everything."
 

@@ -33,6 +33,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
+from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
@@ -264,3 +265,12 @@ def _complement(one: Subject, confidence: float, seed: int) -> Score:
     found = interval(tuple(values), normalised, groups=over, confidence=confidence, seed=seed)
     value = float(normalised(np.array([full, rest, nothing])))
     return Score(*labels, value, *found.ends, confidence, method=found.method)
+
+
+SCORE = ScoreKind(
+    "completeness",
+    "do circuit and model break alike when parts are taken out?",
+    Completeness,
+    lambda call: call.run(completeness),
+    always=True,
+)

@@ -47,6 +47,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
+from circuitdisc.scoring.kind import ScoreCall, ScoreKind
 from circuitdisc.scoring.removals import check_graph, check_split
 from circuitdisc.stats import Partition, interval, partition_of, plain
 from circuitdisc.tasks.base import Task
@@ -319,3 +320,25 @@ def _figures(
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def _lacking(call: ScoreCall) -> str | None:
+    if call.ranked is not None:
+        return None
+    algorithm = call.circuit.provenance.algorithm or "its algorithm"
+    return f"{algorithm} gives no score for every edge, so that there are no circuits of other sizes"
+
+
+def _compute(call: ScoreCall) -> Curve:
+    assert call.ranked is not None, "see _lacking"
+    return curve(call.model, call.task, call.ranked, **call.options)
+
+
+SCORE = ScoreKind(
+    "curve",
+    "faithfulness of circuits of all sizes, and the areas under it",
+    Curve,
+    _compute,
+    _lacking,
+    always=True,
+)

@@ -40,6 +40,7 @@ from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
+from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -329,3 +330,13 @@ def _partial_necessity(values: Values, n_random: int, quantile: float, alpha: fl
     null = f"taking the circuit out changes more than taking out a random one does, in at most {quantile:.0%} of draws"
     p_value = more_often(hits, n_random, quantile)
     return HypothesisTest("partial necessity", null, "share", hits / n_random, p_value, alpha, n_random, True)
+
+
+SCORE = ScoreKind(
+    "tests",
+    "five hypotheses of an ideal circuit, each with a p value",
+    HypothesisTests,
+    lambda call: call.run(hypothesis_tests, journal=call.journal),
+    title="hypothesis tests",
+    always=True,
+)

@@ -37,6 +37,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
@@ -286,3 +287,12 @@ def _by_set(chosen: _Chosen) -> Iterator[tuple[Names, Names]]:
         found[removed].append(part)
     for removed, parts in found.items():
         yield removed, tuple(parts)
+
+
+SCORE = ScoreKind(
+    "minimality",
+    "is every part of the circuit needed for something?",
+    Minimality,
+    lambda call: call.run(minimality),
+    always=True,
+)

@@ -57,7 +57,7 @@ def score(
     cut = judging_ablation(ablation, circuit.provenance)
     measure = metric_for(model, task, metric, circuit.provenance.metric)
     controls = random_circuits(circuit, n_random, np.random.default_rng(seed))
-    masks = _masks(circuit, controls)
+    masks = masks_of(circuit, controls)
     metrics = beside(model, measure, "accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
     numeric = is_numeric((*task.train, *task.heldout))
     metrics += [OUTPUT] if numeric else []
@@ -90,7 +90,8 @@ def score(
     return Scores(circuit.n_edges, model.graph.n_edges, len(circuit.heads()), n_heads, means, tuple(scores))
 
 
-def _masks(circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
+def masks_of(circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
+    """`full`, `circuit`, `empty` and each random circuit."""
     graph = circuit.graph
     empty = Circuit.from_heads(graph, []) if circuit.granularity == "head" else Circuit.empty(graph)
     drawn = {f"random{index}": one.mask for index, one in enumerate(controls.circuits)}

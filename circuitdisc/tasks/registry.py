@@ -1,14 +1,19 @@
-"""The tasks by name, and `load_task`. A new task is a file with a `build`, a line in `TASKS` and a file in conf/task."""
+"""The tasks by name, and `load_task`. A new task is a file with a `build`, a line in `TASKS` and a file in conf/task.
+
+Other packages declare theirs as entry points (`circuitdisc/plugins.py`), each a function that is called as `build` is.
+"""
 
 import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
+from circuitdisc.plugins import Registry, check_function
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
 from circuitdisc.tasks.examine import examine, examine_variety
@@ -24,18 +29,25 @@ class TaskKind:
     """A task that can be loaded by name.
 
     Args:
-        module: the module that holds `build(model, *, n, n_heldout, seed, **settings) -> Task`.
+        name: also the name of its module in `circuitdisc.tasks.library`.
         summary: one line for `circuitdisc list tasks`.
         n: train examples where none are asked for; None: the task decides.
+        declared: the function that builds it, if it is another package's.
     """
 
-    module: str
+    name: str
     summary: str
     n: int | None = 200
+    declared: Callable[..., Task] | None = field(default=None, kw_only=True, repr=False)
+
+    @property
+    def module(self) -> str:
+        return f"circuitdisc.tasks.library.{self.name}"
 
     @property
     def build(self) -> Callable[..., Task]:
-        return importlib.import_module(self.module).build
+        """`build(model, *, n, n_heldout, seed, **settings) -> Task`."""
+        return self.declared or importlib.import_module(self.module).build
 
     @property
     def settings(self) -> dict[str, inspect.Parameter]:
@@ -44,38 +56,45 @@ class TaskKind:
         own = (one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in COMMON)
         return {one.name: one for one in own}
 
+    @property
+    def defaults(self) -> dict[str, object]:
+        """What a file in conf/task holds beside the name."""
+        own = {name: UNSET if one.default is one.empty else one.default for name, one in self.settings.items()}
+        return {"n": self.n, "n_heldout": self.n, **own}
+
 
 TASKS: dict[str, TaskKind] = {
-    "tpp": TaskKind("circuitdisc.tasks.library.tpp", "transitive property: from a R b and b R c, continue 'a R' with c"),
-    "induction": TaskKind("circuitdisc.tasks.library.induction", "random tokens said twice: ... A B ... A is continued with B"),
-    "ioi": TaskKind("circuitdisc.tasks.library.ioi", "indirect object: of two names, continue with the one that does not act"),
-    "colored_objects": TaskKind(
-        "circuitdisc.tasks.library.colored_objects",
-        "of three objects of three colors, continue with the color of the one asked for",
-    ),
-    "entity_tracking": TaskKind(
-        "circuitdisc.tasks.library.entity_tracking", "objects in labelled boxes: continue with the object in the box asked for"
-    ),
-    "greater_than": TaskKind(
-        "circuitdisc.tasks.library.greater_than", "years: after 'from 1732 to 17', continue with an ending above 32"
-    ),
-    "gendered_pronoun": TaskKind(
-        "circuitdisc.tasks.library.gendered_pronoun", "tag questions: continue with the pronoun that agrees with the name"
-    ),
-    "docstring": TaskKind("circuitdisc.tasks.library.docstring", "a function's docstring: continue with its next argument"),
-    "arithmetic": TaskKind("circuitdisc.tasks.library.arithmetic", "continue '3 + 5 =' with the result"),
-    "factual_recall": TaskKind(
-        "circuitdisc.tasks.library.factual_recall", "capitals, languages, kinds of animals: continue with the fact", n=100
-    ),
-    "subject_verb_agreement": TaskKind(
-        "circuitdisc.tasks.library.subject_verb_agreement",
-        "continue with a verb in the subject's number, not the nearer noun's",
-    ),
-    "rephrase": TaskKind(
-        "circuitdisc.tasks.library.rephrase", "say it again in other words: continue with a synonym, not the same adjective"
-    ),
-    "file": TaskKind("circuitdisc.tasks.library.file", "your own prompt pairs from a .jsonl or .csv file", n=None),
+    kind.name: kind
+    for kind in (
+        TaskKind("tpp", "transitive property: from a R b and b R c, continue 'a R' with c"),
+        TaskKind("induction", "random tokens said twice: ... A B ... A is continued with B"),
+        TaskKind("ioi", "indirect object: of two names, continue with the one that does not act"),
+        TaskKind("colored_objects", "of three objects of three colors, continue with the color of the one asked for"),
+        TaskKind("entity_tracking", "objects in labelled boxes: continue with the object in the box asked for"),
+        TaskKind("greater_than", "years: after 'from 1732 to 17', continue with an ending above 32"),
+        TaskKind("gendered_pronoun", "tag questions: continue with the pronoun that agrees with the name"),
+        TaskKind("docstring", "a function's docstring: continue with its next argument"),
+        TaskKind("arithmetic", "continue '3 + 5 =' with the result"),
+        TaskKind("factual_recall", "capitals, languages, kinds of animals: continue with the fact", n=100),
+        TaskKind("subject_verb_agreement", "continue with a verb in the subject's number, not the nearer noun's"),
+        TaskKind("rephrase", "say it again in other words: continue with a synonym, not the same adjective"),
+        TaskKind("file", "your own prompt pairs from a .jsonl or .csv file", n=None),
+    )
 }
+
+
+def _adopt(name: str, build: Any) -> TaskKind:
+    return TaskKind(name, check_function(build, ("model",), COMMON), declared=build)
+
+
+REGISTRY = Registry(
+    "task",
+    TASKS,
+    _adopt,
+    "a function (model, *, n, n_heldout, seed, setting=default, ...) that gives a Task",
+    lambda kind: kind.defaults,
+    hint="Your own prompt pairs go into a .jsonl or .csv file.",
+)
 
 
 @bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
@@ -91,7 +110,7 @@ def load_task(
     """Build a task for a model.
 
     Args:
-        name_or_path: a name in `TASKS`, or a .jsonl or .csv file.
+        name_or_path: a name in `TASKS`, or of a task of another package, or a .jsonl or .csv file.
         model: the model, or anything with its name, tokenizer, d_vocab, d_vocab_out and n_ctx.
         n: train examples; None: 200, or half of a file.
         n_heldout: held-out examples; None: as many as `n`.
@@ -109,16 +128,16 @@ def load_task(
         BadTask: the examples cannot be used with this model.
     """
     name = str(name_or_path)
-    if name not in TASKS:
-        if Path(name).suffix.lower() not in (".jsonl", ".csv") and not Path(name).is_file():
-            raise UnknownName("task", name, TASKS, "Your own prompt pairs go into a .jsonl or .csv file.")
+    if name not in REGISTRY.names and (Path(name).suffix.lower() in (".jsonl", ".csv") or Path(name).is_file()):
         name, settings = "file", {"path": name, **settings}
-    kind = TASKS[name]
+    kind = REGISTRY.get(name)
     own = _with_defaults(name, settings, kind.settings)
     n = kind.n if n is None else n
     n_heldout = n if n_heldout is None else n_heldout
     with collect_notes() as notes:
         task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
+    if not isinstance(task, Task):
+        raise BadSetting(f"task '{name}' gave a {type(task).__name__}: it must give a Task")
     examples = (*task.train, *task.heldout)
     check_examples(examples, [f"task '{task.name}', example {index}" for index in range(len(examples))], model)
     made = {"n": len(task.train), "n_heldout": len(task.heldout), "seed": seed, **own}

@@ -22,7 +22,7 @@ from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.measured import need_choice
 from circuitdisc.tasks.model import TaskModel
-from circuitdisc.tasks.registry import TASKS
+from circuitdisc.tasks.registry import REGISTRY as TASKS
 
 POOL_SEED = 20_000_000
 N_POOL = 10_000
@@ -78,7 +78,7 @@ def draw_pool(model: TaskModel, task: Mapping[str, Any] | Task, n_pool: int | No
     name = str(settings.pop("name"))
     judged = load_task(name, model, **settings)
     own = {key: value for key, value in settings.items() if key not in ("n", "n_heldout", "seed")}
-    if TASKS.get(name) is None or TASKS[name].n is None:
+    if name not in TASKS.names or TASKS.get(name).n is None:
         default = load_task(name, model, **{**settings, "seed": 0})
         return _cut(judged, judged.train, {one.clean for one in (*judged.heldout, *default.heldout)}, n_pool)
     protected = {one.clean for one in (*judged.train, *judged.heldout, *_default_heldout(name, model, own))}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from circuitdisc.controls import NONE
-from circuitdisc.pages.wording import is_number, number
+from circuitdisc.wording import is_number, number
 
 ALPHA = 0.05
 """Above this p, chance is not ruled out."""

@@ -1,0 +1,175 @@
+"""Things of one kind by name, this package's own and those of other packages: algorithms, metrics, tasks, scores.
+
+Another package declares its own as an entry point, and nothing of it is imported before it is asked for or listed:
+
+    [project.entry-points."circuitdisc.metrics"]
+    my_metric = "my_package.metrics:my_metric"
+
+Source: the entry points of Python packages, https://packaging.python.org/en/latest/specifications/entry-points/.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Protocol, TypeVar
+
+from circuitdisc.errors import BadSetting, CircuitdiscError, UnknownName
+
+
+class Unfit(ValueError):
+    """What is wrong with an object that another package declares, as the end of a sentence: `is no function`."""
+
+
+class Named(Protocol):
+    """What a registry holds."""
+
+    @property
+    def summary(self) -> str:
+        """One line for `circuitdisc list`."""
+        ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """Everything of one kind that can be called by name.
+
+    Args:
+        kind: what one is called in messages, `algorithm`; the group of entry points is `circuitdisc.algorithms`.
+        own: those of this package.
+        adopt: makes one from the name and the object that another package declares; raises `Unfit` where that cannot be.
+        wanted: what such an object must be, in words.
+        defaults: an object's own settings with their defaults.
+        hint: what else may be given in place of a name.
+    """
+
+    kind: str
+    own: Mapping[str, T]
+    adopt: Callable[[str, Any], T]
+    wanted: str
+    defaults: Callable[[T], Mapping[str, Any]] = lambda _: {}
+    hint: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """This package's names, then those of others; nothing is imported."""
+        return list(dict.fromkeys([*self.own, *(entry.name for entry in self._entries())]))
+
+    def get(self, name: str) -> T:
+        """The object with this name, imported now if it is another package's.
+
+        Raises:
+            UnknownName: there is none; the message offers the nearest names.
+            BadSetting: two packages declare this name, or what is declared cannot be imported or used.
+        """
+        entries = [entry for entry in self._entries() if entry.name == name]
+        if name not in self.own and not entries:
+            raise UnknownName(self.kind, name, self.names, self.hint)
+        self._refuse_clash(name, [package_of(entry) for entry in entries])
+        return self.own[name] if name in self.own else self._load(entries[0])
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What a file in conf/ would hold: the name, and its own settings with their defaults.
+
+        Raises:
+            UnknownName, BadSetting: as `get`.
+        """
+        return {"name": name, **self.defaults(self.get(name))}
+
+    def versions(self, name: str) -> dict[str, str]:
+        """Package and version of what another package declares, on which results depend; none for this package's own."""
+        dists = [entry.dist for entry in self._entries() if entry.name == name and name not in self.own]
+        return {dist.name: dist.version for dist in dists if dist is not None}
+
+    def described(self) -> list[tuple[str, str]]:
+        """Name and summary of each; one that cannot be used says why."""
+        return [(name, self._described(name)) for name in self.names]
+
+    def _described(self, name: str) -> str:
+        try:
+            words = self.get(name).summary
+        except CircuitdiscError as error:
+            return f"cannot be used: {error}"
+        packages = [f"of package '{package_of(entry)}'" for entry in self._entries() if entry.name == name]
+        return f"{words} ({packages[0]})" if words and packages else words or packages[0]
+
+    def _entries(self) -> tuple[EntryPoint, ...]:
+        return _declared(f"circuitdisc.{self.kind}s", tuple(sys.path))
+
+    def _refuse_clash(self, name: str, packages: Sequence[str]) -> None:
+        thing = f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind} '{name}'"
+        if packages and name in self.own:
+            raise BadSetting(
+                f"package '{packages[0]}' declares {thing}, which is the name of one of circuitdisc's own: "
+                "rename its entry point, or uninstall that package"
+            )
+        if len(packages) > 1:
+            raise BadSetting(
+                f"packages {' and '.join(map(repr, packages))} both declare {thing}: "
+                "rename one entry point, or uninstall one package"
+            )
+
+    def _load(self, entry: EntryPoint) -> T:
+        where = f"{self.kind} '{entry.name}' of package '{package_of(entry)}' ({entry.value})"
+        try:
+            declared = entry.load()
+        except Exception as error:  # importing another package's code can fail in any way
+            words = " ".join(str(error).split())
+            raise BadSetting(
+                f"{where} cannot be imported ({type(error).__name__}: {words}): mend or uninstall that package"
+            ) from error
+        try:
+            return self.adopt(entry.name, declared)
+        except Unfit as problem:
+            raise BadSetting(f"{where} {problem}: it must be {self.wanted}") from problem
+
+
+def package_of(entry: EntryPoint) -> str:
+    """The name of the package that declares an entry point."""
+    return entry.dist.name if entry.dist is not None else "unknown"
+
+
+@lru_cache(maxsize=16)
+def _declared(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What installed packages declare; `path` is where Python looks for packages, so that a change of it counts."""
+    return tuple(entry_points(group=group))
+
+
+def check_function(function: object, arguments: Sequence[str], keywords: Sequence[str] = ()) -> str:
+    """Make sure that something can be called with these arguments, and has defaults for all others.
+
+    Args:
+        arguments: given by position.
+        keywords: given by name.
+
+    Returns:
+        The first line of its docstring.
+
+    Raises:
+        Unfit: it cannot.
+    """
+    if not callable(function):
+        raise Unfit("is no function")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise Unfit("has no signature that can be read") from None
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        keywords = ()
+    named = [one for one in parameters if one.name in keywords and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if missing := [name for name in keywords if name not in [one.name for one in named]]:
+        raise Unfit(f"does not take '{missing[0]}'")
+    rest = [one for one in parameters if one not in named]
+    first = [one for one in rest if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = [one for one in first if one.default is one.empty]
+    takes_any = any(one.kind is one.VAR_POSITIONAL for one in rest)
+    if len(needed) > len(arguments) or (len(first) < len(arguments) and not takes_any):
+        raise Unfit(f"takes {len(needed)} positional arguments")
+    if bare := [one.name for one in rest if one.kind is one.KEYWORD_ONLY and one.default is one.empty]:
+        raise Unfit(f"has no default for its setting '{bare[0]}'")
+    return (inspect.getdoc(function) or "").strip().partition("\n")[0]
