@@ -133,7 +133,7 @@ def _schema_of_dataclass(kind: Any, closed: bool) -> Any:
         for one in fields(kind)
     }
     table: Any = TypedDict(kind.__name__, keys)  # pyright: ignore[reportArgumentType] - made at run time
-    table.__pydantic_config__ = ConfigDict(extra="forbid" if closed else "ignore")
+    table.__pydantic_config__ = ConfigDict(extra="forbid" if closed and not getattr(kind, "OPEN", False) else "ignore")
     return Annotated[table, AfterValidator(lambda given: kind(**given))]
 
 
@@ -178,12 +178,14 @@ class ModelSection:
 
 @dataclass
 class AblationSection:
-    """Section `ablation`."""
+    """Section `ablation`; its other keys belong to the kind."""
 
     kind: str
     scope: str = "group"
     prompts: str = "clean"
     target: str = "output"
+
+    OPEN = True
 
 
 @dataclass

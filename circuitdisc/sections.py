@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from circuitdisc.ablation import get_ablation
 from circuitdisc.checks import SEED, check_values
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.memory import parse_memory
@@ -24,7 +25,7 @@ def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -
 
     Raises:
         BadSetting: a section or a value is of another kind, or out of bounds.
-        UnknownName: there is no such algorithm.
+        UnknownName: there is no such algorithm, or no such kind of ablation or setting of it.
     """
     validate(kind, config, "settings", error=BadSetting)
     if config.get("seed") is not None:
@@ -32,6 +33,8 @@ def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -
     if config.get("memory") is not None:
         parse_memory(config["memory"])
     check_values(score, config.get("scoring", {}))
+    if ablation := config.get("ablation"):
+        get_ablation(ablation)
     if task := config.get("task"):
         check_values(load_task, task)
         if task["name"] in TASKS.names:

@@ -82,7 +82,7 @@ def ablated(model: Model, program: SiitProgram, examples: list[Example], kind: s
     """What is left when edges are cut under one ablation: all but the true ones, and each one alone."""
     graph = model.graph
     true = truth_of(program, graph, (kind,)).edges(kind)
-    patching = Patching(model, Ablation(kind), examples)  # pyright: ignore[reportArgumentType]  (one of ABLATIONS)
+    patching = Patching(model, Ablation(kind), examples)
     (chunk,) = patching.chunks(examples)
     full = patching.circuit_logits(chunk, graph.edge_mask)
     right, wrong = chunk.labels.columns.unbind(1)

@@ -133,7 +133,7 @@ def test_an_ablation_from_its_kind_its_settings_or_itself():
     [
         ("rezample", r"unknown ablation kind 'rezample'. Did you mean resample\?"),
         ("median", r"unknown ablation kind 'median'. Did you mean mean\?"),
-        ("", r"unknown ablation kind ''. Known: mean, resample, zero, zero_folded\."),
+        ("", r"unknown ablation kind ''. Known: mean, optimal, resample, zero, zero_folded\."),
         ({"kind": "mean", "scop": "group"}, r"unknown ablation setting 'scop'. Did you mean scope\?"),
         ({"kind": "mean", "scope": "positions"}, r"unknown ablation scope 'positions'. Did you mean position\?"),
         ({"kind": "mean", "prompts": "corupted"}, r"unknown ablation prompts 'corupted'. Did you mean corrupted\?"),
@@ -153,6 +153,7 @@ def test_unknown_words_are_refused_with_the_nearest(ablation, says):
         (Ablation("resample"), "resample", True),
         (Ablation("mean"), "mean (per group and position)", False),
         (Ablation("mean", "position"), "mean (per position)", False),
+        (Ablation("optimal"), "optimal (learned constants, 50 steps of 0.1)", False),
         (Ablation("mean", "dataset", "corrupted"), "mean (over the data set, corrupted prompts)", True),
         (Ablation("zero", prompts="corrupted"), "zero", False),
         (Ablation("resample", target="pattern"), "resample of the attention pattern", True),

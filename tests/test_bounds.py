@@ -15,6 +15,7 @@ from models import model_of
 from tiny import word_model
 
 import circuitdisc as cd
+from circuitdisc.ablation.registry import ABLATIONS, get_kind
 from circuitdisc.checks import Bounds, Real, Whole, bounded, bounds_of, check_values, takes_none
 from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.engine.memory import parse_memory
@@ -32,9 +33,11 @@ OF_LOAD_TASK = {"n", "n_heldout", "seed"}
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Everything that takes settings from a user: the algorithms, the tasks, and what `import circuitdisc as cd` offers."""
+    """Everything that takes settings from a user: algorithms, ablations, tasks, and what `import circuitdisc as cd` offers."""
     for name, algorithm in ALGORITHMS.items():
         yield f"algorithm {name}", algorithm.function
+    for name in ABLATIONS:
+        yield f"ablation {name}", get_kind(name).function.__init__
     for name, kind in TASKS.items():
         yield f"task {name}", kind.build
     for name in cd.__all__:

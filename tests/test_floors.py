@@ -10,7 +10,8 @@ PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
     ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording"),
     ("graph", "metrics", "identity"),
-    ("circuit", "models", "tasks", "ablation"),
+    ("circuit", "models", "tasks"),
+    ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
     ("checkpoints", "pages", "sections", "bound"),

@@ -12,10 +12,10 @@ from reference import masked_run
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation.zero_folded import folded_values
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import ALGORITHMS
-from circuitdisc.engine.folded import folded_senders, folded_values
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
@@ -43,6 +43,13 @@ def fold(module):
 def values(model, ablation, task, masks):
     found = Patching(model, ablation, task.train).evaluate(task.train, masks, [METRIC])
     return {name: value[METRIC.name].numpy() for name, value in found.items()}
+
+
+def carried(model):
+    """What every sender carries when cut. [S, 1, 1, D]"""
+    examples = random_task(model, 1).train
+    (chunk,) = Patching(model, FOLDED, examples).chunks(examples)
+    return chunk.ablated
 
 
 def some_masks(graph):
@@ -103,14 +110,14 @@ def test_fast_runs_and_gradients_carry_the_constants(family):
 
 def test_without_value_biases_nothing_changes():
     model = model_of("llama")
-    assert not folded_senders(model).any()
+    assert not carried(model).any()
 
 
 def test_the_constants_are_what_heads_write_from_biases_alone():
     """Shift times W_V plus b_V, times W_O, head by head; every other sender carries 0."""
     module = toy("layer_norm_gated").double()
     model = cut_toy(module, name="toy")
-    constants = folded_senders(model)[:, 0, 0]
+    constants = carried(model)[:, 0, 0]
     for layer, block in enumerate(model.components.weights.layers):
         for head in range(model.graph.n_heads):
             assert block.norm_attention.shift is not None

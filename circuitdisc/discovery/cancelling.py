@@ -73,11 +73,7 @@ def cancelling_note(
         return None
     others = [one for one in usable if _sees(values, one)]
     what = "an edge is cut" if scored else "all that the search gave up is cut"
-    why = (
-        ": under mean ablation a metric that is linear in what is cut changes by 0 in the mean, by construction"
-        if ablation.kind == "mean"
-        else ""
-    )
+    why = f": {ablation.method.cancels}" if ablation.method.cancels else ""
     advice = f"metric={' or metric='.join(one.name for one in others)} sees it" if others else "try another ablation"
     return (
         f"Everything cancels: when {what}, {metric.name} changes by {size:.3g} on an example, up or down, and by {mean:.2g} in "

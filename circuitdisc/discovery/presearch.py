@@ -37,7 +37,7 @@ def corruption_notes(
     Returns:
         The warning as a note for the circuit's provenance; nothing if all is well.
     """
-    if ablation.kind != "resample" or any(example.corrupted is None for example in task.train):
+    if not ablation.method.empty_is_corrupted or any(example.corrupted is None for example in task.train):
         return ()  # without corrupted prompts the search refuses the task by itself
     clean, corrupted = clean_and_corrupted(model, task, metric, memory)
     gap = clean - corrupted

@@ -136,7 +136,7 @@ def discover(
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
-        versions=versions() | REGISTRY.versions(algorithm) | METRIC_REGISTRY.versions(measure.name),
+        versions=versions() | REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure.name),
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
@@ -153,14 +153,14 @@ def search_identity(
     settings: dict[str, Any],
 ) -> Identity:
     """What a search belongs to; the arguments are those of `discover`."""
-    measure = get_metric(metric, task.metric).name
+    ablation, measure = get_ablation(ablation), get_metric(metric, task.metric).name
     asked = {
         "algorithm": {"name": algorithm, **with_contents({**get_algorithm(algorithm).settings, **settings})},
-        "ablation": get_ablation(ablation).to_dict(),
+        "ablation": ablation.to_dict(),
         "metric": measure,
         "seed": seed,
     }
-    packages = REGISTRY.versions(algorithm) | METRIC_REGISTRY.versions(measure)
+    packages = REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure)
     return identity_of(model, {"train examples": task.train}, asked).with_packages(packages)
 
 

@@ -162,11 +162,11 @@ class MaskedRuns:
         piece = examples_in_piece(Shapes.of(self.cut, metric), self.graph, ablation, examples, batch, parse_memory(memory))
         patching = Patching(model, ablation, examples, memory=memory)
         self.cost = patching.cost
-        self.cost.model_runs += 2 if ablation.kind == "resample" else 1
+        self.cost.model_runs += 1 + ablation.method.runs_per_example
         self.batches: list[list[Chunk]] = []
         n_embed = int(self.graph.n_upstream[0])
         for first in range(0, len(examples), batch):
-            chunks = prepare(model, ablation, examples[first : first + batch], patching.means, piece)
+            chunks = prepare(model, ablation, examples[first : first + batch], patching.fitted, piece)
             # no other clean value is needed: let go of them
             self.batches.append([replace(chunk, clean=chunk.clean[:n_embed].clone()) for chunk in chunks])
 
@@ -221,7 +221,7 @@ def examples_in_piece(
     """
     spec, length = shapes.spec, max(len(example) for example in examples)
     n_readings = max(len(example.positions) for example in examples)
-    values = 0 if ablation.cuts_embedding_to_nothing else graph.n_senders
+    values = 0 if ablation.method.constant else graph.n_senders
     sums = 2 * spec.n_layers + 2  # of the ablated values before each place, and the embedding
     held = len(examples) * length * spec.d_model * shapes.itemsize * (values + sums)
     held += len(examples) * n_readings * spec.d_vocab_out * shapes.wide  # the full model's log-probabilities

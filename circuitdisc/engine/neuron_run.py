@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.ablation import Means
+from circuitdisc.ablation import Means, Scope
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import kept_heads_hooks, neuron_hooks
 from circuitdisc.engine.evaluate import Values, evaluate
@@ -76,17 +76,17 @@ class NeuronRuns:
         self.cut = components_of(patching.model, "looking at neurons")
         self.n_neurons = n_neurons(patching.model)
         ablation = patching.ablation
-        if reference is not None and (ablation.needs_corrupted or ablation.target == "pattern"):
+        if reference is not None and (not ablation.method.ablates_neurons or ablation.target == "pattern"):
             raise BadSetting(
                 f"neurons cannot be ablated by {ablation.label}: use ablation=zero, or ablation=mean over clean prompts"
             )
         self.means: dict[int, Means] = {}
-        if ablation.kind == "mean" and reference is not None:
-            self._fit_means(reference)
+        if ablation.method.averages is not None and reference is not None:
+            self._fit_means(reference, ablation.method.averages)
 
     @torch.no_grad()
-    def _fit_means(self, reference: Sequence[Example]) -> None:
-        self.means = {layer: Means(self.patching.ablation.scope) for layer in range(self.graph.n_layers)}
+    def _fit_means(self, reference: Sequence[Example], scope: Scope) -> None:
+        self.means = {layer: Means(scope) for layer in range(self.graph.n_layers)}
         for chunk in self.patching.chunks(reference):
             batch = chunk.batch
 

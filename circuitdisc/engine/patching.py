@@ -23,7 +23,7 @@ from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
-from circuitdisc.engine.prepared import fit_means, prepare
+from circuitdisc.engine.prepared import fit_ablation, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
@@ -63,7 +63,8 @@ class Patching:
     Args:
         model: the model.
         ablation: what cut edges carry.
-        reference: the examples that `mean` ablation averages over: the train split, also when held-out examples are scored.
+        reference: the examples that the ablation learns from, as `mean` averages over them: the train split, also when held-out
+            examples are scored.
         memory: budget for activations, as `8GiB`; examples and candidates are batched to fit.
         padding_side: `right` or `left`; the results do not depend on it.
 
@@ -85,18 +86,16 @@ class Patching:
         self.graph = model.graph
         self.budget = parse_memory(memory)
         self.cost = Cost()
-        self.means = None
-        if ablation.kind == "mean":
-            self.means = fit_means(model, ablation, reference, self._chunk_size(reference))
-            self.cost.model_runs += 1
+        chunk_size = self._chunk_size(reference) if reference else 1
+        self.fitted = fit_ablation(model, ablation, reference, chunk_size, self.cost)
 
     def _chunk_size(self, examples: Sequence[Example]) -> int:
         return examples_that_fit(self.model, self.budget // 2, max(len(example) for example in examples))
 
     def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The examples made ready, as many at a time as fit."""
-        self.cost.model_runs += 2 if self.ablation.kind == "resample" else 1
-        yield from prepare(self.model, self.ablation, examples, self.means, self._chunk_size(examples), self.padding_side)
+        self.cost.model_runs += 1 + self.ablation.method.runs_per_example
+        yield from prepare(self.model, self.ablation, examples, self.fitted, self._chunk_size(examples), self.padding_side)
 
     # --- whole circuits ----------------------------------------------------------------------------------------------
 

@@ -4,127 +4,89 @@ Shape letters: S senders, B examples, T positions, D residual width, N readings,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn import functional
 
-from circuitdisc.ablation import Ablation, Means
+from circuitdisc.ablation import Ablation
+from circuitdisc.ablation.base import Constants, Pattern, Site, Write
 from circuitdisc.engine.backends import full_run, runner
 from circuitdisc.engine.chunk import Chunk
-from circuitdisc.engine.folded import folded_senders
-from circuitdisc.engine.full_run import FullRun
-from circuitdisc.errors import BadSetting, BadTask
+from circuitdisc.engine.gradients.layers import heads_apart
+from circuitdisc.engine.source import Reference
 from circuitdisc.metrics import log_probabilities
 from circuitdisc.models.model import Model
-from circuitdisc.tasks.base import Example, PromptBatch, collate
+from circuitdisc.tasks.base import Example, PromptBatch
+
+SENDERS = "senders"
+"""The site of all senders."""
 
 
-class AblationTable(NamedTuple):
-    """The averages that `mean` ablation uses: of senders and, for `target=pattern`, of each layer's patterns."""
+@dataclass
+class SenderSource(Reference):
+    """Runs that keep what all senders write in one tensor [S, B, T, D].
 
-    senders: Means
-    patterns: dict[int, Means]
+    Args:
+        patterns: attention patterns are kept, too.
+    """
 
+    patterns: bool = False
 
-def fit_means(model: Model, ablation: Ablation, examples: Sequence[Example], chunk_size: int) -> AblationTable:
-    """Average what every sender writes (and attends to) over the examples."""
-    table = AblationTable(Means(ablation.scope), {})
-    wants_pattern = ablation.target == "pattern"
-    if wants_pattern and ablation.scope == "dataset":
-        raise BadSetting("an attention pattern has no average over positions: use ablation.scope=group or position")
-    longest = max(len(example) for example in examples)
-    for batch in _batches(model, examples, chunk_size):
-        tokens = ablating_tokens(ablation, batch)
-        run = full_run(model, tokens, batch.is_token, batch.position_ids, wants_pattern)
-        table.senders.add(run.senders, batch.position_ids, batch.is_token, batch.groups)
+    def run(self, tokens: Int[Tensor, "B T"], batch: PromptBatch, write: Write) -> None:
+        run = full_run(self.model, tokens, batch.is_token, batch.position_ids, self.patterns)
+        write(SENDERS, run.senders)
         for layer, pattern in run.patterns.items():
-            means = table.patterns.setdefault(layer, Means(ablation.scope))
-            wide = functional.pad(pattern, (0, longest - pattern.shape[-1]))  # as wide in every chunk
-            means.add(wide, batch.position_ids, batch.is_token, batch.groups)
-    return table
+            write(Pattern(layer), pattern)
+
+    @torch.no_grad()
+    def carry_constants(self, constants: Constants, write: Write) -> None:
+        graph = self.model.graph
+        assert graph.d_model is not None, "loaded models know their width"
+        carried = torch.zeros(graph.n_senders, 1, 1, graph.d_model, dtype=self.dtype, device=self.model.device)
+        if constants.embedding is not None:
+            carried[: len(constants.embedding), 0, 0] = constants.embedding
+        for layer, z in constants.z.items():
+            first = graph.sender_index[f"a{layer}.h0"]
+            outputs = heads_apart(fast_components(self.model, "this ablation"), layer, z[:, None], slice(None))
+            carried[first : first + graph.n_heads, 0] = outputs
+        for layer, out in constants.mlp.items():
+            carried[graph.sender_index[f"m{layer}"], 0, 0] = out
+        write(SENDERS, carried)
+
+
+def fit_ablation(model: Model, ablation: Ablation, examples: Sequence[Example], chunk_size: int, cost: Any) -> Any:
+    """What the ablation learns of the examples; None if it learns nothing."""
+    return ablation.method.fit(SenderSource(model, examples, chunk_size, cost, ablation.target == "pattern"))
 
 
 def prepare(
     model: Model,
     ablation: Ablation,
     examples: Sequence[Example],
-    means: AblationTable | None,
+    fitted: Any,
     chunk_size: int,
     padding_side: str = "right",
 ) -> Iterator[Chunk]:
-    """Run the model on clean (and, where needed, corrupted) prompts, chunk by chunk."""
-    for batch in _batches(model, examples, chunk_size, padding_side):
-        clean = full_run(model, batch.clean, batch.is_token, batch.position_ids)
-        other = None
-        if ablation.kind == "resample":
-            tokens = ablating_tokens(ablation, batch)
-            other = full_run(model, tokens, batch.is_token, batch.position_ids, ablation.target == "pattern")
-        ablated = _ablated_senders(model, clean, other, ablation, means, batch)
-        labels = replace(batch.labels, full_logprobs=log_probabilities(runner(model).full_logits(batch, clean)))
-        patterns = _ablated_patterns(other, ablation, means, batch, clean)
-        may_change = _may_change(model, ablation, batch)
-        yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
+    """Run the model on clean (and, where needed, corrupted) prompts, chunk by chunk.
 
-
-def _batches(model: Model, examples: Sequence[Example], chunk_size: int, padding_side: str = "right") -> Iterator[PromptBatch]:
-    for first in range(0, len(examples), chunk_size):
-        yield collate(examples[first : first + chunk_size], padding_side, model.device)
-
-
-def ablating_tokens(ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "B T"]:
-    """The prompts whose run, or whose average, cut edges carry.
-
-    Raises:
-        BadTask: corrupted prompts are needed, and the task has none.
+    Args:
+        fitted: what `fit_ablation` gave.
     """
-    if not ablation.needs_corrupted:
-        return batch.clean
-    if batch.corrupted is None:
-        raise BadTask(
-            f"ablation '{ablation.label}' needs a corrupted prompt for every example; this task has none. "
-            "Add them, or use ablation=mean or ablation=zero"
-        )
-    return batch.corrupted
-
-
-def _ablated_senders(
-    model: Model, clean: FullRun, other: FullRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch
-) -> Float[Tensor, "S B T D"]:
-    if other is not None:
-        return other.senders
-    if means is not None and ablation.kind == "mean":
-        return means.senders.values(batch.position_ids, batch.groups, clean.senders.dtype)
-    if ablation.kind == "zero_folded":
-        return folded_senders(model)
-    return clean.senders.new_zeros(clean.senders.shape[0], 1, 1, clean.senders.shape[-1])
-
-
-def _ablated_patterns(
-    other: FullRun | None, ablation: Ablation, means: AblationTable | None, batch: PromptBatch, clean: FullRun
-) -> dict[int, Tensor]:
-    if ablation.target == "output":
-        return {}
-    if other is not None:
-        return other.patterns
-    if means is None or ablation.kind == "zero":
-        return {}
-    length = batch.clean.shape[1]
-    found = {}
-    for layer, table in means.patterns.items():
-        pattern = table.values(batch.position_ids, batch.groups, clean.senders.dtype)
-        if pattern.shape[-1] < length:
-            raise BadTask(f"a prompt of {length} tokens is longer than any that the attention patterns were averaged over")
-        # column j of the average is the key's position in its own prompt
-        keys = batch.position_ids[None, :, None, :].expand(pattern.shape[0], -1, length, -1)
-        found[layer] = pattern.expand(-1, batch.n_examples, -1, -1).gather(-1, keys) * batch.is_token[None, :, None, :]
-    return found
+    source = SenderSource(model, examples, chunk_size, None, ablation.target == "pattern")
+    for batch in source.batches(padding_side):
+        clean = full_run(model, batch.clean, batch.is_token, batch.position_ids)
+        carried: dict[Site, Tensor] = {}
+        ablation.method.carry(fitted, source, batch, carried.__setitem__)
+        labels = replace(batch.labels, full_logprobs=log_probabilities(runner(model).full_logits(batch, clean)))
+        ablated, may_change = carried.pop(SENDERS), _may_change(model, ablation, batch)
+        patterns = {layer: carried[Pattern(layer)] for layer in range(model.graph.n_layers) if Pattern(layer) in carried}
+        yield Chunk(batch, clean.frame, clean.senders, ablated, labels, may_change, patterns)
 
 
 def _may_change(model: Model, ablation: Ablation, batch: PromptBatch) -> Bool[Tensor, "B T"]:
     """Where a cut can change anything: see `Chunk.may_change`."""
-    if ablation.kind != "resample" or batch.corrupted is None or not model.backend.causal:
-        return batch.is_token
-    return ((batch.clean != batch.corrupted) & batch.is_token).cumsum(1).gt(0) & batch.is_token
+    differs = ablation.method.differs(batch) if model.backend.causal else None
+    return batch.is_token if differs is None else (differs & batch.is_token).cumsum(1).gt(0) & batch.is_token

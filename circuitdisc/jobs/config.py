@@ -105,7 +105,7 @@ def _keys_of(group: str, option: str) -> list[str]:
     return own_keys(f"{group}/{option}") if option in options_of(group) else list(enter_outside(group, option))
 
 
-REGISTRIES = {"algorithm": "discovery.registry", "metric": "metrics", "task": "tasks.registry"}
+REGISTRIES = {"algorithm": "discovery.registry", "ablation": "ablation.registry", "metric": "metrics", "task": "tasks.registry"}
 """Groups to which other packages may add, and the modules that know what they declare."""
 
 

@@ -20,7 +20,7 @@ def _of(module: str) -> list[tuple[str, str]]:
 
 KINDS = {
     "models": _models,
-    **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "metric")},
+    **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "ablation", "metric")},
     "scores": partial(_of, "scoring.registry"),
 }
 

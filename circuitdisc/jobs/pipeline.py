@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.ablation.settings import SHARED
 from circuitdisc.bound import (
     KEY,
     at_home,
@@ -180,7 +181,9 @@ def read_circuit(run: Run) -> Circuit:
 
 
 def _merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with changes; another task's settings replace those of the run's own."""
+    """A section with changes; another task's settings, or another ablation's, replace those of the run's own."""
+    if changes.get("kind", section.get("kind")) != section.get("kind"):
+        section = {key: value for key, value in section.items() if key in SHARED}
     another = "n" in section and changes.get("name", section["name"]) != section["name"]
     return dict(changes) if another else {**section, **changes}
 

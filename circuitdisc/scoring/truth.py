@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from circuitdisc.ablation import Ablation, Kind, every_ablation, get_ablation
+from circuitdisc.ablation import Ablation, every_ablation, get_ablation
+from circuitdisc.ablation.registry import ABLATIONS
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.files import read_json, write_json
@@ -99,6 +100,6 @@ class Truth:
 
 def label_of(ablation: str | Ablation | Mapping[str, Any]) -> str:
     """The label of an ablation, its kind, its settings, or its label itself."""
-    if isinstance(ablation, str) and ablation in _LABELS - set(get_args(Kind)):
+    if isinstance(ablation, str) and ablation in _LABELS - set(ABLATIONS):
         return ablation
     return get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation).label

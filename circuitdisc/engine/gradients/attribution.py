@@ -20,10 +20,10 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.gradients.differences import (
     Differences,
+    PlaceSource,
     Recorder,
     differences,
     embed_rows,
-    fit_means_by_place,
     tokens_that_count,
 )
 from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_tokens
@@ -66,7 +66,7 @@ class Attribution:
     """One model under one ablation and one metric, ready to be attributed.
 
     Args:
-        examples: what scores are averaged over; also what `mean` ablation averages over.
+        examples: what scores are averaged over; also what the ablation learns from.
         gradient: where gradients will be taken.
         memory: budget for activations, as `8GiB`; examples are split to fit.
         name: of the algorithm, for messages and the progress bar.
@@ -95,12 +95,11 @@ class Attribution:
         self.cost = Cost()
         self.path_sum: PathSum | None = None
         self.gradient = gradient
-        scope = ablation.scope if ablation.kind == "mean" else None
-        self.chunk_size = examples_in_budget(Shapes.of(self.cut, metric), parse_memory(memory), examples, gradient, scope)
-        self.means = None
-        if ablation.kind == "mean":
-            self.means = fit_means_by_place(self.cut, self.graph, ablation, examples, self.chunk_size)
-            self.cost.model_runs += 1
+        self.chunk_size = examples_in_budget(
+            Shapes.of(self.cut, metric), parse_memory(memory), examples, gradient, ablation.method.averages
+        )
+        self.source = PlaceSource(model, examples, self.chunk_size, self.cost)
+        self.fitted = ablation.method.fit(self.source)
 
     def chunks(self, steps_per_chunk: int = 1) -> Iterator[AttributionChunk]:
         """The examples made ready, as many at a time as fit, with a progress bar.
@@ -109,7 +108,7 @@ class Attribution:
             steps_per_chunk: how often `self.bar` is moved on for each chunk, by the caller; 1 is moved on here.
         """
         n_chunks = -(-len(self.examples) // self.chunk_size)
-        self.cost.model_runs += 2 if self.ablation.kind == "resample" else 1
+        self.cost.model_runs += 1 + self.ablation.method.runs_per_example
         self.bar = progress_bar(n_chunks * steps_per_chunk, f"{self.name} on {self.model.name}", "step", self.progress)
         for first in range(0, len(self.examples), self.chunk_size):
             batch = collate(self.examples[first : first + self.chunk_size], device=self.cut.device)
@@ -133,7 +132,7 @@ class Attribution:
         residuals[graph.n_layers, HEADS] = clean.residual
         residuals[0, HEADS] = x
         full = log_probabilities(cut, clean.residual, batch) if self.metric.zero_at_full else None
-        found = differences(cut, graph, self.ablation, batch, record, self.means)
+        found = differences(self.source, self.ablation, batch, record, self.fitted)
         return AttributionChunk(batch, frame, found, clean, full, residuals)
 
     # --- gradients ---------------------------------------------------------------------------------------------------

@@ -11,23 +11,23 @@ Shape letters: S senders, E embedding senders, B examples, T positions, n tokens
 K head width, X width of what is kept (K for heads, D for all others).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitdisc.ablation import Ablation, Means
-from circuitdisc.engine.folded import folded_values
-from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, Place, SenderGroup, heads_apart, heads_sum
+from circuitdisc.ablation import Ablation
+from circuitdisc.ablation.base import Constants, Write
+from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, MLP, Place, SenderGroup, heads_apart, heads_sum, sender_groups
 from circuitdisc.engine.gradients.segments import SegmentedRun
-from circuitdisc.engine.prepared import ablating_tokens
+from circuitdisc.engine.source import Reference
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
-from circuitdisc.tasks.base import Example, PromptBatch, collate
+from circuitdisc.models.model import fast_components
+from circuitdisc.tasks.base import PromptBatch
 
-MeansByPlace = dict[Place, Means]
 _EMBEDDING: Place = (-1, EMBEDDING)
 
 
@@ -77,29 +77,45 @@ def tokens_that_count(cut: Components, ablation: Ablation, batch: PromptBatch) -
         is_read = torch.zeros_like(counts)
         is_read[batch.read_example, batch.read_position] = True
         counts &= is_read.flip(1).cumsum(1).flip(1) > 0  # this token or a later one is read
-        if ablation.kind == "resample" and batch.corrupted is not None:
-            counts &= (batch.clean != batch.corrupted).cumsum(1) > 0
+        differs = ablation.method.differs(batch)
+        if differs is not None:
+            counts &= differs.cumsum(1) > 0
     return counts.flatten().nonzero()[:, 0]
 
 
-def fit_means_by_place(
-    cut: Components, graph: ComputationGraph, ablation: Ablation, examples: Sequence[Example], chunk_size: int
-) -> MeansByPlace:
-    """Average what every sender writes (heads: before W_O) over the examples, in one run of the model."""
-    found: MeansByPlace = {}
-    for first in range(0, len(examples), chunk_size):
-        batch = collate(examples[first : first + chunk_size], device=cut.device)
+@dataclass
+class PlaceSource(Reference):
+    """Runs that write place by place, heads before W_O, so that no more than one place is held at a time.
 
-        def add(place: Place, values: Tensor, batch: PromptBatch = batch) -> None:
-            means = found.setdefault(place, Means(ablation.scope))
-            rows = values[:, 0] if values.dim() == 5 else values
-            means.add(rows, batch.position_ids, batch.is_token, batch.groups)
+    Args:
+        at_readings: the last MLP runs at the readings alone.
+    """
 
-        embedded = embed_rows(cut, graph, ablating_tokens(ablation, batch), batch)
-        add(_EMBEDDING, embedded)
-        frame = cut.frame(batch.is_token, batch.position_ids)
-        SegmentedRun(cut, graph, frame, embedded.sum(0)[None], gradients=False, uncut=True, write=add)
-    return found
+    at_readings: bool = False
+
+    def run(self, tokens: Int[Tensor, "B T"], batch: PromptBatch, write: Write) -> None:
+        cut, graph = fast_components(self.model, "attribution"), self.model.graph
+        embedded = embed_rows(cut, graph, tokens, batch)
+        write(_EMBEDDING, embedded)
+        SegmentedRun(
+            cut,
+            graph,
+            cut.frame(batch.is_token, batch.position_ids),
+            embedded.sum(0)[None],
+            gradients=False,
+            uncut=True,
+            read=batch.reads if self.at_readings else None,
+            write=lambda place, values: write(place, values[:, 0]),  # of the one row
+        )
+
+    def carry_constants(self, constants: Constants, write: Write) -> None:
+        spec = fast_components(self.model, "attribution").spec
+        for place, first, stop in sender_groups(self.model.graph):
+            layer, kind = place
+            width = spec.d_head if kind == HEADS else spec.d_model
+            values = torch.zeros(stop - first, width, dtype=self.dtype, device=self.model.device)
+            given = {EMBEDDING: constants.embedding, HEADS: constants.z.get(layer), MLP: constants.mlp.get(layer)}[kind]
+            write(place, (values if given is None else given.expand_as(values))[:, None, None])
 
 
 class Recorder:
@@ -114,46 +130,33 @@ class Recorder:
 
 
 class Subtracter(Recorder):
-    """Takes down an ablated run and subtracts the clean one, which it uses up."""
+    """Takes down what senders carry when cut and subtracts the clean run, which it uses up.
 
-    def __init__(self, clean: Recorder) -> None:
+    Args:
+        clean: the clean run.
+        shape: B and T.
+    """
+
+    def __init__(self, clean: Recorder, shape: torch.Size) -> None:
         super().__init__(clean.tokens)
-        self._clean = clean.values
+        self._clean, self._shape = clean.values, shape
 
     def __call__(self, place: Place, values: Float[Tensor, "s ... X"]) -> None:
-        super().__call__(place, values)
+        if values.shape[1:-1].numel() == 1:  # the same at every token: no copy for each
+            self.values[place] = self._clean.pop(place).neg_().add_(values[:, 0])
+            return
+        super().__call__(place, values.expand(-1, *self._shape, -1))
         self.values[place] -= self._clean.pop(place)
 
 
 @torch.no_grad()
-def differences(
-    cut: Components,
-    graph: ComputationGraph,
-    ablation: Ablation,
-    batch: PromptBatch,
-    clean: Recorder,
-    means: MeansByPlace | None,
-) -> Differences:
+def differences(source: PlaceSource, ablation: Ablation, batch: PromptBatch, clean: Recorder, fitted: Any) -> Differences:
     """Ablated minus clean for one batch. Under resample ablation this runs the model on the corrupted prompts.
 
     Args:
         clean: what the clean run wrote; used up.
+        fitted: what the ablation learnt.
     """
-    if ablation.kind == "resample":
-        subtract = Subtracter(clean)
-        embedded = embed_rows(cut, graph, ablating_tokens(ablation, batch), batch)
-        subtract(_EMBEDDING, embedded)
-        frame = cut.frame(batch.is_token, batch.position_ids)
-        SegmentedRun(cut, graph, frame, embedded.sum(0)[None], gradients=False, uncut=True, read=batch.reads, write=subtract)
-    elif means is not None:
-        subtract = Subtracter(clean)
-        for place, table in means.items():
-            average = table.values(batch.position_ids, batch.groups, cut.dtype)
-            subtract(place, average.expand(-1, *batch.clean.shape, -1))
-    else:
-        found = {place: values.neg_() for place, values in clean.values.items()}
-        if ablation.kind == "zero_folded":
-            for layer, constant in enumerate(folded_values(cut)):
-                found[layer, HEADS] += constant[:, None]
-        return Differences(cut, clean.tokens, found)
-    return Differences(cut, subtract.tokens, subtract.values)
+    subtract = Subtracter(clean, batch.clean.shape)
+    ablation.method.carry(fitted, replace(source, at_readings=True), batch, subtract)
+    return Differences(fast_components(source.model, "attribution"), subtract.tokens, subtract.values)

@@ -1,4 +1,4 @@
-"""Zero ablation after folding: what a head carries where the published figure zeroed it in a model with folded weights.
+"""`zero_folded`: what a head carries where the published figure zeroed it in a model with folded weights.
 
 TransformerLens can rewrite a model before it is used, without changing a logit: a norm's scale and shift go into the weights
 that read it (`fold_ln`), and what a head writes from its value biases goes into b_O (`fold_value_biases`). With x the normed
@@ -14,17 +14,41 @@ The other rewritings change nothing here. `center_writing_weights` takes from ea
 stream, which a layer norm takes away in any case (it is done in models with layer norms alone). `center_unembed` and the fold
 of the final norm change what reads the residual stream, not what is written to it.
 
-Shape letters: H heads, K head width, S senders, D residual width.
+Shape letters: H heads, K head width.
 """
 
-import torch
+from typing import TYPE_CHECKING, Any
+
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitdisc.engine.gradients.layers import heads_apart
+from circuitdisc.ablation.base import Constants, Source
+from circuitdisc.ablation.zero import Zero
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.components import Components
-from circuitdisc.models.model import Model, fast_components
+from circuitdisc.models.model import fast_components
+
+if TYPE_CHECKING:
+    from circuitdisc.ablation.settings import Ablation
+
+
+class ZeroFolded(Zero):
+    """Nothing is carried, as in a model with folded norms and value biases: a head keeps what it writes from biases alone."""
+
+    def __init__(self, ablation: "Ablation") -> None:
+        super().__init__(ablation)
+        if ablation.target == "pattern":
+            raise BadSetting(
+                "ablation zero_folded says what a head's output is when it is cut, and target=pattern cuts its attention "
+                "pattern: use kind=zero, or target=output"
+            )
+
+    @property
+    def label(self) -> str:
+        return "zero (norms and value biases folded)"
+
+    def constants(self, fitted: Any, source: Source) -> Constants:
+        return Constants(z=dict(enumerate(folded_values(fast_components(source.model, "ablation=zero_folded")))))
 
 
 def folded_values(cut: Components) -> list[Float[Tensor, "H K"]]:
@@ -47,18 +71,3 @@ def folded_values(cut: Components) -> list[Float[Tensor, "H K"]]:
             )
         found.append(constant.repeat_interleave(cut.spec.n_heads // cut.spec.n_kv_heads, 0))
     return found
-
-
-def folded_senders(model: Model) -> Float[Tensor, "S 1 1 D"]:
-    """What every sender carries when cut.
-
-    Raises:
-        BadSetting: the model runs by hooks, or a norm behind attention couples its heads.
-    """
-    cut, graph = fast_components(model, "ablation=zero_folded"), model.graph
-    carried = cut.weights.W_E.new_zeros(graph.n_senders, 1, 1, cut.spec.d_model)
-    with torch.no_grad():
-        for layer, constant in enumerate(folded_values(cut)):
-            first = graph.sender_index[f"a{layer}.h0"]
-            carried[first : first + graph.n_heads, 0] = heads_apart(cut, layer, constant[:, None], slice(None))
-    return carried
