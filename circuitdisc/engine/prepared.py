@@ -50,7 +50,7 @@ class SenderSource(Reference):
             carried[: len(constants.embedding), 0, 0] = constants.embedding
         for layer, z in constants.z.items():
             first = graph.sender_index[f"a{layer}.h0"]
-            outputs = heads_apart(fast_components(self.model, "this ablation"), layer, z[:, None], slice(None))
+            outputs = heads_apart(self.model.components, layer, z[:, None], slice(None))
             carried[first : first + graph.n_heads, 0] = outputs
         for layer, out in constants.mlp.items():
             carried[graph.sender_index[f"m{layer}"], 0, 0] = out
