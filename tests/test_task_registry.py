@@ -16,9 +16,9 @@ from circuitdisc.errors import BadTask, UnknownName
 from circuitdisc.metrics import get_metric
 from circuitdisc.tasks import TASKS, Example, Task, load_task
 from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import draw_examples
 from circuitdisc.tasks.encode import encode_examples, one_token_words
 from circuitdisc.tasks.follow import tokens_after
-from circuitdisc.tasks.library.drawn import draw_examples
 from circuitdisc.tasks.roles import role_names
 
 DRAWN = [name for name in TASKS if name != "file"]
