@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from circuitdisc.circuit import Circuit
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, Node
 
 ROUNDS = 2
 LISTED = 5000  # choices of edges that are gone through one by one
@@ -174,7 +174,7 @@ def _head_circuits(circuit: Circuit, n: int, generator: np.random.Generator) -> 
 
 def head_names_of(choice: Sets) -> list[str]:
     """Names of the heads of a choice whose strata are the layers."""
-    return [f"a{layer}.h{head}" for layer, heads in enumerate(choice) for head in heads]
+    return [Node("head", layer, head).name for layer, heads in enumerate(choice) for head in heads]
 
 
 # --- edge circuits --------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _strata(graph: ComputationGraph) -> _Strata:
     senders = [of_senders.setdefault((node.kind, node.layer), len(of_senders)) for node in graph.senders]
     receivers = [of_receivers.setdefault((one.kind, one.node.layer), len(of_receivers)) for one in graph.receivers]
     nodes = [graph.sender_index.get(one.node.name, graph.n_senders) for one in graph.receivers]
-    names = [[f"a{layer}.h{head}" for head in range(graph.n_heads)] for layer in range(graph.n_layers)]
+    names = np.array(list(graph.heads)).reshape(graph.n_layers, graph.n_heads).tolist()
     heads_sender = np.array([[graph.sender_index[name] for name in row] for row in names], dtype=int)
     rows = [[[graph.receiver_index[f"{name}<{qkv}>"] for name in row] for row in names] for qkv in "qkv"]
     return _Strata(np.array(senders), np.array(receivers), np.array(nodes), heads_sender, np.array(rows, dtype=int))

@@ -26,7 +26,6 @@ from transformers import TrainerCallback
 
 from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadModel, BadSetting
-from circuitdisc.heads.base import head_names
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import find_translator
 from circuitdisc.models.model import Model
@@ -106,7 +105,7 @@ def shared_heads(model: Model, heads: Bool[np.ndarray, "L H"]) -> list[str]:
     size = model.cut.spec.n_heads // model.cut.spec.n_kv_heads if isinstance(model.cut, Components) else 1
     groups = heads.reshape(heads.shape[0], -1, size).any(-1, keepdims=True)
     changed = np.broadcast_to(groups, (heads.shape[0], heads.shape[1] // size, size)).reshape(heads.shape)
-    names = head_names(model.graph)
+    names = list(model.graph.heads)
     return [names[at] for at in np.flatnonzero((changed & ~heads).ravel())]
 
 
