@@ -11,7 +11,7 @@ A task's file says how one example is drawn, and `drawn_task` makes its builder 
 """
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -122,11 +122,17 @@ def drawn_task(
 
 
 def deal(
-    task: str, examples: Sequence[Example], n: int, n_heldout: int, *, metric: str = "logit_diff", **settings: object
+    task: str,
+    examples: Sequence[Example],
+    n: int,
+    n_heldout: int,
+    *,
+    metric: str = "logit_diff",
+    settings: Mapping[str, object] | None = None,
 ) -> Task:
     """A task of examples that were drawn, of which the first are held out; its settings are the sizes and these."""
     split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task(task, split.train, split.heldout, metric, {"n": n, "n_heldout": n_heldout, **settings})
+    return Task(task, split.train, split.heldout, metric, {"n": n, "n_heldout": n_heldout, **(settings or {})})
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:

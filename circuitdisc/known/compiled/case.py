@@ -83,7 +83,7 @@ def build(
     program = PROGRAMS[name](**_check_sizes(name, sizes))
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.draw(rng), n + n_heldout, name)
-    task = deal(f"compiled/{name}", examples, n, n_heldout, seed=seed, **sizes)
+    task = deal(f"compiled/{name}", examples, n, n_heldout, settings={"seed": seed, **sizes})
     toy = program.plan.compile(rotate, distractors, seed)
     graph = cut_toy(toy, split_embeddings=split_embeddings).graph
     truth = true_edges(toy, graph, task.train)

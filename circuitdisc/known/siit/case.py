@@ -94,7 +94,7 @@ def load(
         raise UnknownName("dtype", dtype, DTYPES)
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.pair(rng), n + n_heldout, f"siit/{name}")
-    task = deal(f"siit/{name}", examples, n, n_heldout, seed=seed)
+    task = deal(f"siit/{name}", examples, n, n_heldout, settings={"seed": seed})
     model = read_model(f"siit/{name}", dtype=dtype, split_embeddings=split_embeddings)
     return SiitCase(model, task, truth_of(program, model.graph, ablations_of(name)), program)
 

@@ -5,6 +5,7 @@ Shape letters: B prompts, T positions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from circuitdisc.models.toy import ToyConfig
 from circuitdisc.tasks.base import Example
 
 BOS = 0  # the first token of prompts that have one
+BOTH_WAYS = {"normalization_type": "LN", "attention_dir": "bidirectional"}  # of cases whose heads look both ways
 HELD_OUT = 5  # one prompt in so many is never trained on
 
 
@@ -89,6 +91,16 @@ class SiitProgram:
                 answers_of, wrong_of = (tuple((row[p],) for p in positions) for row in (right, wrong))
                 found.append(Example(rows[index], rows[index + 1], positions, answers_of, wrong_of))
         return found
+
+
+def small(d_vocab: int, n_ctx: int, **more: Any) -> ToyConfig:
+    """The shape that all trained cases share, two layers of four heads, and what is a case's own."""
+    return ToyConfig(n_layers=2, n_heads=4, d_vocab=d_vocab, n_ctx=n_ctx, act_fn="gelu_new", **more)
+
+
+def with_bos(words: Int[np.ndarray, "n T1"]) -> Int[np.ndarray, "n T"]:
+    """Prompts that begin with BOS."""
+    return np.concatenate([np.full((len(words), 1), BOS), words], axis=1)
 
 
 def held_out(prompts: Int[np.ndarray, "n T"]) -> Bool[np.ndarray, "n"]:
