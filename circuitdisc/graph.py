@@ -133,12 +133,12 @@ class ComputationGraph:
     @cached_property
     def receivers(self) -> tuple[Receiver, ...]:
         """Receivers in topological order: per block all q, all k, all v, the MLP; then `logits`. Length R."""
-        found: list[Receiver] = []
+        receivers: list[Receiver] = []
         for layer in range(self.n_layers):
-            found += [Receiver(Node("head", layer, head), qkv) for qkv in ("q", "k", "v") for head in range(self.n_heads)]
+            receivers += [Receiver(Node("head", layer, head), qkv) for qkv in ("q", "k", "v") for head in range(self.n_heads)]
             if self.has_mlp:
-                found.append(Receiver(Node("mlp", layer)))
-        return (*found, Receiver(Node("logits")))
+                receivers.append(Receiver(Node("mlp", layer)))
+        return (*receivers, Receiver(Node("logits")))
 
     @cached_property
     def n_upstream(self) -> Int[np.ndarray, "R"]:
@@ -189,19 +189,19 @@ class ComputationGraph:
     @cached_property
     def node_receivers(self) -> dict[str, tuple[int, ...]]:
         """The receivers that feed each node (three for a head, one for an MLP or `logits`, none for an embedding)."""
-        found: dict[str, list[int]] = {node.name: [] for node in (*self.senders, Node("logits"))}
+        feeding: dict[str, list[int]] = {node.name: [] for node in (*self.senders, Node("logits"))}
         for index, receiver in enumerate(self.receivers):
-            found[receiver.node.name].append(index)
-        return {name: tuple(indices) for name, indices in found.items()}
+            feeding[receiver.node.name].append(index)
+        return {name: tuple(indices) for name, indices in feeding.items()}
 
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Receivers at the same place in the residual stream, in topological order: a block's q, k, v; its MLP; `logits`."""
-        found: dict[tuple[int, bool], list[int]] = {}
+        places: dict[tuple[int, bool], list[int]] = {}
         for index, receiver in enumerate(self.receivers):
             layer = self.n_layers if receiver.kind == "logits" else receiver.node.layer
-            found.setdefault((layer, receiver.kind == "mlp"), []).append(index)
-        return tuple(tuple(group) for group in found.values())
+            places.setdefault((layer, receiver.kind == "mlp"), []).append(index)
+        return tuple(tuple(group) for group in places.values())
 
     def edge(self, receiver: int, sender: int) -> Edge:
         """The edge at row `receiver`, column `sender` of an edge mask."""

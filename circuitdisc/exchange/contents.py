@@ -155,11 +155,11 @@ def _flat(value: Any) -> list[Any]:
     """The numbers of a list of lists (EAP-IG writes all heads of a layer at each of them)."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return []
-    return [one for row in value for one in (row if isinstance(row, Sequence) and not isinstance(row, str) else [row])]
+    return [item for row in value for item in (row if isinstance(row, Sequence) and not isinstance(row, str) else [row])]
 
 
 def _any_number(value: Any) -> bool:
-    return any(isinstance(one, int) or (isinstance(one, float) and not np.isnan(one)) for one in _flat(value))
+    return any(isinstance(item, int) or (isinstance(item, float) and not np.isnan(item)) for item in _flat(value))
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def proportion(length: int = 6, n_tokens: int = 4) -> Program:
     require(length >= 2, f"length={length} is too short for compiled program 'proportion': give at least 2")
     require(n_tokens >= 2, f"n_tokens={n_tokens} is too few: give at least 2")
     fractions = sorted({Fraction(k, n) for n in range(1, length + 1) for k in range(n + 1)})
-    f = torch.tensor([float(one) for one in fractions], dtype=torch.float64)
+    f = torch.tensor([float(fraction) for fraction in fractions], dtype=torch.float64)
 
     def answer(prompt: Sequence[int], position: int) -> int:
         return fractions.index(Fraction(prompt[: position + 1].count(MARKED), position + 1))

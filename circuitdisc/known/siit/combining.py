@@ -51,9 +51,9 @@ def modular_sum() -> SiitProgram:
 
     def digit_at(place: int) -> Variable:
         def fetch(q: Tensor, k: Tensor, v: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-            found = (v[:, place : place + 1] - 1).repeat(1, v.shape[1])
-            found[:, :place] = UNDEFINED  # not to be seen from there
-            return found
+            digit = (v[:, place : place + 1] - 1).repeat(1, v.shape[1])
+            digit[:, :place] = UNDEFINED  # not to be seen from there
+            return digit
 
         reads = {"q": "positions", "k": "positions", "v": "tokens"}
         return Variable({1: "first", 2: "second"}[place], reads, fetch)

@@ -77,12 +77,12 @@ def true_edges(program: SiitProgram, *, split_embeddings: bool = False) -> tuple
         if split_embeddings
         else dict.fromkeys(("tokens", "positions"), "input")
     )
-    found = []
+    edges = []
     for parent, child, slot in program.causal.edges:
         node = homes.get(child, "logits")
         receiver = f"{node}<{slot}>" if Node.parse(node).kind == "head" else node
-        found.append(TrueEdge(parent, child, slot, f"{homes[parent]}->{receiver}"))
-    return tuple(found)
+        edges.append(TrueEdge(parent, child, slot, f"{homes[parent]}->{receiver}"))
+    return tuple(edges)
 
 
 def truth_of(program: SiitProgram, graph: ComputationGraph, ablations: tuple[str, ...]) -> SiitTruth:

@@ -85,7 +85,7 @@ def _starts(endings: Sequence[str]) -> list[str]:
 
 def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
     """For each century that can be used the endings that are one token after it."""
-    found: dict[str, tuple[str, ...]] = {}
+    usable: dict[str, tuple[str, ...]] = {}
     for century in CENTURIES:
         after = tokens_after(f"year {century}", ENDINGS, tokenizer)
         whole = tokens_after("year", [f" {century}"], tokenizer)[0]
@@ -93,8 +93,8 @@ def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]
             continue
         kept = tuple(ending for ending, ids in zip(ENDINGS, after, strict=True) if ids is not None and len(ids) == 1)
         if CORRUPTED_START in kept and _starts(kept):
-            found[century] = kept
-    if not found:
+            usable[century] = kept
+    if not usable:
         ids = tokens_after("year", [" 1732"], tokenizer)[0]
         pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids) if ids else "a word it does not know"
         raise BadTask(
@@ -102,9 +102,9 @@ def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]
             f"{pieces}: choose a model whose tokenizer joins two digits, as GPT-2's does, or another task"
         )
     total = len(CENTURIES) * len(ENDINGS)
-    if (kept_in_all := sum(map(len, found.values()))) < total:
+    if (kept_in_all := sum(map(len, usable.values()))) < total:
         note(
             f"task 'greater_than': {total - kept_in_all} of {total} years are not two tokens of two digits for this model's "
             "tokenizer and are left out"
         )
-    return found
+    return usable
