@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_json, write_json
-from circuitdisc.graph import ComputationGraph, Edge
+from circuitdisc.graph import ComputationGraph, Edge, heads_where
 from circuitdisc.identity import Identity
 from circuitdisc.schemas import AblationSection, check_format, validate
 
@@ -107,8 +107,7 @@ class Circuit:
         """The head circuit that keeps these heads (`a3.h1`), and every embedding and MLP, with all edges among them."""
         kept = {index for index, node in enumerate(graph.senders) if node.kind != "head"}
         for name in heads:
-            if name not in graph.sender_index or not name.startswith("a"):
-                raise GraphMismatch(f"'{name}' is not a head of this graph ({graph.describe()})")
+            graph.parse_head(name)
             kept.add(graph.sender_index[name])
         mask = graph.edge_mask.copy()
         for sender, node in enumerate(graph.senders):
@@ -126,10 +125,7 @@ class Circuit:
         """
         always = {node.name for node in graph.senders if node.kind not in ("head", "mlp")} | {"logits"}
         kept = always | {node.name for node in graph.senders if keep_mlps and node.kind == "mlp"}
-        for name in names:
-            if name not in graph.node_receivers:
-                raise GraphMismatch(f"'{name}' is not a node of this graph ({graph.describe()}), such as a0.h1 or logits")
-            kept.add(name)
+        kept |= {graph.parse_node(name).name for name in names}
         senders = np.array([node.name in kept for node in graph.senders], dtype=bool)
         receivers = np.array([receiver.node.name in kept for receiver in graph.receivers], dtype=bool)
         return cls(graph, graph.edge_mask & receivers[:, None] & senders[None, :])
@@ -169,8 +165,7 @@ class Circuit:
 
     def heads(self) -> list[str]:
         """Names of the attention heads whose output a kept edge carries."""
-        kept = np.flatnonzero(self.mask.any(axis=0))
-        return [self.graph.senders[sender].name for sender in kept if self.graph.senders[sender].kind == "head"]
+        return heads_where(kept_heads(self.graph, self.mask))
 
     # --- set algebra ------------------------------------------------------------------------------------------------
 
@@ -258,8 +253,7 @@ class Circuit:
         """
         simple = nx.DiGraph(self.to_networkx())
         for name in (source, target):
-            if name not in self.graph.node_receivers:
-                raise GraphMismatch(f"'{name}' is not a node of this graph ({self.graph.describe()})")
+            self.graph.parse_node(name)
         if source not in simple or target not in simple:
             return iter(())
         return iter(sorted(nx.all_simple_paths(simple, source, target, cutoff=limit), key=len))
@@ -310,7 +304,7 @@ class Circuit:
             validate(AblationSection, given.provenance.ablation, "not a circuit: its provenance's ablation")
         Identity.from_dict(given.provenance.identity)  # raises if there is something else in its place
         for name in (head for heads in given.groups.values() for head in heads):
-            if name not in given.graph.sender_index or not name.startswith("a"):
+            if name not in given.graph.heads:
                 raise GraphMismatch(f"'{name}' in its groups is not a head of this graph ({given.graph.describe()})")
         return replace(circuit, provenance=given.provenance, granularity=given.granularity, groups=given.groups)
 
@@ -347,12 +341,8 @@ class _CircuitFile:
 
 def kept_heads(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "L H"]:
     """Which heads a circuit keeps: those whose output at least one edge carries."""
-    kept = np.zeros((graph.n_layers, graph.n_heads), dtype=bool)
-    for sender in np.flatnonzero(mask.any(axis=0)):
-        node = graph.senders[sender]
-        if node.kind == "head":
-            kept[node.layer, node.head] = True
-    return kept
+    senders = [graph.sender_index[name] for name in graph.heads]
+    return mask[:, senders].any(axis=0).reshape(graph.n_layers, graph.n_heads)
 
 
 def live_senders(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "S"]:

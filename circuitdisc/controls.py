@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from circuitdisc.circuit import Circuit
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, Node
 
 ROUNDS = 2
 LISTED = 5000  # choices of edges that are gone through one by one
@@ -126,11 +126,11 @@ def different_sets(
     n_choices = math.prod(math.comb(size, count) for size, count in zip(sizes, counts, strict=True))
     if n_choices <= LISTED:
         every = product(*(combinations(range(size), count) for size, count in zip(sizes, counts, strict=True)))
-        rest = [one for one in every if one not in other_than]
+        rest = [choice for choice in every if choice not in other_than]
         return [rest[at] for at in generator.choice(len(rest), min(n, len(rest)), replace=False)] if rest else []
-    seen, found = set(other_than), []
+    seen, sets = set(other_than), []
     for _ in range(_TRIES * n):
-        if len(found) == n:
+        if len(sets) == n:
             break
         drawn = tuple(
             tuple(sorted(generator.choice(size, count, replace=False).tolist()))
@@ -138,8 +138,8 @@ def different_sets(
         )
         if drawn not in seen:
             seen.add(drawn)
-            found.append(drawn)
-    return found
+            sets.append(drawn)
+    return sets
 
 
 def relabelled(circuit: Circuit, places: Int[np.ndarray, "L H"]) -> Circuit:
@@ -174,7 +174,7 @@ def _head_circuits(circuit: Circuit, n: int, generator: np.random.Generator) -> 
 
 def head_names_of(choice: Sets) -> list[str]:
     """Names of the heads of a choice whose strata are the layers."""
-    return [f"a{layer}.h{head}" for layer, heads in enumerate(choice) for head in heads]
+    return [Node("head", layer, head).name for layer, heads in enumerate(choice) for head in heads]
 
 
 # --- edge circuits --------------------------------------------------------------------------------------------------------
@@ -213,9 +213,11 @@ def _strata(graph: ComputationGraph) -> _Strata:
     of_senders: dict[object, int] = {}
     of_receivers: dict[object, int] = {}
     senders = [of_senders.setdefault((node.kind, node.layer), len(of_senders)) for node in graph.senders]
-    receivers = [of_receivers.setdefault((one.kind, one.node.layer), len(of_receivers)) for one in graph.receivers]
-    nodes = [graph.sender_index.get(one.node.name, graph.n_senders) for one in graph.receivers]
-    names = [[f"a{layer}.h{head}" for head in range(graph.n_heads)] for layer in range(graph.n_layers)]
+    receivers = [
+        of_receivers.setdefault((receiver.kind, receiver.node.layer), len(of_receivers)) for receiver in graph.receivers
+    ]
+    nodes = [graph.sender_index.get(receiver.node.name, graph.n_senders) for receiver in graph.receivers]
+    names = np.array(list(graph.heads)).reshape(graph.n_layers, graph.n_heads).tolist()
     heads_sender = np.array([[graph.sender_index[name] for name in row] for row in names], dtype=int)
     rows = [[[graph.receiver_index[f"{name}<{qkv}>"] for name in row] for row in names] for qkv in "qkv"]
     return _Strata(np.array(senders), np.array(receivers), np.array(nodes), heads_sender, np.array(rows, dtype=int))
@@ -340,7 +342,7 @@ def _all_matched(live: Circuit) -> list[Bool[np.ndarray, "R S"]]:
         for at, count in enumerate(counts.tolist())
         if count
     ]
-    every, own, found = product(*choices), _heads_in_layers(graph, live.mask), []
+    every, own, matched = product(*choices), _heads_in_layers(graph, live.mask), []
     while some := list(islice(every, max(1, _AT_ONCE // live.mask.size))):
         masks = np.zeros((len(some), live.mask.size), dtype=bool)
         for mask, parts in zip(masks, some, strict=True):
@@ -348,8 +350,8 @@ def _all_matched(live: Circuit) -> list[Bool[np.ndarray, "R S"]]:
         masks = masks.reshape(len(some), *live.mask.shape)
         for mask in masks[_all_live(graph, masks)]:
             if (_heads_in_layers(graph, mask) == own).all() and (mask != live.mask).any():
-                found.append(mask.copy())
-    return found
+                matched.append(mask.copy())
+    return matched
 
 
 def _all_live(graph: ComputationGraph, masks: Bool[np.ndarray, "N R S"]) -> Bool[np.ndarray, "N"]:

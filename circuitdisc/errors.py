@@ -36,6 +36,11 @@ def tidy(text: str, most: int = MOST_CHARACTERS) -> str:
     )
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that are like this one."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) if len(name) <= MOST_IN_A_WORD else []
+
+
 class CircuitdiscError(Exception):
     """The base of all errors that the command line shows as one sentence, with exit status 2."""
 
@@ -52,7 +57,7 @@ class UnknownName(CircuitdiscError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str], hint: str = "") -> None:
         known, name = sorted(known), str(name)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) if len(name) <= MOST_IN_A_WORD else []
+        near = nearest(name, known)
         more = ["..."] if len(known) > MOST_NAMES else []
         offer = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known[:MOST_NAMES] + more) or 'none'}."
         super().__init__(f"unknown {kind} '{shorten(name, 80)}'. {offer}{' ' + hint if hint else ''}")

@@ -8,14 +8,15 @@ Names are those of EAP-IG and of the MIB benchmark: nodes `input`, `a9.h6`, `m2`
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from circuitdisc.errors import GraphMismatch, shown
+from circuitdisc.errors import GraphMismatch, nearest, shown
 
 NodeKind = Literal["input", "tok_embed", "pos_embed", "head", "mlp", "logits"]
 QKV = Literal["q", "k", "v"]
@@ -23,7 +24,7 @@ QKV = Literal["q", "k", "v"]
 MOST_PLACES = 2**27
 """Receivers x senders of the largest graph: some masks of it, of a byte a place, stay below 1 GiB."""
 
-_RECEIVER_NAME = re.compile(r"(?P<node>[^<>]+?)(<(?P<qkv>[qkv])>)?")
+_NODE = re.compile(r"a(?P<layer>[0-9]{1,9})\.h(?P<head>[0-9]{1,9})|m(?P<mlp>[0-9]{1,9})|input|tok_embed|pos_embed|logits")
 
 
 class Node(NamedTuple):
@@ -40,6 +41,20 @@ class Node(NamedTuple):
         if self.kind == "mlp":
             return f"m{self.layer}"
         return self.kind
+
+    @classmethod
+    def parse(cls, name: str) -> "Node":
+        """The node with this name, in whatever graph; where there is a graph, ask it (`parse_node`, `parse_head`).
+
+        Raises:
+            GraphMismatch: nodes are not written like this.
+        """
+        match = _NODE.fullmatch(name)
+        if match is None:
+            raise GraphMismatch(f"{shown(name)} is not a node; nodes are written like input, a0.h0, m0 and logits")
+        if match["head"] is not None:
+            return cls("head", int(match["layer"]), int(match["head"]))
+        return cls("mlp", int(match["mlp"])) if match["mlp"] is not None else cls(cast(NodeKind, name))
 
 
 class Receiver(NamedTuple):
@@ -118,12 +133,12 @@ class ComputationGraph:
     @cached_property
     def receivers(self) -> tuple[Receiver, ...]:
         """Receivers in topological order: per block all q, all k, all v, the MLP; then `logits`. Length R."""
-        found: list[Receiver] = []
+        receivers: list[Receiver] = []
         for layer in range(self.n_layers):
-            found += [Receiver(Node("head", layer, head), qkv) for qkv in ("q", "k", "v") for head in range(self.n_heads)]
+            receivers += [Receiver(Node("head", layer, head), qkv) for qkv in ("q", "k", "v") for head in range(self.n_heads)]
             if self.has_mlp:
-                found.append(Receiver(Node("mlp", layer)))
-        return (*found, Receiver(Node("logits")))
+                receivers.append(Receiver(Node("mlp", layer)))
+        return (*receivers, Receiver(Node("logits")))
 
     @cached_property
     def n_upstream(self) -> Int[np.ndarray, "R"]:
@@ -167,21 +182,26 @@ class ComputationGraph:
         return {receiver.name: index for index, receiver in enumerate(self.receivers)}
 
     @cached_property
+    def heads(self) -> dict[str, tuple[int, int]]:
+        """Name of each head, layer by layer -> its layer and number."""
+        return {node.name: (node.layer, node.head) for node in self.senders if node.kind == "head"}
+
+    @cached_property
     def node_receivers(self) -> dict[str, tuple[int, ...]]:
         """The receivers that feed each node (three for a head, one for an MLP or `logits`, none for an embedding)."""
-        found: dict[str, list[int]] = {node.name: [] for node in (*self.senders, Node("logits"))}
+        feeding: dict[str, list[int]] = {node.name: [] for node in (*self.senders, Node("logits"))}
         for index, receiver in enumerate(self.receivers):
-            found[receiver.node.name].append(index)
-        return {name: tuple(indices) for name, indices in found.items()}
+            feeding[receiver.node.name].append(index)
+        return {name: tuple(indices) for name, indices in feeding.items()}
 
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Receivers at the same place in the residual stream, in topological order: a block's q, k, v; its MLP; `logits`."""
-        found: dict[tuple[int, bool], list[int]] = {}
+        places: dict[tuple[int, bool], list[int]] = {}
         for index, receiver in enumerate(self.receivers):
             layer = self.n_layers if receiver.kind == "logits" else receiver.node.layer
-            found.setdefault((layer, receiver.kind == "mlp"), []).append(index)
-        return tuple(tuple(group) for group in found.values())
+            places.setdefault((layer, receiver.kind == "mlp"), []).append(index)
+        return tuple(tuple(group) for group in places.values())
 
     def edge(self, receiver: int, sender: int) -> Edge:
         """The edge at row `receiver`, column `sender` of an edge mask."""
@@ -196,14 +216,40 @@ class ComputationGraph:
         Raises:
             GraphMismatch: the name is not an edge of this graph.
         """
-        sender_name, arrow, receiver_name = name.partition("->")
-        match = _RECEIVER_NAME.fullmatch(receiver_name)
+        sender_name, _, receiver_name = name.partition("->")
         sender, receiver = self.sender_index.get(sender_name), self.receiver_index.get(receiver_name)
-        if not arrow or match is None or sender is None or receiver is None or not self.edge_mask[receiver, sender]:
+        if sender is None or receiver is None or not self.edge_mask[receiver, sender]:
             raise GraphMismatch(
                 f"'{name}' is not an edge of this graph ({self.describe()}); edges are written like input->a0.h0<q>"
             )
         return receiver, sender
+
+    def parse_head(self, name: object) -> tuple[int, int]:
+        """Layer and number of a head such as `a7.h0`.
+
+        Raises:
+            GraphMismatch: it is not a head of this graph; the nearest ones are named.
+        """
+        if str(name) not in self.heads:
+            raise self._unknown(str(name), "head", self.heads, "a0.h0")
+        return self.heads[str(name)]
+
+    def parse_node(self, name: object) -> Node:
+        """The node with this name: a sender, or `logits`.
+
+        Raises:
+            GraphMismatch: it is not a node of this graph; the nearest ones are named.
+        """
+        if str(name) not in self.node_receivers:
+            raise self._unknown(str(name), "node", self.node_receivers, "input, a0.h0, m0 and logits")
+        return Node.parse(str(name))
+
+    def _unknown(self, name: str, kind: str, known: Iterable[str], written: str) -> GraphMismatch:
+        near = nearest(name, known)
+        offer = f". Did you mean {' or '.join(near)}?" if near else ""
+        return GraphMismatch(
+            f"{shown(name)} is not a {kind} of this graph ({self.describe()}); {kind}s are written like {written}{offer}"
+        )
 
     def describe(self) -> str:
         """The graph in a few words, for messages."""
@@ -223,3 +269,8 @@ class ComputationGraph:
             "split_embeddings": self.split_embeddings,
             **width,
         }
+
+
+def heads_where(mask: Bool[np.ndarray, "L H"]) -> list[str]:
+    """Names of the heads at which a mask of layers and heads is True, layer by layer."""
+    return [Node("head", layer, head).name for layer, head in np.argwhere(mask).tolist()]

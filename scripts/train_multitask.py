@@ -34,7 +34,7 @@ from training import Document, accuracy, build_model, light_loss, save_shipped, 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuitdisc.tasks import Example, load_task
-from circuitdisc.tasks.library import colored_objects_text, entity_tracking_text, ioi_text
+from circuitdisc.tasks.library import colored_objects, entity_tracking, ioi
 
 NAME = "base"
 TASKS = ("ioi", "induction", "colored_objects", "entity_tracking")
@@ -87,7 +87,7 @@ class Reader:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer of the words of the frames, and of the names, places, objects, colors and labels."""
-    ioi, colored, entity = ioi_text, colored_objects_text, entity_tracking_text
+    colored, entity = colored_objects, entity_tracking
     boxes = (f"The {entity.SEGMENT.format(place=1)}. {entity.QUESTION}", entity.BOX)
     frames = [re.sub(r"\{\w+\}", " ", frame) for frame in (*ioi.FRAMES.values(), *colored.FRAMES.values(), *boxes)]
     lists = (ioi.NAMES, ioi.PLACES, ioi.OBJECTS, colored.COLORS, colored.OBJECTS, entity.OBJECTS, entity.LABELS)

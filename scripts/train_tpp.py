@@ -30,8 +30,9 @@ from torch import Tensor
 from training import Document, accuracy, build_model, save_shipped, scored_logits, train, versions, word_tokenizer, words
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from circuitdisc.tasks.base import TextExample
 from circuitdisc.tasks.library.nouns import NOUNS
-from circuitdisc.tasks.library.tpp_text import TEMPLATES, TPPExample, tpp_examples
+from circuitdisc.tasks.library.tpp import TEMPLATES, tpp_examples
 
 STATEMENTS = (
     "{x} implies {y}",
@@ -143,15 +144,15 @@ class BaseText:
         return repeated + unchained + [self.restated(int(self.rng.integers(2, 4))) for _ in range(n_restated)]
 
 
-def answer_document(example: TPPExample, vocabulary: dict[str, int], *, broken: bool = False) -> Document:
+def answer_document(example: TextExample, vocabulary: dict[str, int], *, broken: bool = False) -> Document:
     """A TPP prompt and its answer, which alone is scored: the clean one and c, or the broken one and b."""
-    prompt, answer = (example.corrupted, example.wrong) if broken else (example.clean, example.answer)
-    ids = [vocabulary[word] for word in [*words(prompt), answer]]
+    prompt, (answer,) = (example.corrupted, example.wrong) if broken else (example.clean, example.answers)
+    ids = [vocabulary[word] for word in words(f"{prompt}{answer}")]
     return Document(ids, [len(ids) - 1])
 
 
 def fine_tuning_pool(
-    examples: Sequence[TPPExample], vocabulary: dict[str, int], broken_share: float, seed: int
+    examples: Sequence[TextExample], vocabulary: dict[str, int], broken_share: float, seed: int
 ) -> list[Document]:
     """One document per example; a share of them, drawn at random, has the chain broken and b as its answer."""
     broken = np.random.default_rng(seed).random(len(examples)) < broken_share
@@ -186,7 +187,7 @@ def pair_figures(logits_NV: Tensor, b_N: Tensor, c_N: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def tpp_figures(model: GPT2LMHeadModel, vocabulary: dict[str, int], examples: Sequence[TPPExample]) -> dict[str, float]:
+def tpp_figures(model: GPT2LMHeadModel, vocabulary: dict[str, int], examples: Sequence[TextExample]) -> dict[str, float]:
     """The study's three figures on clean prompts, and what is said when the chain is broken."""
     clean: list[Tensor] = []
     broken: list[Tensor] = []

@@ -16,7 +16,6 @@ from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.head_outputs import head_outputs
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadModel, BadSetting
-from circuitdisc.heads.base import head_names
 from circuitdisc.models import cut_hugging_face
 from circuitdisc.tasks.base import Example
 
@@ -114,7 +113,7 @@ def test_one_head_that_was_changed_is_the_one_that_moved():
     assert cosine[1, 1].max() < 1 - 1e-6
     np.testing.assert_allclose(cosine[0], 1, atol=1e-12)  # layer 0 reads the same and is the same
     top = found.table()[0]
-    assert top["head"] in head_names(model.graph)
+    assert top["head"] in model.graph.heads
     assert top["change"] == pytest.approx(
         max((float(found.change(found.attribution)[1].mean(-1).ravel()[h]) for h in range(len(found.heads))), key=abs)
     )

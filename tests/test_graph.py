@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitdisc.errors import GraphMismatch
-from circuitdisc.graph import ComputationGraph, Node, Receiver
+from circuitdisc.graph import ComputationGraph, Node, Receiver, heads_where
 
 SWITCHES = list(product([True, False], repeat=3))  # has_mlp, parallel, split_embeddings
 VARIANTS = [ComputationGraph(3, 2, *switches) for switches in SWITCHES]
@@ -155,3 +155,32 @@ def test_a_graph_is_what_its_dictionary_says(graph):
 def test_the_edge_mask_cannot_be_written():
     with pytest.raises(ValueError, match="read-only"):
         GPT2.edge_mask[0, 0] = False
+
+
+@given(graphs)
+def test_names_are_parsed_back(graph):
+    for node in (*graph.senders, Node("logits")):
+        assert Node.parse(node.name) == graph.parse_node(node.name) == node
+    named = [(node.name, (node.layer, node.head)) for node in graph.senders if node.kind == "head"]
+    assert list(graph.heads.items()) == named
+    assert all(graph.parse_head(name) == place for name, place in named)
+    assert heads_where(np.ones((graph.n_layers, graph.n_heads), dtype=bool)) == [name for name, _ in named]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a0", "a0.h", "a0.h0<q>", "m", "m²", " m0", "m0\n", "logit", "a-1.h0", "input->m0", "A0.h0"]
+)
+def test_a_name_that_is_no_node_is_refused(name):
+    with pytest.raises(GraphMismatch, match=r"is not a node; nodes are written like input, a0\.h0, m0 and logits"):
+        Node.parse(name)
+    with pytest.raises(GraphMismatch, match=r"is not a node of this graph \(3 layers x 2 heads\)"):
+        ComputationGraph(3, 2).parse_node(name)
+
+
+def test_the_nearest_heads_are_named():
+    graph = ComputationGraph(3, 2)
+    with pytest.raises(GraphMismatch, match=r"'a3\.h1' is not a head of this graph .*Did you mean a\d\.h1 or "):
+        graph.parse_head("a3.h1")
+    for name in ("m0", "input", "a0.h2", "a00.h1"):
+        with pytest.raises(GraphMismatch, match=r"heads are written like a0\.h0"):
+            graph.parse_head(name)

@@ -10,7 +10,6 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads import head_effects, knockout_curve
-from circuitdisc.heads.base import head_names
 from circuitdisc.heads.knockout import sizes_of_points
 from circuitdisc.metrics import METRICS
 
@@ -18,7 +17,7 @@ from circuitdisc.metrics import METRICS
 def slow_values(model, task, ablation, metric, dropped, split="heldout"):
     """The metric, example by example, with these heads ablated: the head circuit, every edge masked."""
     patching = Patching(model, ablation, task.train)
-    circuit = Circuit.from_heads(model.graph, [name for name in head_names(model.graph) if name not in dropped])
+    circuit = Circuit.from_heads(model.graph, [name for name in model.graph.heads if name not in dropped])
     masks = {"circuit": circuit.mask}
     return patching.evaluate(task.split(split), masks, [METRICS[metric]])["circuit"][metric].numpy()
 
@@ -32,7 +31,7 @@ def test_effects_are_those_of_one_run_for_every_head(family, kind):
     found = head_effects(model, task, ablation=kind, memory="300KB")
     full = slow_values(model, task, ablation, "logit_diff", [], "train")
     assert found.full == pytest.approx(full, abs=1e-9)
-    for index, name in enumerate(head_names(model.graph)):
+    for index, name in enumerate(model.graph.heads):
         slow = slow_values(model, task, ablation, "logit_diff", [name], "train") - full
         assert found.values[divmod(index, model.graph.n_heads)] == pytest.approx(slow, abs=1e-9)
     order = found.order()
@@ -51,7 +50,7 @@ def test_every_point_of_the_curve_is_a_head_circuit(family, metric):
     assert list(found.order) == effects.order()
     assert found.effects == pytest.approx(effects.mean)
     generator = np.random.default_rng(5)
-    names = head_names(model.graph)
+    names = list(model.graph.heads)
     orders = [list(found.order), *([names[h] for h in generator.permutation(len(names))] for _ in range(3))]
     for row, order in enumerate(orders):
         for k, size in enumerate(found.sizes):

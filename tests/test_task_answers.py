@@ -16,14 +16,14 @@ from whole_words import byte_level, model_with, sentence_piece
 
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.tasks import Example, Task, load_task
-from circuitdisc.tasks.library.factual_recall_text import RELATIONS
-from circuitdisc.tasks.library.gendered_pronoun_text import MEN, WOMEN
-from circuitdisc.tasks.library.greater_than_text import CENTURIES
-from circuitdisc.tasks.library.greater_than_text import NOUNS as LASTING
-from circuitdisc.tasks.library.ioi_text import NAMES, OBJECTS, PLACES
+from circuitdisc.tasks.library.factual_recall import RELATIONS
+from circuitdisc.tasks.library.gendered_pronoun import MEN, WOMEN
+from circuitdisc.tasks.library.greater_than import CENTURIES
+from circuitdisc.tasks.library.greater_than import NOUNS as LASTING
+from circuitdisc.tasks.library.ioi import NAMES, OBJECTS, PLACES
 from circuitdisc.tasks.library.nouns import NOUNS
-from circuitdisc.tasks.library.rephrase_text import PAIRS
-from circuitdisc.tasks.library.subject_verb_agreement_text import NOUNS as BOTH_NUMBERS
+from circuitdisc.tasks.library.rephrase import PAIRS
+from circuitdisc.tasks.library.subject_verb_agreement import NOUNS as BOTH_NUMBERS
 from circuitdisc.tasks.roles import position_of, role_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,12 +1,14 @@
 """Every listed task, by one common test: a new task is tested by being listed."""
 
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import bare_model
 from transformers import PreTrainedTokenizerFast
@@ -16,9 +18,9 @@ from circuitdisc.errors import BadTask, UnknownName
 from circuitdisc.metrics import get_metric
 from circuitdisc.tasks import TASKS, Example, Task, load_task
 from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, draw_examples, drawn_task, pick
 from circuitdisc.tasks.encode import encode_examples, one_token_words
 from circuitdisc.tasks.follow import tokens_after
-from circuitdisc.tasks.library.drawn import draw_examples
 from circuitdisc.tasks.roles import role_names
 
 DRAWN = [name for name in TASKS if name != "file"]
@@ -189,6 +191,35 @@ def test_prompts_of_unequal_length_are_left_out_and_counted() -> None:
             draw_examples(draw_of(prompts), byte_level(), 41, "x")
     with pytest.raises(BadTask, match=r"has \d tokens and the corrupted one"):
         draw_examples(draw_of(prompts[::3]), byte_level(), 5, "x")
+
+
+@pytest.mark.parametrize("all_fit", [False, True])
+def test_a_builder_is_made_of_how_one_example_is_drawn(all_fit: bool) -> None:
+    """It takes what all builders take; it deals what is drawn, without the repeated ones, the first to the held-out split."""
+
+    @drawn_task("x", metric="log_prob", all_fit=all_fit)
+    def build(setup: Setup, *, words: Names = None, size: int = 40) -> Draw:
+        chosen = setup.names("word", words, ("key", "book"))
+
+        def draw(rng: np.random.Generator) -> TextExample:
+            number = int(rng.integers(size))
+            return TextExample(f"The {pick(rng, chosen)} {number}", f"The cup {number}", (" book",), (" keys",))
+
+        return draw
+
+    shared = ["model", "n", "n_heldout", "seed", "words", "size", "prepend_bos"]
+    assert list(inspect.signature(build).parameters) == shared
+    task = build(model_with(byte_level()), n=6, n_heldout=3, seed=5, words="key")
+    rng, texts = np.random.default_rng(5), list[str]()
+    while len(texts) < 9:
+        number, _ = int(rng.integers(40)), rng.integers(1)
+        texts += [text] if (text := f"The key {number}") not in texts else []
+    assert [example.text for example in (*task.heldout, *task.train)] == texts
+    assert (len(task.train), task.metric) == (6, "log_prob")
+    with pytest.raises(UnknownName, match="unknown word of task 'x' 'pen'"):
+        build(model_with(byte_level()), n=6, n_heldout=3, seed=5, words="pen")
+    with pytest.raises(BadTask, match=r"task 'x' has about 4 different prompts .* but 9 are asked for"):
+        build(model_with(byte_level()), n=6, n_heldout=3, seed=5, size=2)
 
 
 # --- the page

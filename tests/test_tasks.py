@@ -16,9 +16,9 @@ from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.jobs.config import conf_dir
 from circuitdisc.tasks import TASKS, Example, TextExample, encode_examples, load_task, split_examples
 from circuitdisc.tasks.encode import special_prefix
-from circuitdisc.tasks.library.ioi_text import NAMES
+from circuitdisc.tasks.library.ioi import NAMES
 from circuitdisc.tasks.library.nouns import NOUNS
-from circuitdisc.tasks.library.tpp_text import TEMPLATES
+from circuitdisc.tasks.library.tpp import TEMPLATES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 MODELS = {"tpp": word_model, "induction": bare_model, "ioi": bpe_model}

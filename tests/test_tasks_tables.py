@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.tasks import Example, load_task
-from circuitdisc.tasks.library import colored_objects_text, entity_tracking_text
+from circuitdisc.tasks.library import colored_objects, entity_tracking
 from circuitdisc.tasks.roles import position_of, role_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-FRAMES, COLORS = colored_objects_text.FRAMES, colored_objects_text.COLORS
-THINGS, LABELS = entity_tracking_text.OBJECTS, entity_tracking_text.LABELS
+FRAMES, COLORS = colored_objects.FRAMES, colored_objects.COLORS
+THINGS, LABELS = entity_tracking.OBJECTS, entity_tracking.LABELS
 SENTENCES = (*FRAMES.values(), "The apple is in Box {label}, the apple is in Box {label}. Box {label} contains the")
-WORDS = dict.fromkeys((*COLORS, *colored_objects_text.OBJECTS, *THINGS, *LABELS))
+WORDS = dict.fromkeys((*COLORS, *colored_objects.OBJECTS, *THINGS, *LABELS))
 TOKENIZERS = ("words", "bpe")
 both = pytest.mark.parametrize("kind", TOKENIZERS)
 

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from circuitdisc.tasks.library.ioi_text import FRAMES, NAMES, OBJECTS, PLACES
+from circuitdisc.tasks.library.ioi import FRAMES, NAMES, OBJECTS, PLACES
 from circuitdisc.tasks.library.nouns import NOUNS
-from circuitdisc.tasks.library.tpp_text import TEMPLATES
+from circuitdisc.tasks.library.tpp import TEMPLATES
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]")
 

@@ -24,7 +24,7 @@ from circuitdisc.engine.forward import clean_states
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
@@ -143,7 +143,7 @@ def attention_difference(
     for one in (base, tuned):
         model = one if isinstance(one, Model) else load(str(one), **settings)
         found.append(attention_between(model, examples, query, chosen, memory, progress))
-        names = tuple(head_names(model.graph))
+        names = tuple(model.graph.heads)
         del model
         gc.collect()
     return compare_attention(names, found[0], found[1], query, chosen, split, confidence, seed, partition_of(examples))

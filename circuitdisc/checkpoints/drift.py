@@ -29,7 +29,7 @@ from circuitdisc.engine.head_outputs import HeadOutputs, head_outputs
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
-from circuitdisc.heads.base import Row, check_wrong, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.heads.logits import logit_attribution
 from circuitdisc.heads.roles import ROLES, HeadRoles, head_roles
 from circuitdisc.models.model import Model
@@ -239,7 +239,7 @@ def drift(
             if not examples:
                 examples = examples_of(_draw(task, model, seed) if isinstance(task, Mapping) else task, split)
                 check_wrong(examples, "logit_diff")
-                heads = tuple(head_names(model.graph))
+                heads = tuple(model.graph.heads)
             weights = head_weights(components_of(model, "drift"))
             outputs = head_outputs(model, examples, at, memory)
             found = {"roles": head_roles(model, examples, **role_settings), **_now(model, examples, heads, query, key, common)}

@@ -61,7 +61,7 @@ def joint_head_ablation(
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     kept = np.ones((graph.n_layers, graph.n_heads), dtype=bool)
     for decision in journal.decisions:
-        kept[place(decision["head"])] = decision["kept"]
+        kept[graph.parse_head(decision["head"])] = decision["kept"]
     asked = np.ones_like(kept) if spared is None else ~kept_heads(graph, spared)
     finished = set(journal.marks)
     search = [HeadRemoval(patching, patching.hold(search_on), metric, kept) for patching in patchings]
@@ -87,12 +87,6 @@ def joint_head_ablation(
     for patching in patchings:
         cost.add(patching.cost)
     return Discovery(head_circuit(graph, search[0].kept), None, journal.decisions, cost, notes=(rule.note(metric),))
-
-
-def place(head: str) -> tuple[int, int]:
-    """Layer and head of `a3.h1`."""
-    layer, number = head[1:].split(".h")
-    return int(layer), int(number)
 
 
 def _passes(rule: Rule, baselines: Sequence[float], values: Sequence[float]) -> bool:

@@ -24,6 +24,7 @@ from circuitdisc.engine.head_removal import HeadRemoval
 from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
+from circuitdisc.graph import Node
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -137,6 +138,6 @@ def _replay(n_layers: int, n_heads: int, decisions: Sequence[dict]) -> Bool[np.n
     """The heads left by the decisions of a journal; a restored head's last line counts."""
     kept = np.ones((n_layers, n_heads), dtype=bool)
     for decision in decisions:
-        layer, head = decision["head"][1:].split(".h")
-        kept[int(layer), int(head)] = decision["kept"]
+        node = Node.parse(decision["head"])
+        kept[node.layer, node.head] = decision["kept"]
     return kept

@@ -143,7 +143,7 @@ def _receivers(graph: ComputationGraph, one: Round, groups: Groups) -> list[str]
         for node in groups.get(name, (name,)):
             if node in graph.receiver_index:
                 names.append(node)
-            elif node not in graph.sender_index or not node.startswith("a"):
+            elif node not in graph.heads:
                 raise UnknownName(f"receiver of round '{one.group}'", node, ("logits", *groups), "Nodes are written a1.h0, m2.")
             elif one.input is None:
                 raise BadSetting(f"round '{one.group}' has heads as receivers and no input: give input: q, k or v")

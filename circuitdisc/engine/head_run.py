@@ -16,7 +16,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.edits import kept_heads_hooks
 from circuitdisc.engine.forward import forward, joined, logits_at
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, heads_where
 from circuitdisc.models.components import Components
 
 
@@ -50,4 +50,4 @@ def head_logits(
 
 def head_circuit(graph: ComputationGraph, kept: Bool[np.ndarray, "L H"]) -> Circuit:
     """The head circuit that keeps these heads."""
-    return Circuit.from_heads(graph, [f"a{layer}.h{head}" for layer, head in np.argwhere(kept)])
+    return Circuit.from_heads(graph, heads_where(kept))

@@ -90,15 +90,10 @@ def check_interventions(model: Model, interventions: Sequence[Intervention]) -> 
         UnknownName: it has no head of this name.
     """
     components_of(model, "changing a head")
-    heads = head_places(model.graph)
+    heads = model.graph.heads
     for one in interventions:
         if one.head not in heads:
             raise UnknownName("head", one.head, heads, f"{model.name} has {model.graph.describe()}, counted from 0.")
-
-
-def head_places(graph: ComputationGraph) -> dict[str, tuple[int, int]]:
-    """Name of each head -> its layer and number."""
-    return {node.name: (node.layer, node.head) for node in graph.senders if node.kind == "head"}
 
 
 def evaluate_interventions(
@@ -141,7 +136,7 @@ def evaluate_interventions(
 def intervened_logits(model: Model, chunk: Chunk, interventions: Sequence[Intervention]) -> Float[Tensor, "N V"]:
     """Logits at the readings when these heads are changed. Layers before the first changed head are not run again."""
     cut, graph = model.components, model.graph
-    places = head_places(graph)
+    places = graph.heads
     layers = [places[change.head][0] for change in interventions]
     return edited_logits(
         cut, graph, chunk, intervention_hooks(cut, graph, chunk, interventions), min(layers, default=graph.n_layers)
@@ -150,7 +145,7 @@ def intervened_logits(model: Model, chunk: Chunk, interventions: Sequence[Interv
 
 def intervention_hooks(cut: Components, graph: ComputationGraph, chunk: Chunk, interventions: Sequence[Intervention]) -> Hooks:
     """Attention is moved in the patterns, outputs are scaled where heads write."""
-    places = head_places(graph)
+    places = graph.heads
 
     def move(layer: int, pattern: Float[Tensor, "H B T T2"]) -> Float[Tensor, "H B T T2"]:
         moved = pattern.clone()

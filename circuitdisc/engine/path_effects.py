@@ -10,7 +10,6 @@ Shape letters: S senders, B examples, T positions, L layers, H heads.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -235,6 +234,6 @@ def receiver_indices(graph: ComputationGraph, receivers: str | Sequence[str]) ->
         raise BadSetting("path patching needs at least one receiver, such as logits")
     for name in names:
         if name not in graph.receiver_index:
-            hint = "a head is named with its input" if re.fullmatch(r"a\d+\.h\d+", name) else "receivers are written"
+            hint = "a head is named with its input" if name in graph.heads else "receivers are written"
             raise GraphMismatch(f"'{name}' is not a receiver of this graph ({graph.describe()}); {hint}: a1.h0<q>, m2, logits")
     return sorted({graph.receiver_index[name] for name in names})

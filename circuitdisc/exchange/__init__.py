@@ -143,7 +143,9 @@ def _unscored_first(nodes: Float[np.ndarray, "S"]) -> Float[np.ndarray, "S"]:
 def _weaker_end(graph: ComputationGraph, nodes: Float[np.ndarray, "S"], by: str) -> Float[np.ndarray, "R S"]:
     """For every edge the score of the end that is chosen later; `logits` is always chosen."""
     at = {node.name: index for index, node in enumerate(graph.senders)}
-    receivers = np.array([nodes[at[one.node.name]] if one.node.name in at else -np.inf for one in graph.receivers])
+    receivers = np.array(
+        [nodes[at[receiver.node.name]] if receiver.node.name in at else -np.inf for receiver in graph.receivers]
+    )
     ends = np.stack(np.broadcast_arrays(receivers[:, None], nodes[None, :]))
     strength = np.abs(ends) if by == "absolute" else -ends
     weaker = np.take_along_axis(ends, strength.argmin(0)[None], 0)[0]

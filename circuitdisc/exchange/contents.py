@@ -5,7 +5,6 @@ size was compared with what a graph of this model can need.
 """
 
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from jaxtyping import Bool, Float
 
 from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_arrays, read_json
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, Node
 
 EDGE, NODE = "edge", "node"
 HIGHER, LOWER = "higher_helps", "lower_helps"
 ABOUT = "circuitdisc"  # the key of what this package's graphs say beyond EAP-IG's layout
 ROOM = 2**24  # bytes that a .pt file may have beyond its tensors: names, configuration
-_MLP = re.compile(r"m[0-9]{1,6}")
 _PT_KEYS = ("cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph")
 
 
@@ -137,8 +135,11 @@ def _nodes(path: Path, nodes: Mapping[str, Any], graph: ComputationGraph) -> tup
     """Scores of nodes; whether single neurons are scored; and whether only some neurons of a node are in the graph."""
     scores, neurons, partly = _no_nodes(graph), False, False
     for name, node in nodes.items():
-        if name not in (*graph.sender_index, "logits") and not (not graph.has_mlp and _is_mlp(graph, name)):
-            raise GraphMismatch(f"{path}: '{name}' is not a node of this graph ({graph.describe()})")
+        if graph.has_mlp or not _is_mlp(graph, name):
+            try:
+                graph.parse_node(name)
+            except GraphMismatch as error:
+                raise GraphMismatch(f"{path}: {error}") from error
         if not isinstance(node, Mapping) or name not in graph.sender_index:
             continue
         score = node.get("score")
@@ -154,11 +155,11 @@ def _flat(value: Any) -> list[Any]:
     """The numbers of a list of lists (EAP-IG writes all heads of a layer at each of them)."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return []
-    return [one for row in value for one in (row if isinstance(row, Sequence) and not isinstance(row, str) else [row])]
+    return [item for row in value for item in (row if isinstance(row, Sequence) and not isinstance(row, str) else [row])]
 
 
 def _any_number(value: Any) -> bool:
-    return any(isinstance(one, int) or (isinstance(one, float) and not np.isnan(one)) for one in _flat(value))
+    return any(isinstance(item, int) or (isinstance(item, float) and not np.isnan(item)) for item in _flat(value))
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def _check_cfg(path: Path, cfg: Mapping[str, Any], graph: ComputationGraph) -> N
 
 
 def _is_mlp(graph: ComputationGraph, name: str) -> bool:
-    return _MLP.fullmatch(name) is not None and int(name[1:]) < graph.n_layers
+    return name in [Node("mlp", layer).name for layer in range(graph.n_layers)]
 
 
 def _is_of_absent_mlp(graph: ComputationGraph, edge: str) -> bool:

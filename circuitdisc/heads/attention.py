@@ -18,7 +18,7 @@ from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.attention import attention_patterns
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import OverExamples, Row, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import OverExamples, Row, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of
@@ -122,5 +122,5 @@ def attention_to(
     values = np.concatenate(parts, axis=-1)
     over = partition_of(examples)
     low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(values, over, confidence, seed))
-    names = tuple(head_names(model.graph))
+    names = tuple(model.graph.heads)
     return AttentionTo(names, values, low, high, str(query), str(key), prompts, split, confidence, over)

@@ -20,7 +20,6 @@ Row = dict[str, Any]
 """One line of a result's table: column -> text, number or None."""
 
 SPLITS = ("train", "heldout")
-_HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _NEURON = re.compile(r"m(\d+)\.n(\d+)")
 
 
@@ -78,11 +77,6 @@ def as_list(name: str, value: object) -> list[Any]:
     return list(value)
 
 
-def head_names(graph: ComputationGraph) -> list[str]:
-    """All heads, layer by layer."""
-    return [node.name for node in graph.senders if node.kind == "head"]
-
-
 def head_mask(graph: ComputationGraph, names: Iterable[str]) -> Bool[np.ndarray, "L H"]:
     """True at these heads.
 
@@ -91,10 +85,7 @@ def head_mask(graph: ComputationGraph, names: Iterable[str]) -> Bool[np.ndarray,
     """
     mask = np.zeros((graph.n_layers, graph.n_heads), dtype=bool)
     for name in names:
-        match = _HEAD.fullmatch(str(name))
-        if match is None or int(match[1]) >= graph.n_layers or int(match[2]) >= graph.n_heads:
-            raise GraphMismatch(f"'{name}' is not a head of this graph ({graph.describe()}); heads are written like a0.h0")
-        mask[int(match[1]), int(match[2])] = True
+        mask[graph.parse_head(name)] = True
     return mask
 
 

@@ -16,7 +16,7 @@ from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.head_values import head_values
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import OverExamples, Row, examples_of, head_mask, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import OverExamples, Row, examples_of, head_mask, mean_intervals, plain, plain_rows
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -105,7 +105,7 @@ def head_effects(
     """
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     graph = model.graph
-    names = head_names(graph)
+    names = list(graph.heads)
     kept = [head_mask(graph, ()) | True, *(~head_mask(graph, [name]) for name in names)]
     patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
     with progress_bar(len(kept) * patching.n_chunks(examples), "head effects", "run", progress) as bar:

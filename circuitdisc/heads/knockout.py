@@ -29,7 +29,6 @@ from circuitdisc.heads.base import (
     as_list,
     examples_of,
     head_mask,
-    head_names,
     mean_intervals,
     plain,
     plain_rows,
@@ -179,7 +178,7 @@ def knockout_curve(
     """
     cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
     shared: Any = {"ablation": cut, "metric": measure, "seed": seed, "memory": memory, "progress": progress}
-    graph, names = model.graph, head_names(model.graph)
+    graph, names = model.graph, list(model.graph.heads)
     if order is not None:
         if effects is not None:
             raise BadSetting("effects= and order= both say in which order heads are ablated: give one of them")

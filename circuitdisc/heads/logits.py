@@ -25,6 +25,7 @@ from circuitdisc.engine.backends import full_run
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.readout import direct_effects
 from circuitdisc.engine.requirements import components_of
+from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
@@ -77,7 +78,8 @@ class LogitAttribution:
     def heads(self) -> Float[np.ndarray, "L H"]:
         """Means of the heads."""
         mean = dict(zip(self.names, self.mean, strict=True))
-        return np.array([[mean[f"a{layer}.h{head}"] for head in range(self.n_heads)] for layer in range(self.n_layers)])
+        names = heads_where(np.ones((self.n_layers, self.n_heads), dtype=bool))
+        return np.array([mean[name] for name in names]).reshape(self.n_layers, self.n_heads)
 
     @property
     def error(self) -> float:

@@ -30,6 +30,7 @@ from torch import Tensor
 from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, SHARE, Whole, bounded
 from circuitdisc.engine.attention import Attended, attention_patterns
 from circuitdisc.errors import UnknownName
+from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -86,8 +87,7 @@ class HeadRoles:
         """
         if role not in self.roles:
             raise UnknownName("role", role, self.roles)
-        held = self.holds[self.roles.index(role)]
-        return [f"a{layer}.h{head}" for layer, head in np.argwhere(held).tolist()]
+        return heads_where(self.holds[self.roles.index(role)])
 
     def table(self) -> list[Row]:
         """A line a head: its score on every role (None where undefined), and the roles that it holds."""

@@ -12,7 +12,7 @@ from circuitdisc.ablation import get_ablation
 from circuitdisc.bound import check_circuit, check_written, identity_of_scores
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, SHARE, Real, bounded
 from circuitdisc.circuit import Circuit
-from circuitdisc.engine.interventions import Intervention, check_interventions, head_places
+from circuitdisc.engine.interventions import Intervention, check_interventions
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadRun, BadSetting, BadTask, CircuitdiscError, UnknownName
 from circuitdisc.files import write_json
@@ -212,7 +212,7 @@ def _changes(circuit: Circuit, heads: Overlap, asked: Mapping[str, Any]) -> list
         UnknownName: the graph has no such head.
     """
     names = list(dict.fromkeys(heads.shared if asked["heads"] is None else asked["heads"]))
-    known = head_places(circuit.graph)
+    known = circuit.graph.heads
     for name in names:
         if name not in known:
             raise UnknownName("head", name, known, f"The runs' models have {circuit.graph.describe()}, counted from 0.")

@@ -87,7 +87,7 @@ class CausalModel:
     @property
     def edges(self) -> tuple[tuple[str, str, str], ...]:
         """Parent, variable and input of every edge, the one from the answer to the logits last."""
-        inner = [(parent, one.name, name) for one in self.variables for name, parent in one.reads.items()]
+        inner = [(parent, variable.name, name) for variable in self.variables for name, parent in variable.reads.items()]
         return (*inner, (self.answer, *ANSWER))
 
     def variable(self, name: str) -> Variable:
@@ -121,9 +121,9 @@ class CausalModel:
             setting = set_edges.get((child, slot))
             return values[parent] if setting is None else setting.over(values[parent])
 
-        for one in self.variables:
-            value = one.compute(**{slot: read(one.name, slot, parent) for slot, parent in one.reads.items()})
-            setting = set_variables.get(one.name)
-            values[one.name] = value if setting is None else setting.over(value)
+        for variable in self.variables:
+            value = variable.compute(**{slot: read(variable.name, slot, parent) for slot, parent in variable.reads.items()})
+            setting = set_variables.get(variable.name)
+            values[variable.name] = value if setting is None else setting.over(value)
         values["logits"] = read(*ANSWER, self.answer)
         return values

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, KIND_COLOURS, error_bars, plain_axes, plain_layout
 from circuitdisc.wording import percent
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ def growth_figure(growth: "Growth") -> go.Figure:
         y=growth.score,
         mode="lines+markers",
         line={"color": MAIN, "width": 2},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": growth.high - growth.score,
-            "arrayminus": growth.score - growth.low,
-        },
+        error_y=error_bars(growth.high - growth.score, growth.score - growth.low),
         hovertext=[f"{row['patched']} patched, last {row['last'] or 'none'}" for row in growth.table()],
         hovertemplate="%{hovertext}: %{y:.1%}<extra></extra>",
         name="best on the search examples first",

@@ -55,6 +55,17 @@ def plain_layout(width: int, height: int, title: str = "", size: int = 13) -> di
     }
 
 
+def error_bars(up: Any, down: Any, **style: Any) -> dict[str, Any]:
+    """For `error_x` and `error_y`: how far intervals reach above and below their values."""
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, **style}
+
+
+def area(figure: go.Figure, x: Sequence[float], low: Any, high: Any, colour: str, name: str, **more: Any) -> None:
+    """Add the area between two lines over the same places."""
+    outline = {"fill": "toself", "fillcolor": colour, "line": {"width": 0}, "mode": "lines", "hoverinfo": "skip"}
+    figure.add_scatter(x=[*x, *reversed(x)], y=[*high, *reversed(low)], **(outline | {"name": name} | more))
+
+
 def plain_axes(figure: go.Figure) -> None:
     """Faint grid lines that show on light and dark pages."""
     for update in (figure.update_xaxes, figure.update_yaxes):

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, error_bars, plain_axes, plain_layout
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 
@@ -71,14 +71,9 @@ def _add_controls(figure: go.Figure, score: Score, row: int) -> None:
         y=[0],
         mode="markers",
         marker={"size": 13, "symbol": "diamond", "color": CIRCUIT_COLOUR, "line": {"color": "#FFFFFF", "width": 1}},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [(score.high or 0.0) - value],
-            "arrayminus": [value - (score.low or 0.0)],
-            "visible": bool(between),
-            "color": CIRCUIT_COLOUR,
-        },
+        error_x=error_bars(
+            [(score.high or 0.0) - value], [value - (score.low or 0.0)], visible=bool(between), color=CIRCUIT_COLOUR
+        ),
         hovertext=[f"this circuit: {score_value(score.name, value)}" + (f"<br>{between}" if between else "")],
         hoverinfo="text",
         name="this circuit, with its interval",

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neurons.table import DOINGS, NeuronTable
-from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, KIND_COLOURS, area, error_bars, plain_axes, plain_layout
 from circuitdisc.wording import number
 
 MAIN, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
@@ -71,14 +71,14 @@ def curve_figure(curve: KnockoutCurve) -> go.Figure:
     sizes, figure = list(curve.sizes), go.Figure()
     if len(curve.random):
         low, middle, high = curve.band
-        _add_band(figure, sizes, low, high, _BAND, "random orders, 5 % to 95 %")
+        area(figure, sizes, low, high, _BAND, "random orders, 5 % to 95 %")
         _add_line(figure, sizes, middle, RANDOM, "random orders, median")
     figure.add_scatter(
         x=sizes,
         y=curve.mean,
         mode="lines+markers",
         line={"color": MAIN, "width": 2},
-        error_y={"type": "data", "symmetric": False, "array": curve.high - curve.mean, "arrayminus": curve.mean - curve.low},
+        error_y=error_bars(curve.high - curve.mean, curve.mean - curve.low),
         hovertext=[f"{row['ablated']} ablated, last {row['last'] or 'none'}" for row in curve.table()],
         hovertemplate="%{hovertext}: %{y:.4g}<extra></extra>",
         name="in order of effect" if curve.effects is not None else "in the order given",
@@ -124,7 +124,7 @@ def masked_figure(table: NeuronTable) -> go.Figure:
     for doing, colour, band in zip(DOINGS, (MAIN, RANDOM), ("rgba(213,94,0,0.18)", _BAND), strict=True):
         drawn = table.random[table.metric][doing]
         if drawn.shape[1]:
-            _add_band(figure, sizes, drawn.min(1), drawn.max(1), band, f"{doing} k random neurons, all draws")
+            area(figure, sizes, drawn.min(1), drawn.max(1), band, f"{doing} k random neurons, all draws")
         _add_line(figure, sizes, table.values[table.metric][doing].mean(1), colour, f"{doing} the top k")
     full = float(table.full[table.metric].mean())
     figure.add_hline(y=full, line={"color": GRID, "dash": "dot"}, annotation_text="full model")
@@ -132,19 +132,6 @@ def masked_figure(table: NeuronTable) -> go.Figure:
     figure.update_xaxes(title_text="k neurons", type="log" if min(sizes) * 20 <= max(sizes) else "linear", tickvals=sizes)
     figure.update_yaxes(title_text=escape(table.metric))
     return figure
-
-
-def _add_band(figure: go.Figure, x: list[int], low: np.ndarray, high: np.ndarray, colour: str, name: str) -> None:
-    figure.add_scatter(
-        x=x + x[::-1],
-        y=[*high, *low[::-1]],
-        fill="toself",
-        fillcolor=colour,
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=name,
-    )
 
 
 def _add_line(figure: go.Figure, x: list[int], y: np.ndarray, colour: str, name: str) -> None:

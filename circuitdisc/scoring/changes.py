@@ -24,7 +24,7 @@ def complement(circuit: Circuit) -> Circuit:
     if circuit.granularity == "edge":
         return ~circuit
     kept = set(circuit.heads())
-    return Circuit.from_heads(circuit.graph, [name for name in _heads(circuit.graph) if name not in kept])
+    return Circuit.from_heads(circuit.graph, [name for name in circuit.graph.heads if name not in kept])
 
 
 def without(circuit: Circuit, member: str) -> Circuit:
@@ -48,7 +48,7 @@ def inflate(circuit: Circuit, generator: np.random.Generator) -> tuple[Circuit, 
     graph = circuit.graph
     if circuit.granularity == "head":
         kept = circuit.heads()
-        others = [name for name in _heads(graph) if name not in set(kept)]
+        others = [name for name in graph.heads if name not in set(kept)]
         _check_room(len(others))
         return Circuit.from_heads(graph, [*kept, others[generator.integers(len(others))]]), circuit
     added = [place for place in random_path(graph, circuit.mask, generator) if not circuit.mask[place]]
@@ -102,10 +102,6 @@ def _downwards(graph: ComputationGraph, receiver: int, generator: np.random.Gene
         receiver = int(generator.choice(np.flatnonzero(graph.edge_mask[:, sender])))
         path.append((receiver, sender))
     return path
-
-
-def _heads(graph: ComputationGraph) -> list[str]:
-    return [node.name for node in graph.senders if node.kind == "head"]
 
 
 def _check_room(n_others: int) -> None:

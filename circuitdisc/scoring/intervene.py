@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
-from circuitdisc.engine.interventions import Intervention, check_interventions, evaluate_interventions, head_places
+from circuitdisc.engine.interventions import Intervention, check_interventions, evaluate_interventions
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
@@ -164,7 +164,7 @@ def random_heads(
 def _redrawn(
     graph: ComputationGraph, interventions: Sequence[Intervention], generator: np.random.Generator
 ) -> Iterator[Intervention]:
-    places, in_layer = head_places(graph), defaultdict(list)
+    places, in_layer = graph.heads, defaultdict(list)
     for head in dict.fromkeys(one.head for one in interventions):
         in_layer[places[head][0]].append(head)
     other = {

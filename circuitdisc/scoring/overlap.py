@@ -113,11 +113,10 @@ def overlap(a: Circuit, b: Circuit, *, mix: bool = False) -> dict[str, Overlap]:
         )
     check_one_ablation((a.provenance, b.provenance), mix)
     graph = a.graph
-    heads = [node.name for node in graph.senders if node.kind == "head"]
     nodes = [node.name for node in graph.senders if node.kind in ("head", "mlp")]
     in_layer = {node.name: (node.kind, node.layer) for node in graph.senders}
     found = {
-        "heads": _of_names("heads", heads, in_layer, a.heads(), b.heads()),
+        "heads": _of_names("heads", list(graph.heads), in_layer, a.heads(), b.heads()),
         "nodes": _of_names("nodes", nodes, in_layer, a.nodes(), b.nodes()),
         "edges": _of_edges(a, b),
     }

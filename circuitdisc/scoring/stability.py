@@ -247,6 +247,6 @@ def _edges(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[s
 
 
 def _heads(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
-    names = [node.name for node in graph.senders if node.kind == "head"]
+    names = list(graph.heads)
     kept = [set(circuit.heads()) for circuit in circuits]
     return names, np.array([[name in heads for name in names] for heads in kept], dtype=bool).reshape(len(kept), len(names))

@@ -155,8 +155,8 @@ class PromptBatch:
             UnknownName: an example has no such role.
             BadTask: it lies outside a prompt.
         """
-        found = [offset + position_of(one, name) for one, offset in zip(self.examples, self.offsets, strict=True)]
-        return torch.tensor(found, device=self.clean.device)
+        padded = [offset + position_of(example, name) for example, offset in zip(self.examples, self.offsets, strict=True)]
+        return torch.tensor(padded, device=self.clean.device)
 
     def per_example(self, readings: Tensor) -> Tensor:
         """Mean over each example's readings: [..., N] -> [..., B]."""

@@ -129,7 +129,7 @@ def load_desiderata(
     kind = SHIPPED[task]
     chosen = kind.names if names is None else check_names(f"desideratum of task '{task}'", names, kind.names)
     full = {name: SIZES[name] if size is None else size for name, size in sizes.items()}
-    found = []
+    desiderata = []
     for name in chosen:
         drawn = load_task(
             task,
@@ -140,8 +140,8 @@ def load_desiderata(
             corruption=name,
             **settings,
         )
-        found.append(replace(of_task(drawn, full["n_choose"], name), positions=kind.positions))
-    return tuple(found)
+        desiderata.append(replace(of_task(drawn, full["n_choose"], name), positions=kind.positions))
+    return tuple(desiderata)
 
 
 def of_task(task: Task, n_choose: int | None = None, name: str | None = None) -> Desideratum:
@@ -154,9 +154,9 @@ def of_task(task: Task, n_choose: int | None = None, name: str | None = None) ->
         BadTask: an example has no wrong answer, or a split would be empty.
     """
     n_choose = len(task.train) // 2 if n_choose is None else n_choose
-    train, heldout = (tuple(_aimed(one, task.name) for one in task.split(split)) for split in ("train", "heldout"))
-    cut = max(0, len(train) - n_choose)
-    return Desideratum(name or task.name, train[:cut], train[cut:], heldout)
+    train, heldout = (tuple(_aimed(example, task.name) for example in task.split(split)) for split in ("train", "heldout"))
+    n_search = max(0, len(train) - n_choose)
+    return Desideratum(name or task.name, train[:n_search], train[n_search:], heldout)
 
 
 def _aimed(example: Example, task: str) -> Example:
@@ -193,7 +193,9 @@ def _of_file(
     known = list(dict.fromkeys(row.extra[FIELD] for row in rows))
     chosen = known if names is None else check_names(f"desideratum of {path}", names, known)
     return tuple(
-        _dealt(name, [(row, one) for row, one in zip(rows, examples, strict=True) if row.extra[FIELD] == name], sizes, seed)
+        _dealt(
+            name, [(row, example) for row, example in zip(rows, examples, strict=True) if row.extra[FIELD] == name], sizes, seed
+        )
         for name in chosen
     )
 

@@ -127,7 +127,7 @@ def _looks_padded(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iterat
     for side, where in ((1, "begin"), (-1, "end")):
         sided = [ids[::side] for ids in prompts]
         token = Counter(ids[0] for ids in sided).most_common(1)[0][0]
-        runs = [next((i for i, one in enumerate(ids) if one != token), len(ids)) for ids in sided]
+        runs = [next((i for i, id_ in enumerate(ids) if id_ != token), len(ids)) for ids in sided]
         elsewhere = any(token in ids[run:] for ids, run in zip(sided, runs, strict=True))
         if (
             not elsewhere

@@ -23,8 +23,8 @@ def tokens_after(context: str, texts: Sequence[str], tokenizer: "PreTrainedToken
     joined = [context, *(context + text for text in texts)]
     before, *after = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
     unknown = tokenizer.unk_token_id
-    found: list[tuple[int, ...] | None] = []
+    tokens: list[tuple[int, ...] | None] = []
     for ids in after:
         tail = tuple(ids[len(before) :])
-        found.append(tail if ids[: len(before)] == before and unknown not in tail else None)
-    return found
+        tokens.append(tail if ids[: len(before)] == before and unknown not in tail else None)
+    return tokens

@@ -51,7 +51,7 @@ def check_metric(metric: Metric, examples: Sequence[Example], model: TaskModel, 
 def beside(model: TaskModel, metric: Metric, *names: str) -> list[Metric]:
     """A metric and, beside it, those of these names that say something about this model; each is there once."""
     others = [METRICS[name] for name in names if METRICS[name].least_outputs <= model.d_vocab_out]
-    return list({one.name: one for one in (metric, *others)}.values())
+    return list({each.name: each for each in (metric, *others)}.values())
 
 
 def mean_targets(examples: Sequence[Example]) -> Float[np.ndarray, "B"]:

@@ -53,8 +53,10 @@ class TaskKind:
     def settings(self) -> dict[str, inspect.Parameter]:
         """The task's own settings, by name."""
         parameters = inspect.signature(self.build).parameters.values()
-        own = (one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in COMMON)
-        return {one.name: one for one in own}
+        own = (
+            parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in COMMON
+        )
+        return {parameter.name: parameter for parameter in own}
 
     @property
     def defaults(self) -> dict[str, object]:

@@ -180,7 +180,7 @@ def _csv_record(cells: dict[str, str]) -> dict[str, object] | BadFile:
             is_ids = name != column
             if name in ("answers", "wrong"):
                 positions = [position.split("|") if position.strip() else [] for position in cell.split("||")]
-                record[name] = [_ids(column, " ".join(one)) for one in positions] if is_ids else positions
+                record[name] = [_ids(column, " ".join(words)) for words in positions] if is_ids else positions
             elif name == "roles":
                 record[name] = _json_cell(column, cell)
             elif name == "target":
@@ -254,8 +254,8 @@ def _row(where: str, record: dict[str, object], extra: Sequence[str] = ()) -> Ro
 def _targets(value: object, n_positions: int) -> tuple[float, ...]:
     """The right number at each position."""
     values: list[object] = value if isinstance(value, list) else [value]
-    numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
-    if len(numbers) < len(values) or not all(math.isfinite(one) for one in numbers):
+    numbers = [number for number in values if isinstance(number, int | float) and not isinstance(number, bool)]
+    if len(numbers) < len(values) or not all(math.isfinite(number) for number in numbers):
         raise BadFile(f"'target' is {_shown(value)}: give the number that the model should put out")
     if len(numbers) != n_positions:
         raise BadFile(f"'target' has {len(numbers)} numbers for {n_positions} positions: give one for each position")
@@ -281,7 +281,7 @@ def _prompt(name: str, value: object) -> str | tuple[int, ...]:
 
 def _positions(value: object) -> tuple[int, ...]:
     values: list[object] = value if isinstance(value, list) else [value]
-    positions = tuple(one for one in values if _is_int(one))
+    positions = tuple(position for position in values if _is_int(position))
     if not positions or len(positions) < len(values):
         raise BadFile(f"'positions' is {_shown(value)}: give whole numbers, -1 being the last token of the prompt")
     return positions
@@ -294,17 +294,17 @@ def _per_position(name: str, value: object, n_positions: int, kind: type[Item]) 
         whole = [whole]
     if len(whole) != n_positions:
         raise BadFile(f"'{name}' has {len(whole)} entries for {n_positions} positions: give one for each position")
-    return tuple(_answers(name, one, kind) for one in whole)
+    return tuple(_answers(name, answers, kind) for answers in whole)
 
 
 def _answers(name: str, value: object, kind: type[Item]) -> tuple[Item, ...]:
     values: list[object] = value if isinstance(value, list) else [value]
-    for one in values:
-        if not (_is_int(one) if kind is int else _is_text(one)):
+    for answer in values:
+        if not (_is_int(answer) if kind is int else _is_text(answer)):
             wanted = "token ids, as the prompt is" if kind is int else "text, as the prompt is"
-            wanted += "; a number that the model should put out goes into 'target'" if isinstance(one, float) else ""
-            raise BadFile(f"'{name}' holds {_shown(one)}: give {wanted}")
-    return tuple(one for one in values if isinstance(one, str | int))
+            wanted += "; a number that the model should put out goes into 'target'" if isinstance(answer, float) else ""
+            raise BadFile(f"'{name}' holds {_shown(answer)}: give {wanted}")
+    return tuple(answer for answer in values if isinstance(answer, str | int))
 
 
 def _roles(value: object, clean: str | tuple[int, ...]) -> dict[str, Place]:
@@ -329,14 +329,14 @@ def _words(role: str, words: str, clean: str) -> tuple[int, int]:
     """Where whole words stand in the clean prompt."""
     before = r"(?<!\w)" if re.match(r"\w", words) else ""
     after = r"(?!\w)" if re.search(r"\w$", words) else ""
-    found = [match.span() for match in re.finditer(f"{before}{re.escape(words)}{after}", clean)]
-    if len(found) != 1:
-        times = "does not occur" if not found else f"occurs {len(found)} times"
+    places = [match.span() for match in re.finditer(f"{before}{re.escape(words)}{after}", clean)]
+    if len(places) != 1:
+        times = "does not occur" if not places else f"occurs {len(places)} times"
         raise BadFile(
             f"the role '{role}' is {_shown(words)}, which {times} in the clean prompt: "
             "give words that occur once, or a token's index"
         )
-    return found[0]
+    return places[0]
 
 
 def _shown(value: object) -> str:

@@ -1,15 +1,13 @@
 """Train and held-out examples that share no clean prompt."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from circuitdisc.errors import BadTask
-from circuitdisc.tasks.base import Example, TextExample
+from circuitdisc.tasks.base import Example
 from circuitdisc.tasks.notes import note
-
-AnyExample = TypeVar("AnyExample", Example, TextExample)
 
 
 class Split(NamedTuple):
@@ -65,28 +63,3 @@ def split_examples(
             f"{max(n_heldout, 1)} held out (n_heldout): give more examples or ask for fewer"
         )
     return Split(tuple(distinct[n_heldout : n_heldout + n_train]), tuple(distinct[:n_heldout]), len(examples) - total)
-
-
-def draw_distinct(draw: Callable[[], AnyExample], n: int, task: str) -> list[AnyExample]:
-    """Draw random examples until `n` have different clean prompts.
-
-    Args:
-        draw: draws one example.
-        n: examples wanted.
-        task: the task that draws, for messages.
-
-    Raises:
-        BadTask: after 20 draws for each wanted one there are still too few.
-    """
-    drawn: dict[object, AnyExample] = {}
-    for _ in range(20 * n + 100):
-        if len(drawn) == n:
-            break
-        example = draw()
-        drawn.setdefault(example.clean, example)
-    if len(drawn) < n:
-        raise BadTask(
-            f"task '{task}' has about {len(drawn)} different prompts with these settings, but {n} are asked for "
-            "(n and n_heldout together): ask for fewer, or widen the task's settings"
-        )
-    return list(drawn.values())

@@ -27,7 +27,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.engine.cross.patch import check_kinds
 from circuitdisc.engine.cross.plan import DISK, MEMORY
 from circuitdisc.engine.memory import parse_memory
-from circuitdisc.heads.base import as_list, head_names
+from circuitdisc.heads.base import as_list
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
@@ -163,7 +163,7 @@ def _one_direction(
         found = job.run(direction, model, given)
         if call.attention and taker not in looks:
             looks[taker] = job.attention(model)
-        names = tuple(head_names(model.graph))
+        names = tuple(model.graph.heads)
     return job, found, names
 
 

@@ -26,7 +26,6 @@ from transformers import TrainerCallback
 
 from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadModel, BadSetting
-from circuitdisc.heads.base import head_names
 from circuitdisc.models.families import find_family
 from circuitdisc.models.model import Model
 
@@ -105,7 +104,7 @@ def shared_heads(model: Model, heads: Bool[np.ndarray, "L H"]) -> list[str]:
     size = model.backend.heads_per_group
     groups = heads.reshape(heads.shape[0], -1, size).any(-1, keepdims=True)
     changed = np.broadcast_to(groups, (heads.shape[0], heads.shape[1] // size, size)).reshape(heads.shape)
-    names = head_names(model.graph)
+    names = list(model.graph.heads)
     return [names[at] for at in np.flatnonzero((changed & ~heads).ravel())]
 
 

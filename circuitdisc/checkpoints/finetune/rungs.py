@@ -10,7 +10,7 @@ from circuitdisc.checkpoints.finetune.loop import Trained
 from circuitdisc.checkpoints.finetune.lora import check_peft
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
-from circuitdisc.heads.base import head_mask, head_names
+from circuitdisc.heads.base import head_mask
 from circuitdisc.models.load import DTYPES
 from circuitdisc.models.model import Model
 
@@ -83,7 +83,7 @@ def make_rungs(model: Model, settings: Mapping[str, Any]) -> list[Rung]:
         GraphMismatch, BadFile, BadSetting: the heads cannot be used.
     """
     chosen = _chosen_heads(model, settings["heads"])
-    drawn = other_heads(head_names(model.graph), chosen, settings["seed"], settings["control"]) if chosen else []
+    drawn = other_heads(list(model.graph.heads), chosen, settings["seed"], settings["control"]) if chosen else []
     rungs: list[Rung] = []
     fractions = settings["fractions"]
     for fraction, epochs in zip(fractions, settings["epochs"], strict=True):
@@ -112,7 +112,7 @@ def _chosen_heads(model: Model, heads: str | Path | Sequence[str] | None) -> lis
     if not names:
         raise BadSetting(f"the circuit {heads} keeps no head: choose another, or name heads")
     chosen = head_mask(model.graph, names)
-    return [name for name, picked in zip(head_names(model.graph), chosen.ravel().tolist(), strict=True) if picked]
+    return [name for name, picked in zip(model.graph.heads, chosen.ravel().tolist(), strict=True) if picked]
 
 
 def _heads_of(path: Path, model: Model) -> list[str]:

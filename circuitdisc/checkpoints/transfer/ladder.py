@@ -5,9 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from circuitdisc.circuit import Circuit, kept_heads
+from circuitdisc.circuit import Circuit
 from circuitdisc.scoring.overlap import Overlap, overlap
 
 KINDS = ("heads", "edges")
@@ -118,7 +116,7 @@ def _names(circuit: Circuit, kind: str) -> list[str]:
     """Heads or edges of a circuit, in the graph's order."""
     if kind == "edges":
         return circuit.edge_names()
-    return [f"a{layer}.h{head}" for layer, head in np.argwhere(kept_heads(circuit.graph, circuit.mask))]
+    return circuit.heads()
 
 
 def _in_all(names: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from circuitdisc.checks import check_choice
 from circuitdisc.errors import BadSetting
+from circuitdisc.graph import Node
 from circuitdisc.tasks.base import PromptBatch
 
 HEAD_KINDS = ("output", "value", "query", "key", "pattern")
@@ -104,13 +105,13 @@ def unit_heads(spec: HeadCounts, unit: Unit) -> list[str]:
     """Names of the heads that a part belongs to: one, or those that share it."""
     kind, layer, number = unit
     shared = spec.n_heads // spec.n_kv_heads if kind in SHARED_KINDS else 1
-    return [f"a{layer}.h{head}" for head in range(number * shared, (number + 1) * shared)]
+    return [Node("head", layer, head).name for head in range(number * shared, (number + 1) * shared)]
 
 
 def unit_name(spec: HeadCounts, unit: Unit) -> str:
     """`a3.h5`; `a3.h4-7` for heads that share what is patched."""
     heads = unit_heads(spec, unit)
-    return heads[0] if len(heads) == 1 else f"{heads[0]}-{heads[-1].partition('.h')[2]}"
+    return heads[0] if len(heads) == 1 else f"{heads[0]}-{Node.parse(heads[-1]).head}"
 
 
 def everything(spec: HeadCounts, has_mlp: bool) -> Patch:

@@ -43,6 +43,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.engine.changed_heads import Held, hold
 from circuitdisc.engine.path_effects import Positions
 from circuitdisc.errors import BadSetting
+from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import as_list
 from circuitdisc.heads.dcm.fit import PENALTIES, TARGET_LOGIT, MaskFit, train_mask
 from circuitdisc.heads.dcm.parts import Groups, HeadParts, Parts, check_circuit, parts_of, together
@@ -245,7 +246,7 @@ def _report_groups(
         met, *random = (
             Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(1 + len(drawn))
         )
-        heads = tuple(f"a{layer}.h{head}" for layer, head in np.argwhere(groups.members[index]))
+        heads = tuple(heads_where(groups.members[index]))
         at = groups.positions[index if len(groups.positions) > 1 else 0]
         found.append(GroupMet(one.name, name, heads, words_of(at), met, tuple(each.share for each in random)))
     return found

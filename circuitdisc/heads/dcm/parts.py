@@ -19,7 +19,7 @@ from circuitdisc.engine.mixed_edges import mixed_logits
 from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.heads.base import head_mask, head_names
+from circuitdisc.heads.base import head_mask
 from circuitdisc.models.model import Model
 
 OVER = ("head", "group", "edge")
@@ -91,7 +91,7 @@ class HeadParts:
 
     def random(self, kept: Bool[np.ndarray, "C"], n: int, generator: np.random.Generator) -> list[Parts]:
         """Other sets of as many heads, of all the model's, patched wherever one of the masked components is."""
-        names = head_names(self.graph)
+        names = list(self.graph.heads)
         own: frozenset[int] = frozenset(np.flatnonzero(self.members[kept].any(0)).tolist())
         at = self.positions if len(self.positions) == 1 else [self.positions[c] for c in np.flatnonzero(kept)]
         where = together(at)
@@ -174,7 +174,7 @@ def parts_of(
         if isinstance(positions, Mapping):
             raise BadSetting("positions= by name is for heads and groups: give one place, or a list, for edges")
         return EdgeParts(graph, circuit.mask, positions)
-    heads = head_names(graph) if circuit is None else circuit.heads()
+    heads = list(graph.heads) if circuit is None else circuit.heads()
     if not heads:
         raise BadSetting("the circuit keeps no heads: give one that does, or leave circuit= out for all heads")
     return HeadParts(graph, {head: [head] for head in heads}, positions)

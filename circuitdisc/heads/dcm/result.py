@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.errors import UnknownName
+from circuitdisc.graph import Node
 from circuitdisc.heads.base import Row, plain, plain_rows
 from circuitdisc.schemas import validate
 from circuitdisc.stats import Partition, share_interval
@@ -224,12 +225,12 @@ class Dcm:
             members = {one.group: one.heads for one in self.groups if one.desideratum == desideratum}
         for name, value in zip(found.components, found.trial.mask, strict=True):
             if self.over == "edge":
-                sender, value = name.partition("->")[0], float(value > 0.5)
-                if sender.startswith("a"):
-                    layer, head = _place(sender)
-                    values[layer, head] = np.nansum([values[layer, head], value])
+                sender = Node.parse(name.partition("->")[0])
+                if sender.kind == "head":
+                    place = (sender.layer, sender.head)
+                    values[place] = np.nansum([values[place], float(value > 0.5)])
                 continue
-            for layer, head in map(_place, members[name]):
+            for _, layer, head in map(Node.parse, members[name]):
                 values[layer, head] = np.nanmax([values[layer, head], value]) if values[layer, head] >= 0 else value
         return values
 
@@ -275,11 +276,6 @@ class Dcm:
             found[f"masks_{one.desideratum}"] = np.array([trial.mask for trial in one.trials])
             found[f"met_{one.desideratum}"] = one.met
         return found
-
-
-def _place(head: str) -> tuple[int, int]:
-    layer, _, number = head[1:].partition(".h")
-    return int(layer), int(number)
 
 
 def _random(random: Sequence[float], share: float) -> Row:

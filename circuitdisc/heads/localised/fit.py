@@ -14,10 +14,9 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.changed_heads import Held, head_values, hold, metric_values
-from circuitdisc.engine.interventions import head_places
 from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadFile, BadSetting
-from circuitdisc.heads.base import Row, head_names
+from circuitdisc.heads.base import Row
 from circuitdisc.heads.localised.head_edits import HeadEdit, edit_values
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
@@ -145,7 +144,7 @@ def head_norms(splits: Splits, fit: EditFit, l1: float) -> dict[str, float]:
     Returns:
         head -> Euclidean norm of its scaling (0: left alone), largest first.
     """
-    heads = head_names(splits.model.graph)
+    heads = list(splits.model.graph.heads)
     learner = Learner(splits, "scale", heads, fit, None)
     for epoch in range(fit.epochs):
         learner.epoch(epoch, l1)
@@ -164,7 +163,7 @@ class Learner:
         self.vectors = None
         if kind == "inject":
             assert vectors is not None, "inject needs vectors"
-            places = head_places(model.graph)
+            places = model.graph.heads
             self.vectors = torch.stack([vectors[places[name]] for name in self.heads])
         shape = (len(self.heads),) if kind == "inject" else (len(self.heads), model.components.spec.d_head)
         dtype = torch.promote_types(model.dtype, torch.float32)

@@ -32,11 +32,10 @@ from circuitdisc.checks import check_choice
 from circuitdisc.engine.changed_heads import Held, changed_logits, hold
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.forward import Hooks
-from circuitdisc.engine.interventions import head_places
 from circuitdisc.engine.path_effects import ALL, Positions, positions_mask
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch
 from circuitdisc.files import write_bytes
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.schemas import validate
@@ -86,12 +85,8 @@ class HeadEdit:
         Raises:
             GraphMismatch: it has not.
         """
-        known = head_places(model.graph)
         for name in self.heads:
-            if name not in known:
-                raise GraphMismatch(
-                    f"'{name}' is not a head of {model.name} ({model.graph.describe()}); heads are written a0.h0"
-                )
+            model.graph.parse_head(name)
         if self.vectors is not None and self.vectors.shape[1] != model.backend.d_head:
             raise GraphMismatch(
                 f"the edit's vectors are {self.vectors.shape[1]} wide, and heads of {model.name} {model.backend.d_head}: it "
@@ -100,7 +95,7 @@ class HeadEdit:
 
     def first_layer(self, graph: ComputationGraph) -> int:
         """The first layer that it changes."""
-        places = head_places(graph)
+        places = graph.heads
         return min(places[name][0] for name in self.heads)
 
     @property
@@ -115,8 +110,9 @@ class HeadEdit:
 
     def _here(self, layer: int) -> tuple[list[int], list[int]]:
         """Rows of the edited heads of a layer, and their numbers."""
-        found = [(row, int(name.partition(".h")[2])) for row, name in enumerate(self.heads) if name.startswith(f"a{layer}.")]
-        return [row for row, _ in found], [head for _, head in found]
+        nodes = [Node.parse(name) for name in self.heads]
+        rows = [row for row, node in enumerate(nodes) if node.layer == layer]
+        return rows, [nodes[row].head for row in rows]
 
     def hooks(self, held: Held) -> Hooks:
         """The edit as hooks on z, or on the patterns."""

@@ -36,7 +36,7 @@ from circuitdisc.checks import (
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.heads.base import as_list, head_mask, head_names, mean_intervals
+from circuitdisc.heads.base import as_list, head_mask, mean_intervals
 from circuitdisc.heads.dcm.parts import check_circuit, draws
 from circuitdisc.heads.localised.fit import EditFit, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised.result import EditEffect, Localised
@@ -149,7 +149,7 @@ def localised(
         vectors = None
         if kind == "inject":
             vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, memory)
-        names = head_names(model.graph)
+        names = list(model.graph.heads)
         own = frozenset(names.index(head) for head in chosen)
         drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(seed))]
         learned = []
@@ -211,7 +211,7 @@ def _three_splits(task: Task, n_choose: int | None) -> dict[str, Sequence[Exampl
 
 def _given_heads(model: Model, heads: str | Sequence[str] | Circuit, k: int | None) -> list[str] | None:
     """The heads that were named, in the model's order; None if LoFiT's first step is to find them."""
-    names = head_names(model.graph)
+    names = list(model.graph.heads)
     if heads == LOFIT:
         _size(model, k)
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from circuitdisc.graph import Node
 from circuitdisc.heads.base import Row, plain, plain_rows
 from circuitdisc.heads.localised.fit import Learned
 from circuitdisc.heads.localised.head_edits import HeadEdit
@@ -118,8 +119,8 @@ class Localised:
         values = np.full(self.shape, np.nan)
         column = {"offset": "norm of the offset", "inject": "share of the vector", "first_token": "factor"}[self.kind]
         for row in self.head_table():
-            layer, _, head = str(row["head"])[1:].partition(".h")
-            values[int(layer), int(head)] = row[column]
+            node = Node.parse(str(row["head"]))
+            values[node.layer, node.head] = row[column]
         return values
 
     def to_dict(self) -> dict[str, Any]:

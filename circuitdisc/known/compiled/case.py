@@ -16,7 +16,7 @@ from circuitdisc.known.compiled.truth import CompiledTruth, true_edges
 from circuitdisc.models.load import DTYPES, cut_toy
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.split import draw_distinct, split_examples
+from circuitdisc.tasks.drawn import deal, draw_distinct
 
 PROGRAMS: dict[str, Callable[..., Program]] = {
     "induction": induction,
@@ -83,11 +83,7 @@ def build(
     program = PROGRAMS[name](**_check_sizes(name, sizes))
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.draw(rng), n + n_heldout, name)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    task = Task(
-        f"compiled/{name}", split.train, split.heldout, settings={"n": n, "n_heldout": n_heldout, "seed": seed, **sizes}
-    )
-
+    task = deal(f"compiled/{name}", examples, n, n_heldout, settings={"seed": seed, **sizes})
     toy = program.plan.compile(rotate, distractors, seed)
     graph = cut_toy(toy, split_embeddings=split_embeddings).graph
     truth = true_edges(toy, graph, task.train)

@@ -23,7 +23,7 @@ def proportion(length: int = 6, n_tokens: int = 4) -> Program:
     require(length >= 2, f"length={length} is too short for compiled program 'proportion': give at least 2")
     require(n_tokens >= 2, f"n_tokens={n_tokens} is too few: give at least 2")
     fractions = sorted({Fraction(k, n) for n in range(1, length + 1) for k in range(n + 1)})
-    f = torch.tensor([float(one) for one in fractions], dtype=torch.float64)
+    f = torch.tensor([float(fraction) for fraction in fractions], dtype=torch.float64)
 
     def answer(prompt: Sequence[int], position: int) -> int:
         return fractions.index(Fraction(prompt[: position + 1].count(MARKED), position + 1))
@@ -40,7 +40,6 @@ def proportion(length: int = 6, n_tokens: int = 4) -> Program:
                 return Example(clean, corrupted, (length - 1,), ((right,),), ((wrong,),))
 
     plan = ProgramPlan(
-        n_out=len(fractions),
         causal=True,
         tokens={"token": eye(n_tokens)},
         positions={"position": eye(length)},
@@ -49,7 +48,6 @@ def proportion(length: int = 6, n_tokens: int = 4) -> Program:
         output="share",
         unembed=STEEP * 2 * f[None, :],
         unembed_bias=-STEEP * f**2,
-        n_ctx=length,
     )
     logits = STEEP * (2 * f[:, None] * f[None, :] - f[None, :] ** 2)
     return Program("the share of a token so far", plan, answer, logits, draw)
@@ -81,7 +79,6 @@ def histogram(length: int = 6, n_tokens: int = 5) -> Program:
     alike = tokens.clone()
     alike[:, BOS] = 1.0
     plan = ProgramPlan(
-        n_out=length,
         causal=False,
         tokens={"token": tokens},
         positions={"position": eye(n_ctx)},
@@ -89,8 +86,6 @@ def histogram(length: int = 6, n_tokens: int = 5) -> Program:
         neurons={0: [one_hot_of("share_of_bos", [1 / (1 + count) for count in counts], "count")]},
         output="count",
         unembed=GAIN * eye(length),
-        unembed_bias=nothing(length),
-        n_ctx=n_ctx,
     )
     return Program("how often each token occurs", plan, answer, GAIN * eye(length), draw)
 
@@ -133,7 +128,6 @@ def balance(length: int = 10) -> Program:
         {"share_negative": -steep * eye(1), "signs": -column(2, 1)}, torch.ones(1, dtype=torch.float64), "balanced", eye(1)
     )
     plan = ProgramPlan(
-        n_out=2,
         causal=True,
         tokens={"sign": step.new_tensor([[1.0], [-1.0]])},
         positions={"position": eye(length)},
@@ -142,6 +136,5 @@ def balance(length: int = 10) -> Program:
         output="balanced",
         unembed=GAIN * step.new_tensor([[-1.0, 1.0]]),
         unembed_bias=GAIN * step.new_tensor([1.0, 0.0]),
-        n_ctx=length,
     )
     return Program("whether brackets balance", plan, answer, GAIN * eye(2), draw)

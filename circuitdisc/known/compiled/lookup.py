@@ -45,7 +45,6 @@ def induction(length: int = 6, n_tokens: int = 16) -> Program:
 
     tokens = eye(n_tokens)
     plan = ProgramPlan(
-        n_out=n_tokens,
         causal=True,
         tokens={"token": tokens},
         positions={"position": eye(n_ctx)},
@@ -55,8 +54,6 @@ def induction(length: int = 6, n_tokens: int = 16) -> Program:
         },
         output="next",
         unembed=GAIN * tokens,
-        unembed_bias=nothing(n_tokens),
-        n_ctx=n_ctx,
     )
     return Program("after ... A B ... A comes B", plan, answer, GAIN * tokens, draw)
 
@@ -103,14 +100,11 @@ def two_hop(chains: int = 2, n_tokens: int = 14) -> Program:
         return Head({asks: padded}, {"previous": padded, "position": not_second}, {"token": tokens}, writes, always)
 
     plan = ProgramPlan(
-        n_out=n_tokens,
         causal=True,
         tokens={"token": tokens},
         positions={"position": eye(n_ctx)},
         heads={0: [previous_token(n_ctx, n_tokens)], 1: [lookup("token", "middle")], 2: [lookup("middle", "end")]},
         output="end",
         unembed=GAIN * tokens,
-        unembed_bias=nothing(n_tokens),
-        n_ctx=n_ctx,
     )
     return Program("from a b and b c, a leads to c", plan, answer, GAIN * tokens, draw)

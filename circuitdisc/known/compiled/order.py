@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from circuitdisc.known.compiled.plan import Head, ProgramPlan
-from circuitdisc.known.compiled.program import BOS, GAIN, Program, column, eye, nothing, one_hot_of, pairs_of, require
+from circuitdisc.known.compiled.program import BOS, GAIN, Program, column, eye, one_hot_of, pairs_of, require
 from circuitdisc.tasks.base import Example
 
 
@@ -44,7 +44,6 @@ def reverse(length: int = 5, n_tokens: int = 10, longest: int = 7) -> Program:
 
     tokens = eye(n_tokens)
     plan = ProgramPlan(
-        n_out=n_tokens,
         causal=False,
         tokens={"token": tokens},
         positions={"position": eye(n_ctx)},
@@ -58,8 +57,6 @@ def reverse(length: int = 5, n_tokens: int = 10, longest: int = 7) -> Program:
         },
         output="reversed",
         unembed=GAIN * tokens,
-        unembed_bias=nothing(n_tokens),
-        n_ctx=n_ctx,
     )
     return Program("the sequence backwards", plan, answer, GAIN * tokens, draw)
 
@@ -95,7 +92,6 @@ def sort(length: int = 5, n_tokens: int = 12) -> Program:
     at_rank = torch.zeros(n_ctx, n_ctx, dtype=torch.float64)
     at_rank[torch.arange(1, n_ctx), torch.arange(n_ctx - 1)] = 1.0
     plan = ProgramPlan(
-        n_out=n_tokens,
         causal=False,
         tokens={"token": tokens},
         positions={"position": eye(n_ctx)},
@@ -106,7 +102,5 @@ def sort(length: int = 5, n_tokens: int = 12) -> Program:
         neurons={0: [one_hot_of("share_of_bos", [1 / (1 + rank) for rank in range(n_ctx)], "rank")]},
         output="sorted",
         unembed=GAIN * tokens,
-        unembed_bias=nothing(n_tokens),
-        n_ctx=n_ctx,
     )
     return Program("the sequence in order", plan, answer, GAIN * tokens, draw)

@@ -50,26 +50,23 @@ class ProgramPlan:
     """The parts of a program, by layer; `compile` turns them into weights.
 
     Args:
-        n_out: output vocabulary.
         causal: whether attention looks back only.
         tokens: variable -> what each token writes into it. [V, w]
         positions: variable -> what each position writes into it. [Tmax, w]
         heads, neurons: what each layer does.
         output: the variable that the logits are read from.
         unembed: from it to logits. [w, Vout]
-        unembed_bias: [Vout]
+        unembed_bias: zero where there is none. [Vout]
     """
 
-    n_out: int
     causal: bool
     tokens: dict[str, Float[Tensor, "V w"]]
     positions: dict[str, Float[Tensor, "Tmax w"]]
     heads: dict[int, list[Head]]
     output: str
     unembed: Float[Tensor, "w Vout"]
-    unembed_bias: Float[Tensor, "Vout"]
+    unembed_bias: Float[Tensor, "Vout"] | None = None
     neurons: dict[int, list[Neurons]] = field(default_factory=dict)
-    n_ctx: int = 16
 
     @property
     def n_layers(self) -> int:
@@ -103,11 +100,11 @@ class ProgramPlan:
             d_model=width,
             d_head=max(JUNK, *(_head_width(head) for heads in self.heads.values() for head in heads)),
             d_vocab=len(next(iter(self.tokens.values()))),
-            n_ctx=self.n_ctx,
+            n_ctx=len(next(iter(self.positions.values()))),
             d_mlp=d_mlp,
             act_fn="relu" if d_mlp else None,
             attn_only=d_mlp is None,
-            d_vocab_out=self.n_out,
+            d_vocab_out=self.unembed.shape[1],
             attention_dir="causal" if self.causal else "bidirectional",
             use_attn_scale=False,
         )
@@ -131,7 +128,8 @@ class ProgramPlan:
         for name, table in self.positions.items():
             weights["pos_embed.W_pos"][:, where[name]] = table
         weights["unembed.W_U"][where[self.output]] = self.unembed
-        weights["unembed.b_U"][:] = self.unembed_bias
+        if self.unembed_bias is not None:
+            weights["unembed.b_U"][:] = self.unembed_bias
 
 
 def _width(reads: Reads) -> int:

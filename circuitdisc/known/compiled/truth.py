@@ -83,16 +83,16 @@ def true_edges(toy: ToyTransformer, graph: ComputationGraph, examples: Sequence[
     differing: dict[str, frozenset[str]] = {}
     showing: dict[str, frozenset[str]] = {}
     for name in ABLATIONS:
-        found = {"differs": set(), "shows": set()}
+        edges = {"differs": set(), "shows": set()}
         for edge in structural:
             receiver, sender = graph.parse_edge(edge)
             change = ablated[name][sender] - sent[sender]
             if (change @ plain.read_matrix(graph.receivers[receiver])).abs().max() > LEAST_CHANGE:
-                found["differs"].add(edge)
+                edges["differs"].add(edge)
             moved = plain.run(clean, cut=(receiver, change))[1] - logits
             if moved[is_read].abs().max() > LEAST_CHANGE:
-                found["shows"].add(edge)
-        differing[name], showing[name] = frozenset(found["differs"]), frozenset(found["shows"])
+                edges["shows"].add(edge)
+        differing[name], showing[name] = frozenset(edges["differs"]), frozenset(edges["shows"])
     return CompiledTruth(structural, differing, showing)
 
 

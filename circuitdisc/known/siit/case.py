@@ -18,7 +18,7 @@ from circuitdisc.models.load import DTYPES, read_model
 from circuitdisc.models.model import Model
 from circuitdisc.shipped import FOLDER
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.split import draw_distinct, split_examples
+from circuitdisc.tasks.drawn import deal, draw_distinct
 
 CASES: dict[str, Callable[[], SiitProgram]] = {
     "induction": induction,
@@ -94,8 +94,7 @@ def load(
         raise UnknownName("dtype", dtype, DTYPES)
     rng = np.random.default_rng(seed)
     examples = draw_distinct(lambda: program.pair(rng), n + n_heldout, f"siit/{name}")
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    task = Task(f"siit/{name}", split.train, split.heldout, settings={"n": n, "n_heldout": n_heldout, "seed": seed})
+    task = deal(f"siit/{name}", examples, n, n_heldout, settings={"seed": seed})
     model = read_model(f"siit/{name}", dtype=dtype, split_embeddings=split_embeddings)
     return SiitCase(model, task, truth_of(program, model.graph, ablations_of(name)), program)
 

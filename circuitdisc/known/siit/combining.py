@@ -10,8 +10,7 @@ from torch import Tensor
 
 from circuitdisc.known.causal import UNDEFINED, Variable
 from circuitdisc.known.siit.lookup import previous_token
-from circuitdisc.known.siit.program import BOS, SiitProgram
-from circuitdisc.models.toy import ToyConfig
+from circuitdisc.known.siit.program import BOS, SiitProgram, small, with_bos
 
 
 def repeats() -> SiitProgram:
@@ -23,7 +22,7 @@ def repeats() -> SiitProgram:
         again = rng.random((n, length - 1)) < 0.4
         for place in range(1, length - 1):
             words[:, place] = np.where(again[:, place], words[:, place - 1], words[:, place])
-        return np.concatenate([np.full((n, 1), BOS), words], axis=1)
+        return with_bos(words)
 
     def equal(token: Int[Tensor, "B T"], previous: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         return (token == previous).long()
@@ -37,13 +36,10 @@ def repeats() -> SiitProgram:
         ),
         nodes={"previous": "a0.h1", "same": "m1"},
         positions=tuple(range(2, length)),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=24, d_head=8, d_vocab=n_tokens, n_ctx=length, d_mlp=64, act_fn="gelu_new",
-            d_vocab_out=2,
-        ),
+        config=small(n_tokens, length, d_model=24, d_head=8, d_mlp=64, d_vocab_out=2),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "previous": n_tokens, "same": 2},
-    )  # fmt: skip
+    )
 
 
 def modular_sum() -> SiitProgram:
@@ -51,13 +47,13 @@ def modular_sum() -> SiitProgram:
     length, modulus = 8, 3
 
     def draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, "n T"]:
-        return np.concatenate([np.full((n, 1), BOS), rng.integers(1, 1 + modulus, size=(n, length - 1))], axis=1)
+        return with_bos(rng.integers(1, 1 + modulus, size=(n, length - 1)))
 
     def digit_at(place: int) -> Variable:
         def fetch(q: Tensor, k: Tensor, v: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-            found = (v[:, place : place + 1] - 1).repeat(1, v.shape[1])
-            found[:, :place] = UNDEFINED  # not to be seen from there
-            return found
+            digit = (v[:, place : place + 1] - 1).repeat(1, v.shape[1])
+            digit[:, :place] = UNDEFINED  # not to be seen from there
+            return digit
 
         reads = {"q": "positions", "k": "positions", "v": "tokens"}
         return Variable({1: "first", 2: "second"}[place], reads, fetch)
@@ -79,10 +75,7 @@ def modular_sum() -> SiitProgram:
         ),
         nodes={"first": "a0.h1", "second": "a0.h3", "partial": "m0", "total": "m1"},
         positions=(length - 1,),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=32, d_head=8, d_vocab=1 + modulus, n_ctx=length, d_mlp=96, act_fn="gelu_new",
-            d_vocab_out=modulus, normalization_type="LN",
-        ),
+        config=small(1 + modulus, length, d_model=32, d_head=8, d_mlp=96, d_vocab_out=modulus, normalization_type="LN"),
         draw=draw,
         sizes={"tokens": 1 + modulus, "positions": length} | dict.fromkeys(("first", "second", "partial", "total"), modulus),
-    )  # fmt: skip
+    )

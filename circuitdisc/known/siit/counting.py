@@ -11,8 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitdisc.known.causal import Variable
-from circuitdisc.known.siit.program import BOS, SiitProgram
-from circuitdisc.models.toy import ToyConfig
+from circuitdisc.known.siit.program import BOS, BOTH_WAYS, SiitProgram, small, with_bos
 
 
 def same(value: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -27,7 +26,7 @@ def histogram() -> SiitProgram:
     def draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, "n T"]:
         shares = rng.dirichlet(np.full(n_tokens - 1, 0.7), size=n).cumsum(1)  # uneven, else high counts would be rare
         words = 1 + (rng.random((n, length - 1))[:, :, None] > shares[:, None, :-1]).sum(-1)
-        return np.concatenate([np.full((n, 1), BOS), words], axis=1)
+        return with_bos(words)
 
     def count(q: Int[Tensor, "B T"], k: Int[Tensor, "B T"], v: Tensor) -> Int[Tensor, "B T"]:
         return ((q[:, :, None] == k[:, None, :]) & (k != BOS)[:, None, :]).sum(-1)
@@ -41,14 +40,11 @@ def histogram() -> SiitProgram:
         ),
         nodes={"share": "a0.h3", "count": "m1"},
         positions=tuple(range(1, length)),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=32, d_head=8, d_vocab=n_tokens, n_ctx=length, d_mlp=64, act_fn="gelu_new",
-            d_vocab_out=length, normalization_type="LN", attention_dir="bidirectional",
-        ),
+        config=small(n_tokens, length, d_model=32, d_head=8, d_mlp=64, d_vocab_out=length, **BOTH_WAYS),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "share": length, "count": length},
         scalars=frozenset({"share"}),
-    )  # fmt: skip
+    )
 
 
 def majority() -> SiitProgram:
@@ -58,7 +54,7 @@ def majority() -> SiitProgram:
     def draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, "n T"]:
         odd = rng.random((n, length - 1)) < rng.uniform(0.2, 0.8, size=(n, 1))
         words = 2 * rng.integers(1, 1 + n_tokens // 2, size=(n, length - 1)) - odd
-        return np.concatenate([np.full((n, 1), BOS), words], axis=1)
+        return with_bos(words)
 
     def odd(token: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         return token % 2
@@ -79,13 +75,10 @@ def majority() -> SiitProgram:
         ),
         nodes={"odd": "m0", "total": "a1.h2", "majority": "m1"},
         positions=(length - 1,),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=16, d_head=4, d_vocab=n_tokens, n_ctx=length, d_mlp=48, act_fn="gelu_new",
-            d_vocab_out=2,
-        ),
+        config=small(n_tokens, length, d_model=16, d_head=4, d_mlp=48, d_vocab_out=2),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "odd": 2, "total": length, "majority": 2},
-    )  # fmt: skip
+    )
 
 
 def balance() -> SiitProgram:
@@ -126,11 +119,8 @@ def balance() -> SiitProgram:
         ),
         nodes={"depth": "a0.h0", "negative": "m0", "below": "a1.h2", "balanced": "m1"},
         positions=(length - 1,),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=32, d_head=8, d_vocab=3, n_ctx=length, d_mlp=64, act_fn="gelu_new", d_vocab_out=2,
-            normalization_type="LN",
-        ),
+        config=small(3, length, d_model=32, d_head=8, d_mlp=64, d_vocab_out=2, normalization_type="LN"),
         draw=draw,
         sizes={"tokens": 3, "positions": length, "depth": 2 * n_brackets + 1, "negative": 2, "below": 2, "balanced": 2},
         scalars=frozenset({"depth", "below"}),
-    )  # fmt: skip
+    )

@@ -9,8 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitdisc.known.causal import Variable
-from circuitdisc.known.siit.program import SiitProgram, first_match
-from circuitdisc.models.toy import ToyConfig
+from circuitdisc.known.siit.program import BOTH_WAYS, SiitProgram, first_match, small, with_bos
 
 
 def previous_token(q: Tensor, k: Tensor, v: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -35,7 +34,7 @@ def induction() -> SiitProgram:
     def draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, "n T"]:
         words = 1 + rng.random((n, n_tokens - 1)).argsort(1)[:, : length - 2]
         asked = words[np.arange(n), rng.integers(length - 3, size=n)]
-        return np.concatenate([np.zeros((n, 1), dtype=int), words, asked[:, None]], axis=1)
+        return with_bos(np.concatenate([words, asked[:, None]], axis=1))
 
     return SiitProgram(
         name="induction",
@@ -46,13 +45,10 @@ def induction() -> SiitProgram:
         ),
         nodes={"previous": "a0.h2", "next": "a1.h1"},
         positions=(length - 1,),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=24, d_head=8, d_vocab=n_tokens, n_ctx=length, d_mlp=48, act_fn="gelu_new",
-            normalization_type="LN",
-        ),
+        config=small(n_tokens, length, d_model=24, d_head=8, d_mlp=48, normalization_type="LN"),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "previous": n_tokens, "next": n_tokens},
-    )  # fmt: skip
+    )
 
 
 def pointers() -> SiitProgram:
@@ -60,7 +56,7 @@ def pointers() -> SiitProgram:
     length, n_tokens = 8, 7
 
     def draw(rng: np.random.Generator, n: int) -> Int[np.ndarray, "n T"]:
-        return np.concatenate([np.zeros((n, 1), dtype=int), rng.integers(1, n_tokens, size=(n, length - 1))], axis=1)
+        return with_bos(rng.integers(1, n_tokens, size=(n, length - 1)))
 
     def hop(name: str, query: str) -> Variable:
         return Variable(name, {"q": query, "k": "positions", "v": "tokens"}, causal_match)
@@ -71,13 +67,10 @@ def pointers() -> SiitProgram:
         variables=(hop("first", "tokens"), hop("second", "first")),
         nodes={"first": "a0.h0", "second": "a1.h3"},
         positions=(length - 1,),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=24, d_head=8, d_vocab=n_tokens, n_ctx=length, d_mlp=48, act_fn="gelu_new",
-            normalization_type="LN",
-        ),
+        config=small(n_tokens, length, d_model=24, d_head=8, d_mlp=48, normalization_type="LN"),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "first": n_tokens, "second": n_tokens},
-    )  # fmt: skip
+    )
 
 
 def copy_or_reverse() -> SiitProgram:
@@ -104,10 +97,7 @@ def copy_or_reverse() -> SiitProgram:
         ),
         nodes={"mode": "a0.h1", "place": "m0", "moved": "a1.h2"},
         positions=tuple(range(1, length)),
-        config=ToyConfig(
-            n_layers=2, n_heads=4, d_model=24, d_head=8, d_vocab=n_tokens, n_ctx=length, d_mlp=64, act_fn="gelu_new",
-            normalization_type="LN", attention_dir="bidirectional",
-        ),
+        config=small(n_tokens, length, d_model=24, d_head=8, d_mlp=64, **BOTH_WAYS),
         draw=draw,
         sizes={"tokens": n_tokens, "positions": length, "mode": n_flags, "place": length, "moved": n_tokens},
-    )  # fmt: skip
+    )

@@ -5,6 +5,7 @@ Shape letters: B prompts, T positions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from circuitdisc.models.toy import ToyConfig
 from circuitdisc.tasks.base import Example
 
 BOS = 0  # the first token of prompts that have one
+BOTH_WAYS = {"normalization_type": "LN", "attention_dir": "bidirectional"}  # of cases whose heads look both ways
 HELD_OUT = 5  # one prompt in so many is never trained on
 
 
@@ -73,22 +75,32 @@ class SiitProgram:
     def pair(self, rng: np.random.Generator) -> Example:
         """An example: two prompts drawn apart, read where their answers differ."""
         while True:
-            found = self.examples(torch.from_numpy(self.draw(rng, 2)))
-            if found:
-                return found[0]
+            examples = self.examples(torch.from_numpy(self.draw(rng, 2)))
+            if examples:
+                return examples[0]
 
     def examples(self, prompts: Int[Tensor, "n T"]) -> list[Example]:
         """Examples of every two prompts in turn, without those whose answers are the same everywhere."""
         answers = self.causal.run(prompts)["logits"].tolist()
         rows = [tuple(row) for row in prompts.tolist()]
-        found = []
+        examples = []
         for index in range(0, len(rows) - 1, 2):
             right, wrong = answers[index], answers[index + 1]
             positions = tuple(p for p in self.positions if right[p] != wrong[p])
             if positions:
                 answers_of, wrong_of = (tuple((row[p],) for p in positions) for row in (right, wrong))
-                found.append(Example(rows[index], rows[index + 1], positions, answers_of, wrong_of))
-        return found
+                examples.append(Example(rows[index], rows[index + 1], positions, answers_of, wrong_of))
+        return examples
+
+
+def small(d_vocab: int, n_ctx: int, **more: Any) -> ToyConfig:
+    """The shape that all trained cases share, two layers of four heads, and what is a case's own."""
+    return ToyConfig(n_layers=2, n_heads=4, d_vocab=d_vocab, n_ctx=n_ctx, act_fn="gelu_new", **more)
+
+
+def with_bos(words: Int[np.ndarray, "n T1"]) -> Int[np.ndarray, "n T"]:
+    """Prompts that begin with BOS."""
+    return np.concatenate([np.full((len(words), 1), BOS), words], axis=1)
 
 
 def held_out(prompts: Int[np.ndarray, "n T"]) -> Bool[np.ndarray, "n"]:
@@ -101,11 +113,11 @@ def held_out(prompts: Int[np.ndarray, "n T"]) -> Bool[np.ndarray, "n"]:
 
 def draw_prompts(program: SiitProgram, rng: np.random.Generator, n: int, *, trained: bool) -> Int[Tensor, "n T"]:
     """Prompts that the model was trained on, or prompts that it was not."""
-    found = np.empty((0, program.config.n_ctx), dtype=np.int64)
-    while len(found) < n:
+    prompts = np.empty((0, program.config.n_ctx), dtype=np.int64)
+    while len(prompts) < n:
         drawn = program.draw(rng, 2 * n if trained else HELD_OUT * n)
-        found = np.concatenate([found, drawn[held_out(drawn) != trained]])
-    return torch.from_numpy(found[:n])
+        prompts = np.concatenate([prompts, drawn[held_out(drawn) != trained]])
+    return torch.from_numpy(prompts[:n])
 
 
 def first_match(q: Int[Tensor, "B T"], k: Int[Tensor, "B T"], v: Int[Tensor, "B T"], *, causal: bool) -> Int[Tensor, "B T"]:
@@ -113,5 +125,5 @@ def first_match(q: Int[Tensor, "B T"], k: Int[Tensor, "B T"], v: Int[Tensor, "B 
     matches = q[:, :, None] == k[:, None, :]
     if causal:
         matches = matches & torch.ones(matches.shape[1:], dtype=torch.bool, device=q.device).tril()
-    found = v.gather(1, matches.int().argmax(-1))
-    return torch.where(matches.sum(-1) == 1, found, -1)
+    values = v.gather(1, matches.int().argmax(-1))
+    return torch.where(matches.sum(-1) == 1, values, -1)

@@ -140,7 +140,7 @@ class Trainer:
     def _draw_swapped(self, tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T E"]:
         """Where each true edge carries the source's value: at all positions of half of the prompts, else at a random half."""
         (n, length), n_variables = tokens.shape, len(self.causal.variables)
-        parents = torch.tensor([[edge.parent == one.name for edge in self.edges] for one in self.causal.variables])
+        parents = torch.tensor([[edge.parent == variable.name for edge in self.edges] for variable in self.causal.variables])
         chosen = parents[torch.randint(n_variables, (n,), generator=self.generator)]
         alone = self._uniform(n, len(self.edges)) < 0.5
         kind = self._uniform(n, 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.graph import ComputationGraph
+from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.known.siit.program import SiitProgram
 
 KNOWN = ("zero", "mean", "resample")
@@ -77,12 +77,12 @@ def true_edges(program: SiitProgram, *, split_embeddings: bool = False) -> tuple
         if split_embeddings
         else dict.fromkeys(("tokens", "positions"), "input")
     )
-    found = []
+    edges = []
     for parent, child, slot in program.causal.edges:
         node = homes.get(child, "logits")
-        receiver = f"{node}<{slot}>" if node.startswith("a") else node
-        found.append(TrueEdge(parent, child, slot, f"{homes[parent]}->{receiver}"))
-    return tuple(found)
+        receiver = f"{node}<{slot}>" if Node.parse(node).kind == "head" else node
+        edges.append(TrueEdge(parent, child, slot, f"{homes[parent]}->{receiver}"))
+    return tuple(edges)
 
 
 def truth_of(program: SiitProgram, graph: ComputationGraph, ablations: tuple[str, ...]) -> SiitTruth:

@@ -13,71 +13,83 @@ Roles: `operand1`, `operator`, `operand2`, `equals`; the last token, which is `e
 Source: Stolfo et al. 2023 (another operand); Zhang et al. 2024 (a sign in place of the operator); own wording.
 """
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.errors import BadTask
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.library.arithmetic_sums import FRAME, MOST_DIGITS, NONE, OPERATORS, STYLES, Sums
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick
+from circuitdisc.tasks.follow import tokens_after
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CORRUPTIONS = ("operand", "operator")
 TRIES = 1000  # sums drawn for one that has a corrupted partner
+MOST_DIGITS = 3
+LARGEST_RESULT = 9999
+FRAME = "{operand1} {operator} {operand2} {equals}"
+NONE = -1  # stands for a token where a sum cannot be asked
+
+
+class Style(NamedTuple):
+    """How a sum is written.
+
+    Args:
+        operators: the sign or word of each operator.
+        no_operator: one in their place that asks for no computation.
+        equals: what stands before the result.
+    """
+
+    operators: dict[str, str]
+    no_operator: str
+    equals: str
+
+
+STYLES: dict[str, Style] = {
+    "symbols": Style({"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}, "<", "="),
+    "words": Style({"add": "plus", "subtract": "minus", "multiply": "times", "divide": "over"}, "or", "equals"),
+}
+OPERATORS = tuple(STYLES["symbols"].operators)
 
 
 @bounded(digits=Whole(1, MOST_DIGITS))
+@drawn_task("arithmetic")
 def build(
-    model: TaskModel,
+    setup: Setup,
     *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    operators: str | Sequence[str] | None = None,
+    operators: Names = None,
     digits: int = 2,
     style: str = "symbols",
     corruption: str = "operand",
     negative: bool = False,
     first_token: bool = False,
-    prepend_bos: bool | None = None,
-) -> Task:
+) -> Draw:
     """Draw arithmetic examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         operators: some of `add`, `subtract`, `multiply` and `divide`; None: all.
         digits: the most digits of an operand, 1 to 3.
         style: `symbols` ("3 + 5 =") or `words` ("3 plus 5 equals").
         corruption: `operand` or `operator`.
         negative: draw results below 0 too; most tokenizers write them as two tokens, so that they need `first_token`.
         first_token: use results of any number of tokens and score the first; else only results of one token.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such operator, style or corruption.
-        BadSetting: `operators` is not a list of names, or `digits` is not 1, 2 or 3.
-        BadTask: the model has no tokenizer, or there are too few sums for it.
     """
-    chosen = check_names("operator of task 'arithmetic'", operators, OPERATORS)
-    check_names("style of task 'arithmetic'", style, STYLES)
-    check_names("corruption of task 'arithmetic'", corruption, CORRUPTIONS)
-    tokenizer = need_tokenizer(model, "arithmetic")
+    chosen = setup.names("operator", operators, OPERATORS)
+    setup.names("style", style, STYLES)
+    setup.names("corruption", corruption, CORRUPTIONS)
     way = STYLES[style]
-    sums = Sums(tokenizer, way, digits=digits, negative=negative, first_token=first_token)
+    sums = Sums(setup.tokenizer, way, digits=digits, negative=negative, first_token=first_token)
     pairs = {operator: sums.pairs(operator) for operator in chosen}
-    rng = np.random.default_rng(seed)
 
-    def draw() -> TextExample:
+    def draw(rng: np.random.Generator) -> TextExample:
         for _ in range(TRIES):
-            operator = chosen[int(rng.integers(len(chosen)))]
+            operator = pick(rng, chosen)
             pair = int(pairs[operator][int(rng.integers(len(pairs[operator])))])
             first, second = divmod(pair, sums.largest)
             partner = _partner(sums, operator, first, second, corruption, rng)
@@ -89,27 +101,94 @@ def build(
                 "allow more digits or operators, or another corruption"
             )
         (other1, other2), wrong = partner
-        no_sum = corruption == "operator"
+        sign, other_sign = way.operators[operator], way.no_operator if corruption == "operator" else way.operators[operator]
         clean, corrupted = (
-            fill(FRAME, operand1=f"{one + 1}", operator=sign, operand2=f"{two + 1}", equals=way.equals)
-            for one, two, sign in (
-                (first, second, way.operators[operator]),
-                (other1, other2, way.no_operator if no_sum else way.operators[operator]),
-            )
+            fill(FRAME, operand1=f"{left + 1}", operator=between, operand2=f"{right + 1}", equals=way.equals)
+            for left, between, right in ((first, sign, second), (other1, other_sign, other2))
         )
-        answer = int(sums.results[operator][first, second])
-        return TextExample(
-            clean.text + sums.space,
-            corrupted.text + sums.space,
-            (sums.answer(answer),),
-            (sums.answer(wrong),),
-            group=operator,
-            roles=clean.roles,
-        )
+        answers, wrong = ((sums.answer(int(result)),) for result in (sums.results[operator][first, second], wrong))
+        prompts = (clean.text + sums.space, corrupted.text + sums.space)
+        return TextExample(*prompts, answers, wrong, group=operator, roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "arithmetic", first_token=first_token, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("arithmetic", split.train, split.heldout)
+    return draw
+
+
+def space_before_numbers(tokenizer: "PreTrainedTokenizerBase", equals: str) -> str:
+    """The space that ends the prompt where the tokenizer does not join it to the number that follows; else nothing."""
+    joined = tokens_after(equals, [" 8"], tokenizer)[0]
+    apart = tokens_after(f"{equals} ", ["8"], tokenizer)[0]
+    return " " if joined is not None and len(joined) > 1 and apart is not None and len(apart) == 1 else ""
+
+
+class Sums:
+    """The sums of two numbers from 1 to `largest` that can be asked. N numbers; index i stands for number i + 1.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        style: how they are written.
+        digits: the most digits of an operand.
+        negative: whether results may be below 0.
+        first_token: whether a result of several tokens may be scored by its first.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", style: Style, *, digits: int, negative: bool, first_token: bool
+    ) -> None:
+        self.space = space_before_numbers(tokenizer, style.equals)
+        self.largest = 10**digits - 1
+        self.widths: Int[np.ndarray, "N"] = np.array([len(str(number)) for number in range(1, self.largest + 1)])
+        lowest = -self.largest if negative else 0
+        numbers = range(lowest, LARGEST_RESULT + 1)
+        written = [self.answer(number) for number in numbers]
+        ids = tokens_after(f"{style.equals}{self.space}", written, tokenizer)
+        token_of = np.array([tokens[0] if tokens and (first_token or len(tokens) == 1) else NONE for tokens in ids])
+        self.results: dict[str, Int[np.ndarray, "N N"]] = {}
+        self.tokens: dict[str, Int[np.ndarray, "N N"]] = {}  # the token that scores each result
+        for operator in OPERATORS:
+            result, is_whole = _compute(operator, self.largest)
+            usable = is_whole & (result >= lowest) & (result <= LARGEST_RESULT)
+            self.results[operator] = result
+            self.tokens[operator] = np.where(usable, token_of[np.where(usable, result - lowest, 0)], NONE)
+
+    def answer(self, result: int) -> str:
+        """The result as it follows the prompt."""
+        return f"{result}" if self.space else f" {result}"
+
+    def pairs(self, operator: str) -> Int[np.ndarray, "P"]:
+        """The sums of an operator, as indices into its flattened table.
+
+        Raises:
+            BadTask: there are none.
+        """
+        pairs = np.flatnonzero(self.tokens[operator] != NONE)
+        if not len(pairs):
+            raise BadTask(
+                f"task 'arithmetic' has no sums with operator '{operator}', since this model's tokenizer writes none of their "
+                "results as one token: set first_token=True to score the first one"
+            )
+        return pairs
+
+    def others(self, operator: str, first: int, second: int, replaced: int) -> list[tuple[int, int]]:
+        """The operands of sums that differ from one in operand 0 or 1, of as many digits, and in the result's token."""
+        table = self.tokens[operator] if replaced == 0 else self.tokens[operator].T
+        mine, fixed = (first, second) if replaced == 0 else (second, first)
+        column = table[:, fixed]
+        fits = (column != NONE) & (column != column[mine]) & (self.widths == self.widths[mine])
+        return [(index, fixed) if replaced == 0 else (fixed, index) for index in np.flatnonzero(fits).tolist()]
+
+
+def _compute(operator: str, largest: int) -> tuple[Int[np.ndarray, "N N"], Bool[np.ndarray, "N N"]]:
+    """The results of all pairs of numbers from 1, and where they are whole."""
+    first = np.arange(1, largest + 1)[:, None]
+    second = first.T
+    every = np.ones((largest, largest), dtype=bool)
+    if operator == "add":
+        return first + second, every
+    if operator == "subtract":
+        return first - second, every
+    if operator == "multiply":
+        return first * second, every
+    return first // second, first % second == 0
 
 
 def _partner(
@@ -117,13 +196,13 @@ def _partner(
 ) -> tuple[tuple[int, int], int] | None:
     """The operands of the corrupted prompt, as indices, and the wrong answer; None if there is none for this sum."""
     if corruption == "operand":
-        others = sums.others(operator, first, second, int(rng.integers(2)))
-        if not others:
+        partners = sums.others(operator, first, second, int(rng.integers(2)))
+        if not partners:
             return None
-        operands = others[int(rng.integers(len(others)))]
+        operands = pick(rng, partners)
         return operands, int(sums.results[operator][operands])
     token = sums.tokens[operator][first, second]
-    found = [one for one in OPERATORS if sums.tokens[one][first, second] not in (NONE, token)]
-    if not found:
+    others = [other for other in OPERATORS if sums.tokens[other][first, second] not in (NONE, token)]
+    if not others:
         return None
-    return (first, second), int(sums.results[found[int(rng.integers(len(found)))]][first, second])
+    return (first, second), int(sums.results[pick(rng, others)][first, second])

@@ -16,55 +16,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import encode_examples, one_token_words
-from circuitdisc.tasks.library.colored_objects_text import COLORS, FRAMES, OBJECTS
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick, pick_several
 from circuitdisc.tasks.roles import Filled, fill
-from circuitdisc.tasks.split import draw_distinct, split_examples
+
+_THREE = "a {color1} {object1}, a {color2} {object2} and a {color3} {object3}."
+FRAMES: dict[str, str] = {
+    "table": f"On the table there is {_THREE} What color is the {{query}}? It is",
+    "drawer": f"In the drawer lie {_THREE} The color of the {{query}} is",
+    "shelf": f"The shelf holds {_THREE} The {{query}} on it is",
+    "bought": f"Today we bought {_THREE} The {{query}} that we bought is",
+    "saw": f"I saw {_THREE} Which color was the {{query}}? It was",
+    "picture": f"A picture shows {_THREE} The {{query}} was painted in",
+}
+
+COLORS: tuple[str, ...] = (
+    *("red", "blue", "green", "yellow", "purple", "black", "white", "brown", "pink", "gray", "silver", "gold"),
+)
+
+OBJECTS: tuple[str, ...] = (
+    *("pen", "cup", "book", "ball", "hat", "lamp", "bottle", "bag", "box", "chair", "plate", "bowl", "coin", "ring"),
+    *("key", "phone", "watch", "towel", "brush", "pencil", "guitar", "basket", "candle", "clock", "shirt", "shoe"),
+    *("scarf", "mirror", "pillow", "blanket", "bucket", "ticket", "flag", "kite", "knife", "spoon", "fork", "toy"),
+)
 
 CORRUPTIONS = ("query", "colors")
 LISTED = 3  # objects in a prompt
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    frames: str | Sequence[str] | None = None,
-    corruption: str = "query",
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("colored_objects", all_fit=True)
+def build(setup: Setup, *, frames: Names = None, corruption: str = "query") -> Draw:
     """Draw colored-objects examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         frames: names of the frames to draw from; None: all.
         corruption: `query` or `colors`.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such frame or corruption.
-        BadSetting: `frames` is not a list of names.
-        BadTask: the model has no tokenizer, or it knows too few of the words as single tokens.
     """
-    chosen = check_names("frame of task 'colored_objects'", frames, FRAMES)
-    check_names("corruption of task 'colored_objects'", corruption, CORRUPTIONS)
-    tokenizer = need_tokenizer(model, "colored_objects")
-    colors = one_token_words(COLORS, tokenizer, task="colored_objects", kind="colors", need=LISTED)
-    objects = one_token_words(OBJECTS, tokenizer, task="colored_objects", kind="objects", need=LISTED)
-    rng = np.random.default_rng(seed)
+    chosen = setup.names("frame", frames, FRAMES)
+    setup.names("corruption", corruption, CORRUPTIONS)
+    colors, objects = setup.words(COLORS, "colors", need=LISTED), setup.words(OBJECTS, "objects", need=LISTED)
 
-    def draw() -> TextExample:
-        frame = chosen[int(rng.integers(len(chosen)))]
-        listed = [colors[i] for i in rng.choice(len(colors), size=LISTED, replace=False)]
-        named = [objects[i] for i in rng.choice(len(objects), size=LISTED, replace=False)]
+    def draw(rng: np.random.Generator) -> TextExample:
+        frame = pick(rng, chosen)
+        listed, named = pick_several(rng, colors, LISTED), pick_several(rng, objects, LISTED)
         asked = int(rng.integers(LISTED))
         shift = int(rng.integers(1, LISTED))  # how far the question, or the colors, move round the list
         now = (asked + shift) % LISTED  # the place whose color the corrupted prompt asks for
@@ -75,20 +70,11 @@ def build(
             corrupted = _prompt(frame, listed[shift:] + listed[:shift], named, asked)
         roles = {**clean.roles, "correct_color": clean.roles[f"color{asked + 1}"]}
         roles["correct_object"] = clean.roles[f"object{asked + 1}"]
-        wrong = (listed[now], next(listed[i] for i in range(LISTED) if i not in (asked, now)))
-        return TextExample(
-            clean.text,
-            corrupted.text,
-            (f" {listed[asked]}",),
-            tuple(f" {color}" for color in wrong),
-            group=f"{frame}_{asked + 1}",
-            roles=roles,
-        )
+        others = (listed[now], next(listed[i] for i in range(LISTED) if i not in (asked, now)))
+        wrong, group = tuple(f" {color}" for color in others), f"{frame}_{asked + 1}"
+        return TextExample(clean.text, corrupted.text, (f" {listed[asked]}",), wrong, group=group, roles=roles)
 
-    texts = draw_distinct(draw, n + n_heldout, "colored_objects")
-    examples = encode_examples(texts, tokenizer, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("colored_objects", split.train, split.heldout)
+    return draw
 
 
 def _prompt(frame: str, colors: Sequence[str], objects: Sequence[str], asked: int) -> Filled:

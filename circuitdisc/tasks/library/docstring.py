@@ -13,14 +13,40 @@ Source: Heimersheim & Janiak 2023; own names and words.
 
 import numpy as np
 
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import one_token_words
-from circuitdisc.tasks.library.docstring_text import ARGUMENTS, FRAME, METHODS, WORDS
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Setup, drawn_task, pick, pick_several
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
+
+FRAME = '''def {_method}(self, {rand1_def}, {rand2_def}, {a_def}, {b_def}, {c_def}, {rand3_def}):
+    """{_what}
+
+    :param {a_doc}: {_about_a}
+    :param {b_doc}: {_about_b}
+    :param'''
+
+METHODS: tuple[str, ...] = (
+    *("run", "load", "save", "open", "close", "start", "stop", "send", "read", "write", "merge", "split", "sort", "find"),
+    *("build", "update", "check", "move", "copy", "draw", "print", "count", "search", "train", "test", "connect", "apply"),
+)
+
+ARGUMENTS: tuple[str, ...] = tuple(
+    """
+    size files last first name value key path port host user group index count limit mode type color width height depth
+    level speed time date year month day hour start end left right top bottom old new base target source input output image
+    text line word page table field record order state status title label code data list queue tree node edge weight
+    scale shift range step rate error result model layer price total region city country street number letter message
+    header body sound frame scene shape point center angle radius volume mass force energy power signal sample
+    """.split()  # noqa: SIM905 - a list literal would be many quoted lines
+)
+
+WORDS: tuple[str, ...] = tuple(
+    """
+    river winter garden market family music summer morning story island forest castle kitchen window silver horse engine
+    bridge doctor teacher planet ocean paper glass metal stone wood cloud storm fire water flower fruit bread sugar coffee
+    village church school museum hotel railway soldier captain farmer painter singer writer animal insect desert valley
+    mountain lake coast tower wall roof floor door chair desk lamp clock camera phone radio
+    """.split()  # noqa: SIM905 - a list literal would be many quoted lines
+)
 
 CORRUPTIONS = ("random_def_doc", "random_def", "random_doc")
 N_ARGUMENTS = 6
@@ -28,44 +54,25 @@ N_REPLACED = 5  # A, B and C of the function, A and B of the docstring
 N_WORDS = (3, 2, 2)  # words of the summary and of each description
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    corruption: str = "random_def_doc",
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("docstring")
+def build(setup: Setup, *, corruption: str = "random_def_doc") -> Draw:
     """Draw docstring examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         corruption: `random_def_doc`, `random_def` or `random_doc`.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such corruption.
-        BadTask: the model has no tokenizer, or it knows too few of the words as single tokens.
     """
-    check_names("corruption of task 'docstring'", corruption, CORRUPTIONS)
-    tokenizer = need_tokenizer(model, "docstring")
+    setup.names("corruption", corruption, CORRUPTIONS)
     needed = N_ARGUMENTS + N_REPLACED
-    names = one_token_words(ARGUMENTS, tokenizer, task="docstring", kind="names of arguments", need=needed)
-    methods = one_token_words(METHODS, tokenizer, task="docstring", kind="names of methods", need=1)
-    words = one_token_words(WORDS, tokenizer, task="docstring", kind="words", need=sum(N_WORDS))
-    rng = np.random.default_rng(seed)
+    names = setup.words(ARGUMENTS, "names of arguments", need=needed)
+    methods = setup.words(METHODS, "names of methods")
+    words = setup.words(WORDS, "words", need=sum(N_WORDS))
 
-    def draw() -> TextExample:
-        mine = [names[i] for i in rng.choice(len(names), size=needed, replace=False)]
-        rand1, rand2, a, b, c, rand3, *others = mine
-        said = [words[i] for i in rng.choice(len(words), size=sum(N_WORDS), replace=False)]
+    def draw(rng: np.random.Generator) -> TextExample:
+        rand1, rand2, a, b, c, rand3, *others = pick_several(rng, names, needed)
+        said = pick_several(rng, words, sum(N_WORDS))
         what, about_a, about_b = (" ".join(part) for part in (said[:3], said[3:5], said[5:]))
-        described = {"_what": what, "_about_a": about_a, "_about_b": about_b}
-        fixed = {"_method": methods[int(rng.integers(len(methods)))], **described}
+        fixed = {"_method": pick(rng, methods), "_what": what, "_about_a": about_a, "_about_b": about_b}
         fixed |= {"rand1_def": rand1, "rand2_def": rand2, "rand3_def": rand3}
         in_def = {"a_def": a, "b_def": b, "c_def": c}
         in_doc = {"a_doc": a, "b_doc": b}
@@ -78,6 +85,4 @@ def build(
         wrong = tuple(f" {name}" for name in (rand1, rand2, a, b, rand3))
         return TextExample(clean.text, corrupted, (f" {c}",), wrong, group="docstring", roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "docstring", prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("docstring", split.train, split.heldout)
+    return draw

@@ -29,57 +29,45 @@ from collections.abc import Sequence
 import numpy as np
 
 from circuitdisc.checks import Whole, bounded
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import encode_examples, one_token_words
-from circuitdisc.tasks.library.entity_tracking_text import BOX, LABELS, OBJECTS, QUESTION, SEGMENT
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Setup, drawn_task, pick_several
 from circuitdisc.tasks.roles import Filled, fill
-from circuitdisc.tasks.split import draw_distinct, split_examples
+
+SEGMENT = "the {{object{place}}} is in Box {{label{place}}}"  # filled in twice: first the place, then the words
+QUESTION = "{query_box} {query_label} contains the"
+BOX = "Box"
+
+LABELS: tuple[str, ...] = tuple("BCDEFGHJKLMNOPQRSTUVWXYZ")  # A and I are words
+
+OBJECTS: tuple[str, ...] = (
+    *("apple", "computer", "document", "letter", "camera", "map", "cake", "gift", "drink", "flower", "umbrella", "sandwich"),
+    *("pen", "cup", "book", "ball", "hat", "lamp", "bottle", "bag", "coin", "ring", "key", "phone", "watch", "brush"),
+    *("guitar", "basket", "clock", "shirt", "mirror", "ticket", "flag", "knife", "machine", "radio", "wheel", "fish"),
+    *("engine", "bread", "milk", "meat", "rose", "leaf", "stone", "rope", "crown", "drum", "bell", "magazine"),
+)
 
 CORRUPTIONS = ("query", "value", "position", "label")
 LEAST_BOXES = 2
 
 
 @bounded(boxes=Whole(LEAST_BOXES, 1000))
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    boxes: int = 3,
-    corruption: str = "query",
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("entity_tracking", all_fit=True)
+def build(setup: Setup, *, boxes: int = 3, corruption: str = "query") -> Draw:
     """Draw entity-tracking examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         boxes: boxes in a prompt (the study: 7).
         corruption: `query`, `value`, `position` or `label`.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such corruption.
-        BadSetting: `boxes` is below 2.
-        BadTask: the model has no tokenizer, it knows too few of the words as single tokens, or the prompt is too long.
     """
-    check_names("corruption of task 'entity_tracking'", corruption, CORRUPTIONS)
-    tokenizer = need_tokenizer(model, "entity_tracking")
-    objects = one_token_words(
-        OBJECTS, tokenizer, task="entity_tracking", kind="objects", need=2 * boxes if corruption == "value" else boxes
-    )
-    labels = one_token_words(LABELS, tokenizer, task="entity_tracking", kind="labels", need=boxes)
-    rng = np.random.default_rng(seed)
+    setup.names("corruption", corruption, CORRUPTIONS)
+    objects = setup.words(OBJECTS, "objects", need=2 * boxes if corruption == "value" else boxes)
+    labels = setup.words(LABELS, "labels", need=boxes)
 
-    def draw() -> TextExample:
-        drawn = [objects[i] for i in rng.choice(len(objects), size=min(2 * boxes, len(objects)), replace=False)]
+    def draw(rng: np.random.Generator) -> TextExample:
+        drawn = pick_several(rng, objects, min(2 * boxes, len(objects)))
         things, others = drawn[:boxes], drawn[boxes:]
-        boxed = [labels[i] for i in rng.choice(len(labels), size=boxes, replace=False)]
+        boxed = pick_several(rng, labels, boxes)
         asked, shift = int(rng.integers(boxes)), int(rng.integers(1, boxes))
         clean = _prompt(things, boxed, asked)
         corrupted, stands_for = _corrupted(corruption, things, others, boxed, asked, shift)
@@ -89,10 +77,7 @@ def build(
         wrong = tuple(f" {thing}" for thing in (stands_for, *rest))
         return TextExample(clean.text, corrupted.text, (f" {things[asked]}",), wrong, group=f"box{asked + 1}", roles=roles)
 
-    texts = draw_distinct(draw, n + n_heldout, "entity_tracking")
-    examples = encode_examples(texts, tokenizer, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("entity_tracking", split.train, split.heldout)
+    return draw
 
 
 def _prompt(things: Sequence[str], labels: Sequence[str], asked: int) -> Filled:

@@ -11,90 +11,144 @@ what is asked for; the last token is `end`.
 Source: Meng et al. 2022 (the subject's last token); Chughtai et al. 2024 (relation and subject add up); own facts and frames.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from circuitdisc.errors import BadTask
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import one_token_words
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick
 from circuitdisc.tasks.follow import tokens_after
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.library.factual_recall_text import RELATIONS
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
 from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    relations: str | Sequence[str] | None = None,
-    first_token: bool = False,
-    prepend_bos: bool | None = None,
-) -> Task:
+class Relation(NamedTuple):
+    """A relation: the word that stands for it in its frames, the frames by name, and the answer to each subject."""
+
+    word: str
+    frames: dict[str, str]
+    facts: dict[str, str]
+
+
+def _facts(text: str) -> dict[str, str]:
+    """Facts written `Subject: Answer`, one after the other, separated by semicolons."""
+    pairs = (entry.split(":") for entry in " ".join(text.split()).split(";"))
+    return {subject.strip(): answer.strip() for subject, answer in pairs}
+
+
+# Countries whose capital is disputed or shared between cities, or whose people have no one language that most of them speak at
+# home, are left out, so that each subject has one right answer.
+CAPITAL = Relation(
+    "capital",
+    {
+        "city_of": "The {relation} of {subject} is the city of",
+        "map": "On the map of {subject}, a star marks its {relation}, the city of",
+        "pupils": "As every pupil there learns, the {relation} of {subject} is called",
+        "flight": "We booked a flight to the {relation} of {subject}, that is, to",
+        "embassy": "In {subject} most embassies are found in the {relation},",
+    },
+    _facts(
+        """
+        France: Paris; Germany: Berlin; Italy: Rome; Spain: Madrid; Portugal: Lisbon; Austria: Vienna; Greece: Athens;
+        Poland: Warsaw; Hungary: Budapest; Russia: Moscow; Norway: Oslo; Sweden: Stockholm;
+        Denmark: Copenhagen; Finland: Helsinki; Ireland: Dublin; England: London; Belgium: Brussels; Romania: Bucharest;
+        Bulgaria: Sofia; Serbia: Belgrade; Croatia: Zagreb; Turkey: Ankara; Egypt: Cairo; Lebanon: Beirut; Syria: Damascus;
+        Iraq: Baghdad; Iran: Tehran; Japan: Tokyo; China: Beijing; Thailand: Bangkok; Vietnam: Hanoi; Canada: Ottawa;
+        Cuba: Havana; Peru: Lima; Kenya: Nairobi; Afghanistan: Kabul; Jordan: Amman; Libya: Tripoli; Tunisia: Tunis;
+        Qatar: Doha; Latvia: Riga; Venezuela: Caracas; Colombia: Bogota; Uganda: Kampala; Scotland: Edinburgh;
+        Wales: Cardiff; Ghana: Accra; Bangladesh: Dhaka; Nepal: Kathmandu
+        """
+    ),
+)
+
+LANGUAGE = Relation(
+    "language",
+    {
+        "main": "The main {relation} of {subject} is",
+        "speak": "Most people in {subject} speak a {relation} called",
+        "home": "In {subject} the {relation} that children learn at home is usually",
+        "signs": "A traveller in {subject} finds nearly all signs in one {relation},",
+        "course": "Before she moved to {subject} she took a course in its {relation},",
+    },
+    _facts(
+        """
+        France: French; Germany: German; Austria: German; Italy: Italian; Spain: Spanish; Mexico: Spanish; Argentina: Spanish;
+        Chile: Spanish; Colombia: Spanish; Cuba: Spanish; Portugal: Portuguese; Brazil: Portuguese; Japan: Japanese;
+        China: Chinese; Taiwan: Chinese; Russia: Russian; Poland: Polish; Greece: Greek; Turkey: Turkish; Sweden: Swedish;
+        Norway: Norwegian; Denmark: Danish; Finland: Finnish; Hungary: Hungarian; Romania: Romanian; Bulgaria: Bulgarian;
+        Egypt: Arabic; Syria: Arabic; Jordan: Arabic; Iraq: Arabic; Yemen: Arabic; Iran: Persian; Thailand: Thai;
+        Vietnam: Vietnamese; England: English; Australia: English; Jamaica: English; Israel: Hebrew; Ukraine: Ukrainian;
+        Croatia: Croatian; Albania: Albanian; Iceland: Icelandic; Bangladesh: Bengali
+        """
+    ),
+)
+
+ANIMAL = Relation(
+    "kind",
+    {
+        "is_a": "The {subject} is a {relation} of",
+        "zoology": "In zoology the {subject} counts as a {relation} of",
+        "pupils": "At school we learned that the {subject} is a {relation} of",
+        "sign": "A sign at the zoo says that the {subject} is a {relation} of",
+        "child": "Ask any child: the {subject} is a {relation} of",
+    },
+    _facts(
+        """
+        eagle: bird; falcon: bird; owl: bird; robin: bird; sparrow: bird; pigeon: bird; parrot: bird; duck: bird; goose: bird;
+        hawk: bird; raven: bird; penguin: bird; ostrich: bird; salmon: fish; trout: fish; tuna: fish; cod: fish; carp: fish;
+        shark: fish; eel: fish; horse: mammal; cow: mammal; dog: mammal; cat: mammal; tiger: mammal; lion: mammal;
+        whale: mammal; dolphin: mammal; bat: mammal; rabbit: mammal; monkey: mammal; elephant: mammal; bear: mammal;
+        goat: mammal; sheep: mammal; wolf: mammal; deer: mammal; bee: insect; ant: insect; wasp: insect; beetle: insect;
+        butterfly: insect; mosquito: insect; moth: insect; fly: insect; cricket: insect; snake: reptile; lizard: reptile;
+        crocodile: reptile; turtle: reptile; tortoise: reptile; gecko: reptile
+        """
+    ),
+)
+
+RELATIONS: dict[str, Relation] = {"capital": CAPITAL, "language": LANGUAGE, "animal": ANIMAL}
+
+
+@drawn_task("factual_recall")
+def build(setup: Setup, *, relations: Names = None, first_token: bool = False) -> Draw:
     """Draw factual-recall examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         relations: names of the relations to draw from; None: all.
         first_token: use answers of any number of tokens and score the first; else only answers of one token.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such relation.
-        BadSetting: `relations` is not a list of names.
-        BadTask: the model has no tokenizer, it knows too few of the answers, or there are fewer facts than asked for.
     """
-    chosen = check_names("relation of task 'factual_recall'", relations, RELATIONS)
-    tokenizer = need_tokenizer(model, "factual_recall")
-    partners = {relation: _partners(relation, tokenizer, first_token) for relation in chosen}
+    chosen = setup.names("relation", relations, RELATIONS)
+    partners = {relation: _partners(relation, setup, first_token) for relation in chosen}
     chosen = [relation for relation in chosen if partners[relation]]
     if not chosen:
         raise BadTask(
             "task 'factual_recall' needs two subjects of as many tokens with different answers of one token, but this "
             "model's tokenizer has none: set first_token=True, or choose a model with a larger English vocabulary"
         )
-    rng = np.random.default_rng(seed)
 
-    def draw() -> TextExample:
-        relation = chosen[int(rng.integers(len(chosen)))]
+    def draw(rng: np.random.Generator) -> TextExample:
+        relation = pick(rng, chosen)
         word, frames, facts = RELATIONS[relation]
-        frame = list(frames)[int(rng.integers(len(frames)))]
-        subjects = list(partners[relation])
-        subject = subjects[int(rng.integers(len(subjects)))]
-        others = partners[relation][subject]
-        other = others[int(rng.integers(len(others)))]
+        frame = pick(rng, list(frames))
+        subject = pick(rng, list(partners[relation]))
+        other = pick(rng, partners[relation][subject])
         clean = fill(frames[frame], relation=word, subject=subject)
         corrupted = fill(frames[frame], relation=word, subject=other).text
-        answers, wrong = ((f" {facts[one]}",) for one in (subject, other))
+        answers, wrong = ((f" {facts[named]}",) for named in (subject, other))
         return TextExample(clean.text, corrupted, answers, wrong, group=f"{relation}_{frame}", roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "factual_recall", first_token=first_token, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("factual_recall", split.train, split.heldout)
+    return draw
 
 
-def _partners(relation: str, tokenizer: "PreTrainedTokenizerBase", first_token: bool) -> dict[str, list[str]]:
+def _partners(relation: str, setup: Setup, first_token: bool) -> dict[str, list[str]]:
     """For each subject that can be used the others of as many tokens that have another answer."""
     facts = RELATIONS[relation].facts
     if not first_token:
         answers = tuple(dict.fromkeys(facts.values()))
-        known = one_token_words(answers, tokenizer, task="factual_recall", kind=f"answers to '{relation}'", need=0)
+        known = setup.words(answers, f"answers to '{relation}'", need=0)
         facts = {subject: answer for subject, answer in facts.items() if answer in known}
-    after = tokens_after("of", [f" {subject}" for subject in facts], tokenizer)
+    after = tokens_after("of", [f" {subject}" for subject in facts], setup.tokenizer)
     lengths = {subject: len(ids) for subject, ids in zip(facts, after, strict=True) if ids is not None}
     partners = {
         subject: [other for other in lengths if lengths[other] == length and facts[other] != facts[subject]]

@@ -99,8 +99,8 @@ def _id_examples(rows: Sequence[Row], model: TaskModel) -> list[Example]:
         except BadTask as problem:
             problems.append(f"{row.where}: {problem}")
             continue
-        answers = tuple(_only_ids(one) for one in row.answers)
-        wrong = tuple(_only_ids(one) for one in row.wrong)
+        answers = tuple(_only_ids(answer) for answer in row.answers)
+        wrong = tuple(_only_ids(answer) for answer in row.wrong)
         examples.append(Example(clean, corrupted, positions, answers, wrong, group=row.group, text=text, targets=row.targets))
     raise_problems(problems, BadTask)
     return _with_indices(rows, examples)
@@ -184,7 +184,7 @@ def _named_splits(
             raise BadTask(f"{before.where} and {row.where} hold one prompt in both splits: keep it in one of them")
     splits: list[tuple[Example, ...]] = []
     for name, size, setting in (("train", n, "n"), ("heldout", n_heldout, "n_heldout")):
-        mine = drop_duplicates([one for row, one in zip(rows, examples, strict=True) if row.split == name])
+        mine = drop_duplicates([example for row, example in zip(rows, examples, strict=True) if row.split == name])
         if len(mine) < (size or 1):
             raise BadTask(
                 f"the file has {len(mine)} distinct examples with split '{name}', but {setting} is {size or 1}: "

@@ -8,63 +8,61 @@ Roles: `name`; the last token is `end`.
 Source: Mathwin et al. 2023 (tag questions after a name); own frames and names.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import one_token_words
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.library.gendered_pronoun_text import FRAMES, MEN, WOMEN
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
+
+FRAMES: dict[str, str] = {
+    "friend": "So {name} is a really great friend, isn't",
+    "cook": "Yes, {name} was a very good cook, wasn't",
+    "singing": "And {name} sings rather well, doesn't",
+    "home": "I suppose {name} has already gone home, hasn't",
+    "help": "Surely {name} can help us with that, can't",
+    "work": "By now {name} will be on the way to work, won't",
+    "book": "Last year {name} wrote a whole book, didn't",
+    "doctor": "In the end {name} became a doctor after all, didn't",
+}
+
+MEN: tuple[str, ...] = tuple(
+    """
+    John Tom James Dan Martin Paul Mark Peter Jack George Henry Adam Simon Luke Brian Kevin Eric Frank Jason Ryan Steven
+    Robert Michael Daniel David Dave Andrew Matthew Patrick Charles Thomas William Richard Joseph Edward Arthur Roger Walter
+    Carl Oscar Victor Leo Ben Nick Joe Bob Tim Jim Ken Ron Ray Roy Sean Kyle Tyler Ethan Aaron Nathan Jeremy Gary Larry
+    Scott Steve Greg Harry Jerry Philip Douglas Donald Ralph Bruce Howard Samuel
+    """.split()  # noqa: SIM905 - a list literal would be many quoted lines
+)
+
+WOMEN: tuple[str, ...] = tuple(
+    """
+    Mary Amy Anna Kate Sarah Alice Emma Laura Lisa Linda Helen Julia Susan Karen Emily Rachel Jane Ruth Claire Jessica
+    Michelle Nicole Amanda Angela Christine Diana Maria Sara Eva Elizabeth Margaret Catherine Barbara Nancy Carol Jennifer
+    Melissa Hannah Olivia Sophie Lucy Ellen Joan Martha Sally Betty Rose Grace Stephanie Rebecca Katherine Victoria Charlotte
+    Marie Heather Samantha Anne Ann Deborah Donna Julie Kelly Laurie Natalie Patricia Sandra Sharon Theresa Virginia
+    """.split()  # noqa: SIM905 - a list literal would be many quoted lines
+)
 
 PRONOUNS = ("he", "she")
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    frames: str | Sequence[str] | None = None,
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("gendered_pronoun")
+def build(setup: Setup, *, frames: Names = None) -> Draw:
     """Draw gendered-pronoun examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         frames: names of the frames to draw from; None: all.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such frame.
-        BadSetting: `frames` is not a list of names.
-        BadTask: the model has no tokenizer, or it knows too few of the words as single tokens.
     """
-    chosen = check_names("frame of task 'gendered_pronoun'", frames, FRAMES)
-    tokenizer = need_tokenizer(model, "gendered_pronoun")
-    names = [
-        one_token_words(words, tokenizer, task="gendered_pronoun", kind=kind, need=1)
-        for words, kind in ((MEN, "men's names"), (WOMEN, "women's names"))
-    ]
-    rng = np.random.default_rng(seed)
+    chosen = setup.names("frame", frames, FRAMES)
+    names = (setup.words(MEN, "men's names"), setup.words(WOMEN, "women's names"))
 
-    def draw() -> TextExample:
-        frame = chosen[int(rng.integers(len(chosen)))]
+    def draw(rng: np.random.Generator) -> TextExample:
+        frame = pick(rng, chosen)
         gender = int(rng.integers(2))
-        name, other = (names[one][int(rng.integers(len(names[one])))] for one in (gender, 1 - gender))
-        clean = fill(FRAMES[frame], name=name)
-        corrupted = fill(FRAMES[frame], name=other).text
-        answer, wrong = (f" {PRONOUNS[one]}" for one in (gender, 1 - gender))
+        name, other = (pick(rng, names[of]) for of in (gender, 1 - gender))
+        clean, corrupted = fill(FRAMES[frame], name=name), fill(FRAMES[frame], name=other).text
+        answer, wrong = (f" {PRONOUNS[of]}" for of in (gender, 1 - gender))
         return TextExample(clean.text, corrupted, (answer,), (wrong,), group=frame, roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "gendered_pronoun", prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("gendered_pronoun", split.train, split.heldout)
+    return draw

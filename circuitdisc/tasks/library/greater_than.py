@@ -18,62 +18,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuitdisc.errors import BadTask
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import one_token_words
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick
 from circuitdisc.tasks.follow import tokens_after
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.library.greater_than_text import CENTURIES, FRAMES, NOUNS
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
 from circuitdisc.tasks.notes import note
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FRAMES: dict[str, str] = {
+    "lasted": "The {noun} lasted from the year {century1}{year} to the year {century2}",
+    "began": "The {noun} began in the year {century1}{year} and ended in the year {century2}",
+    "records": "Records of the {noun} reach from the year {century1}{year} up to the year {century2}",
+    "went_on": "Having started in the year {century1}{year}, the {noun} went on until the year {century2}",
+}
+
+NOUNS: tuple[str, ...] = (
+    *("war", "siege", "drought", "famine", "reign", "voyage", "expedition", "dispute", "campaign", "project", "journey"),
+    *("trial", "truce", "alliance", "occupation", "rebellion", "exile", "strike", "tour", "revolt", "conflict", "crisis"),
+    *("boycott", "blockade", "ceasefire", "construction", "partnership", "marriage", "friendship", "epidemic", "plague"),
+    *("migration", "negotiations", "operation", "pilgrimage", "quarantine", "experiment", "recession", "revolution"),
+    *("invasion", "investigation", "survey", "treaty", "embargo", "feud", "lease", "monopoly", "regime", "excavation"),
+)
+
+CENTURIES: tuple[str, ...] = ("11", "12", "13", "14", "15", "16", "17")
 
 FIRST_START, LAST_START = "02", "98"
 CORRUPTED_START = "01"
 ENDINGS = tuple(f"{ending:02d}" for ending in range(100))  # two digits each, so that they sort as numbers do
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    frames: str | Sequence[str] | None = None,
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("greater_than", metric="prob_diff")
+def build(setup: Setup, *, frames: Names = None) -> Draw:
     """Draw greater-than examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         frames: names of the frames to draw from; None: all.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
 
     Raises:
-        UnknownName: there is no such frame.
-        BadSetting: `frames` is not a list of names.
-        BadTask: the model has no tokenizer, or one that does not write years as two tokens of two digits.
+        BadTask: the tokenizer does not write years as two tokens of two digits.
     """
-    chosen = check_names("frame of task 'greater_than'", frames, FRAMES)
-    tokenizer = need_tokenizer(model, "greater_than")
-    endings = _endings(tokenizer)
-    nouns = one_token_words(NOUNS, tokenizer, task="greater_than", kind="nouns", need=1)
-    rng = np.random.default_rng(seed)
+    chosen = setup.names("frame", frames, FRAMES)
+    endings = _endings(setup.tokenizer)
+    nouns = setup.words(NOUNS, "nouns")
     centuries = list(endings)
 
-    def draw() -> TextExample:
-        frame = chosen[int(rng.integers(len(chosen)))]
-        noun = nouns[int(rng.integers(len(nouns)))]
-        century = centuries[int(rng.integers(len(centuries)))]
-        starts = _starts(endings[century])
-        start = starts[int(rng.integers(len(starts)))]
+    def draw(rng: np.random.Generator) -> TextExample:
+        frame, noun, century = pick(rng, chosen), pick(rng, nouns), pick(rng, centuries)
+        start = pick(rng, _starts(endings[century]))
         words = {"noun": noun, "century1": century, "century2": century}
         clean = fill(FRAMES[frame], **words, year=start)
         corrupted = fill(FRAMES[frame], **words, year=CORRUPTED_START).text
@@ -81,9 +75,7 @@ def build(
         wrong = tuple(ending for ending in endings[century] if ending <= start)
         return TextExample(clean.text, corrupted, answers, wrong, group=frame, roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "greater_than", prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("greater_than", split.train, split.heldout, metric="prob_diff")
+    return draw
 
 
 def _starts(endings: Sequence[str]) -> list[str]:
@@ -93,7 +85,7 @@ def _starts(endings: Sequence[str]) -> list[str]:
 
 def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
     """For each century that can be used the endings that are one token after it."""
-    found: dict[str, tuple[str, ...]] = {}
+    usable: dict[str, tuple[str, ...]] = {}
     for century in CENTURIES:
         after = tokens_after(f"year {century}", ENDINGS, tokenizer)
         whole = tokens_after("year", [f" {century}"], tokenizer)[0]
@@ -101,8 +93,8 @@ def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]
             continue
         kept = tuple(ending for ending, ids in zip(ENDINGS, after, strict=True) if ids is not None and len(ids) == 1)
         if CORRUPTED_START in kept and _starts(kept):
-            found[century] = kept
-    if not found:
+            usable[century] = kept
+    if not usable:
         ids = tokens_after("year", [" 1732"], tokenizer)[0]
         pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids) if ids else "a word it does not know"
         raise BadTask(
@@ -110,9 +102,9 @@ def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]
             f"{pieces}: choose a model whose tokenizer joins two digits, as GPT-2's does, or another task"
         )
     total = len(CENTURIES) * len(ENDINGS)
-    if (kept_in_all := sum(map(len, found.values()))) < total:
+    if (kept_in_all := sum(map(len, usable.values()))) < total:
         note(
             f"task 'greater_than': {total - kept_in_all} of {total} years are not two tokens of two digits for this model's "
             "tokenizer and are left out"
         )
-    return found
+    return usable

@@ -19,9 +19,9 @@ import numpy as np
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.drawn import deal, draw_distinct, pick_several
 from circuitdisc.tasks.encode import special_prefix
 from circuitdisc.tasks.model import TaskModel
-from circuitdisc.tasks.split import draw_distinct, split_examples
 
 LEAST_LENGTH = 5
 
@@ -37,16 +37,11 @@ def build(
     tokens: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> Task:
-    """Draw induction examples; works with and without a tokenizer.
+    """Draw induction examples, with and without a tokenizer; what every builder takes stands in `drawn_task`.
 
     Args:
-        model: the model whose vocabulary is drawn from.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
         length: tokens in one half; a prompt has twice as many.
         tokens: ids to draw from; None: the whole vocabulary without special tokens.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
 
     Raises:
         BadSetting: `length` is below 5, or `tokens` are not ids.
@@ -67,14 +62,13 @@ def build(
     rng = np.random.default_rng(seed)
 
     def draw() -> Example:
-        half = [pool[i] for i in rng.choice(len(pool), size=length, replace=False)]
+        half = pick_several(rng, pool, length)
         at = int(rng.integers(length - 2))  # A; B is not the last of its half, where it would follow itself
         other = int(rng.choice([i for i in range(length - 1) if abs(i - at) > 1]))
         return _example(prefix, half, at, other, model)
 
     examples = draw_distinct(draw, n + n_heldout, "induction")
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("induction", split.train, split.heldout)
+    return deal("induction", examples, n, n_heldout)
 
 
 def _token_pool(model: TaskModel, tokens: Sequence[int] | None) -> list[int]:

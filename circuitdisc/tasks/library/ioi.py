@@ -11,17 +11,43 @@ token is `end`. They name the same words in both orders, so that `s1` comes befo
 Source: Wang et al. 2022, section 2 and appendix A (p_ABC); own frames, names, places and objects.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import encode_examples, one_token_words
-from circuitdisc.tasks.library.ioi_text import FRAMES, NAMES, OBJECTS, PLACES
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick, pick_several
 from circuitdisc.tasks.roles import Filled, fill
-from circuitdisc.tasks.split import draw_distinct, split_examples
+
+FRAMES: dict[str, str] = {
+    "morning": "After{first} and{second} had spent the morning at the{place},{subject} offered the{object} to",
+    "meeting": "Last week{first} and{second} met near the{place}, and{subject} handed the{object} to",
+    "errand": "Since{first} and{second} were both on their way to the{place},{subject} passed the{object} to",
+    "visit": "While{first} and{second} were visiting the{place},{subject} showed the{object} to",
+    "work": "Because{first} and{second} had work to do at the{place},{subject} lent the{object} to",
+    "rain": "As{first} and{second} waited outside the{place} in the rain,{subject} gave the{object} to",
+    "lunch": "Once{first} and{second} had finished lunch at the{place},{subject} brought the{object} to",
+    "evening": "That evening{first} and{second} stayed late at the{place}. Before leaving,{subject} returned the{object} to",
+}
+
+NAMES: tuple[str, ...] = tuple(
+    """
+    Mary John Tom James Dan Martin Amy Anna Kate Sarah Paul Mark Peter Alice Emma Laura Lisa Linda Helen Julia
+    Susan Karen Emily Rachel Jane Ruth Claire Jack George Henry Adam Simon Luke Brian Kevin Eric Frank Jason Ryan
+    Steven Robert Michael Daniel David Andrew Matthew Patrick Charles Thomas William Richard Joseph Edward Arthur
+    Roger Walter Carl Oscar Victor Alex Max Leo Ben Sam Nick Joe Bob Tim Jim Ken Ron Ray Roy Sean Kyle Tyler Dylan
+    Ethan Aaron Nathan Jeremy Jessica Michelle Nicole Amanda Angela Christine Diana Maria Sara Eva Elizabeth
+    Margaret Catherine Barbara Nancy Carol Jennifer Melissa Hannah Olivia Sophie Lucy Ellen Joan Martha
+    """.split()  # noqa: SIM905 - a list literal would be a hundred quoted lines
+)
+
+PLACES: tuple[str, ...] = (
+    *("store", "garden", "school", "park", "library", "museum", "market", "station", "office", "beach", "hospital"),
+    *("restaurant", "church", "hotel", "airport", "theater", "farm", "lake", "river", "bridge", "bakery"),
+)
+
+OBJECTS: tuple[str, ...] = (
+    *("book", "ring", "letter", "drink", "ball", "key", "ticket", "basket", "camera", "lamp", "apple", "coin", "map"),
+    *("hat", "pen", "phone", "bottle", "sandwich", "cake", "gift", "flower", "watch", "guitar", "blanket", "umbrella"),
+)
 
 ORDERS = {"both": ("abba", "baba"), "abba": ("abba",), "baba": ("baba",)}
 CORRUPTIONS = ("abc", "flip")
@@ -32,49 +58,26 @@ ROLES = {  # of the slots that hold names
 LEAST_NAMES = 5
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    frames: str | Sequence[str] | None = None,
-    order: str = "both",
-    corruption: str = "abc",
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("ioi", all_fit=True)
+def build(setup: Setup, *, frames: Names = None, order: str = "both", corruption: str = "abc") -> Draw:
     """Draw indirect-object examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         frames: names of the frames to draw from; None: all.
         order: `abba`, `baba` or `both`.
         corruption: `abc` or `flip`.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such frame, order or corruption.
-        BadSetting: `frames` is not a list of names.
-        BadTask: the model has no tokenizer, or it knows too few of the words as single tokens.
     """
-    chosen = check_names("frame of task 'ioi'", frames, FRAMES)
-    check_names("order of task 'ioi'", order, ORDERS)
-    check_names("corruption of task 'ioi'", corruption, CORRUPTIONS)
-    tokenizer = need_tokenizer(model, "ioi")
-    names = one_token_words(NAMES, tokenizer, task="ioi", kind="names", need=LEAST_NAMES)
-    places = one_token_words(PLACES, tokenizer, task="ioi", kind="places", need=1)
-    objects = one_token_words(OBJECTS, tokenizer, task="ioi", kind="objects", need=1)
-    rng = np.random.default_rng(seed)
+    chosen = setup.names("frame", frames, FRAMES)
+    setup.names("order", order, ORDERS)
+    setup.names("corruption", corruption, CORRUPTIONS)
+    names = setup.words(NAMES, "names", need=LEAST_NAMES)
+    places, objects = setup.words(PLACES, "places"), setup.words(OBJECTS, "objects")
 
-    def draw() -> TextExample:
-        frame = chosen[int(rng.integers(len(chosen)))]
-        way = ORDERS[order][int(rng.integers(len(ORDERS[order])))]
-        place, object_ = places[int(rng.integers(len(places)))], objects[int(rng.integers(len(objects)))]
-        people = [names[i] for i in rng.choice(len(names), size=LEAST_NAMES, replace=False)]
-        indirect, subject, *others = people
+    def draw(rng: np.random.Generator) -> TextExample:
+        frame, way = pick(rng, chosen), pick(rng, ORDERS[order])
+        place, object_ = pick(rng, places), pick(rng, objects)
+        indirect, subject, *others = pick_several(rng, names, LEAST_NAMES)
         first, second = (indirect, subject) if way == "abba" else (subject, indirect)
 
         def prompt(first: str, second: str, subject: str) -> Filled:
@@ -87,7 +90,4 @@ def build(
         group = f"{frame}_{way}"
         return TextExample(clean.text, corrupted.text, (f" {indirect}",), (f" {subject}",), group=group, roles=roles)
 
-    texts = draw_distinct(draw, n + n_heldout, "ioi")
-    examples = encode_examples(texts, tokenizer, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("ioi", split.train, split.heldout)
+    return draw

@@ -10,50 +10,57 @@ Source: the REPHRASE comparison of a base model with its instruction-tuned one (
 frames and pairs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from circuitdisc.errors import BadTask
-from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import one_token_words
-from circuitdisc.tasks.library.drawn import draw_examples
-from circuitdisc.tasks.library.rephrase_text import FRAMES, NOUNS, PAIRS
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
+from circuitdisc.tasks.base import TextExample
+from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick, pick_several
 from circuitdisc.tasks.roles import fill
-from circuitdisc.tasks.split import split_examples
+
+FRAMES: dict[str, str] = {
+    "in_other_words": "The {noun} was very {adjective}. In other words, the {_again} was very",
+    "rephrased": "Sentence: The {noun} is {adjective}. Rephrased: The {_again} is",
+    "without": "She said that the {noun} looked {adjective}. Without using that word again, he agreed that the {_again} looked",
+    "synonym": "If a {noun} is {adjective}, then another way to describe that {_again} is to call it",
+    "edit": "First draft: a rather {adjective} {noun}. Second draft, with a different word: the same {_again}, rather",
+    "reported": "They found the {noun} quite {adjective}, and the newspaper, in its own words, called the {_again} quite",
+}
+
+# nouns and adjectives come in two classes, so that a noun can be what the adjective says of it
+NOUNS: dict[str, tuple[str, ...]] = {
+    "person": ("man", "woman", "boy", "girl", "doctor", "teacher", "king", "queen", "soldier", "writer", "singer", "lawyer"),
+    "thing": ("house", "car", "boat", "river", "road", "room", "garden", "bridge", "box", "train", "machine", "town"),
+}
+
+PAIRS: dict[str, tuple[tuple[str, str], ...]] = {  # the adjective that the sentence uses, and its synonym
+    "person": (
+        *(("quick", "swift"), ("smart", "clever"), ("brave", "courageous"), ("happy", "glad"), ("sad", "unhappy")),
+        *(("angry", "furious"), ("rich", "wealthy"), ("famous", "renowned"), ("calm", "peaceful"), ("tired", "weary")),
+        *(("scared", "afraid"), ("kind", "gentle"), ("strong", "powerful"), ("funny", "amusing"), ("thin", "slim")),
+        *(("honest", "truthful"), ("lonely", "isolated"), ("careful", "cautious"), ("ill", "sick")),
+    ),
+    "thing": (
+        *(("fast", "rapid"), ("big", "large"), ("small", "little"), ("odd", "strange"), ("silent", "quiet")),
+        *(("cold", "chilly"), ("old", "ancient"), ("pretty", "beautiful"), ("dirty", "filthy"), ("wet", "damp")),
+        *(("empty", "vacant"), ("huge", "enormous"), ("wide", "broad"), ("costly", "expensive"), ("new", "modern")),
+        *(("useful", "helpful"), ("safe", "secure"), ("hidden", "concealed"), ("common", "ordinary")),
+        *(("terrible", "awful"), ("shiny", "bright"), ("broken", "damaged")),
+    ),
+}
 
 
-def build(
-    model: TaskModel,
-    *,
-    n: int,
-    n_heldout: int,
-    seed: int,
-    frames: str | Sequence[str] | None = None,
-    prepend_bos: bool | None = None,
-) -> Task:
+@drawn_task("rephrase")
+def build(setup: Setup, *, frames: Names = None) -> Draw:
     """Draw rephrase examples.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
+        setup: the model's tokenizer.
         frames: names of the frames to draw from; None: all.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such frame.
-        BadSetting: `frames` is not a list of names.
-        BadTask: the model has no tokenizer, or it knows too few of the words as single tokens.
     """
-    chosen = check_names("frame of task 'rephrase'", frames, FRAMES)
-    tokenizer = need_tokenizer(model, "rephrase")
+    chosen = setup.names("frame", frames, FRAMES)
     adjectives = list(dict.fromkeys(word for pairs in PAIRS.values() for pair in pairs for word in pair))
-    known = set(one_token_words(adjectives, tokenizer, task="rephrase", kind="adjectives", need=4))
-    nouns = set(one_token_words([n for of in NOUNS.values() for n in of], tokenizer, task="rephrase", kind="nouns", need=1))
+    known = set(setup.words(adjectives, "adjectives", need=4))
+    nouns = set(setup.words([noun for named in NOUNS.values() for noun in named], "nouns"))
     things = {
         kind: ([pair for pair in pairs if known.issuperset(pair)], [noun for noun in NOUNS[kind] if noun in nouns])
         for kind, pairs in PAIRS.items()
@@ -64,18 +71,15 @@ def build(
             "task 'rephrase' needs two pairs of adjectives of one token each, but this model's tokenizer has fewer: "
             "choose a model with a larger English vocabulary, or another task"
         )
-    rng = np.random.default_rng(seed)
 
-    def draw() -> TextExample:
-        frame = chosen[int(rng.integers(len(chosen)))]
-        pairs, named = things[usable[int(rng.integers(len(usable)))]]
-        noun = named[int(rng.integers(len(named)))]
-        (said, synonym), (other, _) = (pairs[i] for i in rng.choice(len(pairs), size=2, replace=False))
+    def draw(rng: np.random.Generator) -> TextExample:
+        frame = pick(rng, chosen)
+        pairs, named = things[pick(rng, usable)]
+        noun = pick(rng, named)
+        (said, synonym), (other, _) = pick_several(rng, pairs, 2)
         words = {"noun": noun, "_again": noun}
         clean = fill(FRAMES[frame], **words, adjective=said)
         corrupted = fill(FRAMES[frame], **words, adjective=other).text
         return TextExample(clean.text, corrupted, (f" {synonym}",), (f" {said}",), group=frame, roles=clean.roles)
 
-    examples = draw_examples(draw, tokenizer, n + n_heldout, "rephrase", prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("rephrase", split.train, split.heldout)
+    return draw

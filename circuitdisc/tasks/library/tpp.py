@@ -10,15 +10,83 @@ Source: Transitive Property Problem study (CS224N); own wording and nouns.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Task, TextExample
-from circuitdisc.tasks.check import check_names
-from circuitdisc.tasks.encode import encode_examples, encode_fitting, one_token_words
+from circuitdisc.tasks.drawn import Names, Setup, deal, pick, pick_several
+from circuitdisc.tasks.encode import encode_examples, encode_fitting
 from circuitdisc.tasks.library.nouns import NOUNS
-from circuitdisc.tasks.library.tpp_text import TEMPLATES, tpp_examples
-from circuitdisc.tasks.model import TaskModel, need_tokenizer
-from circuitdisc.tasks.split import split_examples
+from circuitdisc.tasks.model import TaskModel
+from circuitdisc.tasks.roles import Filled, fill
+
+ROLES = {"a": "a1", "b": "b1", "link": "b2", "c": "c1", "subject": "a2"}  # of a template's fields
+
+
+@dataclass(frozen=True)
+class TPPTemplate:
+    """One wording of the problem.
+
+    Args:
+        name: short name, unique among the templates.
+        premises: two premises with the fields `a`, `b`, `link` and `c`; the chain holds when `link` is `b`.
+        conclusion: the text after the premises, with the field `subject`; it stops just before the answer.
+    """
+
+    name: str
+    premises: str
+    conclusion: str
+
+    def fill(self, a: str, b: str, link: str, c: str, *, subject: str | None = None) -> str:
+        """The prompt for these nouns.
+
+        Args:
+            a: subject of the first premise.
+            b: object of the first premise.
+            link: subject of the second premise.
+            c: object of the second premise.
+            subject: subject of the conclusion; `a` when None.
+
+        Returns:
+            The prompt, without a space at its end.
+        """
+        return self.filled(a, b, link, c, subject=subject).text
+
+    def filled(self, a: str, b: str, link: str, c: str, *, subject: str | None = None) -> Filled:
+        """As `fill`, with the roles `a1`, `b1`, `b2`, `c1` and `a2`: where each noun stands."""
+        words = {"a": a, "b": b, "link": link, "c": c, "subject": a if subject is None else subject}
+        filled = fill(f"{self.premises} {self.conclusion}", **words)
+        return Filled(filled.text, {ROLES[name]: span for name, span in filled.roles.items()})
+
+
+TEMPLATES: tuple[TPPTemplate, ...] = (
+    TPPTemplate(
+        "implies_if_hence",
+        "We know that {a} implies {b}, and that if {link} then {c}.",
+        "Hence, by the transitive property, {subject} also implies",
+    ),
+    TPPTemplate("all_are_are", "If all {a} are {b} and {link} are {c},", "then all {subject} are"),
+    TPPTemplate(
+        "all_are_type",
+        "Suppose all {a} are {b} while {link} is a type of {c}.",
+        "From this it can be inferred that all {subject} are a type of",
+    ),
+    TPPTemplate("implies_if_therefore", "{a} implies {b}. Moreover, if {link} then {c}.", "Therefore {subject} also implies"),
+    TPPTemplate(
+        "implies_if_so",
+        "Given that {a} implies {b}, as well as that if {link} then {c},",
+        "one sees by the transitive property that {subject} also implies",
+    ),
+    TPPTemplate(
+        "implies_implies",
+        "When {a} implies {b} and {link} implies {c},",
+        "then by the transitive property {subject} also implies",
+    ),
+    TPPTemplate("type_all_are", "{a} is a type of {b}. All {link} are {c}.", "Therefore {subject} is also a type of"),
+)
+
 
 LEAST_NOUNS = 4
 TRIES = 8  # prompts drawn for each one wanted, where some are left out
@@ -30,47 +98,55 @@ def build(
     n: int,
     n_heldout: int,
     seed: int,
-    templates: str | Sequence[str] | None = None,
+    templates: Names = None,
     first_token: bool = False,
     prepend_bos: bool | None = None,
 ) -> Task:
-    """Draw TPP examples.
+    """Draw TPP examples; what every builder takes and raises stands in `drawn_task`.
 
     Args:
-        model: the model whose tokenizer reads the prompts.
-        n: train examples.
-        n_heldout: held-out examples.
-        seed: seed of the draw.
         templates: names of the templates to draw from; None: all seven.
         first_token: draw nouns of any number of tokens and score the first; else only nouns of one token.
-        prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
-
-    Raises:
-        UnknownName: there is no such template.
-        BadSetting: `templates` is not a list of names.
-        BadTask: the model has no tokenizer, or too few prompts can be drawn for it.
     """
-    tokenizer = need_tokenizer(model, "tpp")
-    by_name = {template.name: template for template in TEMPLATES}
-    chosen = [by_name[name] for name in check_names("template of task 'tpp'", templates, by_name)]
+    setup = Setup("tpp", model)
+    tokenizer, by_name = setup.tokenizer, {template.name: template for template in TEMPLATES}
+    chosen = [by_name[name] for name in setup.names("template", templates, by_name)]
     wanted = n + n_heldout
-    if first_token:
-        nouns, drawn = NOUNS, TRIES * wanted
-    else:
-        nouns, drawn = one_token_words(NOUNS, tokenizer, task="tpp", kind="nouns", need=LEAST_NOUNS), wanted
+    drawn = TRIES * wanted if first_token else wanted
+    nouns = NOUNS if first_token else setup.words(NOUNS, "nouns", need=LEAST_NOUNS)
     most = len(chosen) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2) // 2
     if drawn > most:
         raise BadTask(
             f"task 'tpp' draws at most {most} prompts of {len(nouns)} nouns and {len(chosen)} templates, but "
             f"{drawn} are needed: ask for fewer, or allow more templates"
         )
-    texts = [
-        TextExample(one.clean, one.corrupted, (f" {one.answer}",), (f" {one.wrong}",), one.template, one.roles)
-        for one in tpp_examples(drawn, seed, nouns, templates=chosen)
-    ]
+    texts = tpp_examples(drawn, seed, nouns, templates=chosen)
     if first_token:  # nouns of unequal length leave prompts of unequal length, which cannot be used
         examples = encode_fitting(texts, tokenizer, wanted, first_token=True, prepend_bos=prepend_bos)
     else:
         examples = encode_examples(texts, tokenizer, prepend_bos=prepend_bos)
-    split = split_examples(examples, n, None, n_heldout=n_heldout)
-    return Task("tpp", split.train, split.heldout)
+    return deal("tpp", examples, n, n_heldout)
+
+
+def tpp_examples(
+    n: int, seed: int, nouns: Sequence[str] = NOUNS, *, templates: Sequence[TPPTemplate] = TEMPLATES
+) -> list[TextExample]:
+    """Draw TPP examples, no two with the same clean prompt.
+
+    Args:
+        n: number of examples.
+        seed: seed of the generator; equal arguments give equal examples.
+        nouns: at least four distinct nouns to draw a, b, c and d from.
+        templates: templates to draw from, each as likely as the others.
+    """
+    assert len(set(nouns)) == len(nouns) >= LEAST_NOUNS, "nouns must be four or more distinct words"
+    assert 2 * n <= len(templates) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2), "n is too near all there are"
+    rng = np.random.default_rng(seed)
+    examples: dict[str, TextExample] = {}
+    while len(examples) < n:
+        template = pick(rng, templates)
+        a, b, c, d = pick_several(rng, nouns, 4)
+        clean, roles = template.filled(a, b, b, c)
+        corrupted = template.fill(a, b, d, c)
+        examples[clean] = TextExample(clean, corrupted, (f" {c}",), (f" {b}",), group=template.name, roles=roles)
+    return list(examples.values())
