@@ -145,7 +145,7 @@ def bounded(**bounds: Bounds) -> Callable[[F], F]:
             given.arguments.update(check_values(checked, given.arguments))
             return function(*given.args, **given.kwargs)
 
-        checked.__dict__["bounds"] = bounds
+        checked.__dict__["bounds"] = {**bounds_of(function), **bounds}
         return cast(F, checked)
 
     return decorate

@@ -9,7 +9,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "options", "results"),
     ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks", "ablation"),
     ("engine", "runs", "exchange", "known", "controls"),
@@ -22,6 +22,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"), ("schemas", "errors"), ("schemas", "files"),
+    ("options", "checks"), ("results", "errors"), ("results", "schemas"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

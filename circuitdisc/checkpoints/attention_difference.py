@@ -21,12 +21,14 @@ from circuitdisc.checkpoints.listing import check_same, load
 from circuitdisc.checks import check_confidence
 from circuitdisc.engine.cross.plan import plan_cross, shapes_of
 from circuitdisc.engine.forward import clean_states
+from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import as_list, head_names
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, plain, plain_rows
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.roles import position_of, role_names

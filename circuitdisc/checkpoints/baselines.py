@@ -27,10 +27,10 @@ from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoint
 from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.memory import parse_memory
-from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, plain_rows
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.measured import need_choice

@@ -26,14 +26,16 @@ from circuitdisc.checkpoints.listing import check_same, load, read_checkpoints
 from circuitdisc.checkpoints.weight_change import PRODUCTS, HeadWeights, head_weights, weight_change
 from circuitdisc.checks import CONFIDENCE, SEED, SHARE, bounded, check_choice
 from circuitdisc.engine.head_outputs import HeadOutputs, head_outputs
+from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
-from circuitdisc.heads.base import Row, check_wrong, examples_of, head_names, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import check_wrong, head_names
 from circuitdisc.heads.logits import logit_attribution
 from circuitdisc.heads.roles import ROLES, HeadRoles, head_roles
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, plain, plain_rows
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task

@@ -2,10 +2,10 @@
 
 from circuitdisc.checkpoints.baselines import FIGURES, Baselines, Figure
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.verdict import Verdict, few_caveats
 from circuitdisc.pages.wording import ACCURACIES, number, percent
+from circuitdisc.results import Row
 
 
 @describe.register

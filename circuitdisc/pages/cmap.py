@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.chance import chance_caveats
 from circuitdisc.pages.cmap_figures import growth_figure, layers_figure, scatter_figure
 from circuitdisc.pages.description import Description, Section
@@ -14,6 +13,7 @@ from circuitdisc.pages.page import picture
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
 from circuitdisc.pages.wording import SPLIT_WORDS, is_number, number, percent
+from circuitdisc.results import Row
 
 if TYPE_CHECKING:
     from circuitdisc.checkpoints.attention_difference import AttentionDifference

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from circuitdisc.heads.base import Row
 from circuitdisc.heads.dcm.result import Dcm, FoundMask
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.pages.chance import chance_caveats
@@ -13,6 +12,7 @@ from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
 from circuitdisc.pages.wording import number, percent
+from circuitdisc.results import Row
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 _KINDS = {

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from circuitdisc.files import write_text
 from circuitdisc.heads.attention import AttentionTo
-from circuitdisc.heads.base import Row
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
@@ -21,6 +20,7 @@ from circuitdisc.pages.page import Picture, picture, render
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero, plain_text
 from circuitdisc.pages.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
+from circuitdisc.results import Row
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""

@@ -21,10 +21,10 @@ from circuitdisc.engine.cross.cache import Given, keep_activations
 from circuitdisc.engine.cross.patch import Patch, units_of
 from circuitdisc.engine.cross.plan import MEMORY, CrossPlan, shapes_of
 from circuitdisc.engine.cross.run import CrossRun
+from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
-from circuitdisc.heads.base import examples_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar

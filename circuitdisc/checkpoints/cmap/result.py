@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.checkpoints.attention_difference import AttentionDifference
-from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.results import Row, plain, plain_rows
 from circuitdisc.scoring.faithfulness import VANISHING
 from circuitdisc.stats import Interval, Partition, interval
 
