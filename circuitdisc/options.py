@@ -65,9 +65,10 @@ class OnSplit(Drawing, total=False):
 
 
 def options_of(table: Any) -> dict[str, tuple[Any, Option]]:
-    """Type and option of every key of a table."""
+    """Type and option of every key of a table, its own before those that every call has."""
     hints = get_type_hints(table, include_extras=True)
-    return {name: (get_args(hint)[0], get_args(hint)[1]) for name, hint in hints.items()}
+    names = sorted(hints, key=lambda name: name in Drawing.__annotations__)
+    return {name: get_args(hints[name])[:2] for name in names}
 
 
 def defaults_of(table: Any) -> dict[str, Any]:
@@ -94,13 +95,9 @@ def takes(table: Any, **defaults: Any) -> Callable[[F], F]:
         *own, rest = signature.parameters.values()
         shared = [inspect.Parameter(name, rest.KEYWORD_ONLY, default=filled[name], annotation=known[name][0]) for name in known]
         last = [inspect.Parameter("settings", rest.VAR_KEYWORD, annotation=Any)] if is_open else []
-        names = {one.name for one in own} | set(known)
 
         @wraps(function)
         def complete(*args: Any, **given: Any) -> Any:
-            unknown = [name for name in given if name not in names]
-            if unknown and not is_open:
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{unknown[0]}'")
             return function(*args, **{**filled, **given})
 
         described = {name: option.words for name, (_, option) in known.items()}
