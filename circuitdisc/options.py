@@ -136,6 +136,12 @@ def _split_at(text: str, pattern: str) -> tuple[str, str, str]:
     return (text, "", "") if match is None else (text[: match.start()], match[0], text[match.end() :])
 
 
+def of_others(table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that a table with `extra_items` has let through."""
+    known = options_of(table)
+    return {name: value for name, value in options.items() if name not in known}
+
+
 def from_options(kind: type[T], options: Mapping[str, Any], **more: Any) -> T:
     """A dataclass whose fields are filled by options of their names, and by `more`."""
     names = [one.name for one in fields(cast(Any, kind))]

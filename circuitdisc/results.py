@@ -104,6 +104,10 @@ class Result(Shown):
         given = {name: data[names[name]] for name in own if isinstance(data, Mapping) and names[name] in data}
         return cls(**validate_fields(cls, own, given, where), **more)
 
+    def _rows(self) -> list[Row]:
+        """Those of its table; of a result without one itself, as one row."""
+        return self.table() if hasattr(self, "table") else [self.to_dict()]  # pyright: ignore[reportAttributeAccessIssue]
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the result by name; those of a result within it with its name before theirs."""
         arrays: dict[str, np.ndarray] = {}
@@ -161,7 +165,7 @@ def plain(value: Any) -> Any:
     """A value as JSON has it; a number that is not finite becomes None."""
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    if isinstance(value, Result):
+    if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: plain(getattr(value, one.name)) for one in fields(value)}

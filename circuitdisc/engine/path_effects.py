@@ -37,6 +37,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, Working, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, Shown, plain_rows
 from circuitdisc.tasks.base import PromptBatch, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -45,7 +46,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class PathEffects:
+class PathEffects(Shown):
     """What patching the paths from each sender into the receivers does to the metric.
 
     Args:
@@ -63,6 +64,18 @@ class PathEffects:
     clean: Float[np.ndarray, "B"]
     patched: Float[np.ndarray, "n B"]
     cost: Cost
+
+    def __repr__(self) -> str:
+        into = ", ".join(self.receivers[:3]) + (", ..." if len(self.receivers) > 3 else "")
+        return f"PathEffects({len(self.senders)} senders into {into}, n={len(self.clean)})"
+
+    def table(self) -> list[Row]:
+        """A row a sender, the largest change first; None for one that comes after every receiver."""
+        change = self.absolute
+        return plain_rows(
+            {"sender": self.senders[s], "change": change[s], "relative": self.relative[s]}
+            for s in np.argsort(-np.abs(np.nan_to_num(change)), kind="stable").tolist()
+        )
 
     @property
     def absolute(self) -> Float[np.ndarray, "n"]:

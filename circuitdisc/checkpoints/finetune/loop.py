@@ -54,6 +54,7 @@ class Recipe:
         seed: of the order of the rows, and of dropout.
         save_steps: steps between two checkpoints that are kept; None for none.
         dtype: of the saved weights. Training itself is in float32.
+        device: to train on, as torch names it.
     """
 
     epochs: float
@@ -65,6 +66,7 @@ class Recipe:
     seed: int
     save_steps: int | None = None
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,6 @@ def train_checkpoint(
     tokenizer: Any,
     finish: Callable[[Any, bool], Any] = lambda module, in_place: module,
     callbacks: Sequence[TrainerCallback] = (),
-    device: str = "cpu",
     label: str = "finetune",
     n_trained: int | None = None,
     progress: bool = False,
@@ -184,7 +185,7 @@ def train_checkpoint(
             part.mkdir(parents=True, exist_ok=True)
             trainer = AnswerTrainer(
                 model=module,
-                args=_arguments(part / "trainer", recipe, math.ceil(steps), device),
+                args=_arguments(part / "trainer", recipe, math.ceil(steps)),
                 train_dataset=list(rows),  # pyright: ignore[reportArgumentType] - any list of rows will do
                 data_collator=pad_rows,
                 callbacks=[*callbacks, watch],
@@ -226,7 +227,7 @@ def _writable(folder: Path) -> Iterator[None]:
 _NOT_WRITTEN = ("PytorchStreamWriter", "inline_container", "No space left", "File too large")
 
 
-def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> TrainingArguments:
+def _arguments(folder: Path, recipe: Recipe, steps: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
@@ -247,7 +248,7 @@ def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> Trainin
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
-        use_cpu=device == "cpu",
+        use_cpu=recipe.device == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
