@@ -205,15 +205,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_confidence(value: object) -> float:
-    """The coverage of an interval.
-
-    Raises:
-        BadSetting: it does not lie between 0 and 1.
-    """
-    return float(CONFIDENCE.check("confidence", value))
-
-
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)

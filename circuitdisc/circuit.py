@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_json, write_json
 from circuitdisc.graph import ComputationGraph, Edge
 from circuitdisc.identity import Identity
-from circuitdisc.results import Result, Row, Shown
+from circuitdisc.results import SHOWN, Result, Row, Shown
 from circuitdisc.schemas import AblationSection, check_format, validate
 
 Granularity = Literal["edge", "head"]
@@ -145,8 +146,12 @@ class Circuit(Shown):
     def edge_names(self) -> list[str]:
         return [edge.name for edge in self.edges()]
 
-    def table(self) -> list[Row]:
-        """A row an edge that is kept: its name, its two nodes, and the input that it goes into."""
+    def table(self, most: int | None = None) -> list[Row]:
+        """A row an edge that is kept: its name, its two nodes, and the input that it goes into.
+
+        Args:
+            most: rows; None: all.
+        """
         return [
             {
                 "edge": edge.name,
@@ -154,8 +159,11 @@ class Circuit(Shown):
                 "receiver": edge.receiver.node.name,
                 "input": edge.receiver.qkv or edge.receiver.kind,
             }
-            for edge in self.edges()
+            for edge in islice(self.edges(), most)
         ]
+
+    def _first_rows(self) -> tuple[list[Row], int]:
+        return self.table(SHOWN), self.n_edges
 
     def __contains__(self, edge_name: str) -> bool:
         return bool(self.mask[self.graph.parse_edge(edge_name)])

@@ -71,11 +71,6 @@ def options_of(table: Any) -> dict[str, tuple[Any, Option]]:
     return {name: get_args(hints[name])[:2] for name in names}
 
 
-def defaults_of(table: Any) -> dict[str, Any]:
-    """Every key of a table with its default."""
-    return {name: option.default for name, (_, option) in options_of(table).items()}
-
-
 def takes(table: Any, **defaults: Any) -> Callable[[F], F]:
     """Give a function with `**options: Unpack[table]` all keys of the table.
 
@@ -144,5 +139,5 @@ def of_others(table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_options(kind: type[T], options: Mapping[str, Any], **more: Any) -> T:
     """A dataclass whose fields are filled by options of their names, and by `more`."""
-    names = [one.name for one in fields(cast(Any, kind))]
+    names = [field.name for field in fields(cast(Any, kind))]
     return kind(**{name: options[name] for name in names if name in options and name not in more}, **more)

@@ -56,9 +56,14 @@ class Shown:
         return pandas.DataFrame(self._rows())
 
     def _repr_html_(self) -> str:
+        rows, n = self._first_rows()
+        more = f" (the first {SHOWN} of {n:,} rows)" if n > SHOWN else ""
+        return f"<div><p>{escape(repr(self))}{more}</p>{html_table(rows)}</div>"
+
+    def _first_rows(self) -> tuple[list[Row], int]:
+        """What a notebook shows, and how many rows there are."""
         rows = self._rows()
-        more = f" (the first {SHOWN} of {len(rows):,} rows)" if len(rows) > SHOWN else ""
-        return f"<div><p>{escape(repr(self))}{more}</p>{html_table(rows[:SHOWN])}</div>"
+        return rows[:SHOWN], len(rows)
 
 
 class Result(Shown):
@@ -97,7 +102,7 @@ class Result(Shown):
         if cls.FORMAT:
             check_format(data, cls.FORMAT, where, cls.VERSION)
         names = {name: key for key, name in _keys(cls).items() if name not in _by_example(cls)}
-        own = [one.name for one in fields(cls) if one.name not in more]  # pyright: ignore[reportArgumentType] - a dataclass
+        own = [name for name in field_names(cls) if name not in more]
         missing = [name for name in own if name not in names]
         if missing:
             raise BadFile(f"{where}: a file holds no '{missing[0]}' of it: give {missing[0]}=, or measure again")
@@ -119,8 +124,7 @@ class Result(Shown):
         return arrays
 
     def __repr__(self) -> str:
-        names = [one.name for one in fields(self)]  # pyright: ignore[reportArgumentType] - a dataclass
-        simple = [(name, getattr(self, name)) for name in ("n", *names) if hasattr(self, name)]
+        simple = [(name, getattr(self, name)) for name in ("n", *field_names(self)) if hasattr(self, name)]
         said = {name: value for name, value in simple if isinstance(value, str | int | float) and value != ""}
         words = ", ".join(f"{name}={value!r}" for name, value in said.items())
         return f"{type(self).__name__}({words if len(words) <= LONGEST - 40 else words[: LONGEST - 40] + '...'})"
@@ -149,16 +153,21 @@ class ValuesOverExamples(OverExamples):
 @cache
 def _keys(kind: type) -> dict[str, str]:
     """Key in a file -> name of the field or property."""
-    pairs = [(key, name or key) for key, _, name in (one.partition("=") for one in getattr(kind, "KEYS", ()))]
-    return dict(pairs or [(one.name, one.name) for one in fields(kind)])
+    pairs = [(key, name or key) for key, _, name in (key.partition("=") for key in getattr(kind, "KEYS", ()))]
+    return dict(pairs or [(name, name) for name in field_names(kind)])
 
 
 @cache
 def _by_example(kind: type) -> tuple[str, ...]:
     """The fields that hold a value for each example: arrays whose last axis is B."""
-    own = {one.name for one in fields(kind)}
+    own = field_names(kind)
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in own}
     return tuple(name for name, hint in hints.items() if getattr(hint, "dim_str", "").split()[-1:] == ["B"])
+
+
+def field_names(kind: Any) -> list[str]:
+    """Names of a dataclass's fields, in order."""
+    return [field.name for field in fields(kind)]
 
 
 def plain(value: Any) -> Any:
@@ -168,7 +177,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+        return {name: plain(getattr(value, name)) for name in field_names(value)}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
