@@ -145,7 +145,7 @@ def bounded(**bounds: Bounds) -> Callable[[F], F]:
             given.arguments.update(check_values(checked, given.arguments))
             return function(*given.args, **given.kwargs)
 
-        checked.__dict__["bounds"] = bounds
+        checked.__dict__["bounds"] = {**bounds_of(function), **bounds}
         return cast(F, checked)
 
     return decorate
@@ -203,15 +203,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise UnknownName(f"value of {name}", value, choices)
     return value
-
-
-def check_confidence(value: object) -> float:
-    """The coverage of an interval.
-
-    Raises:
-        BadSetting: it does not lie between 0 and 1.
-    """
-    return float(CONFIDENCE.check("confidence", value))
 
 
 def _is_finite(value: Any) -> bool:

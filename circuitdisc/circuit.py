@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,15 @@ from circuitdisc.errors import BadFile, GraphMismatch
 from circuitdisc.files import read_json, write_json
 from circuitdisc.graph import ComputationGraph, Edge, heads_where
 from circuitdisc.identity import Identity
+from circuitdisc.results import SHOWN, Result, Row, Shown
 from circuitdisc.schemas import AblationSection, check_format, validate
 
 Granularity = Literal["edge", "head"]
 FORMAT = "circuitdisc.circuit"
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, repr=False)
+class Provenance(Result):
     """Where a circuit came from: everything that is needed to find it again."""
 
     model: str = ""
@@ -37,23 +39,9 @@ class Provenance:
     identity: Mapping[str, Any] = field(default_factory=dict)
     """The weights, examples and settings that it was found with, by hash (`identity.py`); empty where they are not known."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "task": self.task,
-            "ablation": dict(self.ablation),
-            "metric": self.metric,
-            "algorithm": self.algorithm,
-            "settings": dict(self.settings),
-            "seed": self.seed,
-            "versions": dict(self.versions),
-            "notes": list(self.notes),
-            "identity": dict(self.identity),
-        }
-
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Shown):
     """A subset of a graph's edges.
 
     Args:
@@ -153,6 +141,25 @@ class Circuit:
 
     def edge_names(self) -> list[str]:
         return [edge.name for edge in self.edges()]
+
+    def table(self, most: int | None = None) -> list[Row]:
+        """A row an edge that is kept: its name, its two nodes, and the input that it goes into.
+
+        Args:
+            most: rows; None: all.
+        """
+        return [
+            {
+                "edge": edge.name,
+                "sender": edge.sender.name,
+                "receiver": edge.receiver.node.name,
+                "input": edge.receiver.qkv or edge.receiver.kind,
+            }
+            for edge in islice(self.edges(), most)
+        ]
+
+    def _first_rows(self) -> tuple[list[Row], int]:
+        return self.table(SHOWN), self.n_edges
 
     def __contains__(self, edge_name: str) -> bool:
         return bool(self.mask[self.graph.parse_edge(edge_name)])

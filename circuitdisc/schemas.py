@@ -54,6 +54,18 @@ def validate(
         raise error(f"{where}: {_sentence(problem)}{f': {remedy}' if remedy else ''}") from None
 
 
+def validate_fields(kind: type, names: Sequence[str], data: Any, where: str) -> dict[str, Any]:
+    """Some fields of a dataclass from plain JSON, by name.
+
+    Raises:
+        BadFile: the message names the first key that is wrong and what was expected.
+    """
+    try:
+        return TypeAdapter(_table(kind, tuple(names), False)).validate_python(data)
+    except ValidationError as problem:
+        raise BadFile(f"{where}: {_sentence(problem)}") from None
+
+
 def read_record(kind: type[T], path: Path, *, remedy: str = "") -> T:
     """A record of this dataclass from a JSON file.
 
@@ -125,16 +137,24 @@ def _schema(kind: Any, closed: bool) -> Any:
 
 
 def _schema_of_dataclass(kind: Any, closed: bool) -> Any:
+    table = _table(kind, tuple(one.name for one in fields(kind)), closed)
+    return Annotated[table, AfterValidator(lambda given: kind(**given))]
+
+
+@cache
+def _table(kind: Any, names: tuple[str, ...], closed: bool) -> Any:
+    """What pydantic checks for these fields of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     keys = {
         one.name: _schema(hints[one.name], closed)
         if one.name in getattr(kind, "NEEDED", ()) or (one.default is MISSING and one.default_factory is MISSING)
         else NotRequired[_schema(hints[one.name], closed)]
         for one in fields(kind)
+        if one.name in names
     }
     table: Any = TypedDict(kind.__name__, keys)  # pyright: ignore[reportArgumentType] - made at run time
     table.__pydantic_config__ = ConfigDict(extra="forbid" if closed and not getattr(kind, "OPEN", False) else "ignore")
-    return Annotated[table, AfterValidator(lambda given: kind(**given))]
+    return table
 
 
 def _array(kind: Any, data: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Random examples for tests: unequal lengths, several answer positions, groups, corrupted partners."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +56,8 @@ def toy_desideratum(n: int = 40) -> tuple[Model, Desideratum]:
 def some_circuit(graph: ComputationGraph, seed: int = 0, share: float = 0.5) -> Circuit:
     """About this share of all edges."""
     return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
+
+
+def unchecked(settings: dict[str, Any]) -> Any:
+    """Settings put together at run time, whose kinds the type checker cannot tell apart."""
+    return settings

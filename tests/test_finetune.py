@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import unchecked
 from models import hugging_face
 from safetensors.torch import load_file
 from tiny import bare_model, bpe_model
@@ -157,7 +158,7 @@ def by_hand(base: str, rows: list[dict[str, list[int]]], steps: int, lr: float, 
 
 
 def test_the_loop_is_adamw_on_the_answers_tokens(base: str, tmp_path: Path) -> None:
-    ladder = finetune(base, TASK, tmp_path / "out", **{**SHORT, "epochs": 3, "batch_size": 24, "weight_decay": 0.1})
+    ladder = finetune(base, TASK, tmp_path / "out", **unchecked({**SHORT, "epochs": 3, "batch_size": 24, "weight_decay": 0.1}))
     assert ladder.rungs[0].trained is not None
     assert ladder.rungs[0].trained.steps == 3
     model = read_model(base)
@@ -225,13 +226,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     step = "100pct/step-4/model.safetensors"
     assert (tmp_path / "whole" / step).read_bytes() == (tmp_path / "killed" / step).read_bytes()
     with pytest.raises(BadRun, match=r"begun with another lr \(0\.01, now 0\.02\)"):
-        finetune(gpt2, TASK, tmp_path / "killed", **{**settings, "lr": 0.02})
+        finetune(gpt2, TASK, tmp_path / "killed", **unchecked({**settings, "lr": 0.02}))
 
 
 def test_a_loss_that_is_no_number_is_said(gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "answer_loss", lambda logits, labels: logits.sum() * float("nan"))
     with pytest.raises(BadSetting, match=r"no longer a number: lower lr=0\.001"):
-        finetune(gpt2, TASK, tmp_path / "out", **{**SHORT, "lr": 1e-3, "epochs": 2})
+        finetune(gpt2, TASK, tmp_path / "out", **unchecked({**SHORT, "lr": 1e-3, "epochs": 2}))
     assert not (tmp_path / "out" / "100pct").exists()
 
 
@@ -269,7 +270,10 @@ def slices(family: str, layer: int, head: int) -> dict[str, np.ndarray]:
 def test_only_the_chosen_heads_change_not_one_bit_besides(base: str, tmp_path: Path) -> None:
     family = read_model(base).architecture
     ladder = finetune(
-        base, TASK, tmp_path / "out", **{**SHORT, "method": "heads", "heads": ["a1.h2"], "control": 1, "weight_decay": 0.5}
+        base,
+        TASK,
+        tmp_path / "out",
+        **unchecked({**SHORT, "method": "heads", "heads": ["a1.h2"], "control": 1, "weight_decay": 0.5}),
     )
     before = weights(base)
     for rung, folder in zip(ladder.rungs, ladder.checkpoints[1:], strict=True):
@@ -332,11 +336,13 @@ def test_heads_that_share_keys_are_named_and_controls_are_drawn_outside() -> Non
 def test_heads_may_be_those_of_a_circuit(gpt2: str, tmp_path: Path) -> None:
     graph = read_model(gpt2).graph
     cd.Circuit.from_heads(graph, ["a0.h1", "a2.h3"]).save(tmp_path / "circuit.json")
-    ladder = finetune(gpt2, TASK, tmp_path / "out", **{**SHORT, "method": "heads", "heads": tmp_path / "circuit.json"})
+    ladder = finetune(
+        gpt2, TASK, tmp_path / "out", **unchecked({**SHORT, "method": "heads", "heads": tmp_path / "circuit.json"})
+    )
     assert ladder.rungs[0].heads == ("a0.h1", "a2.h3")
     cd.Circuit.from_heads(read_model("tpp/base").graph, ["a0.h1"]).save(tmp_path / "circuit.json")
     with pytest.raises(GraphMismatch, match="belongs to a model of 4 layers"):
-        finetune(gpt2, TASK, tmp_path / "other", **{**SHORT, "method": "heads", "heads": tmp_path / "circuit.json"})
+        finetune(gpt2, TASK, tmp_path / "other", **unchecked({**SHORT, "method": "heads", "heads": tmp_path / "circuit.json"}))
     assert not (tmp_path / "other").exists()
 
 
@@ -366,14 +372,14 @@ def test_a_low_rank_change_is_merged_into_the_layout_of_the_base(gpt2: str, tmp_
 def test_without_peft_the_sentence_says_what_to_install(gpt2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(BadSetting, match=r"pip install 'circuitdisc\[lora\]'"):
-        finetune(gpt2, TASK, tmp_path / "out", **{**SHORT, "method": "lora"})
+        finetune(gpt2, TASK, tmp_path / "out", **unchecked({**SHORT, "method": "lora"}))
     assert not (tmp_path / "out").exists()
 
 
 def test_targets_that_do_not_exist_are_refused(gpt2: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     with pytest.raises(BadModel, match="lora_targets"):
-        finetune(gpt2, TASK, tmp_path / "out", **{**SHORT, "method": "lora", "lora_targets": ["nowhere"]})
+        finetune(gpt2, TASK, tmp_path / "out", **unchecked({**SHORT, "method": "lora", "lora_targets": ["nowhere"]}))
 
 
 # --- bad input, and the command -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording", "options", "results"),
     ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks"),
     ("ablation",),
@@ -24,6 +24,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"),
     ("schemas", "errors"), ("schemas", "files"),
+    ("options", "checks"), ("results", "errors"), ("results", "schemas"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

@@ -6,9 +6,9 @@ import torch
 from examples import random_examples, random_task
 from models import TOYS, model_of, shared
 
+from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.heads import logit_attribution
-from circuitdisc.heads.base import mean_intervals
 from circuitdisc.stats import interval, partition
 from circuitdisc.tasks.base import Example, Task
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from changed import changed
-from examples import random_examples
+from examples import random_examples, unchecked
 from models import hugging_face, model_of, shared
 
 import circuitdisc as cd
@@ -349,7 +349,7 @@ def test_a_killed_call_goes_on(unsure, tmp_path):
     )
     for other, examples, more, says in changes:
         with pytest.raises(BadRun, match=f"begun with {says}"):
-            localised(other, examples, "lofit", k=1, journal=path, **{**settings, **more})
+            localised(other, examples, "lofit", k=1, journal=path, **unchecked({**settings, **more}))
     assert localised(model, task, "lofit", k=1, journal=path, **settings).to_dict() == whole.to_dict()
 
 

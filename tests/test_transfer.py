@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from examples import unchecked
 from made_pages import Page
 
 import circuitdisc as cd
@@ -228,7 +229,7 @@ def test_a_folder_of_another_call_is_left_alone(finished, tmp_path):
     with pytest.raises(BadRun, match=r"was begun with another seed \(0, now 1\)"):
         transfer(LADDER, TASK, out=done, seed=1, **CALL)
     with pytest.raises(BadRun, match=r"another algorithm_settings\.threshold \(0\.1, now 0\.2\)"):
-        transfer(LADDER, TASK, out=done, **{**CALL, "threshold": 0.2})
+        transfer(LADDER, TASK, out=done, **unchecked({**CALL, "threshold": 0.2}))
     assert files(done) == before
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BadRun, match="not empty"):

@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from typing_extensions import Unpack
 
 from circuitdisc.checkpoints.listing import check_same, load
-from circuitdisc.checks import check_confidence
 from circuitdisc.engine.cross.plan import plan_cross, shapes_of
 from circuitdisc.engine.forward import clean_states
+from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import as_list
 from circuitdisc.models.model import Model
+from circuitdisc.options import OnSplit, of_others, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import OverExamples, Row, plain_rows
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.roles import position_of, role_names
@@ -34,8 +37,8 @@ from circuitdisc.tasks.roles import position_of, role_names
 ModelLike = str | Path | Model
 
 
-@dataclass(frozen=True)
-class AttentionDifference:
+@dataclass(frozen=True, repr=False)
+class AttentionDifference(OverExamples):
     """What every head of two checkpoints pays from `query` to each of `keys`, example by example.
 
     Args:
@@ -44,6 +47,8 @@ class AttentionDifference:
         low, high: intervals of the mean difference, tuned minus base. [R, L, H]
         query, keys: the positions, as they were named.
     """
+
+    KEYS = ("query", "keys", "base", "tuned", "difference", "low", "high", "split", "n", "confidence")
 
     names: tuple[str, ...]
     base: Float[np.ndarray, "R L H B"]
@@ -55,11 +60,6 @@ class AttentionDifference:
     split: str
     confidence: float
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.base.shape[-1]
 
     @property
     def difference(self) -> Float[np.ndarray, "R L H"]:
@@ -94,21 +94,12 @@ class AttentionDifference:
         order = np.argsort(-np.maximum(base, tuned), kind="stable")[:most]
         return ", ".join(f"{self.keys[r]} {base[r]:.2f} → {tuned[r]:.2f}" for r in order)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "query": self.query,
-            "keys": list(self.keys),
-            "base": plain(self.base.mean(-1)),
-            "tuned": plain(self.tuned.mean(-1)),
-            "difference": plain(self.difference),
-            "low": plain(self.low),
-            "high": plain(self.high),
-            "split": self.split,
-            "n": self.n,
-            "confidence": self.confidence,
-        }
+
+class OnSplitOfModels(OnSplit, total=False, extra_items=Any):
+    """Which examples are measured; further settings are those of `load_model`, for models by name: `dtype`, `device`."""
 
 
+@takes(OnSplitOfModels)
 def attention_difference(
     base: ModelLike,
     tuned: ModelLike,
@@ -116,12 +107,7 @@ def attention_difference(
     *,
     query: str | int = "end",
     keys: str | int | Sequence[str | int] | None = None,
-    split: str = "heldout",
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
-    **settings: Any,
+    **options: Unpack[OnSplitOfModels],
 ) -> AttentionDifference:
     """Compare the attention of two checkpoints on the same prompts.
 
@@ -137,16 +123,18 @@ def attention_difference(
         BadSetting: a key lies behind the query in every example of a causal model, or a model has no fast components.
     """
     check_same([one if isinstance(one, Model) else str(one) for one in (base, tuned)])
-    examples, confidence = examples_of(task, split), check_confidence(confidence)
+    given: Any = options
+    settings, examples = of_others(OnSplitOfModels, given), examples_of(task, given["split"])
     chosen = default_keys(examples, query) if keys is None else tuple(as_list("keys", keys))
     found, names = [], ()
     for one in (base, tuned):
         model = one if isinstance(one, Model) else load(str(one), **settings)
-        found.append(attention_between(model, examples, query, chosen, memory, progress))
+        found.append(attention_between(model, examples, query, chosen, given["memory"], given["progress"]))
         names = tuple(model.graph.heads)
         del model
         gc.collect()
-    return compare_attention(names, found[0], found[1], query, chosen, split, confidence, seed, partition_of(examples))
+    drawn = (given["split"], given["confidence"], given["seed"], partition_of(examples))
+    return compare_attention(names, found[0], found[1], query, chosen, *drawn)
 
 
 def compare_attention(

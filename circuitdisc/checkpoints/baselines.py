@@ -21,16 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from typing_extensions import Unpack
 
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT, N_OTHERS, TEXT, check_others, evaluation_sets
 from circuitdisc.checkpoints.listing import check_prompts, load, read_checkpoints
-from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, bounded
+from circuitdisc.checks import EXAMPLES, bounded
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.memory import parse_memory
-from circuitdisc.heads.base import Row, plain_rows
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Drawing, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result, Row, plain_rows
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.measured import need_choice
@@ -65,8 +67,8 @@ class Figure:
     method: str = ""
 
 
-@dataclass(frozen=True)
-class Baselines:
+@dataclass(frozen=True, repr=False)
+class Baselines(Result):
     """The baseline table of some checkpoints.
 
     Args:
@@ -74,6 +76,9 @@ class Baselines:
         sets: what each was measured on -> in a sentence.
         figures: all figures.
     """
+
+    FORMAT = "circuitdisc.baselines"
+    KEYS = ("task", "checkpoints", "sets", "confidence", "settings", "figures")
 
     checkpoints: tuple[str, ...]
     task: str
@@ -108,20 +113,9 @@ class Baselines:
             rows.append({**row, "n": mine[0].n if mine else 0})
         return plain_rows(rows)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": "circuitdisc.baselines",
-            "version": 1,
-            "task": self.task,
-            "checkpoints": list(self.checkpoints),
-            "sets": dict(self.sets),
-            "confidence": self.confidence,
-            "settings": dict(self.settings),
-            "figures": plain_rows(vars(one) for one in self.figures),
-        }
 
-
-@bounded(n_others=EXAMPLES, confidence=CONFIDENCE, seed=SEED)
+@bounded(n_others=EXAMPLES)
+@takes(Drawing)
 def baselines(
     checkpoints: str | Path | Sequence[str],
     task: Mapping[str, Any] | Task,
@@ -129,11 +123,8 @@ def baselines(
     others: Sequence[str] | None = None,
     text: str | Path | None = None,
     n_others: int = N_OTHERS,
-    confidence: float = 0.95,
     model_settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Drawing],
 ) -> Baselines:
     """Measure checkpoints on a task's held-out examples and on what they should not forget.
 
@@ -143,23 +134,23 @@ def baselines(
         others: names of tasks, or files of your own, for forgetting; None: all tasks that the tokenizer can read; [] for none.
         text: a UTF-8 file, for forgetting.
         n_others: held-out examples of each other task.
-        confidence: coverage of the intervals.
         model_settings: of `load_model`.
         seed: of the bootstrap and the other tasks. Also of the task, unless its settings name one.
-        memory: budget for activations.
 
     Raises:
         UnknownName, BadFile, BadSetting, BadModel: as `read_checkpoints`.
         BadTask: the examples cannot be used with these models.
     """
     check_others(others)
-    budget, names = parse_memory(memory), read_checkpoints(checkpoints, what="a baseline table")
+    given: Any = options
+    confidence, seed = given["confidence"], given["seed"]
+    budget, names = parse_memory(given["memory"]), read_checkpoints(checkpoints, what="a baseline table")
     first: Model | None = load(names[0], **(model_settings or {}))
     need_choice(first, "a baseline table")
     sets, words = evaluation_sets(first, task, others, text, n_others, seed)
     check_prompts(names, [one for examples in sets.values() for one in examples])
     found: list[Figure] = []
-    with progress_bar(len(names) * len(sets), "baselines", "set", progress) as bar:
+    with progress_bar(len(names) * len(sets), "baselines", "set", given["progress"]) as bar:
         for name in names:
             model, first = first or load(name, **(model_settings or {})), None  # one checkpoint in memory at a time
             for on, examples in sets.items():

@@ -21,19 +21,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from typing_extensions import Unpack
 
 from circuitdisc.checkpoints.listing import check_same, load, read_checkpoints
 from circuitdisc.checkpoints.weight_change import PRODUCTS, HeadWeights, head_weights, weight_change
-from circuitdisc.checks import CONFIDENCE, SEED, SHARE, bounded, check_choice
+from circuitdisc.checks import SHARE, bounded, check_choice
 from circuitdisc.engine.head_outputs import HeadOutputs, head_outputs
+from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
-from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import check_wrong
 from circuitdisc.heads.logits import logit_attribution
 from circuitdisc.heads.roles import ROLES, HeadRoles, head_roles
 from circuitdisc.models.model import Model
+from circuitdisc.options import OnSplit, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import OverExamples, Row, plain_rows
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
@@ -41,8 +45,8 @@ from circuitdisc.tasks.base import Example, Task
 Against = Literal["first", "previous"]
 
 
-@dataclass(frozen=True)
-class Drift:
+@dataclass(frozen=True, repr=False)
+class Drift(OverExamples):
     """What every head does in every checkpoint.
 
     Args:
@@ -58,6 +62,12 @@ class Drift:
         at: the tokens of `cosine`: `all`, or a position.
         against: `first` or `previous`.
     """
+
+    FORMAT = "circuitdisc.drift"
+    KEYS = (
+        "checkpoints", "references", "heads", "attention=attention_means", "attribution", "logit_diff", "roles", "weights",
+        "cosine=cosine_means", "query", "key", "at", "against", "n", "split", "confidence", "by_checkpoint=ladder",
+    )  # fmt: skip
 
     checkpoints: tuple[str, ...]
     references: tuple[str | None, ...]
@@ -78,9 +88,20 @@ class Drift:
     over: Partition | None = None
 
     @property
-    def n(self) -> int:
-        """Examples."""
-        return self.attention.shape[-1]
+    def attention_means(self) -> dict[str, Float[np.ndarray, "C L H"]]:
+        """Mean attention with its intervals."""
+        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(self.attention, self.over, self.confidence, self.seed))
+        return {"mean": self.attention.mean(-1), "low": low, "high": high}
+
+    @property
+    def cosine_means(self) -> Float[np.ndarray, "C L H"]:
+        """Mean cosine over the examples where it is defined."""
+        return _mean_defined(self.cosine)
+
+    @property
+    def ladder(self) -> list[Row]:
+        """The lines of `by_checkpoint`."""
+        return self.by_checkpoint()
 
     def change(self, values: Float[np.ndarray, "C L H B"]) -> Float[np.ndarray, "C L H B"]:
         """Values minus those of each checkpoint's reference, example by example; NaN for the first."""
@@ -155,32 +176,9 @@ class Drift:
         found = {name: getattr(self, name) for name in ("attention", "attribution", "logit_diff", "cosine")}
         return found | {f"weights_{name}": values for name, values in self.weights.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        low, high = (np.clip(end, 0.0, 1.0) for end in mean_intervals(self.attention, self.over, self.confidence, self.seed))
-        return {
-            "format": "circuitdisc.drift",
-            "version": 1,
-            "checkpoints": list(self.checkpoints),
-            "references": list(self.references),
-            "heads": list(self.heads),
-            "attention": {"mean": plain(self.attention.mean(-1)), "low": plain(low), "high": plain(high)},
-            "attribution": plain(self.attribution.mean(-1)),
-            "logit_diff": plain(self.logit_diff.mean(-1)),
-            "roles": [roles.to_dict() for roles in self.roles],
-            "weights": {name: plain(values) for name, values in self.weights.items()},
-            "cosine": plain(_mean_defined(self.cosine)),
-            "query": self.query,
-            "key": self.key,
-            "at": self.at,
-            "against": self.against,
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-            "by_checkpoint": self.by_checkpoint(),
-        }
 
-
-@bounded(threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
+@bounded(threshold=SHARE, min_share=SHARE)
+@takes(OnSplit)
 def drift(
     checkpoints: str | Sequence[str | Model],
     task: Task | Sequence[Example] | Mapping[str, Any],
@@ -192,12 +190,8 @@ def drift(
     roles: Sequence[str] = ROLES,
     threshold: float = 0.4,
     min_share: float = 0.8,
-    split: str = "heldout",
-    confidence: float = 0.95,
     model_settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[OnSplit],
 ) -> Drift:
     """Follow every head along a ladder of checkpoints.
 
@@ -210,12 +204,8 @@ def drift(
         at: the tokens at which outputs are compared: `all`, or a position.
         against: what a checkpoint is compared with: the `first` of the ladder, or the `previous` one.
         roles, threshold, min_share: as `head_roles` takes them.
-        split: `train` or `heldout`.
-        confidence: coverage of the intervals.
         model_settings: of `load_model`: dtype, device.
         seed: of the bootstrap, and of the task where it is drawn here.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         BadSetting: there are fewer than two checkpoints, or a number is out of its bounds.
@@ -224,6 +214,7 @@ def drift(
         UnknownName: a checkpoint, role or split is not known.
     """
     check_choice("against", against, ("first", "previous"))
+    given: Any = options
     ladder = _ladder(checkpoints)
     measured: list[dict[str, Any]] = []
     names: list[str] = []
@@ -231,17 +222,18 @@ def drift(
     examples: tuple[Example, ...] = ()
     references: list[str | None] = []
     reference: tuple[str, HeadWeights, HeadOutputs] | None = None
-    common: dict[str, Any] = {"seed": seed, "memory": memory, "confidence": confidence}
+    common: dict[str, Any] = {name: given[name] for name in ("seed", "memory", "confidence")}
     role_settings: dict[str, Any] = {"roles": roles, "threshold": threshold, "min_share": min_share, **common}
-    with progress_bar(len(ladder), "drift", "checkpoint", progress) as bar:
+    with progress_bar(len(ladder), "drift", "checkpoint", given["progress"]) as bar:
         for one in ladder:
             model = one if isinstance(one, Model) else load(one, **(model_settings or {}))
             if not examples:
-                examples = examples_of(_draw(task, model, seed) if isinstance(task, Mapping) else task, split)
+                own = _draw(task, model, given["seed"]) if isinstance(task, Mapping) else task
+                examples = examples_of(own, given["split"])
                 check_wrong(examples, "logit_diff")
                 heads = tuple(model.graph.heads)
             weights = head_weights(components_of(model, "drift"))
-            outputs = head_outputs(model, examples, at, memory)
+            outputs = head_outputs(model, examples, at, given["memory"])
             found = {"roles": head_roles(model, examples, **role_settings), **_now(model, examples, heads, query, key, common)}
             measured.append(found | _changes(weights, outputs, reference, len(examples)))
             names.append(model.name)
@@ -264,9 +256,9 @@ def drift(
         key=str(key),
         at=str(at),
         against=against,
-        split=split,
-        confidence=confidence,
-        seed=seed,
+        split=given["split"],
+        confidence=given["confidence"],
+        seed=given["seed"],
         over=partition_of(examples),
     )
 

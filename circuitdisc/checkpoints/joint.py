@@ -15,6 +15,7 @@ than the one found on it.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,9 @@ def joint_discover(
     share = share_of_memory(models, task.train, context.memory)
     identity = _identity(models, task, algorithm, ablation, context, donor, settings)
     context.journal.bind(identity)
+    started = perf_counter()
     found = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
+    found.cost.seconds = perf_counter() - started
     names = [model.name for model in models]
     cancels = [
         cancelling_note(model, task, ablation, get_metric(context.metric), found, algorithm, False, memory=share)

@@ -12,7 +12,6 @@ Source: Conmy et al. 2023, algorithm 1, with the condition asked of every checkp
 Shape letters: R receivers, S senders, K checkpoints.
 """
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,7 +53,6 @@ def joint_acdc(
     """
     metric = get_metric(context.metric)
     rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
-    started = time.perf_counter()
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
@@ -68,7 +66,7 @@ def joint_acdc(
             return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared)
 
         mask = walk_back(graph, context.journal, begin)
-    cost = Cost(seconds=time.perf_counter() - started)
+    cost = Cost()
     for patching in patchings:
         cost.add(patching.cost)
     return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, cost, notes=(rule.note(metric),))

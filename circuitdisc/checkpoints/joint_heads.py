@@ -12,7 +12,6 @@ Source: the search of the Transitive Property Problem study (`discovery/head_abl
 Shape letters: L layers, H heads, K checkpoints.
 """
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +55,6 @@ def joint_head_ablation(
     rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
     search_on, verify_on = split_to_verify(task.train, verify)
-    started = time.perf_counter()
     graph, journal = models[0].graph, context.journal
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     kept = np.ones((graph.n_layers, graph.n_heads), dtype=bool)
@@ -83,7 +81,7 @@ def joint_head_ablation(
             journal.write(head=f"a{layer}.h{head}", layer=layer, kept=True, metric=values, restored=True)
         journal.mark(f"layer {layer}")
     bar.close()
-    cost = Cost(seconds=time.perf_counter() - started)
+    cost = Cost()
     for patching in patchings:
         cost.add(patching.cost)
     return Discovery(head_circuit(graph, search[0].kept), None, journal.decisions, cost, notes=(rule.note(metric),))

@@ -12,7 +12,6 @@ would have decided; what was measured behind it says nothing exact, but makes th
 Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", algorithm 1.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -68,7 +67,6 @@ def acdc(
     """
     metric = get_metric(context.metric)
     rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
-    started = time.perf_counter()
     graph = model.graph
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
@@ -78,7 +76,6 @@ def acdc(
             return Walk(patching.removal(chunks, mask, metric, first=first), graph, context, bar, rule, order, speculation)
 
         mask = walk_back(graph, context.journal, begin)
-    patching.cost.seconds = time.perf_counter() - started
     return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, patching.cost, notes=(rule.note(metric),))
 
 

@@ -14,11 +14,12 @@ from circuitdisc.engine.gradients.path_points import PathSum
 from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
+from circuitdisc.results import SHOWN, Row, Shown, plain_rows
 from circuitdisc.runs import Journal
 
 
 @dataclass
-class Discovery:
+class Discovery(Shown):
     """What an algorithm found: scores of edges from which the circuit was chosen, or a circuit that was decided part by part.
 
     Args:
@@ -46,6 +47,26 @@ class Discovery:
     def __repr__(self) -> str:
         scored = ", a score for every edge" if self.edge_scores is not None else ""
         return f"Discovery({self.circuit!r}{scored}, {self.cost.seconds:.3g} s)"
+
+    def table(self, most: int | None = None) -> list[Row]:
+        """A row an edge of the graph, the largest score first; of an algorithm that only decides, a row a kept edge.
+
+        Args:
+            most: rows; None: all.
+        """
+        if self.edge_scores is None:
+            return self.circuit.table(most)
+        graph, scores, kept = self.circuit.graph, self.edge_scores, self.circuit.mask
+        places = np.argwhere(graph.edge_mask)
+        order = np.argsort(-np.abs(scores[graph.edge_mask]), kind="stable")
+        return plain_rows(
+            {"edge": graph.edge_name(r, s), "score": scores[r, s], "kept": bool(kept[r, s])}
+            for r, s in places[order[:most]].tolist()
+        )
+
+    def _first_rows(self) -> tuple[list[Row], int]:
+        circuit = self.circuit
+        return self.table(SHOWN), circuit.n_edges if self.edge_scores is None else circuit.graph.n_edges
 
     def top_k(self, n: int, by: By = "absolute") -> Circuit:
         """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.

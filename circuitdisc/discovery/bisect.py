@@ -20,7 +20,6 @@ Source: group testing by generalised binary splitting (Hwang 1972) and the 1-min
 Hildebrandt 2002), for edges.
 """
 
-import time
 import warnings
 import zlib
 from collections import deque
@@ -78,7 +77,7 @@ def bisect(
         BadSetting: a setting is out of its bounds, or the ranking cannot be had for this metric, model or ablation.
         BadRun: a run that is resumed finds another ranking than it began with.
     """
-    metric, started = get_metric(context.metric), time.perf_counter()
+    metric = get_metric(context.metric)
     rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("ranking", ranking, RANKINGS)
     if ablation.target == "pattern":
@@ -111,7 +110,6 @@ def bisect(
         journal.mark(f"walk {sweep}")
     bar.close()
     patching.cost.add(ranking_cost)
-    patching.cost.seconds = time.perf_counter() - started
     circuit, notes = Circuit(graph, mask).prune(), (rule.note(metric),)
     return Discovery(circuit, None, journal.decisions, patching.cost, notes=notes, ranking=scores)
 

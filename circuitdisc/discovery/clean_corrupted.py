@@ -11,18 +11,20 @@
 Source: the two-point variant of Hanna, Pezzelle and Belinkov 2024 (https://arxiv.org/abs/2403.17806).
 """
 
+from typing_extensions import Unpack
+
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute, takes_gauss
-from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.discovery.selection import Ranking, Selection
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import GAUSS_WITH_CLEAN_END, PUBLISHED_ENDS, Points
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 
-@bounded(**SIZE)
+@takes(Ranking)
 def clean_corrupted(
     model: Model,
     task: Task,
@@ -30,21 +32,13 @@ def clean_corrupted(
     context: SearchContext,
     *,
     points: Points = "auto",
-    edges: int | None = None,
-    fraction: float = 0.05,
-    grow: Grow = "top_k",
-    by: By = "absolute",
+    **options: Unpack[Ranking],
 ) -> Discovery:
     """Score every edge with gradients averaged over the clean and the ablated embeddings.
 
     Args:
         points: `published`: both ends; `gauss`: the clean end and a third of the way, weights 1/4 and 3/4; `auto`: `gauss`
             where the ablated embedding is 0 and goes into a norm (ablation `zero`), `published` otherwise.
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
-            circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
-        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
         A circuit and the score of every edge: an estimate of how the metric changes when it is cut; in `path_sum`, whether
@@ -56,7 +50,7 @@ def clean_corrupted(
             does not allow it.
     """
     taken = GAUSS_WITH_CLEAN_END if takes_gauss(points, model, ablation) else PUBLISHED_ENDS
-    selection = Selection(edges, fraction, grow, by)
+    selection = Selection(**options)
     gradient = Gradient(rows=2)
     return attribute(
         "clean_corrupted",

@@ -10,36 +10,27 @@ Source: Syed, Rager and Conmy 2023, "Attribution Patching Outperforms Automated 
 (https://arxiv.org/abs/2310.10348).
 """
 
+from typing_extensions import Unpack
+
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.discovery.selection import Ranking, Selection
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 
-@bounded(**SIZE)
+@takes(Ranking)
 def eap(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
-    *,
-    edges: int | None = None,
-    fraction: float = 0.05,
-    grow: Grow = "top_k",
-    by: By = "absolute",
+    **options: Unpack[Ranking],
 ) -> Discovery:
     """Score every edge by its difference times the gradient at the clean run.
-
-    Args:
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
-            circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
-        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
         A circuit and the score of every edge: an estimate of how the metric changes when it is cut. The trace is empty.
@@ -48,7 +39,7 @@ def eap(
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
-    selection = Selection(edges, fraction, grow, by)
+    selection = Selection(**options)
     gradient = Gradient(at_full=True)
     return attribute(
         "eap", model, task, ablation, context, selection, gradient, lambda attribution: attribution.edges_at_full()

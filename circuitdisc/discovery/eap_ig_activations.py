@@ -14,18 +14,22 @@ Source: Hanna, Pezzelle and Belinkov 2024 (https://arxiv.org/abs/2403.17806), in
 "Sparse Feature Circuits" (https://arxiv.org/abs/2403.19647).
 """
 
+from typing_extensions import Unpack
+
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute, takes_gauss
-from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.discovery.selection import Ranking, Selection
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, gauss_between, published_between
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 
-@bounded(steps=Whole(1, 10_000), **SIZE)
+@bounded(steps=Whole(1, 10_000))
+@takes(Ranking)
 def eap_ig_activations(
     model: Model,
     task: Task,
@@ -34,10 +38,7 @@ def eap_ig_activations(
     *,
     steps: int = 5,
     points: Points = "auto",
-    edges: int | None = None,
-    fraction: float = 0.05,
-    grow: Grow = "top_k",
-    by: By = "absolute",
+    **options: Unpack[Ranking],
 ) -> Discovery:
     """Score the edges out of every place with gradients averaged between its ablated and clean output.
 
@@ -46,11 +47,6 @@ def eap_ig_activations(
         points: `published`: k/m of the way, the ablated end among them; `gauss`: Gauss-Legendre points, all inside; `auto`:
             `gauss` between clean and ablated embedding where the latter is 0 and goes into a norm (ablation `zero`),
             `published` otherwise and at all other places.
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
-            circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
-        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
         A circuit and the score of every edge: an estimate of how the metric changes when it is cut; in `path_sum`, whether
@@ -63,7 +59,7 @@ def eap_ig_activations(
     """
     of_embedding = (gauss_between if takes_gauss(points, model, ablation) else published_between)(steps)
     taken = gauss_between(steps) if points == "gauss" else published_between(steps)
-    selection = Selection(edges, fraction, grow, by)
+    selection = Selection(**options)
     gradient = Gradient(rows=steps, places=True)
     return attribute(
         "eap_ig_activations",

@@ -14,22 +14,23 @@ have runs with a target and multipliers for nodes; here the one target counts ed
 cheapest way to drop its edges. The factor E is ours: multipliers then mean the same in graphs of all sizes.
 """
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import BATCH, RATE, SHARE, STEPS, bounded
+from circuitdisc.checks import RATE, SHARE, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import is_fixed, mask_dtype, prepare_runs, to_scores, train
-from circuitdisc.discovery.selection import SIZE, Grow, Selection
+from circuitdisc.discovery.mask_training import SizedMaskTraining, is_fixed, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.selection import Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
+from circuitdisc.options import from_options, takes
 from circuitdisc.tasks.base import Task
 
 START = 4.0  # logits in the beginning: masks are 1 most of the time
@@ -107,38 +108,27 @@ class EdgeMasks:
         return torch.where(self.fixed, ALWAYS, self.parameters["nodes"])
 
 
-@bounded(**SIZE, steps=STEPS, warm_up=SHARE, learning_rate=RATE, multiplier_rate=RATE, batch=BATCH)
+@bounded(warm_up=SHARE, multiplier_rate=RATE)
+@takes(SizedMaskTraining)
 def edge_pruning(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
     *,
-    edges: int | None = None,
-    fraction: float = 0.05,
-    steps: int = 600,
     warm_up: float = 0.6,
-    learning_rate: float = 0.1,
     multiplier_rate: float = 0.02,
     node_masks: bool = True,
-    loss: str = "kl",
-    batch: int = 10,
-    grow: Grow = "top_k",
+    **options: Unpack[SizedMaskTraining],
 ) -> Discovery:
     """Learn a mask with a given number of edges, and keep its most probable edges.
 
     Args:
         edges: size of the circuit in edges, which the training aims at; None takes `fraction`. Edges that lead nowhere are
             left out afterwards, so that the circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        steps: steps of training.
         warm_up: share of the steps over which the number of edges falls to its target.
-        learning_rate: of the masks' logits.
         multiplier_rate: learning rate of the two multipliers, in units of the loss for each edge.
         node_masks: heads and MLPs have masks, too, each for all edges out of it.
-        loss: `kl` to the full model, or `metric`: raise the metric of the search, above the full model's value if it can.
-        batch: examples in a step.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
 
     Returns:
         A circuit and the score of every edge: minus the logarithm of the probability that the mask drops it. The trace holds
@@ -147,22 +137,21 @@ def edge_pruning(
     Raises:
         BadSetting: a setting is out of its bounds, or the model, the ablation, the metric or the budget does not allow it.
     """
-    started = perf_counter()
-    graph = model.graph
-    selection = Selection(edges, fraction, grow)
+    given: Any = options
+    graph, steps = model.graph, given["steps"]
+    selection = from_options(Selection, given)
     share = selection.n_edges(graph) / graph.n_edges
-    runs = prepare_runs(model, task, ablation, context, name="edge_pruning", loss=loss, batch=batch)
+    runs = prepare_runs(model, task, ablation, context, name="edge_pruning", options=given)
     masks = EdgeMasks(
         graph,
         share,
         warm_up * steps,
         nodes=node_masks,
-        rate=learning_rate,
+        rate=given["learning_rate"],
         multiplier_rate=multiplier_rate,
         dtype=mask_dtype(runs),
         device=model.device,
     )
     train(masks, runs, context, name=f"edge_pruning on {model.name}", steps=steps)
     scores = to_scores(graph, masks.scores())
-    runs.cost.seconds = perf_counter() - started
     return Discovery(selection.circuit(graph, scores), scores, context.journal.decisions, runs.cost)

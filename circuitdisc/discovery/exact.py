@@ -10,42 +10,30 @@ only, as for ACDC. It knows nothing of how edges act together.
 Source: path patching of single edges (Goldowsky-Dill et al. 2023); the target of EAP in Syed et al. 2023.
 """
 
-import time
-
 import numpy as np
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
+from circuitdisc.discovery.selection import Ranking, Selection
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
-@bounded(**SIZE)
+@takes(Ranking)
 def exact(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
-    *,
-    edges: int | None = None,
-    fraction: float = 0.05,
-    grow: Grow = "top_k",
-    by: By = "absolute",
+    **options: Unpack[Ranking],
 ) -> Discovery:
     """Score every edge by cutting it alone.
-
-    Args:
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
-            circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
-        by: `absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.
 
     Returns:
         A circuit, the exact score of every edge, and a line for every edge in the trace.
@@ -53,11 +41,10 @@ def exact(
     Raises:
         BadSetting: a setting is out of its bounds, or attention patterns are to be ablated.
     """
-    selection = Selection(edges, fraction, grow, by)
+    selection = Selection(**options)
     selection.n_edges(model.graph)
     if ablation.target == "pattern":
         raise BadSetting("exact cuts edges; an attention pattern is no edge: use ablation.target=output")
-    started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     removal = patching.removal(patching.hold(task.train), graph.edge_mask, get_metric(context.metric), first=0)
@@ -80,5 +67,4 @@ def exact(
         journal.mark(name)
     bar.close()
     removal.close()
-    patching.cost.seconds = time.perf_counter() - started
     return Discovery(selection.circuit(graph, scores), scores, journal.decisions, patching.cost)

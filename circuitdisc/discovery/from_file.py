@@ -7,26 +7,24 @@
 Source: the layout of EAP-IG's graphs, see `exchange`.
 """
 
-import time
-
 import numpy as np
 from jaxtyping import Float
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import SIZE, By, Grow, Selection
-from circuitdisc.engine.patching import Cost
+from circuitdisc.discovery.selection import By, Ranking, Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.exchange import EdgeFile, Sign, read_edge_scores
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
-@bounded(**SIZE)
+@takes(Ranking)
 def from_file(
     model: Model,
     task: Task,
@@ -35,20 +33,13 @@ def from_file(
     *,
     path: str | None = None,
     sign: Sign = "auto",
-    edges: int | None = None,
-    fraction: float = 0.05,
-    grow: Grow = "top_k",
-    by: By = "absolute",
+    **options: Unpack[Ranking],
 ) -> Discovery:
     """Choose a circuit by the scores in a file.
 
     Args:
         path: the file, `.npz`, `.json` or `.pt`; needed.
         sign: `higher_helps` (EAP-IG, MIB), `lower_helps` (ours), or `auto`: what the file says, else its layout's usual one.
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards.
-        fraction: size of the circuit as a share of the graph's edges.
-        grow: `top_k`: the best edges wherever they are; `greedy`: grown from `logits`.
-        by: `absolute`: large scores of either sign; `signed`: the edges that help most.
 
     Returns:
         A circuit and the file's scores in our sign (lower helps); edges that the file does not name have 0. No edge scores if
@@ -59,19 +50,17 @@ def from_file(
         BadFile: the file is missing or malformed.
         GraphMismatch: its edges are not those of the model.
     """
-    started = time.perf_counter()
-    selection = Selection(edges, fraction, grow, by)
+    selection = Selection(**options)
     if not isinstance(path, str):
         raise BadSetting(f"algorithm 'from_file' reads scores from a file, and path={path!r}: give algorithm.path=scores.json")
     with progress_bar(1, f"from_file on {model.name}", "file", context.progress) as bar:
-        file = read_edge_scores(path, model.graph, sign, by)
+        file = read_edge_scores(path, model.graph, sign, selection.by)
         bar.update(1)
-    if file.node_scores is not None and grow == "top_k":
-        circuit = _of_nodes(model.graph, file.node_scores, selection.n_edges(model.graph), by)
+    if file.node_scores is not None and selection.grow == "top_k":
+        circuit = _of_nodes(model.graph, file.node_scores, selection.n_edges(model.graph), selection.by)
     else:
-        circuit = selection.circuit(model.graph, file.scores) if file.ranked else _marked(path, file, edges)
-    cost = Cost(seconds=time.perf_counter() - started)
-    return Discovery(circuit, file.scores if file.ranked else None, cost=cost, notes=file.notes)
+        circuit = selection.circuit(model.graph, file.scores) if file.ranked else _marked(path, file, selection.edges)
+    return Discovery(circuit, file.scores if file.ranked else None, notes=file.notes)
 
 
 def _marked(path: str, file: EdgeFile, edges: int | None) -> Circuit:

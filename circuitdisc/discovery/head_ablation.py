@@ -11,7 +11,6 @@ Source: the CS224N study of the Transitive Property Problem in GPT-2 small (laye
 the verification step answers its finding that circuits found on 100 examples do not hold on 3,000.
 """
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,7 +65,6 @@ def head_ablation(
     rule = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
     search_on, verify_on = split_to_verify(task.train, verify)
-    started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     kept = _replay(graph.n_layers, graph.n_heads, journal.decisions)
@@ -93,7 +91,6 @@ def head_ablation(
                 journal.write(head=name, layer=layer, kept=True, metric=value, restored=True)
         journal.mark(f"layer {layer}")
     bar.close()
-    patching.cost.seconds = time.perf_counter() - started
     return Discovery(head_circuit(graph, search.kept), None, journal.decisions, patching.cost, notes=(rule.note(metric),))
 
 

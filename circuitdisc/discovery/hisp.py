@@ -11,7 +11,6 @@ Source: Michel, Levy and Neubig 2019, "Are Sixteen Heads Really Better than One?
 """
 
 import math
-from time import perf_counter
 
 import numpy as np
 
@@ -52,7 +51,6 @@ def hisp(
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
-    started = perf_counter()
     graph = model.graph
     n_kept = _n_kept(heads, fraction, graph.n_layers * graph.n_heads)
     metric = get_metric(context.metric)
@@ -70,7 +68,6 @@ def hisp(
     is_head = np.array([node.kind == "head" for node in graph.senders])
     order = np.argsort(np.where(is_head, -scores, np.inf), kind="stable")
     kept = sorted(int(index) for index in order[:n_kept])
-    attribution.cost.seconds = perf_counter() - started
     circuit = Circuit.from_heads(graph, [graph.senders[index].name for index in kept])
     return Discovery(circuit, cost=attribution.cost, node_scores=scores)
 

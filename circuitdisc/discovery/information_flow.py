@@ -19,23 +19,24 @@ makes one circuit of a task. They take attention patterns as given, so that noth
 a circuit cannot attend.
 """
 
-from time import perf_counter
-
 import numpy as np
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import SHARE, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import SIZE, Grow, Selection
+from circuitdisc.discovery.selection import Selection, Sizing
 from circuitdisc.engine.information_flow import flow_scores
 from circuitdisc.engine.patching import Cost
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Task
 
 
-@bounded(threshold=SHARE, **SIZE)
+@bounded(threshold=SHARE)
+@takes(Sizing, grow="greedy")
 def information_flow(
     model: Model,
     task: Task,
@@ -43,20 +44,14 @@ def information_flow(
     context: SearchContext,
     *,
     threshold: float | None = None,
-    edges: int | None = None,
-    fraction: float = 0.05,
     attention: bool = False,
-    grow: Grow = "greedy",
+    **options: Unpack[Sizing],
 ) -> Discovery:
     """Score every edge by the widest route through it, on the clean prompts.
 
     Args:
         threshold: keep the edges whose score reaches this share (0.04 is usual); None takes `edges` or `fraction`.
-        edges: size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the
-            circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
         attention: routes go on from a head's message to its q and k inputs; false leaves these edges at 0, as the paper does.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
 
     Returns:
         A circuit and the score of every edge, from 0 to 1: the largest threshold at which the edge is on a route, averaged over
@@ -65,9 +60,8 @@ def information_flow(
     Raises:
         BadSetting: a setting is out of its bounds, or the model has no fast components.
     """
-    started = perf_counter()
     graph, cost = model.graph, Cost()
-    selection = Selection(edges, fraction, grow)
+    selection = Selection(**options)
     selection.n_edges(graph)
     bar = progress_bar(len(task.train), f"information_flow on {model.name}", "example", context.progress)
     scores = flow_scores(model, task.train, attention=attention, memory=context.memory, cost=cost, on_progress=bar.update)
@@ -76,5 +70,4 @@ def information_flow(
         circuit = selection.circuit(graph, scores)
     else:
         circuit = Circuit(graph, graph.edge_mask & (np.nan_to_num(scores, nan=-1.0) >= threshold)).prune()
-    cost.seconds = perf_counter() - started
     return Discovery(circuit, scores, cost=cost)

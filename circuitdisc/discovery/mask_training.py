@@ -10,7 +10,8 @@ step, and the journal gets a line with the losses; a killed run goes on from the
 kept.
 """
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice
+from circuitdisc.checks import BATCH, RATE, STEPS, check_choice
 from circuitdisc.discovery.base import SearchContext
+from circuitdisc.discovery.selection import Sizing
 from circuitdisc.engine.masked_run import MaskedRuns
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import ARRAYS_BYTES, read_bytes, remove, write_bytes
@@ -29,6 +32,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.identity import Identity
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Memo
 from circuitdisc.tasks.base import Task
@@ -38,6 +42,22 @@ LOSSES = ("kl", "metric")
 STATE = "mask_state_{}.safetensors"  # of a step
 PARTS = ("", ".mean", ".square")  # of a state, for each parameter: its values, and Adam's moments
 ORDER, NOISE = 0, 1  # what is drawn: the order of mini-batches, or a mask
+
+
+class MaskTraining(TypedDict, total=False):
+    """How a mask is trained."""
+
+    steps: Annotated[int, Option(600, "steps of training.", STEPS)]
+    learning_rate: Annotated[float, Option(0.1, "of the masks' logits.", RATE)]
+    loss: Annotated[
+        str,
+        Option("kl", "`kl` to the full model, or `metric`: raise the metric of the search, above the full model's if it can."),
+    ]
+    batch: Annotated[int, Option(10, "examples in a step.", BATCH)]
+
+
+class SizedMaskTraining(Sizing, MaskTraining, total=False):
+    """The same for a circuit of a given size."""
 
 
 class Masks(Protocol):
@@ -67,21 +87,20 @@ class Masks(Protocol):
 
 
 def prepare_runs(
-    model: Model, task: Task, ablation: Ablation, context: SearchContext, *, name: str, loss: str, batch: int
+    model: Model, task: Task, ablation: Ablation, context: SearchContext, *, name: str, options: Mapping[str, Any]
 ) -> MaskedRuns:
     """The train split, ready for masked runs.
 
     Args:
-        loss: `kl` to the full model, or the `metric` of the search, which is then raised.
-        batch: examples in a mini-batch.
+        options: of `MaskTraining`.
 
     Raises:
         UnknownName: `loss` is not known.
         BadSetting: `batch` is no whole number, or masks are not possible here.
     """
-    check_choice("loss", loss, LOSSES)
-    metric = get_metric("kl" if loss == "kl" else context.metric)
-    return MaskedRuns(model, ablation, task.train, metric, batch=batch, memory=context.memory, name=name)
+    check_choice("loss", options["loss"], LOSSES)
+    metric = get_metric("kl" if options["loss"] == "kl" else context.metric)
+    return MaskedRuns(model, ablation, task.train, metric, batch=options["batch"], memory=context.memory, name=name)
 
 
 def train(masks: Masks, runs: MaskedRuns, context: SearchContext, *, name: str, steps: int) -> None:

@@ -12,12 +12,12 @@ Source: Wang et al. 2022, "Interpretability in the Wild", section 3.1 and append
 rounds also Prakash et al. 2024 (https://arxiv.org/abs/2402.14811).
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
@@ -27,11 +27,12 @@ from circuitdisc.discovery.path_plan import PatchingPlan, Round, read_plan
 from circuitdisc.discovery.selection import By
 from circuitdisc.engine.part_removal import check_finite
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.path_effects import PathEffects, PathPatching, Rerun
+from circuitdisc.engine.path_effects import PathEffects, PathPatching, Rerunning
 from circuitdisc.errors import BadRun, BadSetting, UnknownName
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, partition_of, plain, standard_error
 from circuitdisc.tasks.base import Task
@@ -40,6 +41,7 @@ Groups = dict[str, tuple[str, ...]]
 
 
 @bounded(threshold=THRESHOLD, top=Whole(1, 1_000_000), max_depth=Whole(1, 1000))
+@takes(Rerunning)
 def path_patching(
     model: Model,
     task: Task,
@@ -50,9 +52,8 @@ def path_patching(
     threshold: float | None = 0.05,
     top: int | None = None,
     by: By = "signed",
-    mlps: Rerun = "recompute",
-    norms: Rerun = "recompute",
     max_depth: int = 4,
+    **options: Unpack[Rerunning],
 ) -> Discovery:
     """Find heads by path patching, in rounds.
 
@@ -61,8 +62,6 @@ def path_patching(
         threshold: a head is kept if its paths change the metric by at least this fraction; None: whatever the change.
         top: at most so many heads in a round; None for no limit.
         by: `signed`: only falls of the metric count; `absolute`: rises do, too (negative name movers).
-        mlps: `recompute`: MLPs on the way react; `freeze`: direct edges alone.
-        norms: `recompute`, or `freeze`: norms on the way and into the receivers keep the clean run's scale.
         max_depth: `auto` follows paths back over at most so many groups.
 
     Returns:
@@ -78,10 +77,9 @@ def path_patching(
     check_choice("by", by, get_args(By))
     chosen = read_plan(plan, top, threshold, by)
     _check_metric(metric, chosen)
-    started = time.perf_counter()
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    paths = PathPatching(patching, patching.hold(task.train), metric, mlps, norms)
+    paths = PathPatching(patching, patching.hold(task.train), metric, **options)
     groups: Groups = {}
     over = partition_of(task.train)
     earlier = list(journal.decisions)
@@ -99,7 +97,6 @@ def path_patching(
         bar.update(1)
         bar.set_postfix(heads=len(_heads(groups)), refresh=False)
     bar.close()
-    patching.cost.seconds = time.perf_counter() - started
     kept = {name: heads for name, heads in groups.items() if heads}
     circuit = replace(Circuit.from_heads(graph, _heads(groups)), groups=kept)
     return Discovery(circuit, None, journal.decisions, patching.cost, _node_scores(graph, journal.decisions))

@@ -6,6 +6,7 @@ Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they
 
 import warnings
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -122,9 +123,11 @@ def discover(
     full = None if allow_chance else refuse_chance(model, task, measure)
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
     context = SearchContext(measure, memory, seed, journal, progress)
+    started = perf_counter()
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
+    found.cost.seconds = perf_counter() - started
     cancels = cancelling_note(model, task, ablation, measure, found, algorithm, chosen.by_mean, full, memory)
     if cancels is not None:
         warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from time import perf_counter
 from typing import get_args
 
 import numpy as np
@@ -42,7 +41,6 @@ def attribute(
         gradient: where gradients are taken.
         scores_of: the scores from an attribution that is ready.
     """
-    started = perf_counter()
     selection.n_edges(model.graph)
     attribution = Attribution(
         model,
@@ -55,7 +53,6 @@ def attribute(
         progress=context.progress,
     )
     scores = scores_of(attribution)
-    attribution.cost.seconds = perf_counter() - started
     notes = _notes(name, attribution)
     circuit = selection.circuit(model.graph, scores)
     return Discovery(circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum)

@@ -9,15 +9,17 @@ Source: Syed et al. 2023 (top edges by absolute score), Hanna et al. 2024, secti
 import heapq
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
+from typing_extensions import TypedDict
 
-from circuitdisc.checks import EDGES, FRACTION, Bounds
+from circuitdisc.checks import EDGES, FRACTION
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.options import Option
 
 Grow = Literal["top_k", "greedy"]
 By = Literal["absolute", "signed"]
@@ -82,8 +84,38 @@ def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By) 
     return np.flatnonzero(edges)[np.argsort(keys, kind="stable")]
 
 
-SIZE: dict[str, Bounds] = {"edges": EDGES, "fraction": FRACTION}
-"""Bounds of the settings of a circuit's size."""
+class Sizing(TypedDict, total=False):
+    """How large a circuit is, and how it grows."""
+
+    edges: Annotated[
+        int | None,
+        Option(
+            None,
+            "size of the circuit in edges; None takes `fraction`. Edges that lead nowhere are left out afterwards, so that the "
+            "circuit may be smaller.",
+            EDGES,
+        ),
+    ]
+    fraction: Annotated[float, Option(0.05, "size of the circuit as a share of the graph's edges.", FRACTION)]
+    grow: Annotated[
+        Grow,
+        Option(
+            "top_k",
+            "`top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.",
+        ),
+    ]
+
+
+class Ranking(Sizing, total=False):
+    """The same for scores that have a sign."""
+
+    by: Annotated[
+        By,
+        Option(
+            "absolute",
+            "`absolute`: scores of either sign count; `signed`: the edges whose cutting lowers the metric most come first.",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -109,8 +141,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.edges is not None:
-            SIZE["edges"].check("edges", self.edges)
-        SIZE["fraction"].check("fraction", self.fraction)
+            EDGES.check("edges", self.edges)
+        FRACTION.check("fraction", self.fraction)
         for name, value, allowed in (("grow", self.grow, Grow), ("by", self.by, By)):
             if value not in get_args(allowed):
                 raise UnknownName(f"value of {name}", str(value), get_args(allowed))

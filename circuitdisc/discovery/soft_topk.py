@@ -15,22 +15,23 @@ parameters at sizes drawn at random. The combination, one ranking of edges train
 know of no paper for it.
 """
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import BATCH, EDGES, RATE, STEPS, Real, bounded
+from circuitdisc.checks import EDGES, RATE, Real, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.mask_training import mask_dtype, prepare_runs, to_scores, train
-from circuitdisc.discovery.selection import SIZE, Grow, Selection
+from circuitdisc.discovery.mask_training import SizedMaskTraining, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.selection import Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
+from circuitdisc.options import from_options, takes
 from circuitdisc.tasks.base import Task
 
 HALVINGS = 60  # of the interval that holds the threshold
@@ -111,38 +112,28 @@ def soft_top_k(scores: Float[Tensor, "n"], k: float, temperature: float) -> Floa
     return ((scores - threshold) / temperature).sigmoid()
 
 
-@bounded(**SIZE, steps=STEPS, smallest=EDGES, learning_rate=RATE, temperature=RATE, noise=Real(0, 1000), batch=BATCH)
+@bounded(smallest=EDGES, temperature=RATE, noise=Real(0, 1000))
+@takes(SizedMaskTraining, batch=20)
 def soft_topk(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
     *,
-    edges: int | None = None,
-    fraction: float = 0.05,
-    steps: int = 600,
     smallest: int | None = None,
-    learning_rate: float = 0.1,
     temperature: float = 0.5,
     noise: float = 1.0,
-    loss: str = "kl",
-    batch: int = 20,
-    grow: Grow = "top_k",
+    **options: Unpack[SizedMaskTraining],
 ) -> Discovery:
     """Learn one score for every edge over circuits of all sizes, and keep the best.
 
     Args:
         edges: size of the circuit in edges; None takes `fraction`. It does not change the training. Edges that lead nowhere
             are left out afterwards, so that the circuit may be smaller.
-        fraction: size of the circuit as a share of the graph's edges.
-        steps: steps of training.
         smallest: the smallest size drawn; None takes a hundredth of the edges.
         learning_rate: of the scores.
         temperature: over what range of scores a mask goes from 0 to 1.
         noise: scale of the logistic noise on the scores, in temperatures; 0 for none.
-        loss: `kl` to the full model, or `metric`: raise the metric of the search, above the full model's value if it can.
-        batch: examples in a step.
-        grow: `top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.
 
     Returns:
         A circuit and the score of every edge, from 0 for the worst; `top_k` gives a circuit of any size. The trace holds the
@@ -151,24 +142,23 @@ def soft_topk(
     Raises:
         BadSetting: a setting is out of its bounds, or the model, the ablation, the metric or the budget does not allow it.
     """
-    started = perf_counter()
     graph = model.graph
-    selection = Selection(edges, fraction, grow)
+    given: Any = options
+    selection = from_options(Selection, given)
     selection.n_edges(graph)
     smallest = max(1, graph.n_edges // 100) if smallest is None else smallest
     if smallest > graph.n_edges:
         raise BadSetting(f"smallest={smallest} is more than the {graph.n_edges} edges of the graph")
-    runs = prepare_runs(model, task, ablation, context, name="soft_topk", loss=loss, batch=batch)
+    runs = prepare_runs(model, task, ablation, context, name="soft_topk", options=given)
     masks = SoftTopK(
         graph,
         smallest=smallest,
         temperature=temperature,
         noise=noise,
-        rate=learning_rate,
+        rate=given["learning_rate"],
         dtype=mask_dtype(runs),
         device=model.device,
     )
-    train(masks, runs, context, name=f"soft_topk on {model.name}", steps=steps)
+    train(masks, runs, context, name=f"soft_topk on {model.name}", steps=given["steps"])
     scores = to_scores(graph, masks.scores())
-    runs.cost.seconds = perf_counter() - started
     return Discovery(selection.circuit(graph, scores), scores, context.journal.decisions, runs.cost)

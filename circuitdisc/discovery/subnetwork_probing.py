@@ -13,23 +13,24 @@ weights of a model to probe it; on nodes, with ablated activations in place of 0
 it is for one part, so that it means the same in graphs of all sizes.
 """
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import BATCH, EDGES, RATE, STEPS, Real, bounded, check_choice
+from circuitdisc.checks import EDGES, Real, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import deterministic, keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import MaskTraining, mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 UNITS = ("node", "edge")
@@ -109,7 +110,8 @@ class PricedMasks:
         return torch.from_numpy(self.graph.edge_mask.copy()).to(self.logits.device)
 
 
-@bounded(edges=EDGES, regularisation=Real(0, 1e6), steps=STEPS, learning_rate=RATE, batch=BATCH)
+@bounded(edges=EDGES, regularisation=Real(0, 1e6))
+@takes(MaskTraining, steps=500)
 def subnetwork_probing(
     model: Model,
     task: Task,
@@ -119,10 +121,7 @@ def subnetwork_probing(
     unit: str = "edge",
     edges: int | None = None,
     regularisation: float = 0.03,
-    steps: int = 500,
-    learning_rate: float = 0.1,
-    loss: str = "kl",
-    batch: int = 10,
+    **options: Unpack[MaskTraining],
 ) -> Discovery:
     """Learn masks on nodes or edges at a price for each, and keep those that are worth it.
 
@@ -132,10 +131,6 @@ def subnetwork_probing(
             long as there are no more edges than this among them. It does not change the training. Edges that lead nowhere are
             left out afterwards, so that the circuit may be smaller.
         regularisation: price of keeping one part, in units of the loss; larger gives smaller circuits.
-        steps: steps of training.
-        learning_rate: of the masks' logits.
-        loss: `kl` to the full model, or `metric`: raise the metric of the search, above the full model's value if it can.
-        batch: examples in a step.
 
     Returns:
         A circuit and the score of every edge: minus the logarithm of the probability that the mask drops it; with
@@ -145,15 +140,15 @@ def subnetwork_probing(
     Raises:
         BadSetting: a setting is out of its bounds, or the model, the ablation, the metric or the budget does not allow it.
     """
-    started = perf_counter()
+    given: Any = options
     graph = model.graph
     check_choice("unit", unit, UNITS)
     selection = None if edges is None else Selection(edges)
     if selection is not None:
         selection.n_edges(graph)
-    runs = prepare_runs(model, task, ablation, context, name="subnetwork_probing", loss=loss, batch=batch)
-    masks = PricedMasks(graph, unit, regularisation, learning_rate, mask_dtype(runs), model.device)
-    train(masks, runs, context, name=f"subnetwork_probing on {model.name}", steps=steps)
+    runs = prepare_runs(model, task, ablation, context, name="subnetwork_probing", options=given)
+    masks = PricedMasks(graph, unit, regularisation, given["learning_rate"], mask_dtype(runs), model.device)
+    train(masks, runs, context, name=f"subnetwork_probing on {model.name}", steps=given["steps"])
     scores = to_scores(graph, masks.scores())
     if selection is None:
         circuit = Circuit(graph, masks.kept()).prune()
@@ -161,7 +156,6 @@ def subnetwork_probing(
         circuit = selection.circuit(graph, scores)
     else:
         circuit = _best_nodes(graph, scores, selection.n_edges(graph))
-    runs.cost.seconds = perf_counter() - started
     node_scores = masks.node_scores().cpu().double().numpy() if unit == "node" else None
     return Discovery(circuit, scores, context.journal.decisions, runs.cost, node_scores)
 

@@ -13,16 +13,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import TypedDict, Unpack
 
-from circuitdisc.ablation import Ablation, get_ablation
+from circuitdisc.ablation import get_ablation
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_columns
+from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.memory import rows_that_fit
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.path_run import PathRun, PathTarget, Rerun
@@ -31,7 +34,9 @@ from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph, Node
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, Working, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, Shown, plain_rows
 from circuitdisc.tasks.base import PromptBatch, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -40,7 +45,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class PathEffects:
+class PathEffects(Shown):
     """What patching the paths from each sender into the receivers does to the metric.
 
     Args:
@@ -58,6 +63,18 @@ class PathEffects:
     clean: Float[np.ndarray, "B"]
     patched: Float[np.ndarray, "n B"]
     cost: Cost
+
+    def __repr__(self) -> str:
+        into = ", ".join(self.receivers[:3]) + (", ..." if len(self.receivers) > 3 else "")
+        return f"PathEffects({len(self.senders)} senders into {into}, n={len(self.clean)})"
+
+    def table(self) -> list[Row]:
+        """A row a sender, the largest change first; None for one that comes after every receiver."""
+        change = self.absolute
+        return plain_rows(
+            {"sender": self.senders[s], "change": change[s], "relative": self.relative[s]}
+            for s in np.argsort(-np.abs(np.nan_to_num(change)), kind="stable").tolist()
+        )
 
     @property
     def absolute(self) -> Float[np.ndarray, "n"]:
@@ -79,6 +96,27 @@ class PathEffects:
         )
 
 
+class Rerunning(TypedDict, total=False):
+    """What reacts on the way from senders to receivers."""
+
+    mlps: Annotated[
+        Rerun,
+        Option("recompute", "`recompute`: MLPs on the way react (as in the paper); `freeze`: direct edges alone."),
+    ]
+    norms: Annotated[
+        Rerun,
+        Option(
+            "recompute",
+            "`recompute` (as in the paper), or `freeze`: norms on the way and into the receivers keep the clean run's scale.",
+        ),
+    ]
+
+
+class PathOptions(Working, Ablating, Rerunning, total=False):
+    """How paths are patched and measured."""
+
+
+@takes(PathOptions, ablation="resample")
 def path_patch(
     model: Model,
     task: Task,
@@ -87,13 +125,8 @@ def path_patch(
     *,
     sender_positions: Positions = ALL,
     receiver_positions: Positions = ALL,
-    ablation: str | Ablation = "resample",
-    metric: str | Metric | None = None,
     split: str = "train",
-    mlps: Rerun = "recompute",
-    norms: Rerun = "recompute",
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[PathOptions],
 ) -> PathEffects:
     """Patch the paths from each sender into a set of receivers, one sender at a time.
 
@@ -103,12 +136,7 @@ def path_patch(
         sender_positions: where a sender's output is replaced: `all`, a position (see `tasks/roles.py`), or several.
         receiver_positions: where the receivers' inputs are set.
         ablation: what a sender's output is replaced with.
-        metric: name of the metric; None takes the task's own.
         split: `train` or `heldout`.
-        mlps: `recompute`: MLPs between sender and receivers react (as in the paper); `freeze`: direct edges alone.
-        norms: `recompute` (as in the paper), or `freeze`: norms into those MLPs and the receivers keep their clean scale.
-        memory: budget for activations.
-        progress: show a progress bar on stderr.
 
     Raises:
         UnknownName: a name or a position is not known.
@@ -116,10 +144,11 @@ def path_patch(
         BadSetting: the model runs through hooks alone, or the ablation replaces patterns.
         BadTask: corrupted prompts are needed and missing, or a position lies outside a prompt.
     """
-    ablation = get_ablation(ablation)
-    patching = Patching(model, ablation, task.train, memory=memory)
-    paths = PathPatching(patching, patching.hold(task.split(split)), metric_for(model, task, metric), mlps, norms)
-    return paths.effects(senders, receivers, sender_positions, receiver_positions, progress)
+    given: Any = options
+    patching = Patching(model, get_ablation(given["ablation"]), task.train, memory=given["memory"])
+    metric = metric_for(model, task, given["metric"])
+    paths = PathPatching(patching, patching.hold(task.split(split)), metric, given["mlps"], given["norms"])
+    return paths.effects(senders, receivers, sender_positions, receiver_positions, given["progress"])
 
 
 class PathPatching:

@@ -12,7 +12,7 @@
     cd.dcm(model, desiderata, "group", circuit=circuit)   # which heads carry the value, the position, the label
     cd.localised(model, task, ["a3.h1"], "offset")        # a few heads edited: offsets, mixtures, first-token attention
 
-Each returns a frozen result with the values of every example, `table()` as lines of plain numbers, and `to_dict()`.
+Each returns a frozen result with the values of every example, `table()`, `to_frame()` and `to_dict()`.
 """
 
 from circuitdisc.heads.attention import AttentionTo, attention_to

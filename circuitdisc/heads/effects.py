@@ -6,29 +6,27 @@ Shape letters: L layers, H heads, B examples.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.head_values import head_values
-from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.measuring import Measurement, Measuring
 from circuitdisc.errors import UnknownName
-from circuitdisc.heads.base import OverExamples, Row, examples_of, head_mask, mean_intervals, plain, plain_rows
-from circuitdisc.metrics import Metric
+from circuitdisc.heads.base import head_mask
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.stats import Partition, partition_of
+from circuitdisc.options import takes
+from circuitdisc.results import Row, ValuesOverExamples, plain_rows
+from circuitdisc.stats import Partition
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import metric_for
 
 By = Literal["signed", "absolute"]
 
 
-@dataclass(frozen=True)
-class HeadEffects(OverExamples):
+@dataclass(frozen=True, repr=False)
+class HeadEffects(ValuesOverExamples):
     """What ablating every head alone does to the metric, example by example.
 
     Args:
@@ -37,6 +35,8 @@ class HeadEffects(OverExamples):
         low, high: intervals of the means. [L, H]
         full: the full model's metric. [B]
     """
+
+    KEYS = ("mean", "low", "high", "full", "metric", "ablation", "n", "split", "confidence")
 
     names: tuple[str, ...]
     values: Float[np.ndarray, "L H B"]
@@ -61,59 +61,26 @@ class HeadEffects(OverExamples):
             for h in effect_order(self.mean, "signed")
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "mean": plain(self.mean),
-            "low": plain(self.low),
-            "high": plain(self.high),
-            "full": plain(float(self.full.mean())),
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-        }
 
-
-@bounded(confidence=CONFIDENCE, seed=SEED)
-def head_effects(
-    model: Model,
-    task: Task,
-    *,
-    ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | Metric | None = None,
-    split: str = "train",
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
-) -> HeadEffects:
+@takes(Measuring, split="train")
+def head_effects(model: Model, task: Task, **options: Unpack[Measuring]) -> HeadEffects:
     """Ablate every head alone and measure the change of the metric.
 
     Args:
         ablation: what an ablated head carries; means are those of the train split.
-        metric: None takes the task's own.
-        split: `train` or `heldout`.
-        confidence: coverage of the intervals.
-        seed: of the bootstrap.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         UnknownName: metric, ablation or split is not known.
         BadSetting: the metric needs wrong answers that the task lacks, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
-    graph = model.graph
-    names = list(graph.heads)
+    setup, graph = Measurement.of_task(model, task, options), model.graph
+    names, metric = list(graph.heads), setup.metric
     kept = [head_mask(graph, ()) | True, *(~head_mask(graph, [name]) for name in names)]
-    patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
-    with progress_bar(len(kept) * patching.n_chunks(examples), "head effects", "run", progress) as bar:
-        values = head_values(patching, examples, kept, [measure], bar.update)[measure.name]
+    patching = setup.patching()
+    with setup.bar(len(kept) * patching.n_chunks(setup.examples), "head effects", "run") as bar:
+        values = head_values(patching, setup.examples, kept, [metric], bar.update)[metric.name]
     effects = (values[1:] - values[0]).reshape(graph.n_layers, graph.n_heads, -1)
-    over = partition_of(examples)
-    low, high = mean_intervals(effects, over, confidence, seed)
-    return HeadEffects(tuple(names), effects, low, high, values[0], measure.name, cut.label, split, confidence, over)
+    return HeadEffects(tuple(names), effects, *setup.intervals(effects), full=values[0], **setup.about())
 
 
 def effect_order(effects: Float[np.ndarray, "L H"], by: By = "signed") -> list[int]:

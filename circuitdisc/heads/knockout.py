@@ -16,30 +16,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_whole
+from circuitdisc.checks import N_RANDOM, Whole, bounded, check_whole
 from circuitdisc.engine.head_values import head_values
-from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.measuring import Measurement, Measuring
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.heads.base import (
-    OverExamples,
-    Row,
-    as_list,
-    examples_of,
-    head_mask,
-    mean_intervals,
-    plain,
-    plain_rows,
-)
+from circuitdisc.heads.base import as_list, head_mask
 from circuitdisc.heads.effects import By, HeadEffects, effect_order, head_effects
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.stats import Partition, partition_of
-from circuitdisc.tasks.base import Example, Task
-from circuitdisc.tasks.measured import metric_for
+from circuitdisc.options import takes
+from circuitdisc.results import Row, ValuesOverExamples, plain_rows
+from circuitdisc.stats import Partition
+from circuitdisc.tasks.base import Task
 
 POINTS = 17
 """Points of a curve where none are asked for; fewer in a model with fewer heads."""
@@ -48,8 +38,8 @@ BAND = (5.0, 50.0, 95.0)
 """Percentiles of the random orders that are shown."""
 
 
-@dataclass(frozen=True)
-class KnockoutCurve(OverExamples):
+@dataclass(frozen=True, repr=False)
+class KnockoutCurve(ValuesOverExamples):
     """The metric when more and more heads are ablated, in one order and in random ones.
 
     Args:
@@ -60,6 +50,11 @@ class KnockoutCurve(OverExamples):
         random: mean metric of every random order. [R, K]
         effects: single-head effects that the order comes from; None if it was given. [L, H]
     """
+
+    KEYS = (
+        "order", "sizes", "mean", "low", "high", "random", "area", "random_areas", "effects", "metric", "ablation", "n",
+        "split", "confidence",
+    )  # fmt: skip
 
     order: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -117,26 +112,9 @@ class KnockoutCurve(OverExamples):
             for k in range(len(self.sizes))
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "order": list(self.order),
-            "sizes": list(self.sizes),
-            "mean": plain(self.mean),
-            "low": plain(self.low),
-            "high": plain(self.high),
-            "random": plain(self.random),
-            "area": plain(self.area),
-            "random_areas": plain(self.random_areas),
-            "effects": None if self.effects is None else plain(self.effects),
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-        }
 
-
-@bounded(steps=Whole(0, 100_000, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+@bounded(steps=Whole(0, 100_000, many=True), n_random=N_RANDOM)
+@takes(Measuring)
 def knockout_curve(
     model: Model,
     task: Task,
@@ -144,15 +122,9 @@ def knockout_curve(
     effects: HeadEffects | Float[np.ndarray, "L H"] | None = None,
     order: Sequence[str] | None = None,
     by: By = "signed",
-    ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | Metric | None = None,
     steps: int | Sequence[int] | None = None,
     n_random: int = 20,
-    split: str = "heldout",
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Measuring],
 ) -> KnockoutCurve:
     """Ablate more and more heads in an order, and in random orders, and measure the metric.
 
@@ -160,24 +132,18 @@ def knockout_curve(
         effects: what the order comes from, lowest first; None measures `head_effects` on the train split.
         order: names of heads instead, first ablated first; it need not hold all.
         by: `signed`: the heads that the metric misses most first; `absolute`: the largest effects of either sign first.
-        ablation: what an ablated head carries; means are those of the train split.
-        metric: None takes the task's own.
         steps: how many heads are ablated at each point, as in [0, 1, 2, 5]; or the number of points, evenly spread from no head
             to all; None: 17 points.
         n_random: random orders of all heads, drawn without replacement.
-        split: `train` or `heldout`.
-        confidence: coverage of the intervals.
+        ablation: what an ablated head carries; means are those of the train split.
         seed: of the random orders and the bootstrap.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         UnknownName: metric, ablation, split or `by` is not known.
         GraphMismatch: the order names a head that the model lacks, or `effects` are of another model.
         BadSetting: both `effects` and `order` are given, or a number is out of its bounds.
     """
-    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
-    shared: Any = {"ablation": cut, "metric": measure, "seed": seed, "memory": memory, "progress": progress}
+    setup = Measurement.of_task(model, task, options)
     graph, names = model.graph, list(model.graph.heads)
     if order is not None:
         if effects is not None:
@@ -185,50 +151,40 @@ def knockout_curve(
         chosen, known = _checked_order(graph, order), None
     else:
         sizes_of_points(steps, len(names))  # before an expensive measurement
-        found = head_effects(model, task, **shared) if effects is None else effects
-        known = _effect_means(graph, found)
+        known = _effect_means(graph, _train_effects(setup) if effects is None else effects)
         chosen = [names[h] for h in effect_order(known, by)]
     sizes = sizes_of_points(steps, len(chosen))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(setup.seed)
     orders = [chosen, *([names[h] for h in generator.permutation(len(names))] for _ in range(n_random))]
-    kept = [_kept(graph, one, size) for one in orders for size in sizes]
-    values = _values(model, task, cut, measure, examples, kept, memory, progress).reshape(len(orders), len(sizes), -1)
-    over = partition_of(examples)
-    low, high = mean_intervals(values[0], over, confidence, seed)
+    kept = [_kept(graph, each, size) for each in orders for size in sizes]
+    values = _values(setup, kept).reshape(len(orders), len(sizes), -1)
     return KnockoutCurve(
-        order=tuple(chosen),
-        sizes=sizes,
-        values=values[0],
-        low=low,
-        high=high,
+        tuple(chosen),
+        sizes,
+        values[0],
+        *setup.intervals(values[0]),
         random=values[1:].mean(-1),
         effects=known,
         n_heads=len(names),
-        metric=measure.name,
-        ablation=cut.label,
-        split=split,
-        confidence=confidence,
-        over=over,
+        **setup.about(),
     )
 
 
-def _values(
-    model: Model,
-    task: Task,
-    ablation: Ablation,
-    metric: Metric,
-    examples: Sequence[Example],
-    kept: Sequence[Bool[np.ndarray, "L H"]],
-    memory: str | int,
-    progress: bool,
-) -> Float[np.ndarray, "X B"]:
+def _train_effects(setup: Measurement) -> HeadEffects:
+    """Every head ablated alone on the train split, under the same ablation and metric."""
+    assert setup.task is not None
+    same: Any = {name: getattr(setup, name) for name in ("ablation", "metric", "seed", "memory", "progress")}
+    return head_effects(setup.model, setup.task, **same)
+
+
+def _values(setup: Measurement, kept: Sequence[Bool[np.ndarray, "L H"]]) -> Float[np.ndarray, "X B"]:
     """Metric of each head circuit; equal ones are run once."""
-    which = {one.tobytes(): index for index, one in enumerate(kept)}
+    which = {mask.tobytes(): index for index, mask in enumerate(kept)}
     distinct = sorted(set(which.values()))
-    patching = Patching(model, ablation, examples_of(task, "train"), memory=memory)
-    with progress_bar(len(distinct) * patching.n_chunks(examples), "knock-out curve", "run", progress) as bar:
-        found = head_values(patching, examples, [kept[index] for index in distinct], [metric], bar.update)[metric.name]
-    return found[[distinct.index(which[one.tobytes()]) for one in kept]]
+    patching, metric = setup.patching(), setup.metric
+    with setup.bar(len(distinct) * patching.n_chunks(setup.examples), "knock-out curve", "run") as bar:
+        values = head_values(patching, setup.examples, [kept[index] for index in distinct], [metric], bar.update)[metric.name]
+    return values[[distinct.index(which[mask.tobytes()]) for mask in kept]]
 
 
 def _kept(graph: ComputationGraph, order: Sequence[str], size: int) -> Bool[np.ndarray, "L H"]:

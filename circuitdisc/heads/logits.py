@@ -14,28 +14,29 @@ Shape letters: C components, B examples, L layers, H heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from typing_extensions import Unpack
 
-from circuitdisc.checks import CONFIDENCE, SEED, bounded
 from circuitdisc.engine.backends import full_run
+from circuitdisc.engine.measuring import Reading, mean_intervals
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.readout import direct_effects
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.graph import heads_where
-from circuitdisc.heads.base import Row, check_wrong, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import check_wrong
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.stats import Partition, partition_of
+from circuitdisc.options import OnSplit, takes
+from circuitdisc.results import Row, ValuesOverExamples, plain_rows
+from circuitdisc.stats import Partition
 from circuitdisc.tasks.base import Example, Task, collate
 
 
-@dataclass(frozen=True)
-class LogitAttribution:
+@dataclass(frozen=True, repr=False)
+class LogitAttribution(ValuesOverExamples):
     """What every component adds to the logit difference, example by example.
 
     Args:
@@ -51,6 +52,10 @@ class LogitAttribution:
         note: what a reader must know; empty for most models.
     """
 
+    KEYS = (
+        "names", "layers", "mean", "low", "high", "logit_diff", "after_layer", "n", "split", "confidence", "note",
+    )  # fmt: skip
+
     names: tuple[str, ...]
     layers: tuple[int, ...]
     values: Float[np.ndarray, "C B"]
@@ -64,15 +69,6 @@ class LogitAttribution:
     confidence: float
     note: str = ""
     over: Partition | None = None
-
-    @property
-    def n(self) -> int:
-        """Examples."""
-        return self.values.shape[1]
-
-    @property
-    def mean(self) -> Float[np.ndarray, "C"]:
-        return self.values.mean(1)
 
     @property
     def heads(self) -> Float[np.ndarray, "L H"]:
@@ -108,80 +104,47 @@ class LogitAttribution:
             rows.append(at | (parts if layer >= 0 else dict.fromkeys(parts)) | ends)
         return plain_rows(rows)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "names": list(self.names),
-            "layers": list(self.layers),
-            "mean": plain(self.mean),
-            "low": plain(self.low),
-            "high": plain(self.high),
-            "logit_diff": plain(float(self.logit_diff.mean())),
-            "after_layer": plain(self.after_layer.mean(1)),
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-            "note": self.note,
-        }
 
-
-@bounded(confidence=CONFIDENCE, seed=SEED)
-def logit_attribution(
-    model: Model,
-    task: Task | Sequence[Example],
-    *,
-    split: str = "heldout",
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
-) -> LogitAttribution:
+@takes(OnSplit)
+def logit_attribution(model: Model, task: Task | Sequence[Example], **options: Unpack[OnSplit]) -> LogitAttribution:
     """Split the logit difference into what every component adds directly.
 
     Args:
         task: a task, or examples; each needs wrong answers.
-        split: `train` or `heldout`.
-        confidence: coverage of the intervals.
-        seed: of the bootstrap.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         BadSetting: an example has no wrong answer, the model has no fast components, or a number is out of its bounds.
         UnknownName: there is no such split.
     """
-    examples = examples_of(task, split)
+    setup = Reading.of(model, task, options)
+    examples = setup.examples
     check_wrong(examples, "logit_diff")
     cut = components_of(model, "logit attribution")
-    size = examples_that_fit(model, parse_memory(memory) // 2, max(len(example) for example in examples))
+    size = examples_that_fit(model, parse_memory(setup.memory) // 2, max(len(example) for example in examples))
     names, layers = (), ()
     values: list[np.ndarray] = []
     own: list[np.ndarray] = []
-    with progress_bar(len(examples), "logit attribution", "example", progress) as bar:
+    with setup.bar(len(examples), "logit attribution", "example") as bar:
         for first in range(0, len(examples), size):
             batch = collate(examples[first : first + size], device=model.device)
-            found = direct_effects(model, batch, full_run(model, batch.clean, batch.is_token, batch.position_ids))
-            names, layers = found.names, found.layers
-            values.append(batch.per_example(found.values).cpu().numpy())
-            own.append(batch.per_example(found.logit_diff).cpu().numpy())
+            effects = direct_effects(model, batch, full_run(model, batch.clean, batch.is_token, batch.position_ids))
+            names, layers = effects.names, effects.layers
+            values.append(batch.per_example(effects.values).cpu().numpy())
+            own.append(batch.per_example(effects.logit_diff).cpu().numpy())
             bar.update(batch.n_examples)
     together = np.concatenate(values, axis=1)
-    over = partition_of(examples)
-    low, high = mean_intervals(together, over, confidence, seed)
     n_layers = model.graph.n_layers
     return LogitAttribution(
-        names=names,
-        layers=layers,
-        values=together,
-        low=low,
-        high=high,
+        names,
+        layers,
+        together,
+        *setup.intervals(together),
         logit_diff=np.concatenate(own),
         after_layer=_running(np.array(layers), together, n_layers),
         n_layers=n_layers,
         n_heads=model.graph.n_heads,
-        split=split,
-        confidence=confidence,
-        over=over,
         note=_note(cut, model.dtype),
+        **setup.about(),
     )
 
 

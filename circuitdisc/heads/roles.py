@@ -18,7 +18,7 @@ Source: the CS224N study of the Transitive Property Problem (score above 0.4 on 
 Shape letters: P roles, L layers, H heads, B examples, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,14 +26,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import Unpack
 
-from circuitdisc.checks import CONFIDENCE, EXAMPLES, SEED, SHARE, Whole, bounded
+from circuitdisc.checks import EXAMPLES, SHARE, Whole, bounded
 from circuitdisc.engine.attention import Attended, attention_patterns
+from circuitdisc.engine.measuring import Reading, mean_intervals
 from circuitdisc.errors import UnknownName
 from circuitdisc.graph import heads_where
-from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, plain, plain_rows
+from circuitdisc.heads.base import as_list
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
+from circuitdisc.options import OnSplit, takes
+from circuitdisc.results import OverExamples, Row, plain_rows
 from circuitdisc.stats import partition
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
@@ -42,8 +45,8 @@ ROLES = ("first_token", "self", "previous_token", "duplicate_token", "induction"
 Prompts = Literal["task", "repeated"]
 
 
-@dataclass(frozen=True)
-class HeadRoles:
+@dataclass(frozen=True, repr=False)
+class HeadRoles(OverExamples):
     """Scores of every head on every role, example by example.
 
     Args:
@@ -56,6 +59,11 @@ class HeadRoles:
         threshold, min_share: a role is held if the score lies above `threshold` in more than `min_share` of the examples.
         prompts: `task` or `repeated`.
     """
+
+    KEYS = (
+        "roles", "mean", "low", "high", "share", "heads=heads_by_role", "n", "n_defined", "threshold", "min_share", "prompts",
+        "confidence",
+    )  # fmt: skip
 
     roles: tuple[str, ...]
     scores: Float[np.ndarray, "P L H B"]
@@ -70,9 +78,9 @@ class HeadRoles:
     confidence: float
 
     @property
-    def n(self) -> int:
-        """Examples."""
-        return self.scores.shape[-1]
+    def heads_by_role(self) -> dict[str, list[str]]:
+        """Names of the heads that hold each role."""
+        return {role: self.heads(role) for role in self.roles}
 
     @property
     def holds(self) -> Bool[np.ndarray, "P L H"]:
@@ -107,55 +115,32 @@ class HeadRoles:
             for role, n in zip(self.roles, self.n_defined, strict=True)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "roles": list(self.roles),
-            "mean": plain(self.mean),
-            "low": plain(self.low),
-            "high": plain(self.high),
-            "share": plain(self.share),
-            "heads": {role: self.heads(role) for role in self.roles},
-            "n": self.n,
-            "n_defined": list(self.n_defined),
-            "threshold": self.threshold,
-            "min_share": self.min_share,
-            "prompts": self.prompts,
-            "confidence": self.confidence,
-        }
 
-
-@bounded(n=EXAMPLES, length=Whole(1, 100_000), threshold=SHARE, min_share=SHARE, confidence=CONFIDENCE, seed=SEED)
+@bounded(n=EXAMPLES, length=Whole(1, 100_000), threshold=SHARE, min_share=SHARE)
+@takes(OnSplit)
 def head_roles(
     model: Model,
     task: Task | Sequence[Example] | None = None,
     *,
-    split: str = "heldout",
     prompts: Prompts = "task",
     n: int = 100,
     length: int = 16,
     threshold: float = 0.4,
     min_share: float = 0.8,
     roles: Sequence[str] = ROLES,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[OnSplit],
 ) -> HeadRoles:
     """Score every head on every role.
 
     Args:
         task: a task, or examples; not needed for repeated tokens.
-        split: of the task: `train` or `heldout`.
         prompts: `task`: its clean prompts; `repeated`: random tokens said twice (the prompts of task `induction`), on which
             every role is defined.
         n, length: with `repeated`, how many prompts, and how many tokens are said twice.
         threshold: attention above which an example counts.
         min_share: share of the examples that must count.
         roles: which roles.
-        confidence: coverage of the intervals.
         seed: of the bootstrap and of repeated tokens.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         BadSetting: a number is out of its bounds, or the model has no fast components.
@@ -169,17 +154,16 @@ def head_roles(
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
     if prompts == "repeated":
-        examples = load_task("induction", model, n=n, n_heldout=1, seed=seed, length=length).train
-    else:
-        examples = examples_of(() if task is None else task, split)
+        drawn: Any = {"n": n, "n_heldout": 1, "seed": options.get("seed"), "length": length}
+        task = load_task("induction", model, **drawn).train
+    setup = Reading.of(model, () if task is None else task, options)
     parts = []
-    with progress_bar(len(examples), "head roles", "example", progress) as bar:
-        for some in attention_patterns(model, examples, memory=memory):
+    with setup.bar(len(setup.examples), "head roles", "example") as bar:
+        for some in attention_patterns(model, setup.examples, memory=setup.memory):
             parts.append(_scores(some, roles).cpu().numpy())
             bar.update(some.batch.n_examples)
-    scores = np.concatenate(parts, axis=-1)
-    groups = [one.group for one in examples]
-    return _summary(roles, scores, groups, threshold, min_share, prompts, confidence, seed)
+    named = {"roles": roles, "threshold": threshold, "min_share": min_share, "prompts": prompts}
+    return _summary(setup, np.concatenate(parts, axis=-1), named)
 
 
 def _scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
@@ -210,23 +194,18 @@ def role_keys(some: Attended, role: str) -> Bool[Tensor, "B T T2"]:
     return both & same.any(-1, keepdim=True) & (behind == nearest - 1) & (behind > 0)
 
 
-def _summary(
-    roles: tuple[str, ...],
-    scores: Float[np.ndarray, "P L H B"],
-    groups: Sequence[str],
-    threshold: float,
-    min_share: float,
-    prompts: str,
-    confidence: float,
-    seed: int,
-) -> HeadRoles:
+def _summary(setup: Reading, scores: Float[np.ndarray, "P L H B"], named: Mapping[str, Any]) -> HeadRoles:
+    """The scores of all roles with their means, shares and intervals."""
     mean, low, high, share = (np.full(scores.shape[:3], np.nan) for _ in range(4))
+    groups = [example.group for example in setup.examples]
     defined = ~np.isnan(scores[:, 0, 0])
     for p, at in enumerate(defined):
         if at.any():
             some = scores[p][..., at]
-            mean[p], share[p] = some.mean(-1), (some > threshold).mean(-1)
+            mean[p], share[p] = some.mean(-1), (some > named["threshold"]).mean(-1)
             over = partition(some.shape[-1], [groups[example] for example in np.flatnonzero(at).tolist()])
-            low[p], high[p] = (np.clip(end, 0.0, 1.0) for end in mean_intervals(some, over, confidence, seed))
+            ends = mean_intervals(some, over, setup.confidence, setup.seed)
+            low[p], high[p] = (np.clip(end, 0.0, 1.0) for end in ends)
     n_defined = tuple(int(count) for count in defined.sum(1))
-    return HeadRoles(roles, scores, mean, low, high, share, n_defined, threshold, min_share, prompts, confidence)
+    measured: Any = {"scores": scores, "mean": mean, "low": low, "high": high, "share": share, "n_defined": n_defined}
+    return HeadRoles(**measured, confidence=setup.confidence, **named)

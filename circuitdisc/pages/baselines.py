@@ -2,9 +2,9 @@
 
 from circuitdisc.checkpoints.baselines import FIGURES, Baselines, Figure
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.verdict import Verdict, few_caveats
+from circuitdisc.results import Row
 from circuitdisc.wording import ACCURACIES, number, percent
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from circuitdisc.checkpoints.attention_difference import AttentionDifference
 from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, Scored
 from circuitdisc.engine.cross.plan import CrossPlan
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.cmap_figures import growth_figure, layers_figure, scatter_figure
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
+from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
 from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent
 

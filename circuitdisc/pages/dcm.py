@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from circuitdisc.heads.base import Row
 from circuitdisc.heads.dcm.result import Dcm, FoundMask
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.pages.description import Description, Section, cell, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
+from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
 from circuitdisc.wording import number, percent
 

@@ -10,10 +10,10 @@ from os import PathLike
 from pathlib import Path
 
 from circuitdisc.files import write_text
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.page import Picture, render
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
+from circuitdisc.results import Row
 from circuitdisc.wording import number
 
 PRINTED_AT_MOST = 20

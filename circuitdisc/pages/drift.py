@@ -3,11 +3,11 @@
 import numpy as np
 
 from circuitdisc.checkpoints.drift import Drift
-from circuitdisc.heads.base import Row
 from circuitdisc.pages.description import Description, Section, cell, describe
 from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
+from circuitdisc.results import Row
 from circuitdisc.wording import SPLIT_WORDS, intervals_over, number
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."

@@ -1,7 +1,6 @@
 """What the tools for heads and neurons found: in words, tables and figures."""
 
 from circuitdisc.heads.attention import AttentionTo
-from circuitdisc.heads.base import Row
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
@@ -12,6 +11,7 @@ from circuitdisc.pages.description import Description, Section, cell, describe
 from circuitdisc.pages.heads_figures import bars_figure, curve_figure, head_map, layers_figure, masked_figure
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero
+from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
 from circuitdisc.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from typing_extensions import Unpack
 
 from circuitdisc.checkpoints.attention_difference import AttentionDifference, ModelLike, compare_attention
-from circuitdisc.checkpoints.cmap.job import Call, Job
+from circuitdisc.checkpoints.cmap.job import CrossCall, CrossJob, CrossPatching
 from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel
 from circuitdisc.checkpoints.cmap.sets import groups_of
 from circuitdisc.checkpoints.listing import check_same
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded, check_choice
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.cross.patch import check_kinds
 from circuitdisc.engine.cross.plan import DISK, MEMORY
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.heads.base import as_list
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import from_options, of_others, takes
 from circuitdisc.tasks.base import Task
 
 Direction = Literal["tuned_into_base", "base_into_tuned", "both"]
@@ -37,58 +38,25 @@ DIRECTIONS = ("tuned_into_base", "base_into_tuned")
 MakeTask = Callable[[Model], Task]
 
 
-@bounded(top=Whole(0, 10_000), steps=Whole(0, 100_000, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+@takes(CrossPatching)
 def cmap(
     base: ModelLike,
     tuned: ModelLike,
     task: Task | MakeTask,
     *,
-    what: str | Sequence[str] = ("output", "value"),
-    positions: str | int | Sequence[str | int] | None = None,
     groups: Mapping[str, Sequence[str]] | Circuit | None = None,
     direction: Direction = "tuned_into_base",
-    parts: bool = True,
-    top: int = 5,
-    grow: bool = True,
-    steps: int | Sequence[int] | None = None,
-    n_random: int = 20,
-    metric: str | Metric | None = None,
-    split: str = "heldout",
-    attention: bool = True,
-    query: str | int = "end",
-    keys: str | int | Sequence[str | int] | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    cache: Literal["auto", "memory", "disk"] = "auto",
-    cache_folder: str | Path | None = None,
-    progress: bool = False,
-    **model_settings: Any,
+    **options: Unpack[CrossPatching],
 ) -> CrossModel:
     """Patch one checkpoint's activations into another's run, head by head, in pieces and in groups.
 
     Args:
         base, tuned: names, folders, or loaded models. Of names only one is in memory at a time.
         task: a task, or what makes one from the first model that is loaded. All models read its clean prompts alone.
-        what: parts of heads: `output`, `value`, `query`, `key`, `pattern`. Pairs and the growing set are of the first.
-        positions: where activations are taken over: a role of the task, `end`, ..., or several; None: at all tokens.
         groups: named groups of heads; or a circuit: its groups, or its heads as one.
         direction: `tuned_into_base`, `base_into_tuned`, or `both`.
-        parts: also the embedding, MLPs, residual stream, attention biases, readout, and everything.
-        top: how many of the best heads are tried two by two; 0 for none.
-        grow: also patch more and more heads, the best on the train split first.
-        steps: points of that curve, as in `knockout_curve`.
-        n_random: random sets beside every group, and random orders beside the curve.
-        metric: None takes the task's own.
-        split: the examples that judge: `heldout` or `train`. Heads are always ranked on the train split.
-        attention: measure both models' attention from `query` to `keys` (None: `first` and the task's roles).
-        confidence: coverage of the intervals.
         seed: of random sets and the bootstrap.
-        memory: budget for activations, as `4GiB`.
-        cache: where the giver's activations are kept; `auto`: in memory if half of the budget holds them.
-        cache_folder: where a folder for them is made, and removed at the end; None: where temporary files go.
-        progress: show progress bars.
-        model_settings: of `load_model`, for names: `dtype`, `device`.
+        settings: of `load_model`, for names: `dtype`, `device`.
 
     Raises:
         BadModel: the two do not share an architecture and a vocabulary.
@@ -99,29 +67,21 @@ def cmap(
     directions = DIRECTIONS if direction == "both" else (check_choice("direction", direction, (*DIRECTIONS, "both")),)
     if isinstance(groups, Circuit):
         groups = groups_of(groups)
-    call = Call(
+    given: Any = options
+    positions, keys, folder = given["positions"], given["keys"], given["cache_folder"]
+    call = from_options(
+        CrossCall,
+        given,
         base=base,
         tuned=tuned,
-        what=check_kinds(what),
+        what=check_kinds(given["what"]),
         positions=None if positions is None else tuple(as_list("positions", positions)),
         groups={name: tuple(heads) for name, heads in (groups or {}).items()},
-        parts=parts,
-        top=top,
-        steps=steps,
-        grow=grow,
-        n_random=n_random,
-        metric=metric,
-        split=split,
-        query=query,
         keys=None if keys is None else tuple(as_list("keys", keys)),
-        attention=attention,
-        confidence=confidence,
-        seed=seed,
-        budget=parse_memory(memory),
-        cache=check_choice("cache", cache, ("auto", MEMORY, DISK)),
-        folder=None if cache_folder is None else Path(cache_folder),
-        progress=progress,
-        model_settings=model_settings,
+        budget=parse_memory(given["memory"]),
+        cache=check_choice("cache", given["cache"], ("auto", MEMORY, DISK)),
+        folder=None if folder is None else Path(folder),
+        model_settings=of_others(CrossPatching, given),
     )
     check_same([one if isinstance(one, Model) else str(one) for one in (base, tuned)])
     clock, maps, looks = time.perf_counter(), list[CrossMap](), dict[str, np.ndarray]()
@@ -136,23 +96,23 @@ def cmap(
         tuned=call.name_of("tuned"),
         task=job.task.name,
         metric=job.measure.name,
-        split=split,
+        split=call.split,
         n=len(job.judged),
         positions=None if call.positions is None else tuple(map(str, call.positions)),
         maps=tuple(maps),
-        attention=_attention(call, names, looks, job) if attention else None,
+        attention=_attention(call, names, looks, job) if call.attention else None,
         plan=job.plan.to_dict(),
         cost=cost,
     )
 
 
 def _one_direction(
-    call: Call, direction: str, task: Task | MakeTask, looks: dict[str, np.ndarray]
-) -> tuple[Job, CrossMap, tuple[str, ...]]:
+    call: CrossCall, direction: str, task: Task | MakeTask, looks: dict[str, np.ndarray]
+) -> tuple[CrossJob, CrossMap, tuple[str, ...]]:
     """Keep the giver's activations, let it go, and run the taker. `looks` gets the attention of models that lack in it."""
     giver, taker = ("tuned", "base") if direction == "tuned_into_base" else ("base", "tuned")
     model = call.open(giver)
-    job = Job(call, model, task if isinstance(task, Task) else task(model))
+    job = CrossJob(call, model, task if isinstance(task, Task) else task(model))
     with job.cache() as folder:
         given = job.keep(model, folder)
         if call.attention and giver not in looks:
@@ -167,6 +127,6 @@ def _one_direction(
     return job, found, names
 
 
-def _attention(call: Call, names: tuple[str, ...], looks: Mapping[str, np.ndarray], job: Job) -> AttentionDifference:
+def _attention(call: CrossCall, names: tuple[str, ...], looks: Mapping[str, np.ndarray], job: CrossJob) -> AttentionDifference:
     labels = (call.query, job.keys, call.split, call.confidence, call.seed)
     return compare_attention(names, looks["base"], looks["tuned"], *labels, job.over)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -17,25 +17,73 @@ from circuitdisc.checkpoints.cmap.result import CrossMap, ModelGap
 from circuitdisc.checkpoints.cmap.scores import scored
 from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
 from circuitdisc.checkpoints.listing import load
+from circuitdisc.checks import N_RANDOM, Whole
 from circuitdisc.engine.cross.cache import Given, keep_activations
 from circuitdisc.engine.cross.patch import Patch, units_of
 from circuitdisc.engine.cross.plan import MEMORY, CrossPlan, shapes_of
 from circuitdisc.engine.cross.run import CrossRun
+from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
-from circuitdisc.heads.base import examples_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import OnSplit, Option
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
 
+class CrossPatching(OnSplit, total=False, extra_items=Any):
+    """What is patched and how; further settings are those of `load_model`, for models by name: `dtype`, `device`."""
+
+    what: Annotated[
+        str | Sequence[str],
+        Option(
+            ("output", "value"),
+            "parts of heads: `output`, `value`, `query`, `key`, `pattern`. Pairs and the growing set are of the first.",
+        ),
+    ]
+    positions: Annotated[
+        str | int | Sequence[str | int] | None,
+        Option(None, "where activations are taken over: a role of the task, `end`, ..., or several; None: at all tokens."),
+    ]
+    parts: Annotated[
+        bool,
+        Option(True, "also the embedding, MLPs, residual stream, attention biases, readout, and everything."),
+    ]
+    top: Annotated[int, Option(5, "how many of the best heads are tried two by two; 0 for none.", Whole(0, 10_000))]
+    grow: Annotated[bool, Option(True, "also patch more and more heads, the best on the train split first.")]
+    steps: Annotated[
+        int | Sequence[int] | None,
+        Option(None, "points of that curve, as in `knockout_curve`.", Whole(0, 100_000, many=True)),
+    ]
+    n_random: Annotated[int, Option(20, "random sets beside every group, and random orders beside the curve.", N_RANDOM)]
+    metric: Annotated[str | Metric | None, Option(None, "None takes the task's own.")]
+    split: Annotated[
+        str,
+        Option("heldout", "the examples that judge: `heldout` or `train`. Heads are always ranked on the train split."),
+    ]
+    attention: Annotated[
+        bool,
+        Option(True, "measure both models' attention from `query` to `keys` (None: `first` and the task's roles)."),
+    ]
+    query: Annotated[str | int, Option("end", "where attention is measured from.")]
+    keys: Annotated[str | int | Sequence[str | int] | None, Option(None, "where to.")]
+    cache: Annotated[
+        Literal["auto", "memory", "disk"],
+        Option("auto", "where the giver's activations are kept; `auto`: in memory if half of the budget holds them."),
+    ]
+    cache_folder: Annotated[
+        str | Path | None,
+        Option(None, "where a folder for them is made, and removed at the end; None: where temporary files go."),
+    ]
+
+
 @dataclass(frozen=True)
-class Call:
-    """The checked settings of one call."""
+class CrossCall:
+    """The checked settings of one call; see `CrossPatching`."""
 
     base: ModelLike
     tuned: ModelLike
@@ -78,10 +126,10 @@ class Call:
         return Wanted(cut.spec, model.graph.has_mlp, self.what, groups, self.parts, top, sizes, self.n_random, self.seed)
 
 
-class Job:
+class CrossJob:
     """One direction: examples, plan, the giver's activations, the taker's runs."""
 
-    def __init__(self, call: Call, model: Model, task: Task) -> None:
+    def __init__(self, call: CrossCall, model: Model, task: Task) -> None:
         self.call, self.task = call, task
         self.measure, self.wanted = metric_for(model, task, call.metric), call.wanted(model)
         self.judged = examples_of(task, call.split)

@@ -9,11 +9,12 @@ from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, 
 from circuitdisc.checkpoints.listing import Checkpoint, check_same, find_checkpoint
 from circuitdisc.engine.cross.patch import Patch, check_kinds, units_of
 from circuitdisc.engine.cross.plan import CrossPlan, CrossShapes, forwards_of, plan_cross, shapes_from_config
+from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel
 from circuitdisc.files import read_json
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.heads.base import as_list, examples_of
+from circuitdisc.heads.base import as_list
 from circuitdisc.models.load import DTYPES
 from circuitdisc.models.pretrained import pretrained_config
 from circuitdisc.tasks import load_task

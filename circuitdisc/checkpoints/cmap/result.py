@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.checkpoints.attention_difference import AttentionDifference
-from circuitdisc.heads.base import Row, plain, plain_rows
+from circuitdisc.results import Result, Row, plain, plain_rows
 from circuitdisc.scoring.faithfulness import VANISHING
 from circuitdisc.stats import Interval, Partition, interval
 
@@ -77,8 +77,8 @@ def _share(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
         return means[0] / means[1]
 
 
-@dataclass(frozen=True)
-class Scored:
+@dataclass(frozen=True, repr=False)
+class Scored(Result):
     """One patch.
 
     Args:
@@ -93,12 +93,9 @@ class Scored:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: plain(value) for name, value in vars(self).items()}
 
-
-@dataclass(frozen=True)
-class UnitMap:
+@dataclass(frozen=True, repr=False)
+class UnitMap(Result):
     """Every unit of one kind patched alone.
 
     Args:
@@ -108,6 +105,8 @@ class UnitMap:
         values: metric of the patched model. [L, U, B]
         score, low, high: [L, U]
     """
+
+    KEYS = ("kind", "names", "heads", "metric=values", "score", "low", "high")
 
     kind: str
     names: tuple[str, ...]
@@ -131,20 +130,9 @@ class UnitMap:
         """The unit of a head."""
         return next(at for at, heads in enumerate(self.heads) if head in heads)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "names": list(self.names),
-            "heads": [list(heads) for heads in self.heads],
-            "metric": plain(self.values.mean(-1)),
-            "score": plain(self.score),
-            "low": plain(self.low),
-            "high": plain(self.high),
-        }
 
-
-@dataclass(frozen=True)
-class GroupScore:
+@dataclass(frozen=True, repr=False)
+class GroupScore(Result):
     """Heads patched together.
 
     Args:
@@ -176,8 +164,8 @@ class GroupScore:
         }
 
 
-@dataclass(frozen=True)
-class Growth:
+@dataclass(frozen=True, repr=False)
+class Growth(Result):
     """More and more units patched together: the best on the train split first, beside random orders.
 
     Args:
@@ -212,12 +200,9 @@ class Growth:
             for k, size in enumerate(self.sizes)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: plain(value) if not isinstance(value, str) else value for name, value in vars(self).items()}
 
-
-@dataclass(frozen=True)
-class CrossMap:
+@dataclass(frozen=True, repr=False)
+class CrossMap(Result):
     """One direction: activations of `giver` taken over by `taker`.
 
     Args:
@@ -228,6 +213,11 @@ class CrossMap:
         pairs: two of the best units at once; `sum` is that of their own scores.
         growth: None if it was not asked for.
     """
+
+    KEYS = (
+        "direction", "giver", "taker", "metric_of_giver", "metric_of_taker", "difference", "undefined", "maps", "parts",
+        "groups", "pairs=pair_lines", "growth",
+    )  # fmt: skip
 
     direction: str
     giver: str
@@ -240,6 +230,29 @@ class CrossMap:
     growth: Growth | None = None
 
     @property
+    def metric_of_giver(self) -> float:
+        return float(self.gap.giver.mean())
+
+    @property
+    def metric_of_taker(self) -> float:
+        return float(self.gap.taker.mean())
+
+    @property
+    def difference(self) -> dict[str, float]:
+        """m(giver) - m(taker), with its interval."""
+        return dict(zip(("gap", "low", "high"), self.gap.difference, strict=True))
+
+    @property
+    def undefined(self) -> str:
+        """Why there are no scores; empty if there are."""
+        return self.gap.undefined
+
+    @property
+    def pair_lines(self) -> list[Row]:
+        """Every pair, with the sum of its units' own scores."""
+        return [{**pair.to_dict(), "sum": total} for pair, total in self.pairs]
+
+    @property
     def ranked(self) -> UnitMap:
         """The map of the first kind asked for."""
         return next(iter(self.maps.values()))
@@ -248,26 +261,9 @@ class CrossMap:
         """One of the parts, by name."""
         return next(part for part in self.parts if part.name == name)
 
-    def to_dict(self) -> dict[str, Any]:
-        difference = dict(zip(("gap", "low", "high"), self.gap.difference, strict=True))
-        return {
-            "direction": self.direction,
-            "giver": self.giver,
-            "taker": self.taker,
-            "metric_of_giver": plain(float(self.gap.giver.mean())),
-            "metric_of_taker": plain(float(self.gap.taker.mean())),
-            "difference": {name: plain(value) for name, value in difference.items()},
-            "undefined": self.gap.undefined,
-            "maps": {kind: one.to_dict() for kind, one in self.maps.items()},
-            "parts": [part.to_dict() for part in self.parts],
-            "groups": [group.to_dict() for group in self.groups],
-            "pairs": [{**pair.to_dict(), "sum": plain(total)} for pair, total in self.pairs],
-            "growth": None if self.growth is None else self.growth.to_dict(),
-        }
 
-
-@dataclass(frozen=True)
-class CrossModel:
+@dataclass(frozen=True, repr=False)
+class CrossModel(Result):
     """What cross-model patching of two checkpoints found.
 
     Args:
@@ -277,6 +273,10 @@ class CrossModel:
         plan: what was foreseen; see `CrossPlan`.
         cost: plain forwards that the patched runs took, and seconds.
     """
+
+    KEYS = (
+        "base", "tuned", "task", "metric", "split", "n", "positions", "directions=maps", "attention", "plan", "cost",
+    )  # fmt: skip
 
     base: str
     tuned: str
@@ -321,18 +321,3 @@ class CrossModel:
         if self.attention is not None:
             found |= {"attention_base": self.attention.base, "attention_tuned": self.attention.tuned}
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "base": self.base,
-            "tuned": self.tuned,
-            "task": self.task,
-            "metric": self.metric,
-            "split": self.split,
-            "n": self.n,
-            "positions": None if self.positions is None else list(self.positions),
-            "directions": [one.to_dict() for one in self.maps],
-            "attention": None if self.attention is None else self.attention.to_dict(),
-            "plan": dict(self.plan),
-            "cost": dict(self.cost),
-        }

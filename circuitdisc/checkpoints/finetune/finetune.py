@@ -22,21 +22,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from circuitdisc.checkpoints.baselines import Baselines, baselines
 from circuitdisc.checkpoints.evaluation_sets import check_others
 from circuitdisc.checkpoints.finetune.data import Pool, Reader, draw_pool, training_rows
 from circuitdisc.checkpoints.finetune.heads_only import HeadsOnly
 from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, finished, train_checkpoint
 from circuitdisc.checkpoints.finetune.lora import merged, with_lora
-from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Method, Rung, check_settings, make_rungs
+from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Rung, Training, check_settings, make_rungs
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
-from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole, bounded
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
 from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.load import read_model
+from circuitdisc.options import from_options, takes
+from circuitdisc.results import Result, plain
 from circuitdisc.runs import Memo, check_free, versions, workspace
 from circuitdisc.schemas import LadderFile, read_record
 from circuitdisc.shipped import shipped_models
@@ -45,8 +48,8 @@ from circuitdisc.tasks.base import Task
 JOURNAL = "journal.jsonl"
 
 
-@dataclass(frozen=True)
-class TrainedLadder:
+@dataclass(frozen=True, repr=False)
+class TrainedLadder(Result):
     """A base and the checkpoints made of it.
 
     Args:
@@ -58,6 +61,9 @@ class TrainedLadder:
         identity: the base's weights and the pool that the rungs are made of.
     """
 
+    FORMAT = LADDER_FORMAT
+    KEYS = ("base", "rungs", "settings", "identity", "versions", "figures")
+
     folder: Path
     base: str
     rungs: tuple[Rung, ...]
@@ -66,64 +72,25 @@ class TrainedLadder:
     identity: Identity = field(default_factory=Identity)
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Of this package and those that it works with."""
+        return versions()
+
+    @property
     def checkpoints(self) -> list[str]:
         """The base and the rungs, in order, as `load_model` takes them."""
         return [self.base, *(str(self.folder / rung.name) for rung in self.rungs)]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": LADDER_FORMAT,
-            "version": 1,
-            "base": self.base,
-            "rungs": [rung.to_dict() for rung in self.rungs],
-            "settings": self.settings,
-            "identity": self.identity.to_dict(),
-            "versions": versions(),
-            "figures": self.figures.to_dict() if self.figures is not None else None,
-        }
 
-
-@bounded(
-    fractions=Real(0, 1, open_low=True, many=True),
-    epochs=Real(0, 100_000, open_low=True, many=True),
-    lr=Real(0, 10, open_low=True),
-    batch_size=BATCH,
-    control=Whole(0, 1000),
-    rank=Whole(1, 100_000),
-    alpha=Whole(1, 1_000_000),
-    n_pool=Whole(1, 10_000_000),
-    weight_decay=SHARE,
-    warmup=Whole(0, 10_000_000),
-    save_steps=Whole(1, 10_000_000),
-    seed=SEED,
-)
+@takes(Training)
 def finetune(
     base: str | Path,
     task: Mapping[str, Any] | Task,
     out: str | Path,
     *,
-    fractions: float | Sequence[float] = (0.1, 0.3, 0.5),
-    epochs: float | Sequence[float] = (3, 3, 20),
-    lr: float = 5e-5,
-    batch_size: int = 64,
-    method: Method = "full",
-    heads: str | Path | Sequence[str] | None = None,
-    control: int = 0,
-    rank: int = 8,
-    alpha: int = 16,
-    lora_targets: Sequence[str] | None = None,
-    n_pool: int | None = None,
-    weight_decay: float = 0.01,
-    schedule: str = "constant",
-    warmup: int = 0,
-    save_steps: int | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
     figures: bool = True,
     others: Sequence[str] | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Training],
 ) -> TrainedLadder:
     """Fine-tune a base checkpoint on a task, on growing fractions of one pool of examples.
 
@@ -132,21 +99,8 @@ def finetune(
         task: settings of a task (`{"name": "entity_tracking", "boxes": 7, "n_heldout": 500}`), or a task, whose train split is
             then the pool.
         out: folder of the ladder. One that a killed call has left is gone on with, if the settings are the same.
-        fractions: of the pool, one a rung.
-        epochs: passes over them, one a rung, or one for all.
-        lr, batch_size, weight_decay: of AdamW; rows a step.
-        method: `full`, `lora` (a low-rank change, merged before it is saved) or `heads` (some heads alone).
-        heads: for method=heads: names, a circuit's JSON file, or a run's folder.
-        control: for method=heads: rungs of as many random other heads beside each rung.
-        rank, alpha, lora_targets: of the low-rank change; None for the targets: peft's own choice.
-        n_pool: examples in the pool; None: 10,000, or all train examples of a file.
-        schedule: of the learning rate: `constant`, `linear` or `cosine`, after `warmup` steps of rising.
-        save_steps: keep a checkpoint every so many steps, as `<rung>/step-N`.
-        dtype: of the saved weights.
-        device: to train on, as torch names it.
         figures: measure the base and all rungs at the end.
         others: tasks on which forgetting is measured; None: all that the tokenizer can read; see `baselines`.
-        seed: of the order of the examples, low-rank starts and random heads. Also of the task, unless its settings name one.
         memory: budget for activations where figures are measured.
 
     Raises:
@@ -155,7 +109,8 @@ def finetune(
             settings have changed since the ladder in it was begun.
     """
     folder = Path(out)
-    settings = {key: value for key, value in locals().items() if key in _SETTINGS}
+    settings: dict[str, Any] = {**options}
+    memory, progress = (settings.pop(name) for name in ("memory", "progress"))
     check_settings(settings)
     parse_memory(memory)
     check_others(others)
@@ -165,24 +120,18 @@ def finetune(
     with workspace(folder, lambda: (folder / LADDER).exists()):
         plan = _plan(base, task, settings)
         settings |= {"task": plan.task_settings, "n_pool": len(plan.pool.examples)}
-        ladder = TrainedLadder(folder, plan.base, plan.rungs, _plain({"base": plan.base, **settings}), identity=plan.identity)
+        ladder = TrainedLadder(folder, plan.base, plan.rungs, plain({"base": plan.base, **settings}), identity=plan.identity)
         identity = plan.identity
         with closing(Memo(folder / JOURNAL, replace(identity, settings={**ladder.settings, **identity.settings}))) as memo:
             write_json(folder / LADDER, ladder.to_dict())
             trained = [replace(rung, trained=_train(rung, plan, settings, folder, memo, progress)) for rung in ladder.rungs]
         ladder = replace(ladder, rungs=tuple(trained))
         if figures:
-            chosen: dict[str, Any] = {"others": others, "seed": seed, "memory": memory, "progress": progress}
-            table = baselines(ladder.checkpoints, plan.judged, model_settings={"device": device}, **chosen)
+            chosen: dict[str, Any] = {"others": others, "seed": settings["seed"], "memory": memory, "progress": progress}
+            table = baselines(ladder.checkpoints, plan.judged, model_settings={"device": settings["device"]}, **chosen)
             ladder = replace(ladder, figures=table)
         write_json(folder / LADDER, ladder.to_dict())
         return ladder
-
-
-_SETTINGS = (
-    "fractions", "epochs", "lr", "batch_size", "method", "heads", "control", "rank", "alpha", "lora_targets", "weight_decay",
-    "schedule", "warmup", "save_steps", "dtype", "device", "seed", "n_pool",
-)  # fmt: skip
 
 
 # --- what will be done ----------------------------------------------------------------------------------------------------
@@ -230,19 +179,6 @@ def _check_no_ladder(folder: Path) -> None:
         )
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, so that they compare equal with those of a file."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(one) for one in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(settings)
-
-
 # --- one rung -------------------------------------------------------------------------------------------------------------
 
 
@@ -263,11 +199,7 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, m
         names = ("rank", "alpha", "seed")
         module = with_lora(module, targets=settings["lora_targets"], **{name: settings[name] for name in names})
         extra = {"finish": merged}
-    recipe = Recipe(
-        epochs=rung.epochs,
-        schedule=SCHEDULES[settings["schedule"]],
-        **{name: settings[name] for name in ("lr", "batch_size", "weight_decay", "warmup", "seed", "save_steps", "dtype")},
-    )
+    recipe = from_options(Recipe, settings, epochs=rung.epochs, schedule=SCHEDULES[settings["schedule"]])
     return train_checkpoint(
         module,
         rows,
@@ -275,7 +207,6 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, m
         recipe,
         memo,
         tokenizer=model.tokenizer,
-        device=settings["device"],
         label=rung.name,
         progress=progress,
         **extra,

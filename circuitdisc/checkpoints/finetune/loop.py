@@ -53,6 +53,7 @@ class Recipe:
         seed: of the order of the rows, and of dropout.
         save_steps: steps between two checkpoints that are kept; None for none.
         dtype: of the saved weights. Training itself is in float32.
+        device: to train on, as torch names it.
     """
 
     epochs: float
@@ -64,6 +65,7 @@ class Recipe:
     seed: int
     save_steps: int | None = None
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,6 @@ def train_checkpoint(
     tokenizer: Any,
     finish: Callable[[Any, bool], Any] = lambda module, in_place: module,
     callbacks: Sequence[TrainerCallback] = (),
-    device: str = "cpu",
     label: str = "finetune",
     n_trained: int | None = None,
     progress: bool = False,
@@ -185,7 +186,7 @@ def train_checkpoint(
             part.mkdir(parents=True, exist_ok=True)
             trainer = AnswerTrainer(
                 model=module,
-                args=_arguments(part / "trainer", recipe, math.ceil(steps), device),
+                args=_arguments(part / "trainer", recipe, math.ceil(steps)),
                 train_dataset=list(rows),  # pyright: ignore[reportArgumentType] - any list of rows will do
                 data_collator=pad_rows,
                 callbacks=[*callbacks, watch],
@@ -228,7 +229,7 @@ def _writable(folder: Path) -> Iterator[None]:
 _NOT_WRITTEN = ("PytorchStreamWriter", "inline_container", "No space left", "File too large")
 
 
-def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> TrainingArguments:
+def _arguments(folder: Path, recipe: Recipe, steps: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
@@ -249,7 +250,7 @@ def _arguments(folder: Path, recipe: Recipe, steps: int, device: str) -> Trainin
         logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=True,
-        use_cpu=device == "cpu",
+        use_cpu=recipe.device == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )

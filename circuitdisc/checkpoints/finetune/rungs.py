@@ -1,25 +1,81 @@
 """What a ladder will consist of: its settings checked, its rungs named, their heads chosen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from circuitdisc.checkpoints.finetune.heads_only import other_heads, shared_heads
 from circuitdisc.checkpoints.finetune.loop import Trained
 from circuitdisc.checkpoints.finetune.lora import check_peft
+from circuitdisc.checks import BATCH, SEED, SHARE, Real, Whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.heads.base import head_mask
 from circuitdisc.models.load import DTYPES
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, Working
+from circuitdisc.results import Result
 
 Method = Literal["full", "lora", "heads"]
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-@dataclass(frozen=True)
-class Rung:
+class Training(Working, total=False):
+    """How a ladder is trained."""
+
+    fractions: Annotated[
+        float | Sequence[float],
+        Option((0.1, 0.3, 0.5), "of the pool, one a rung.", Real(0, 1, open_low=True, many=True)),
+    ]
+    epochs: Annotated[
+        float | Sequence[float],
+        Option((3, 3, 20), "passes over them, one a rung, or one for all.", Real(0, 100_000, open_low=True, many=True)),
+    ]
+    lr: Annotated[float, Option(5e-5, "learning rate of AdamW.", Real(0, 10, open_low=True))]
+    batch_size: Annotated[int, Option(64, "rows a step.", BATCH)]
+    method: Annotated[
+        Method,
+        Option("full", "`full`, `lora` (a low-rank change, merged before it is saved) or `heads` (some heads alone)."),
+    ]
+    heads: Annotated[
+        str | Path | Sequence[str] | None,
+        Option(None, "for method=heads: names, a circuit's JSON file, or a run's folder."),
+    ]
+    control: Annotated[
+        int, Option(0, "for method=heads: rungs of as many random other heads beside each rung.", Whole(0, 1000))
+    ]
+    rank: Annotated[int, Option(8, "of the low-rank change.", Whole(1, 100_000))]
+    alpha: Annotated[int, Option(16, "scale of the low-rank change.", Whole(1, 1_000_000))]
+    lora_targets: Annotated[Sequence[str] | None, Option(None, "layers with a low-rank change; None: peft's own choice.")]
+    n_pool: Annotated[
+        int | None,
+        Option(None, "examples in the pool; None: 10,000, or all train examples of a file.", Whole(1, 10_000_000)),
+    ]
+    weight_decay: Annotated[float, Option(0.01, "of AdamW.", SHARE)]
+    schedule: Annotated[
+        str,
+        Option("constant", "of the learning rate: `constant`, `linear` or `cosine`, after `warmup` steps of rising."),
+    ]
+    warmup: Annotated[int, Option(0, "steps over which the learning rate rises.", Whole(0, 10_000_000))]
+    save_steps: Annotated[
+        int | None,
+        Option(None, "keep a checkpoint every so many steps, as `<rung>/step-N`.", Whole(1, 10_000_000)),
+    ]
+    dtype: Annotated[str, Option("float32", "of the saved weights.")]
+    device: Annotated[str, Option("cpu", "to train on, as torch names it.")]
+    seed: Annotated[
+        int,
+        Option(
+            0,
+            "of the order of the examples, low-rank starts and random heads. Also of the task, unless its settings name one.",
+            SEED,
+        ),
+    ]
+
+
+@dataclass(frozen=True, repr=False)
+class Rung(Result):
     """One checkpoint of a ladder.
 
     Args:
@@ -39,9 +95,6 @@ class Rung:
     random: bool = False
     shared: tuple[str, ...] = ()
     trained: Trained | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def check_settings(settings: dict[str, Any]) -> None:

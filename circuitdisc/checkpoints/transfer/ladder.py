@@ -1,18 +1,19 @@
 """Circuits of one graph beside each other: what two share against chance, and what is kept, gained and lost in order."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.results import Result
 from circuitdisc.scoring.overlap import Overlap, overlap
 
 KINDS = ("heads", "edges")
 
 
-@dataclass(frozen=True)
-class Pair:
+@dataclass(frozen=True, repr=False)
+class Pair(Result):
     """What two circuits share.
 
     Args:
@@ -48,8 +49,8 @@ class Step:
     lost: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Ladder:
+@dataclass(frozen=True, repr=False)
+class Ladder(Result):
     """Circuits in the order of their checkpoints.
 
     Args:
@@ -74,14 +75,6 @@ class Ladder:
             if {pair.a, pair.b} == {a, b}:
                 return pair
         raise KeyError(f"no pair of '{a}' and '{b}'")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "labels": list(self.labels),
-            "pairs": [pair.to_dict() for pair in self.pairs],
-            "kept_by_all": {kind: list(names) for kind, names in self.kept_by_all.items()},
-            "steps": [asdict(step) for step in self.steps],
-        }
 
 
 def ladder(circuits: Mapping[str, Circuit], order: Sequence[str] | None = None) -> Ladder:

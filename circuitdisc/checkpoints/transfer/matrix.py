@@ -4,7 +4,7 @@ Shape letters: C circuits, K checkpoints, N random circuits.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from jaxtyping import Float
 from circuitdisc.checkpoints.transfer.cells import find_score
 from circuitdisc.checkpoints.transfer.ladder import Ladder
 from circuitdisc.circuit import Circuit
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 
 FORMAT = "circuitdisc.transfer"
-Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class FoundCircuit:
+@dataclass(frozen=True, repr=False)
+class FoundCircuit(Result):
     """One circuit of the matrix.
 
     Args:
@@ -31,29 +31,39 @@ class FoundCircuit:
         note: what a reader must know of it.
     """
 
+    KEYS = ("label", "kind", "found_on", "n_edges", "graph_edges", "heads", "n_heads", "graph_heads", "note")
+
     label: str
     kind: str
     found_on: tuple[str, ...]
     circuit: Circuit
     note: str = ""
 
-    def to_dict(self) -> Row:
-        graph = self.circuit.graph
-        return {
-            "label": self.label,
-            "kind": self.kind,
-            "found_on": list(self.found_on),
-            "n_edges": self.circuit.n_edges,
-            "graph_edges": graph.n_edges,
-            "heads": self.circuit.heads(),
-            "n_heads": len(self.circuit.heads()),
-            "graph_heads": graph.n_layers * graph.n_heads,
-            "note": self.note,
-        }
+    @property
+    def n_edges(self) -> int:
+        return self.circuit.n_edges
+
+    @property
+    def graph_edges(self) -> int:
+        """Edges of the whole graph."""
+        return self.circuit.graph.n_edges
+
+    @property
+    def heads(self) -> list[str]:
+        return self.circuit.heads()
+
+    @property
+    def n_heads(self) -> int:
+        return len(self.heads)
+
+    @property
+    def graph_heads(self) -> int:
+        """Heads of the whole graph."""
+        return self.circuit.graph.n_layers * self.circuit.graph.n_heads
 
 
-@dataclass(frozen=True)
-class Transfer:
+@dataclass(frozen=True, repr=False)
+class Transfer(Result):
     """Every circuit on every checkpoint.
 
     Args:
@@ -67,6 +77,9 @@ class Transfer:
         settings: how it was made.
     """
 
+    FORMAT = FORMAT
+    KEYS = ("checkpoints", "circuits", "metric", "ablation", "cells=cell_lines", "ladder", "notes", "settings")
+
     checkpoints: tuple[str, ...]
     circuits: tuple[FoundCircuit, ...]
     cells: Mapping[tuple[str, str], tuple[Score, ...]]
@@ -75,6 +88,16 @@ class Transfer:
     ablation: str
     notes: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Held-out examples."""
+        return next((score.n for scores in self.cells.values() for score in scores if score.split == "heldout"), 0)
+
+    @property
+    def cell_lines(self) -> list[Row]:
+        """Every cell with all its scores."""
+        return [{"circuit": row, "checkpoint": column, "scores": list(scores)} for (row, column), scores in self.cells.items()]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -162,24 +185,6 @@ class Transfer:
             return (-np.inf if value is None else sign * value, -found.circuit.n_edges)
 
         return max(able, key=rank)
-
-    def to_dict(self) -> dict[str, Any]:
-        cells = [
-            {"circuit": row, "checkpoint": column, "scores": [asdict(score) for score in scores]}
-            for (row, column), scores in self.cells.items()
-        ]
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "checkpoints": list(self.checkpoints),
-            "circuits": [found.to_dict() for found in self.circuits],
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "cells": cells,
-            "ladder": self.ladder.to_dict(),
-            "notes": dict(self.notes),
-            "settings": dict(self.settings),
-        }
 
 
 def _padded(controls: list[list[tuple[float | None, ...]]]) -> Float[np.ndarray, "C K N"]:

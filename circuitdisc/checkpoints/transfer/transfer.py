@@ -15,13 +15,14 @@ import gc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checkpoints.joint import joint_discover, share_of_memory
@@ -38,16 +39,18 @@ from circuitdisc.checkpoints.transfer.plan import (
     read_settings,
     write_settings,
 )
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
+from circuitdisc.checks import N_RANDOM, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import discover, refuse_chance
+from circuitdisc.engine.measuring import AblatingAll
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadRun, GraphMismatch, MetricAtChance
 from circuitdisc.files import write_arrays, write_json
 from circuitdisc.identity import Identity, hash_circuit, identity_of
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import of_others, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo, check_free, workspace
 from circuitdisc.schemas import TransferSettings, validate
@@ -57,9 +60,15 @@ from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
 RESULT, ARRAYS, JOURNAL = "transfer.json", "arrays.npz", "journal.jsonl"
+_SHARED = ("ablation", "metric", "confidence", "seed", "memory")
 
 
-@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+class OfSearch(AblatingAll, total=False, extra_items=Any):
+    """What is searched and scored; further settings are the algorithm's own."""
+
+
+@bounded(n_random=N_RANDOM)
+@takes(OfSearch)
 def transfer(
     checkpoints: str | Sequence[str | Path],
     task: str | Mapping[str, Any],
@@ -69,16 +78,10 @@ def transfer(
     circuits: Sequence[str | Path | Circuit] | Mapping[str, Circuit] | None = None,
     joint: bool | Sequence[str] = False,
     donor: str | Sequence[str | tuple[str, str]] = (),
-    ablation: str | Ablation | Mapping[str, Any] = "mean",
-    metric: str | Metric | None = None,
     allow_chance: bool | Sequence[str] = True,
     n_random: int = 20,
-    confidence: float = 0.95,
     model_settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
-    **settings: Any,
+    **options: Unpack[OfSearch],
 ) -> Transfer:
     """Score the circuit of every checkpoint on every checkpoint.
 
@@ -95,11 +98,9 @@ def transfer(
         allow_chance: whether checkpoints may fail the task, as the base of a ladder does: then it is noted. Or the names of
             those that may.
         n_random: random circuits of equal size, kinds and layers.
-        confidence: coverage of the intervals.
         model_settings: of `load_model`: dtype, device.
         seed: of the examples, the search, the random circuits and the bootstrap.
         memory: budget for activations; of a joint search, for the weights of all its checkpoints, too.
-        progress: show progress bars on stderr.
         settings: the algorithm's own.
 
     Raises:
@@ -112,8 +113,11 @@ def transfer(
         BadRun: the folder is taken or cannot be written, another process writes in it, or the settings, a checkpoint or the
             examples have changed since it was begun.
     """
+    given_options: Any = options
+    ablation, metric, confidence, seed, memory = (given_options[name] for name in _SHARED)
+    settings, progress = of_others(OfSearch, given_options), given_options["progress"]
     parse_memory(memory)
-    cut = get_ablation(dict(ablation) if isinstance(ablation, Mapping) else ablation)
+    cut = get_ablation(ablation)
     measure = None if metric is None else get_metric(metric)
     names = read_checkpoints([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, least=2, what="transfer")
     given = read_given(circuits)
@@ -157,7 +161,7 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
     asked = read_settings(folder)
     validate(TransferSettings, asked, f"{folder}/config.json", error=BadRun)
     given = {label: Circuit.from_dict(one) for label, one in (asked["circuits"] or {}).items()}
-    names = ("ablation", "metric", "allow_chance", "n_random", "confidence", "seed", "memory")
+    names = (*_SHARED, "allow_chance", "n_random")
     with chdir(begun_in(folder)):
         return transfer(
             asked["checkpoints"],
@@ -189,28 +193,23 @@ class _Cell:
     scores: tuple[Score, ...]
 
 
+@dataclass
 class _Work:
     """The steps of one call. A model is held by the local variables of one step alone, so that it goes when the step ends."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        plan: TransferPlan,
-        given: Mapping[str, Circuit],
-        task: Mapping[str, Any],
-        algorithm: str,
-        settings: Mapping[str, Any],
-        ablation: Ablation,
-        metric: Metric | None,
-        asked: Mapping[str, Any],
-        memo: Memo,
-        progress: bool,
-    ) -> None:
-        self.names, self.plan, self.given, self.task_settings = names, plan, given, dict(task)
-        self.algorithm, self.settings, self.ablation, self.metric = algorithm, dict(settings), ablation, metric
-        self.asked, self.memo, self.progress = asked, memo, progress
-        self.task: Task | None = None
-        self.seen: set[str] = set()
+    names: Sequence[str]
+    plan: TransferPlan
+    given: Mapping[str, Circuit]
+    task_settings: dict[str, Any]
+    algorithm: str
+    settings: dict[str, Any]
+    ablation: Ablation
+    metric: Metric | None
+    asked: Mapping[str, Any]
+    memo: Memo
+    progress: bool
+    task: Task | None = None
+    seen: set[str] = field(default_factory=set)
 
     def run(self) -> Transfer:
         if not all(self.plan.may_fail(name) for name in self.names):  # before anything is searched

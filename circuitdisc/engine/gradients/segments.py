@@ -9,7 +9,7 @@ N readings.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -77,6 +77,7 @@ class _Mlp:
     out: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class SegmentedRun:
     """One forward pass of the whole model, or of the part of it behind a place.
 
@@ -93,23 +94,20 @@ class SegmentedRun:
         note: called with each place and the residual stream before it. [C, B, T, D]
     """
 
-    def __init__(
-        self,
-        cut: Components,
-        graph: ComputationGraph,
-        frame: Frame,
-        x: Float[Tensor, "C B T D"],
-        *,
-        start: Place = (0, HEADS),
-        gradients: bool = True,
-        uncut: bool = False,
-        read: tuple[Int[Tensor, "N"], Int[Tensor, "N"]] | None = None,
-        write: Write | None = None,
-        note: Write | None = None,
-    ) -> None:
-        self.cut, self.graph, self.frame, self.start = cut, graph, frame, start
-        self.gradients, self.uncut, self._read = gradients, uncut, read
-        self._write, self._note = write or _nothing, note or _nothing
+    cut: Components
+    graph: ComputationGraph
+    frame: Frame
+    x: InitVar[Float[Tensor, "C B T D"]]
+    _: KW_ONLY
+    start: Place = (0, HEADS)
+    gradients: bool = True
+    uncut: bool = False
+    read: tuple[Int[Tensor, "N"], Int[Tensor, "N"]] | None = None
+    write: Write | None = None
+    note: Write | None = None
+
+    def __post_init__(self, x: Float[Tensor, "C B T D"]) -> None:
+        self._write, self._note = self.write or _nothing, self.note or _nothing
         self._attention: dict[int, _Attention] = {}
         self._mlp: dict[int, _Mlp] = {}
         self.residual = self._forward(x)
@@ -146,7 +144,7 @@ class SegmentedRun:
         return total if block.b_O is None else total + block.b_O
 
     def _run_mlp(self, layer: int, x: Float[Tensor, "C B T D"]) -> Float[Tensor, "C B T D"]:
-        at = self._read if layer == self.graph.n_layers - 1 else None
+        at = self.read if layer == self.graph.n_layers - 1 else None
         x = x if at is None else x[:, *at]
         if self.gradients:
             x = x.detach().requires_grad_()
@@ -184,7 +182,7 @@ class SegmentedRun:
 
     def _backward_mlp(self, layer: int, dx: Float[Tensor, "C B T D"]) -> Float[Tensor, "C B T D"]:
         mlp = self._mlp.pop(layer)
-        at = self._read if layer == self.graph.n_layers - 1 else None
+        at = self.read if layer == self.graph.n_layers - 1 else None
         (into,) = torch.autograd.grad(mlp.out, mlp.x, dx if at is None else dx[:, *at])
         return into if at is None else self._spread(into, at)
 

@@ -25,31 +25,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import (
-    BATCH,
-    CONFIDENCE,
-    EPOCHS,
-    N_RANDOM,
-    RATE,
-    SEED,
-    SHARE,
-    Real,
-    Whole,
-    bounded,
-)
+from circuitdisc.checks import N_RANDOM, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.changed_heads import Held, hold
 from circuitdisc.engine.path_effects import Positions
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import as_list
-from circuitdisc.heads.dcm.fit import PENALTIES, TARGET_LOGIT, MaskFit, train_mask
+from circuitdisc.heads.dcm.fit import TARGET_LOGIT, MaskFit, MaskFitting, train_mask
 from circuitdisc.heads.dcm.parts import Groups, HeadParts, Parts, check_circuit, parts_of, together
 from circuitdisc.heads.dcm.result import Dcm, FoundMask, GroupMet, MaskTrial, Met
 from circuitdisc.identity import Identity, identity_of
 from circuitdisc.models.model import Model
+from circuitdisc.options import from_options, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo
 from circuitdisc.stats import partition_of
@@ -61,17 +52,8 @@ AT_ONCE = 100
 """Examples that are measured at once; fewer where the budget is small."""
 
 
-@bounded(
-    penalties=Real(0, 1e6, many=True),
-    seeds=Whole(0, 2**32 - 1, many=True),
-    epochs=EPOCHS,
-    learning_rate=RATE,
-    start=SHARE,
-    batch=BATCH,
-    n_random=N_RANDOM,
-    confidence=CONFIDENCE,
-    seed=SEED,
-)
+@bounded(n_random=N_RANDOM)
+@takes(MaskFitting)
 def dcm(
     model: Model,
     desiderata: Task | Desideratum | Sequence[Desideratum],
@@ -80,18 +62,9 @@ def dcm(
     circuit: Circuit | None = None,
     groups: Groups | None = None,
     positions: Positions | Mapping[str, Positions] | None = None,
-    penalties: float | Sequence[float] = PENALTIES,
-    seeds: int | Sequence[int] = (0,),
-    epochs: int = 2,
-    learning_rate: float = 0.1,
-    start: float = 0.5,
-    batch: int = 10,
     n_random: int = 20,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
     journal: Journal | None = None,
-    progress: bool = False,
+    **options: Unpack[MaskFitting],
 ) -> Dcm:
     """Learn which components carry what each desideratum asks for, and how often patching them brings it about.
 
@@ -102,19 +75,10 @@ def dcm(
         groups: named groups of heads; None takes the circuit's. They also get a line each in the table by group.
         positions: where components are patched: `all`, a position (a role, `end`, an index), several, or with `over=group` a
             mapping from each group to its own; None takes the desideratum's.
-        penalties: price of a mask of 1, in units of the target's logit; one is chosen.
-        seeds: of the order of mini-batches; one is chosen.
-        epochs: passes over the train split.
-        learning_rate: of Adam.
-        start: value of every mask in the beginning.
-        batch: examples in a mini-batch.
         n_random: random sets of equal size: of as many heads of the model, or of as many of the circuit's edges; fewer where
             there are no more.
-        confidence: coverage of the intervals.
         seed: of the random sets.
-        memory: budget for activations, as `4GiB`.
         journal: where every trained mask is written; those already in it are taken over.
-        progress: show a progress bar.
 
     Raises:
         BadSetting: a number is out of its bounds, there is nothing to mask, or the model runs by hooks.
@@ -129,14 +93,9 @@ def dcm(
     chosen = _as_desiderata(desiderata)
     check_circuit(model.graph, circuit)
     named = dict(groups if groups is not None else circuit.groups if circuit is not None else {})
-    fit = MaskFit(
-        penalties=tuple(map(float, as_list_of_numbers("penalties", penalties))),
-        seeds=tuple(as_list("seeds", seeds)),
-        epochs=epochs,
-        learning_rate=learning_rate,
-        start=start,
-        batch=batch,
-    )
+    given: Any = options
+    penalties = tuple(map(float, as_list_of_numbers("penalties", given["penalties"])))
+    fit = from_options(MaskFit, given, penalties=penalties, seeds=tuple(as_list("seeds", given["seeds"])))
     if not fit.penalties or not fit.seeds:
         raise BadSetting("penalties= and seeds= need at least one value each")
     places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]
@@ -145,10 +104,11 @@ def dcm(
     identity = _identity(model, over, fit, chosen, parts, places)
     found, by_group = [], []
     steps = len(chosen) * len(fit.penalties) * len(fit.seeds)
-    with closing(Memo(journal, identity)) as memo, progress_bar(steps, f"dcm on {model.name}", "mask", progress) as bar:
+    bar_of = progress_bar(steps, f"dcm on {model.name}", "mask", given["progress"])
+    with closing(Memo(journal, identity)) as memo, bar_of as bar:
         for one, own, of_groups in zip(chosen, parts, table, strict=True):
             needed = together([each.needed for each in (own, of_groups) if each is not None])
-            how: dict[str, Any] = {"positions": needed, "memory": memory, "name": "dcm"}
+            how: dict[str, Any] = {"positions": needed, "memory": given["memory"], "name": "dcm"}
             helds = {
                 split: hold(model, Ablation("resample"), getattr(one, split), TARGET_LOGIT, batch=size, **how)
                 for split, size in (("train", fit.batch), ("choose", AT_ONCE), ("report", AT_ONCE))
@@ -163,12 +123,12 @@ def dcm(
 
                 trials.append(MaskTrial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
                 bar.update(1)
-            settings = (n_random, confidence, seed)
+            settings = (n_random, given["confidence"], given["seed"])
             found.append(_report(model, one, own, trials, helds["report"], settings))
             if of_groups is not None:
                 by_group += _report_groups(model, one, of_groups, helds["report"], settings)
     graph = model.graph
-    return Dcm(over, tuple(found), tuple(by_group), (graph.n_layers, graph.n_heads), n_random, confidence)
+    return Dcm(over, tuple(found), tuple(by_group), (graph.n_layers, graph.n_heads), n_random, given["confidence"])
 
 
 def _rounded(mask: Float[Tensor, "C"]) -> Float[Tensor, "C"]:

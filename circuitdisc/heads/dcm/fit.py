@@ -4,40 +4,53 @@ Shape letters: C components, N readings, W columns of the unembedding.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitdisc.checks import BATCH, EPOCHS, RATE, SHARE, Real, Whole
 from circuitdisc.engine.changed_heads import Held
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.dcm.parts import Parts
 from circuitdisc.metrics import Metric, model_output
 from circuitdisc.models.model import Model
+from circuitdisc.options import Drawing, Option
 
 PENALTIES = (0.01, 0.1, 1.0)
-
-
 TARGET_LOGIT = Metric("target_logit", model_output, "answers", False, "logit of the target")
 
 
-class MaskFit:
-    """How masks are trained; see `dcm`."""
+class MaskFitting(Drawing, total=False):
+    """How masks are trained."""
 
-    def __init__(
-        self,
-        *,
-        penalties: tuple[float, ...] = PENALTIES,
-        seeds: tuple[int, ...] = (0,),
-        epochs: int = 2,
-        learning_rate: float = 0.1,
-        start: float = 0.5,
-        batch: int = 10,
-    ) -> None:
-        self.penalties, self.seeds, self.epochs = penalties, seeds, epochs
-        self.learning_rate, self.start, self.batch = learning_rate, start, batch
+    penalties: Annotated[
+        float | Sequence[float],
+        Option(PENALTIES, "price of a mask of 1, in units of the target's logit; one is chosen.", Real(0, 1e6, many=True)),
+    ]
+    seeds: Annotated[
+        int | Sequence[int],
+        Option((0,), "of the order of mini-batches; one is chosen.", Whole(0, 2**32 - 1, many=True)),
+    ]
+    epochs: Annotated[int, Option(2, "passes over the train split.", EPOCHS)]
+    learning_rate: Annotated[float, Option(0.1, "of Adam.", RATE)]
+    start: Annotated[float, Option(0.5, "value of every mask in the beginning.", SHARE)]
+    batch: Annotated[int, Option(10, "examples in a mini-batch.", BATCH)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFit:
+    """How masks are trained, checked; see `MaskFitting`."""
+
+    penalties: tuple[float, ...] = PENALTIES
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 2
+    learning_rate: float = 0.1
+    start: float = 0.5
+    batch: int = 10
 
     def to_dict(self) -> dict[str, Any]:
         """What two calls must share for the masks of one to serve the other."""

@@ -5,16 +5,14 @@ Shape letters: C components, X sets of components, B examples, L layers, H heads
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.errors import UnknownName
 from circuitdisc.graph import Node
-from circuitdisc.heads.base import Row, plain, plain_rows
-from circuitdisc.schemas import validate
+from circuitdisc.results import Result, Row, plain_rows
 from circuitdisc.stats import Partition, share_interval
 
 
@@ -50,8 +48,8 @@ class Met:
         return cls(float(met.mean()), float(ends.low), float(ends.high), float(kept.mean()), float(logit.mean()), len(met))
 
 
-@dataclass(frozen=True)
-class MaskTrial:
+@dataclass(frozen=True, repr=False)
+class MaskTrial(Result):
     """One trained mask.
 
     Args:
@@ -59,6 +57,8 @@ class MaskTrial:
         mask: before rounding. Length C.
         chosen_by: share of the examples of the second split on which the rounded mask meets the desideratum.
     """
+
+    WHERE = "a trained mask in the journal"
 
     penalty: float
     seed: int
@@ -70,21 +70,9 @@ class MaskTrial:
         """Components that the rounded mask patches."""
         return sum(value > 0.5 for value in self.mask)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"penalty": self.penalty, "seed": self.seed, "mask": list(self.mask), "chosen_by": self.chosen_by}
 
-    @classmethod
-    def from_dict(cls, line: Mapping[str, Any]) -> "MaskTrial":
-        """The inverse of `to_dict`.
-
-        Raises:
-            BadFile: it is none.
-        """
-        return validate(cls, line, "a trained mask in the journal")
-
-
-@dataclass(frozen=True)
-class FoundMask:
+@dataclass(frozen=True, repr=False)
+class FoundMask(Result):
     """One desideratum.
 
     Args:
@@ -97,6 +85,11 @@ class FoundMask:
         sizes: examples of each split.
         met: example by example, in the order: mask, all, none, random sets. [X, B]
     """
+
+    KEYS = (
+        "desideratum", "masked", "components", "chosen=trial", "trials=tried", "patched", "all=everything", "none=nothing",
+        "random", "p_value", "n=sizes",
+    )  # fmt: skip
 
     desideratum: str
     components: tuple[str, ...]
@@ -114,6 +107,11 @@ class FoundMask:
         return self.trials[self.best]
 
     @property
+    def tried(self) -> list[Row]:
+        """All trained masks, with their sizes."""
+        return [{**trial.to_dict(), "size": trial.size} for trial in self.trials]
+
+    @property
     def masked(self) -> tuple[str, ...]:
         """The components that the chosen mask patches."""
         return tuple(name for name, value in zip(self.components, self.trial.mask, strict=True) if value > 0.5)
@@ -123,14 +121,16 @@ class FoundMask:
         return p_value(self.patched.share, self.random)
 
 
-@dataclass(frozen=True)
-class GroupMet:
+@dataclass(frozen=True, repr=False)
+class GroupMet(Result):
     """One whole group of heads patched, under one desideratum.
 
     Args:
         positions: where, in words.
         random: shares met by random sets of as many heads.
     """
+
+    KEYS = ("desideratum", "group", "heads", "positions", "patched=met", "random", "p_value")
 
     desideratum: str
     group: str
@@ -139,14 +139,18 @@ class GroupMet:
     met: Met
     random: tuple[float, ...]
 
+    @property
+    def p_value(self) -> float | None:
+        return p_value(self.met.share, self.random)
+
 
 def p_value(share: float, random: Sequence[float]) -> float | None:
     """Share of the sets, this one among them, that meet the desideratum at least as often; None without random ones."""
     return (1 + sum(one >= share for one in random)) / (1 + len(random)) if random else None
 
 
-@dataclass(frozen=True)
-class Dcm:
+@dataclass(frozen=True, repr=False)
+class Dcm(Result):
     """The masks of all desiderata, and what they do.
 
     Args:
@@ -158,12 +162,19 @@ class Dcm:
         confidence: coverage of the intervals.
     """
 
+    KEYS = ("over", "confidence", "n_random", "desiderata=found", "groups")
+
     over: str
     found: tuple[FoundMask, ...]
     groups: tuple[GroupMet, ...]
     shape: tuple[int, int]
     n_random: int
     confidence: float
+
+    @property
+    def n(self) -> int:
+        """Examples of the third split, over all desiderata."""
+        return sum(one.patched.n for one in self.found)
 
     def get(self, desideratum: str) -> FoundMask:
         """One desideratum.
@@ -233,41 +244,6 @@ class Dcm:
             for _, layer, head in map(Node.parse, members[name]):
                 values[layer, head] = np.nanmax([values[layer, head], value]) if values[layer, head] >= 0 else value
         return values
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "over": self.over,
-            "confidence": self.confidence,
-            "n_random": self.n_random,
-            "desiderata": [
-                {
-                    "desideratum": one.desideratum,
-                    "masked": list(one.masked),
-                    "components": list(one.components),
-                    "chosen": one.trial.to_dict(),
-                    "trials": [{**trial.to_dict(), "size": trial.size} for trial in one.trials],
-                    "patched": asdict(one.patched),
-                    "all": asdict(one.everything),
-                    "none": asdict(one.nothing),
-                    "random": list(one.random),
-                    "p_value": plain(one.p_value),
-                    "n": dict(one.sizes),
-                }
-                for one in self.found
-            ],
-            "groups": [
-                {
-                    "desideratum": one.desideratum,
-                    "group": one.group,
-                    "heads": list(one.heads),
-                    "positions": one.positions,
-                    "patched": asdict(one.met),
-                    "random": list(one.random),
-                    "p_value": plain(p_value(one.met.share, one.random)),
-                }
-                for one in self.groups
-            ],
-        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All masks [trials, C] and which examples meet each desideratum [X, B], by name."""

@@ -5,7 +5,7 @@ Shape letters: n heads, K head width, L layers, H heads, B examples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,22 +13,46 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import BATCH, EPOCHS, RATE, Real
 from circuitdisc.engine.changed_heads import Held, head_values, hold, metric_values
 from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadFile, BadSetting
-from circuitdisc.heads.base import Row
 from circuitdisc.heads.localised.head_edits import HeadEdit, edit_values
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Drawing, Option
+from circuitdisc.results import Row
 from circuitdisc.schemas import validate
 from circuitdisc.tasks.base import Example
 
 LOSS = get_metric("log_prob")
+PRICES = Real(0, 1e6, many=True)
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0, 8.0)
+
+
+class EditFitting(Drawing, total=False):
+    """How an edit is learned and chosen."""
+
+    l1: Annotated[
+        float | Sequence[float],
+        Option((0.0, 0.001), "price of the offsets' absolute values, for each of which an edit is trained (`offset`).", PRICES),
+    ]
+    factors: Annotated[
+        float | Sequence[float],
+        Option(FACTORS, "what the attention to the first token is multiplied by (`first_token`).", PRICES),
+    ]
+    epochs: Annotated[int, Option(10, "passes over the examples trained on; after each the edit is a candidate.", EPOCHS)]
+    learning_rate: Annotated[float | None, Option(None, "of Adam; None: 0.01 for offsets, 0.1 for shares.", RATE)]
+    batch: Annotated[int, Option(16, "examples in a mini-batch.", BATCH)]
+    metric: Annotated[
+        str | Metric | None,
+        Option(None, "what candidates are chosen by, and what is reported beside accuracy; None: `log_prob`."),
+    ]
 
 
 @dataclass(frozen=True)
 class EditFit:
-    """How an edit is learned; see `localised`."""
+    """How an edit is learned, checked; see `EditFitting`."""
 
     l1: tuple[float, ...]
     factors: tuple[float, ...]

@@ -16,33 +16,25 @@ Source: see `heads/localised/head_edits.py`.
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import (
-    BATCH,
-    CONFIDENCE,
-    EPOCHS,
-    EXAMPLES,
-    N_RANDOM,
-    RATE,
-    SEED,
-    Real,
-    Whole,
-    bounded,
-    check_choice,
-)
+from circuitdisc.checks import EXAMPLES, N_RANDOM, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
+from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.heads.base import as_list, head_mask, mean_intervals
+from circuitdisc.heads.base import as_list, head_mask
 from circuitdisc.heads.dcm.parts import check_circuit, draws
-from circuitdisc.heads.localised.fit import EditFit, Learned, Splits, head_norms, learn, task_vectors
+from circuitdisc.heads.localised.fit import EditFit, EditFitting, Learned, Splits, head_norms, learn, task_vectors
 from circuitdisc.heads.localised.result import EditEffect, Localised
 from circuitdisc.identity import Identity, identity_of
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import from_options, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo
 from circuitdisc.stats import partition_of
@@ -51,23 +43,11 @@ from circuitdisc.tasks.measured import beside, metric_for
 
 KINDS = ("offset", "inject", "first_token")
 RATES = {"offset": 0.01, "inject": 0.1, "first_token": 0.0}
-FACTORS = (0.0, 0.25, 0.5, 0.75, 1.5, 2.0, 4.0, 8.0)
 LOFIT = "lofit"
 
 
-@bounded(
-    k=Whole(1, 1_000_000),
-    n_choose=EXAMPLES,
-    l1=Real(0, 1e6, many=True),
-    selection_l1=Real(0, 1e6),
-    factors=Real(0, 1e6, many=True),
-    epochs=EPOCHS,
-    learning_rate=RATE,
-    batch=BATCH,
-    n_random=N_RANDOM,
-    confidence=CONFIDENCE,
-    seed=SEED,
-)
+@bounded(k=Whole(1, 1_000_000), n_choose=EXAMPLES, selection_l1=Real(0, 1e6), n_random=N_RANDOM)
+@takes(EditFitting)
 def localised(
     model: Model,
     task: Task,
@@ -76,20 +56,11 @@ def localised(
     *,
     k: int | None = None,
     n_choose: int | None = None,
-    l1: float | Sequence[float] = (0.0, 0.001),
     selection_l1: float = 0.001,
-    factors: float | Sequence[float] = FACTORS,
     demonstrations: Sequence[Example] | None = None,
-    epochs: int = 10,
-    learning_rate: float | None = None,
-    batch: int = 16,
-    metric: str | Metric | None = None,
     n_random: int = 5,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
     journal: Journal | None = None,
-    progress: bool = False,
+    **options: Unpack[EditFitting],
 ) -> Localised:
     """Edit some heads, learned on train examples, and measure held-out ones before and after, beside random heads.
 
@@ -98,20 +69,11 @@ def localised(
         kind: `offset`, `inject` or `first_token`.
         k: how many heads `lofit` takes; None: a tenth of the model's, at least one.
         n_choose: how many of the train examples choose; None: a third.
-        l1: price of the offsets' absolute values, for each of which an edit is trained (`offset`).
-        selection_l1: the same of the scalings in `lofit`.
-        factors: what the attention to the first token is multiplied by (`first_token`).
+        selection_l1: price of the scalings' absolute values in `lofit`.
         demonstrations: examples whose mean is injected (`inject`); None: those that are trained on.
-        epochs: passes over the examples trained on; after each the edit is a candidate.
-        learning_rate: of Adam; None: 0.01 for offsets, 0.1 for shares.
-        batch: examples in a mini-batch.
-        metric: what candidates are chosen by, and what is reported beside accuracy; None: `log_prob`.
         n_random: how often as many random heads are drawn; fewer where there are no more choices.
-        confidence: coverage of the intervals.
         seed: of the mini-batches, the random heads and the bootstrap.
-        memory: budget for activations.
         journal: where each edit is written when it is learned; those already in it are taken over.
-        progress: show a progress bar.
 
     Raises:
         UnknownName: kind or metric is not known.
@@ -123,23 +85,17 @@ def localised(
     Source: Yin, Ye and Durrett 2024 (LoFiT); Park and Rhee 2025 (soft injection); Han et al. 2025 (ZeroTuning).
     """
     check_choice("kind", kind, KINDS)
-    measure = metric_for(model, task, metric or "log_prob")
+    given: Any = options
+    measure = metric_for(model, task, given["metric"] or "log_prob")
     gradients_of(model, Ablation("zero"), get_metric("log_prob"), "localised")
-    rate = RATES[kind] or 0.01 if learning_rate is None else learning_rate
-    fit = EditFit(
-        l1=tuple(map(float, _numbers("l1", l1))),
-        factors=tuple(map(float, _numbers("factors", factors))),
-        epochs=epochs,
-        learning_rate=rate,
-        batch=batch,
-        seed=seed,
-        metric=measure,
-    )
+    rate = RATES[kind] or 0.01 if given["learning_rate"] is None else given["learning_rate"]
+    l1, factors = (tuple(map(float, _numbers(name, given[name]))) for name in ("l1", "factors"))
+    fit = from_options(EditFit, given, l1=l1, factors=factors, learning_rate=rate, metric=measure)
     examples = _three_splits(task, n_choose)
     if demonstrations is not None and not demonstrations:
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
-    splits = Splits(model, examples, fit.batch, memory)
+    splits = Splits(model, examples, fit.batch, given["memory"])
     identity = _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations)
     with closing(Memo(journal, identity)) as memo:
         norms: dict[str, float] = {}
@@ -148,17 +104,17 @@ def localised(
             chosen = list(norms)[: _size(model, k)]
         vectors = None
         if kind == "inject":
-            vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, memory)
+            vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, given["memory"])
         names = list(model.graph.heads)
         own = frozenset(names.index(head) for head in chosen)
-        drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(seed))]
+        drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(fit.seed))]
         learned = []
-        with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", progress) as bar:
+        with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", given["progress"]) as bar:
             for number, some in enumerate([chosen, *drawn]):
                 edit = memo.get(f"edit {number}", lambda some=some: learn(splits, kind, some, fit, vectors).to_dict())
                 learned.append(Learned.from_dict(edit, model.dtype))
                 bar.update(1)
-    return _report(splits, kind, learned, norms, fit, confidence)
+    return _report(splits, kind, learned, norms, fit, given["confidence"])
 
 
 def _report(

@@ -4,26 +4,30 @@ Shape letters: L layers, H heads, B examples.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.graph import Node
-from circuitdisc.heads.base import Row, plain, plain_rows
 from circuitdisc.heads.localised.fit import Learned
 from circuitdisc.heads.localised.head_edits import HeadEdit
+from circuitdisc.results import Result, Row, plain_rows
 
 
-@dataclass(frozen=True)
-class EditEffect:
+@dataclass(frozen=True, repr=False)
+class EditEffect(Result):
     """What an edit does to one metric on the held-out examples.
 
     Args:
         before, after: means without and with it, with intervals; so has their difference.
         controls: the difference when as many random heads are edited, each trained and chosen anew.
     """
+
+    KEYS = (
+        "metric", "n", "before", "before_low", "before_high", "after", "after_low", "after_high", "difference", "low", "high",
+        "controls", "p_value",
+    )  # fmt: skip
 
     metric: str
     n: int
@@ -46,8 +50,8 @@ class EditEffect:
         return (1 + sum(control >= self.difference for control in self.controls)) / (1 + len(self.controls))
 
 
-@dataclass(frozen=True)
-class Localised:
+@dataclass(frozen=True, repr=False)
+class Localised(Result):
     """A localised intervention and its effect.
 
     Args:
@@ -61,6 +65,11 @@ class Localised:
         values: metric values of the held-out examples: `before <metric>`, `after <metric>`. [B]
     """
 
+    KEYS = (
+        "kind", "heads", "chosen", "history", "unedited on the second split=unedited", "effects", "by_head", "random_heads",
+        "random_chosen", "norms", "n=sizes", "confidence",
+    )  # fmt: skip
+
     kind: str
     learned: Learned
     effects: tuple[EditEffect, ...]
@@ -71,6 +80,40 @@ class Localised:
     shape: tuple[int, int]
     confidence: float
     values: Mapping[str, Float[np.ndarray, "B"]]
+
+    @property
+    def n(self) -> int:
+        """Held-out examples."""
+        return self.effects[0].n
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The edited heads."""
+        return self.edit.heads
+
+    @property
+    def chosen(self) -> Row:
+        """What the edit was made with, and the mean metric that it was chosen by."""
+        return self.learned.best
+
+    @property
+    def history(self) -> tuple[Row, ...]:
+        """A line for every candidate."""
+        return self.learned.history
+
+    @property
+    def by_head(self) -> list[Row]:
+        return self.head_table()
+
+    @property
+    def random_heads(self) -> list[tuple[str, ...]]:
+        """The heads of each random draw."""
+        return [control.edit.heads for control in self.controls]
+
+    @property
+    def random_chosen(self) -> list[Row]:
+        """What the edit of each random draw was made with."""
+        return [control.best for control in self.controls]
 
     @property
     def edit(self) -> HeadEdit:
@@ -122,22 +165,6 @@ class Localised:
             node = Node.parse(str(row["head"]))
             values[node.layer, node.head] = row[column]
         return values
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "heads": list(self.edit.heads),
-            "chosen": dict(self.learned.best),
-            "history": list(self.learned.history),
-            "unedited on the second split": self.unedited,
-            "effects": [{**asdict(one), "controls": list(one.controls), "p_value": plain(one.p_value)} for one in self.effects],
-            "by_head": self.head_table(),
-            "random_heads": [list(one.edit.heads) for one in self.controls],
-            "random_chosen": [dict(one.best) for one in self.controls],
-            "norms": dict(self.norms),
-            "n": dict(self.sizes),
-            "confidence": self.confidence,
-        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Values of every held-out example, by name."""

@@ -12,20 +12,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from circuitdisc.ablation import Ablation
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from typing_extensions import Unpack
+
+from circuitdisc.checks import N_RANDOM, Whole, bounded
+from circuitdisc.engine.measuring import AblatingAll
 from circuitdisc.heads.base import as_list
 from circuitdisc.heads.neurons.importance import Method
 from circuitdisc.heads.neurons.neurons import NeuronImportance, neurons
 from circuitdisc.heads.neurons.table import NeuronTable, neuron_table
 from circuitdisc.heads.neurons.tokens import NeuronTokens, neuron_tokens
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
+from circuitdisc.results import Result, Row
 from circuitdisc.tasks.base import Task
 
 
-@dataclass(frozen=True)
-class NeuronAnalysis:
+@dataclass(frozen=True, repr=False)
+class NeuronAnalysis(Result):
     """Importance, table and tokens of the best neurons.
 
     Args:
@@ -33,18 +36,16 @@ class NeuronAnalysis:
         tokens: of the first neurons of the order.
     """
 
+    KEYS = ("by", "importance", "table", "tokens")
+
     importance: NeuronImportance
     table: NeuronTable
     tokens: tuple[NeuronTokens, ...]
     by: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "by": self.by,
-            "importance": self.importance.to_dict(),
-            "table": self.table.to_dict(),
-            "tokens": [vars(one) for one in self.tokens],
-        }
+    def _rows(self) -> list[Row]:
+        """A row a neuron, as `NeuronImportance.table` has them."""
+        return self.importance.table(len(self.tokens), self.by)
 
 
 @bounded(
@@ -53,9 +54,8 @@ class NeuronAnalysis:
     n_random=N_RANDOM,
     top=Whole(1, 1_000_000),
     n_tokens=Whole(1, 1_000_000),
-    confidence=CONFIDENCE,
-    seed=SEED,
 )
+@takes(AblatingAll)
 def neuron_analysis(
     model: Model,
     task: Task,
@@ -68,12 +68,7 @@ def neuron_analysis(
     n_random: int = 5,
     top: int = 20,
     n_tokens: int = 10,
-    ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | Metric | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[AblatingAll],
 ) -> NeuronAnalysis:
     """Find the neurons that the answer, or what heads do for it, depends on; mask them; read them as tokens.
 
@@ -88,21 +83,17 @@ def neuron_analysis(
         n_tokens: how many tokens of each.
         ablation: what an ablated head, and a masked neuron, carries: `zero`, or `mean` over the train split's prompts.
         metric: of the table, beside accuracy; None takes the task's own.
-        confidence: coverage of the intervals.
         seed: of the random neurons.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         CircuitdiscError: as `neurons`, `neuron_table` and `neuron_tokens`.
     """
-    shared: Any = {"ablation": ablation, "confidence": confidence, "memory": memory, "progress": progress}
+    shared: Any = dict(options)
+    of_table = {name: shared.pop(name) for name in ("metric", "seed")}
     wanted = as_list("sizes", sizes)
     found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
     by = by or ("importance" if found.without is None else "change")
     order = found.order(by)
     fitting = [size for size in wanted if size <= len(order)] or [len(order)]
-    table = neuron_table(
-        model, task, order, sizes=fitting, layers=found.layers, metric=metric, n_random=n_random, seed=seed, **shared
-    )
+    table = neuron_table(model, task, order, sizes=fitting, layers=found.layers, n_random=n_random, **of_table, **shared)
     return NeuronAnalysis(found, table, tuple(neuron_tokens(model, order[:top], k=n_tokens)), by)

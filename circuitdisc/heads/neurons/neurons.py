@@ -21,21 +21,23 @@ from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import CONFIDENCE, Whole, bounded
+from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.neuron_run import NeuronRuns
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.heads.base import OverExamples, Row, as_list, examples_of, head_mask, mean_intervals, plain_rows
+from circuitdisc.heads.base import as_list, head_mask
 from circuitdisc.heads.neurons.importance import Method, neuron_importance
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Row, ValuesOverExamples, plain_rows
 from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task, collate
 from circuitdisc.tasks.measured import need_choice
 
 
-@dataclass(frozen=True)
-class NeuronImportance(OverExamples):
+@dataclass(frozen=True, repr=False)
+class NeuronImportance(ValuesOverExamples):
     """Importance of every neuron of some layers, example by example.
 
     Args:
@@ -46,6 +48,8 @@ class NeuronImportance(OverExamples):
         knocked_out: the heads ablated.
         method: `added` or `removed`.
     """
+
+    KEYS = ("layers", "neurons=first", "knocked_out", "method", "ablation", "n", "split", "confidence")
 
     layers: tuple[int, ...]
     values: Float[np.ndarray, "G M B"]
@@ -100,18 +104,10 @@ class NeuronImportance(OverExamples):
         low, high = mean_intervals(shown, self.over, self.confidence)
         return row | {"low": float(low), "high": float(high), "activation": self.activations[g, index], "n": self.n}
 
-    def to_dict(self, k: int = 100) -> dict[str, Any]:
-        """Settings and the first k neurons; the arrays are too large for JSON."""
-        return {
-            "layers": list(self.layers),
-            "neurons": self.table(k),
-            "knocked_out": list(self.knocked_out),
-            "method": self.method,
-            "ablation": self.ablation,
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-        }
+    @property
+    def first(self) -> list[Row]:
+        """The first hundred neurons: what a file has, in which all would be too many."""
+        return self.table(100)
 
 
 @bounded(layers=Whole(0, 100_000, many=True), confidence=CONFIDENCE)

@@ -12,31 +12,30 @@ Shape letters: L layers, M neurons of a layer, K sizes, B examples, R random dra
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.checks import N_RANDOM, Whole, bounded
 from circuitdisc.controls import different_sets
+from circuitdisc.engine.measuring import Measurement, Measuring, examples_of, mean_intervals
 from circuitdisc.engine.neuron_run import NeuronRuns, n_neurons
-from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
-from circuitdisc.heads.base import Row, as_list, examples_of, mean_intervals, neuron_index, plain_rows
+from circuitdisc.heads.base import as_list, neuron_index
 from circuitdisc.heads.neurons.neurons import checked_layers
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.stats import Partition, partition_of, share_interval
+from circuitdisc.options import takes
+from circuitdisc.results import Result, Row, plain_rows
+from circuitdisc.stats import Partition, share_interval
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import beside, metric_for, need_choice
+from circuitdisc.tasks.measured import beside, need_choice
 
 DOINGS = ("mask", "keep")
 
 
-@dataclass(frozen=True)
-class NeuronTable:
+@dataclass(frozen=True, repr=False)
+class NeuronTable(Result):
     """Metric and accuracy when neurons are masked.
 
     Args:
@@ -47,6 +46,8 @@ class NeuronTable:
         layers: whose neurons `keep` ablates but for the kept ones.
         n_neurons: neurons in each layer.
     """
+
+    KEYS = ("rows", "layers", "n_neurons", "metric", "ablation", "n", "split", "confidence")
 
     sizes: tuple[int, ...]
     full: dict[str, Float[np.ndarray, "B"]]
@@ -64,6 +65,11 @@ class NeuronTable:
     def n(self) -> int:
         """Examples."""
         return len(self.full[self.metric])
+
+    @property
+    def rows(self) -> list[Row]:
+        """The lines of `table`, under the name that a file has for them."""
+        return self.table()
 
     def table(self) -> list[Row]:
         """A line for the full model, then for every size masked and kept."""
@@ -93,26 +99,9 @@ class NeuronTable:
         low, high = mean_intervals(values, self.over, self.confidence)
         return float(low), float(high)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "rows": self.table(),
-            "layers": list(self.layers),
-            "n_neurons": self.n_neurons,
-            "metric": self.metric,
-            "ablation": self.ablation,
-            "n": self.n,
-            "split": self.split,
-            "confidence": self.confidence,
-        }
 
-
-@bounded(
-    sizes=Whole(1, 10_000_000, many=True),
-    layers=Whole(0, 100_000, many=True),
-    n_random=N_RANDOM,
-    confidence=CONFIDENCE,
-    seed=SEED,
-)
+@bounded(sizes=Whole(1, 10_000_000, many=True), layers=Whole(0, 100_000, many=True), n_random=N_RANDOM)
+@takes(Measuring)
 def neuron_table(
     model: Model,
     task: Task,
@@ -120,14 +109,8 @@ def neuron_table(
     *,
     sizes: Sequence[int] = (10, 50, 100, 200),
     layers: Sequence[int] | None = None,
-    ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | Metric | None = None,
     n_random: int = 5,
-    split: str = "heldout",
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Measuring],
 ) -> NeuronTable:
     """Mask the top k neurons, or all but the top k, and measure metric and accuracy.
 
@@ -136,13 +119,9 @@ def neuron_table(
         sizes: the k's.
         layers: `keep` ablates all other neurons of these layers; None: of all layers.
         ablation: what a masked neuron carries: `zero` or `mean` over the clean prompts of the train split.
-        metric: None takes the task's own.
         n_random: random draws for each k.
         split: `train` or `heldout`; use another split than the one that the order comes from.
-        confidence: coverage of the intervals.
         seed: of the random draws.
-        memory: budget for activations, as `4GiB`.
-        progress: show a progress bar.
 
     Raises:
         GraphMismatch: the order names a neuron that the model lacks.
@@ -151,7 +130,7 @@ def neuron_table(
         UnknownName: metric, ablation or split is not known.
     """
     need_choice(model, "the neuron table")
-    cut, measure, examples = get_ablation(ablation), metric_for(model, task, metric), examples_of(task, split)
+    setup = Measurement.of_task(model, task, options)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
@@ -160,12 +139,12 @@ def neuron_table(
         raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
     inside = np.zeros((n_layers, width), dtype=bool)
     inside[list(chosen)] = True
-    masks = _masks(places, sizes, inside, n_random, np.random.default_rng(seed))
-    patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
+    masks = _masks(places, sizes, inside, n_random, np.random.default_rng(setup.seed))
+    patching = setup.patching()
     runs = NeuronRuns(patching, examples_of(task, "train"))
-    metrics = beside(model, measure, "accuracy")
-    with progress_bar(len(masks) * patching.n_chunks(examples), "neuron table", "run", progress) as bar:
-        found = runs.evaluate(examples, masks, metrics, bar.update)
+    metrics = beside(model, setup.metric, "accuracy")
+    with setup.bar(len(masks) * patching.n_chunks(setup.examples), "neuron table", "run") as bar:
+        found = runs.evaluate(setup.examples, masks, metrics, bar.update)
     values = {name: {m: one.double().cpu().numpy() for m, one in by_metric.items()} for name, by_metric in found.items()}
 
     def tops(name: str, doing: str) -> np.ndarray:
@@ -184,11 +163,7 @@ def neuron_table(
         random={name: {doing: randoms(name, doing) for doing in DOINGS} for name in names},
         layers=chosen,
         n_neurons=width,
-        metric=measure.name,
-        ablation=cut.label,
-        split=split,
-        confidence=confidence,
-        over=partition_of(examples),
+        **setup.about(),
     )
 
 

@@ -19,9 +19,10 @@ from circuitdisc.checks import Whole, bounded
 from circuitdisc.engine.neuron_run import n_neurons
 from circuitdisc.engine.readout import Readout
 from circuitdisc.engine.requirements import components_of
-from circuitdisc.heads.base import Row, neuron_index
+from circuitdisc.heads.base import neuron_index
 from circuitdisc.heads.neurons.importance import output_directions
 from circuitdisc.models.model import Model
+from circuitdisc.results import Row
 
 
 @dataclass(frozen=True)
