@@ -421,7 +421,7 @@ STOPS = {
     "cmap": (
         ["cmap", "base=tpp/base", "tuned=tpp/lightweight", "task=tpp"],
         sys.modules["circuitdisc.checkpoints.cmap.cmap"],
-        "Job",
+        "CrossJob",
         "nothing was kept",
     ),
 }

@@ -55,7 +55,7 @@ class HeadDecision:
 
 
 @dataclass
-class Ranking:
+class RankingLine:
     """The order of the edges that a search by groups goes through."""
 
     ranking: str
@@ -113,7 +113,7 @@ class TrainingStep:
 # algorithm -> the key that a line is known by -> its schema; an algorithm that is not here keeps no journal
 LINES: dict[str, dict[str, type]] = {
     "acdc": {"dead": DeadNode, "edge": EdgeDecision},
-    "bisect": {"ranking": Ranking, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
+    "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
     "exact": {"edge": EdgeScore},
     "head_ablation": {"head": HeadDecision},
     "path_patching": {"round": PathRound},

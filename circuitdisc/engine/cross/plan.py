@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdisc.engine.cross.patch import Patch
-from circuitdisc.engine.cross.run import Work
+from circuitdisc.engine.cross.run import CrossWork
 from circuitdisc.engine.memory import CPU_BYTES_PER_SENDER
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.files import size_words
@@ -263,14 +263,14 @@ def _chunks(lengths: Sequence[int], most: int, splits: Sequence[int]) -> tuple[t
 # --- passes ---------------------------------------------------------------------------------------------------------------
 
 
-def work_of(shapes: CrossShapes, patches: Iterable[Patch], everywhere: bool = True) -> Work:
+def work_of(shapes: CrossShapes, patches: Iterable[Patch], everywhere: bool = True) -> CrossWork:
     """What `CrossRun.values` computes for these patches, the unpatched run among it. The same steps, counted and not made.
 
     Args:
         everywhere: they are made at all tokens.
     """
     n_layers, n_heads, has_mlp = shapes.n_layers, shapes.n_heads, int(shapes.d_mlp > 0)
-    work, begun = Work(n_layers, n_layers, n_layers * has_mlp), set[int]()
+    work, begun = CrossWork(n_layers, n_layers, n_layers * has_mlp), set[int]()
     for patch in dict.fromkeys(patches):
         first = patch.first(n_layers)
         taken = Counter(layer for kind, layer, _ in patch.heads if kind == "output")

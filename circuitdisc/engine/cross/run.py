@@ -29,7 +29,7 @@ from circuitdisc.tasks.base import Example, PromptBatch, collate
 
 
 @dataclass
-class Work:
+class CrossWork:
     """What was computed, in layers: 1 is one layer's part for all tokens of all examples.
 
     Args:
@@ -56,7 +56,7 @@ class CrossRun:
     model: Model
     given: Given
     positions: Sequence[str | int] | None = None
-    work: Work = field(default_factory=Work)
+    work: CrossWork = field(default_factory=CrossWork)
 
     def values(
         self,
