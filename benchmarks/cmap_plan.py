@@ -26,7 +26,7 @@ from attribution import reset_peak, resident, rise
 from common import machine, markdown
 
 import circuitdisc as cd
-from circuitdisc.checkpoints.cmap.job import Job
+from circuitdisc.checkpoints.cmap.job import CrossJob
 from circuitdisc.checkpoints.cmap.plan import plan_patching
 from circuitdisc.checkpoints.cmap.sets import Wanted
 from circuitdisc.engine.cross.patch import HEAD_KINDS
@@ -89,7 +89,7 @@ def measure(case: dict[str, Any], base: str, tuned: str) -> dict[str, Any]:
     reset_peak()
     before = resident()
     spent = [0.0]
-    Job.run, Job.keep = timed(Job.run, spent), timed(Job.keep, spent)
+    CrossJob.run, CrossJob.keep = timed(CrossJob.run, spent), timed(CrossJob.keep, spent)
     found = cd.cmap(base, tuned, task, **settings)
     peak = rise(before)
     model = cd.load_model(base)
