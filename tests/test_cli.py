@@ -195,7 +195,7 @@ def test_killed_and_resumed(algorithm, tmp_path, capsys):
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (killed / "circuit.json").exists(), "the search was over before it was killed"
     assert main(["resume", str(killed)]) == 0
     assert (killed / "journal.jsonl").read_text().splitlines() == whole

@@ -17,6 +17,21 @@ from circuitdisc.runs import Journal, Memo, Run, Work, recorded, works_in
 IDENTITY = Identity({"weights of the model": "a"}, {}, {"seed": 0}, "1")
 
 
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch):
+    """Journals that a test leaves open, as a kill does, are closed after it."""
+    opened, begin = [], Journal.__init__
+
+    def opening(self, *args, **settings):
+        begin(self, *args, **settings)
+        opened.append(self)
+
+    monkeypatch.setattr(Journal, "__init__", opening)
+    yield
+    for journal in opened:
+        journal.close()
+
+
 def made(calls: list[str], name: str, value: object) -> object:
     calls.append(name)
     return value

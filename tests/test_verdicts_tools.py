@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verdicts import PATH, has, one_value, searched
 
+import circuitdisc.pages.cmap
+import circuitdisc.pages.dcm
+import circuitdisc.pages.heads  # noqa: F401
 from circuitdisc.checkpoints.cmap.result import CrossMap, CrossModel, GroupScore, ModelGap, Scored, UnitMap
 from circuitdisc.checkpoints.transfer.ladder import Ladder
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit as Row
