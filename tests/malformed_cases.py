@@ -44,6 +44,8 @@ FREE = (
     "ever found",
     "with whole",
     "always found",
+    "reject",  # of a test: computed anew from its p, whatever the file says
+    "for_circuit",
 )
 OPTIONAL = {
     "circuit.json": (
