@@ -64,6 +64,27 @@ def test_report_and_score_of_a_finished_run(finished, capsys):
     assert (finished / "scores.json").read_text() == before
 
 
+def test_bars_and_threads_change_no_score(finished, capsys):
+    """They leave the scores the run's own, which are written again, and its page with them."""
+    for more in ("progress=false", "--quiet", "threads=1"):
+        (finished / "report.html").unlink()
+        status, out, _ = run(capsys, "score", str(finished), more)
+        assert status == 0
+        assert out.strip().endswith(f"report  {finished / 'report.html'}")
+        assert (finished / "report.html").is_file()
+    assert run(capsys, "score", str(finished), "out=elsewhere")[0] == 2
+
+
+def test_settings_of_the_runs_own_task_can_be_changed(tmp_path, capsys):
+    folder, own = tmp_path / "run", ["model=toys/induction", "task=induction", "task.length=8", "ablation=resample"]
+    assert main(["discover", *own, "algorithm.threshold=0.1", *QUICK, f"out={folder}"]) == 0
+    before = (folder / "scores.json").read_text()
+    status, out, err = run(capsys, "score", str(folder), "task.length=6", "task.n_heldout=11", "scoring.n_random=1")
+    assert (status, "11" in out) == (0, True), err
+    assert (folder / "scores.json").read_text() == before
+    assert "Did you mean length" in run(capsys, "score", str(folder), "task.lenght=6")[2]
+
+
 def test_the_circuit_of_one_checkpoint_is_scored_on_another(finished, capsys):
     status, out, _ = run(capsys, "score", str(finished), "model=tpp/featherweight", "scoring.n_random=1")
     assert status == 0

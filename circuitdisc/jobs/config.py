@@ -179,10 +179,15 @@ def _unreadable(error: Exception) -> BadSetting:
     return BadSetting(f"these settings cannot be read: {' '.join(words.split())}.{quotes}")
 
 
-def changes_of(overrides: list[str]) -> dict[str, Any]:
-    """What overrides of the main job change, as nested sections; a group's option stands for all its settings."""
+def changes_of(overrides: list[str], asked: Sequence[str]) -> dict[str, Any]:
+    """What some overrides of the main job change, as nested sections; a group's option stands for all its settings.
+
+    Args:
+        overrides: all of them.
+        asked: those whose changes are wanted.
+    """
     composed, changes = plain(compose(overrides)), dict[str, Any]()
-    for override in overrides:
+    for override in asked:
         head, dot, rest = override.partition("=")[0].partition(".")
         if not dot and head in composed:
             changes[head] = composed[head]

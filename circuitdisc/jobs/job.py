@@ -258,14 +258,22 @@ def check_call(settings: Mapping[str, Any]) -> None:
 
     if not isinstance(settings.get("out"), str | None):
         raise BadSetting(f"out={shown(settings['out'])} is not the name of a folder: write it as out='...'")
-    threads = settings["threads"]
-    if threads is not None:
-        THREADS.check("threads", threads)
     check_sections(settings)
-    if threads is not None:
-        import torch
+    set_threads(settings["threads"])
 
-        torch.set_num_threads(threads)
+
+def set_threads(threads: int | None) -> None:
+    """Tell torch how many threads to use; None leaves its own choice.
+
+    Raises:
+        BadSetting: it is not a whole number that torch can start.
+    """
+    if threads is None:
+        return
+    THREADS.check("threads", threads)
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 # --- the folder that a call leaves ----------------------------------------------------------------------------------------

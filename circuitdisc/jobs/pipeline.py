@@ -69,7 +69,7 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
 
     Args:
         config: sections `model`, `task`, `algorithm`, `ablation`, `metric`, `scoring`, and `seed`, `memory`, `allow_chance`,
-            `progress`; as in conf/config.yaml.
+            `progress`; as in conf/discover.yaml.
         folder: the run's folder; None makes one under runs/.
 
     Raises:

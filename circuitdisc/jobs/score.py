@@ -1,10 +1,11 @@
 """`circuitdisc score`: a run's circuit scored again, by every score (--all), or scores of edges from a file (--scores)."""
 
 from pathlib import Path
+from typing import Any
 
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.jobs.config import DISCOVER, changes_of, read_overrides
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.job import Call, Job, set_threads
 from circuitdisc.jobs.scores_file import FILE_JOB
 
 ALL, SCORES = "--all", "--scores"
@@ -14,11 +15,11 @@ def _work(call: Call) -> str:
     if SCORES in call.options:
         return _score_file(call)
     folder = call.run_folder()
-    changes = changes_of(read_overrides(call.args[1:]))
+    changes, progress = _changes(call, folder)
     if ALL in call.options:
         from circuitdisc.jobs.judge import judge
 
-        text = judge(folder, changes, command=call.command).text()
+        text = judge(folder, changes, progress, call.command).text()
         if changes:
             return text
         from circuitdisc.jobs.pipeline import write_page
@@ -28,8 +29,28 @@ def _work(call: Call) -> str:
     from circuitdisc.jobs.pipeline import CIRCUIT, rescore, write_page
     from circuitdisc.pages import scores_table
 
-    table = scores_table(rescore(folder, changes), circuit=Circuit.load(folder / CIRCUIT))
+    table = scores_table(rescore(folder, changes, progress), circuit=Circuit.load(folder / CIRCUIT))
     return table if changes else f"{table}\n\nreport  {write_page(folder)}"
+
+
+def _changes(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
+    """What is to be scored otherwise than the run has it, in the run's own task and ablation; and whether bars are shown.
+
+    Raises:
+        BadRun: the folder is not a run.
+        UnknownName, BadSetting: a setting is not known, or cannot be used.
+    """
+    from circuitdisc.sections import open_run
+
+    own = open_run(folder).config
+    options = {"task": own["task"]["name"], "ablation": own["ablation"]["kind"]}
+    asked = [f"{group}={option}" for group, option in options.items() if group not in call.given]
+    overrides = read_overrides([*asked, *call.args[1:]])
+    changes = changes_of(overrides, overrides[len(asked) :])
+    if changes.pop("out", None) is not None:
+        raise BadSetting(f"the scores of {folder} are written into its own folder: leave out= out")
+    set_threads(changes.pop("threads", None))
+    return changes, changes.pop("progress", True)
 
 
 def _score_file(call: Call) -> str:

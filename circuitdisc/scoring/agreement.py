@@ -86,7 +86,11 @@ class TopAgreement:
             f"On {_valued(self.circuit)} of {self.n:,} {SPLIT_WORDS[self.split]} the circuit's most likely token is the full "
             "model's, be it right or wrong."
         )
-        caveats = [] if own > nothing else ["The empty circuit agrees as often: so far agreement is no merit of this circuit."]
+        caveats = (
+            []
+            if own > nothing
+            else ["The empty circuit agrees at least as often: so far agreement is no merit of this circuit."]
+        )
         as_good = sum(value >= own for value in drawn)
         chance = chance_caveats(
             RANDOM_CIRCUITS, "agree at least as often with the model", self.circuit.controls, as_good, self.circuit.matched
