@@ -48,6 +48,7 @@ class Worker:
 
     def run(self, args: list[str], patience: float = 60) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None:
+            self.close()
             path = Path(__file__).with_name("malformed_worker.py")
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -70,7 +71,7 @@ class Worker:
     def close(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()  # closes its pipes
 
 
 @pytest.fixture(scope="module")

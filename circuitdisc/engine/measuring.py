@@ -26,10 +26,8 @@ from circuitdisc.models.model import Model
 from circuitdisc.options import Drawing, OnSplit, Option, from_options
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import Partition, interval, partition_of
-from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.base import SPLITS, Example, Task
 from circuitdisc.tasks.measured import metric_for
-
-SPLITS = ("train", "heldout")
 
 
 class Ablating(TypedDict, total=False):

@@ -19,21 +19,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
+from circuitdisc.checks import N_RANDOM, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
-from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import Labels, Metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.base import Score, judging_ablation
+from circuitdisc.options import takes
+from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats
+from circuitdisc.scoring.judging import Judging, check_graph, judging
 from circuitdisc.scoring.kind import ScoreDescription, ScoreKind
-from circuitdisc.scoring.removals import check_graph, check_split
 from circuitdisc.scoring.score import masks_of
-from circuitdisc.stats import partition_of, share_interval
+from circuitdisc.stats import share_interval
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import need_choice
 from circuitdisc.wording import SPLIT_WORDS, percent
@@ -108,29 +107,21 @@ def _row(score: Score) -> dict[str, Any]:
     return {"agreement": score.value, "low": score.low, "high": score.high, "n": score.n}
 
 
-@bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+@bounded(n_random=N_RANDOM)
+@takes(Judging)
 def agreement(
     model: Model,
     task: Task,
     circuit: Circuit,
     *,
     n_random: int = 20,
-    split: str = "heldout",
-    ablation: str | Ablation | dict[str, Any] | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Judging],
 ) -> TopAgreement:
     """Compare the most likely tokens of a circuit and of the full model, example by example.
 
     Args:
         n_random: random circuits matched with this one; fewer where there are no more.
-        split: `train` or `heldout`.
-        ablation: what cut edges carry; None takes what the circuit was found with.
-        confidence: coverage of the intervals.
         seed: of the random circuits.
-        memory: budget for activations.
 
     Raises:
         GraphMismatch: the circuit belongs to another architecture.
@@ -140,16 +131,16 @@ def agreement(
     """
     started = time.perf_counter()
     check_graph(model, circuit)
-    check_split(task, split)
     need_choice(model, "agreement")
-    examples, used = task.split(split), judging_ablation(ablation, circuit.provenance)
-    controls = random_circuits(circuit, n_random, np.random.default_rng(seed))
+    setup = judging(model, task, circuit.provenance, {**options, "metric": AGREES})
+    examples, over, confidence = setup.examples, setup.over, setup.confidence
+    controls = random_circuits(circuit, n_random, np.random.default_rng(setup.seed))
     masks = {name: mask for name, mask in masks_of(circuit, controls).items() if name != "full"}
-    patching = Patching(model, used, task.train, memory=memory)
-    with progress_bar(patching.n_chunks(examples) * len(masks), "agreement", "run", progress) as bar:
+    patching = setup.patching()
+    with setup.bar(patching.n_chunks(examples) * len(masks), "agreement", "run") as bar:
         found = patching.evaluate(examples, masks, [AGREES], bar.update)
     values = {name: by_metric[AGREES.name].double().cpu().numpy() for name, by_metric in found.items()}
-    over, labels = partition_of(examples), (split, used.label, AGREES.name, len(examples))
+    labels = (setup.split, setup.ablation.label, AGREES.name, len(examples))
 
     def share(name: str, drawn: tuple[float, ...] = (), matched: str = "") -> Score:
         ends = share_interval(values[name], groups=over, confidence=confidence)

@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.checks import N_RANDOM, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.engine.parts import PartKind, parts_of, without
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
+from circuitdisc.scoring.judging import JudgingBy
 from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
 from circuitdisc.stats import interval, partition_of, plain
@@ -135,9 +136,8 @@ class Completeness:
     greedy_width=Whole(1, 100_000),
     greedy_starts=Whole(1, 10_000),
     n_controls=N_RANDOM,
-    confidence=CONFIDENCE,
-    seed=SEED,
 )
+@takes(JudgingBy)
 def completeness(
     model: Model,
     task: Task,
@@ -150,13 +150,7 @@ def completeness(
     greedy_width: int = 10,
     greedy_starts: int = 3,
     n_controls: int = 5,
-    split: str = "heldout",
-    ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | Metric | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[JudgingBy],
 ) -> Completeness:
     """Take sets of parts out of a circuit and out of the model, and compare.
 
@@ -168,10 +162,6 @@ def completeness(
         greedy_width: random candidates at each step.
         greedy_starts: how often a greedy set is grown.
         n_controls: random circuits matched with this one; fewer where there are no more.
-        split: `train` or `heldout`.
-        ablation: what cut edges carry; None takes what the circuit was found with.
-        metric: None takes what the circuit was found with.
-        confidence: coverage of the intervals.
         seed: of the sets, the random circuits and the bootstrap.
         memory: budget for activations; both splits are held in memory.
 
@@ -183,7 +173,9 @@ def completeness(
     Source: Wang et al. 2022, section 4.
     """
     started = time.perf_counter()
-    one = subject(model, task, circuit, by, split, ablation, metric, memory)
+    given: Any = options
+    confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
+    one = subject(model, task, circuit, by, options)
     named = class_sets(one, classes)
     generator = np.random.default_rng(seed)
     steps = greedy_starts * min(greedy_size, len(one.parts))
@@ -201,7 +193,7 @@ def completeness(
     gaps, mean, method = _gaps(one, sets, pairs, confidence, seed)
     one.patching.cost.seconds = time.perf_counter() - started
     label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    labels = (one.by, one.parts, one.n, split, label, one.metric.name, confidence)
+    labels = (one.by, one.parts, one.n, one.split, label, one.metric.name, confidence)
     return Completeness(gaps, *mean, left, controls, *labels, cost, method, drawn.words)
 
 

@@ -24,12 +24,10 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 from scipy import integrate
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation
 from circuitdisc.checks import (
-    CONFIDENCE,
     N_RANDOM,
-    SEED,
     Real,
     bounded,
     check_choice,
@@ -39,19 +37,16 @@ from circuitdisc.controls import random_places, relabelled
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
 from circuitdisc.engine.part_removal import check_finite
-from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import progress_bar
-from circuitdisc.scoring.base import Score, check_one_ablation, judging_ablation
+from circuitdisc.options import takes
+from circuitdisc.scoring.base import Score, check_one_ablation
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
+from circuitdisc.scoring.judging import JudgingBy, check_graph, check_split, judging
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
-from circuitdisc.scoring.removals import check_graph, check_split
-from circuitdisc.stats import Partition, interval, partition_of, plain
+from circuitdisc.stats import Partition, interval, plain
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import metric_for
 
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -123,7 +118,8 @@ class Curve:
         return asdict(self)
 
 
-@bounded(shares=Real(0, 1, open_low=True, many=True), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+@bounded(shares=Real(0, 1, open_low=True, many=True), n_random=N_RANDOM)
+@takes(JudgingBy)
 def curve(
     model: Model,
     task: Task,
@@ -134,13 +130,7 @@ def curve(
     by: By = "absolute",
     n_random: int = 3,
     mix: bool = False,
-    split: str = "heldout",
-    ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | Metric | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[JudgingBy],
 ) -> Curve:
     """Faithfulness of circuits of growing size.
 
@@ -152,12 +142,9 @@ def curve(
         n_random: control curves. Each is chosen in the same way from random scores of the edges; for head circuits, the heads
             of each layer change places at random. The circuit of all edges is the whole model on every curve.
         mix: also draw a curve through circuits that were found under different ablations.
-        split: `train` or `heldout`.
         ablation: what cut edges carry; None takes what the source's circuit was found with.
         metric: None takes what the source's circuit was found with.
-        confidence: coverage of the intervals.
         seed: of the controls and the bootstrap.
-        memory: budget for activations.
 
     Raises:
         BadSetting: the source scored no edges, the shares do not grow within 0..1, the split is empty, the function's circuits
@@ -168,7 +155,8 @@ def curve(
     Source: Mueller et al. 2025.
     """
     started = time.perf_counter()
-    check_split(task, split)
+    given: Any = options
+    check_split(task, given["split"])
     shares = _check_shares(shares)
     check_choice("grow", grow, get_args(Grow))
     check_choice("by", by, get_args(By))
@@ -178,25 +166,26 @@ def curve(
     check_one_ablation((circuit.provenance for circuit in circuits), mix)
     whole_heads = _whole_heads(circuits)
     provenance = source.circuit.provenance if isinstance(source, Discovery) else circuits[-1].provenance
-    cut = judging_ablation(ablation, provenance)
-    measure = metric_for(model, task, metric, provenance.metric)
-    generator = np.random.default_rng(seed)
+    setup = judging(model, task, provenance, options)
+    measure, label, generator = setup.metric, setup.ablation.label, np.random.default_rng(setup.seed)
     empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
     curves = [circuits] + [_control(model.graph, circuits, shares, grow, by, whole_heads, generator) for _ in range(n_random)]
     masks = {"full": model.graph.edge_mask, "empty": empty.mask}
     masks |= {f"{row}.{at}": one.mask for row, line in enumerate(curves) for at, one in enumerate(line)}
-    patching, examples = Patching(model, cut, task.train, memory=memory), task.split(split)
-    with progress_bar(patching.n_chunks(examples) * len(masks), "curve", "run", progress) as bar:
+    patching, examples = setup.patching(), setup.examples
+    with setup.bar(patching.n_chunks(examples) * len(masks), "curve", "run") as bar:
         found = patching.evaluate(examples, masks, [measure], bar.update)
     values = {name: check_finite(one[measure.name].double().cpu().numpy(), measure) for name, one in found.items()}
     full, nothing = values.pop("full"), values.pop("empty")
     values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
     patching.cost.seconds = time.perf_counter() - started
-    labels = (split, cut.label, measure.name, len(full))
-    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, partition_of(examples), confidence, seed)
+    labels = (setup.split, label, measure.name, len(full))
+    drawn = setup.over, setup.confidence, setup.seed
+    points, areas = _figures(circuits, shares, values_CXB, full, nothing, labels, *drawn)
     ends = float(full.mean()), float(nothing.mean())
     cost = dict(vars(patching.cost))
-    return Curve(points, *areas, *ends, model.graph.n_edges, len(full), split, cut.label, measure.name, confidence, cost)
+    about = setup.split, label, measure.name, setup.confidence
+    return Curve(points, *areas, *ends, model.graph.n_edges, len(full), *about, cost)
 
 
 def area(shares: Sequence[float], heights: Float[np.ndarray, "X *W"]) -> Float[np.ndarray, "*W"]:

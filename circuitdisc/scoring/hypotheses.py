@@ -30,7 +30,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.engine.part_removal import PartRemoval
 from circuitdisc.engine.patching import Patching
-from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.errors import BadSetting
 from circuitdisc.identity import identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
@@ -40,11 +40,11 @@ from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
+from circuitdisc.scoring.judging import check_graph
 from circuitdisc.scoring.kind import ScoreKind
-from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.base import SPLITS, Example, Task
 from circuitdisc.tasks.measured import metric_for
 
-SPLITS = ("train", "heldout")
 RANDOM = ("matched", "paths")
 
 Values = Mapping[str, Float[np.ndarray, "B"]]
@@ -113,10 +113,7 @@ def hypothesis_tests(
 
     Source: Shi et al. 2024.
     """
-    if circuit.graph != model.graph:
-        raise GraphMismatch(
-            f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
-        )
+    check_graph(model, circuit)
     check_choice("split", split, SPLITS)
     check_choice("random", random, RANDOM)
     if not 0 <= epsilon < 0.5:

@@ -15,10 +15,9 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.stats import interval, partition_of
-from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import metric_for
 
-SPLITS = ("train", "heldout")
 _TRIES = 50  # draws for each control that is wanted, before it is taken that there are no more
 
 

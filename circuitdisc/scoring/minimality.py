@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation
 from circuitdisc.checks import (
-    CONFIDENCE,
     N_RANDOM,
-    SEED,
     THRESHOLD,
     Whole,
     bounded,
@@ -34,9 +32,10 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.engine.part_removal import PartRemoval
 from circuitdisc.engine.parts import PartKind
 from circuitdisc.errors import BadSetting
-from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.scoring.judging import JudgingBy
 from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
 from circuitdisc.stats import interval, partition_of, plain
@@ -130,9 +129,8 @@ class Minimality:
     n_random=N_RANDOM,
     greedy_size=Whole(0, 100_000),
     greedy_width=Whole(1, 100_000),
-    confidence=CONFIDENCE,
-    seed=SEED,
 )
+@takes(JudgingBy)
 def minimality(
     model: Model,
     task: Task,
@@ -144,13 +142,7 @@ def minimality(
     classes: Mapping[str, Sequence[str]] | None = None,
     greedy_size: int | None = None,
     greedy_width: int = 5,
-    split: str = "heldout",
-    ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | Metric | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[JudgingBy],
 ) -> Minimality:
     """Find, for each part of a circuit, a set K in whose absence the part matters most.
 
@@ -161,10 +153,6 @@ def minimality(
         classes: name -> parts; None takes the groups that the circuit was built with.
         greedy_size: the largest greedy set, grown for each part alone; None: 5, and 0 (none) for edges.
         greedy_width: random candidates at each step.
-        split: `train` or `heldout`.
-        ablation: what cut edges carry; None takes what the circuit was found with.
-        metric: None takes what the circuit was found with.
-        confidence: coverage of the intervals.
         seed: of the sets and the bootstrap.
         memory: budget for activations; both splits are held in memory.
 
@@ -178,7 +166,9 @@ def minimality(
     """
     size = (0 if by == "edge" else 5) if greedy_size is None else greedy_size
     started = time.perf_counter()
-    one = subject(model, task, circuit, by, split, ablation, metric, memory)
+    given: Any = options
+    confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
+    one = subject(model, task, circuit, by, options)
     full = float(one.judge.values(one.full).mean())
     if one.metric.zero_at_full or full == 0:
         raise BadSetting(

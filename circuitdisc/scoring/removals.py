@@ -13,20 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitdisc.ablation import Ablation
-from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.part_removal import PartRemoval
 from circuitdisc.engine.parts import PartKind, check_parts, part_kind, parts_of
 from circuitdisc.engine.patching import Patching
-from circuitdisc.errors import BadSetting, GraphMismatch
+from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
-from circuitdisc.scoring.base import judging_ablation
+from circuitdisc.scoring.judging import check_graph, check_split, judging
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import metric_for
 
-SPLITS = ("train", "heldout")
 Names = tuple[str, ...]
 
 
@@ -66,16 +62,7 @@ class Subject:
         return self.circuit.graph.edge_mask
 
 
-def subject(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    by: str | None,
-    split: str,
-    ablation: str | Ablation | dict[str, Any] | None,
-    metric: str | Metric | None,
-    memory: str | int,
-) -> Subject:
+def subject(model: Model, task: Task, circuit: Circuit, by: str | None, options: Mapping[str, Any]) -> Subject:
     """The circuit, made ready.
 
     Raises:
@@ -84,31 +71,15 @@ def subject(
         UnknownName: the split, `by`, ablation or metric is not known.
     """
     check_graph(model, circuit)
-    check_split(task, split)
+    check_split(task, options["split"])
     kind = part_kind(circuit, by)
     parts = parts_of(circuit, kind)
     if not parts:
         raise BadSetting(
             f"the circuit has no {kind}s, so that nothing can be taken out of it: give a larger circuit, or another by="
         )
-    cut = judging_ablation(ablation, circuit.provenance)
-    measure = metric_for(model, task, metric, circuit.provenance.metric)
-    return Subject(task, circuit, Patching(model, cut, task.train, memory=memory), measure, kind, parts, split)
-
-
-def check_graph(model: Model, circuit: Circuit) -> None:
-    """Refuse a circuit of another architecture."""
-    if circuit.graph != model.graph:
-        raise GraphMismatch(
-            f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
-        )
-
-
-def check_split(task: Task, split: str) -> None:
-    """Refuse a split that does not exist or is empty."""
-    check_choice("split", split, SPLITS)
-    if not task.split(split):
-        raise BadSetting(f"split={split!r} has no examples: give the task some, or take the other split")
+    setup = judging(model, task, circuit.provenance, options)
+    return Subject(task, circuit, setup.patching(), setup.metric, kind, parts, setup.split)
 
 
 def class_sets(subject: Subject, classes: Mapping[str, Sequence[str]] | None) -> dict[str, Names]:

@@ -10,17 +10,15 @@ from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import Controls, random_circuits
 from circuitdisc.engine.patching import Patching
-from circuitdisc.errors import GraphMismatch
 from circuitdisc.metrics import OUTPUT, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.base import Score, Scores, judging_ablation
 from circuitdisc.scoring.faithfulness import TARGET, faithfulness_scores
+from circuitdisc.scoring.judging import check_graph
 from circuitdisc.stats import partition_of
-from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_for
-
-SPLITS = ("train", "heldout")
 
 
 @bounded(n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
@@ -50,10 +48,7 @@ def score(
         GraphMismatch: the circuit belongs to another architecture.
         BadSetting: no ablation is known, or a number is out of its bounds.
     """
-    if circuit.graph != model.graph:
-        raise GraphMismatch(
-            f"the circuit belongs to a model of {circuit.graph.describe()}; {model.name} has {model.graph.describe()}"
-        )
+    check_graph(model, circuit)
     cut = judging_ablation(ablation, circuit.provenance)
     measure = metric_for(model, task, metric, circuit.provenance.metric)
     controls = random_circuits(circuit, n_random, np.random.default_rng(seed))

@@ -15,6 +15,8 @@ from torch import Tensor
 from circuitdisc.metrics import Labels, Metric
 from circuitdisc.tasks.roles import position_of
 
+SPLITS = ("train", "heldout")
+
 
 @dataclass(frozen=True)
 class TextExample:

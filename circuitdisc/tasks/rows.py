@@ -17,13 +17,13 @@ from typing import TypeGuard
 
 from circuitdisc.errors import BadFile, UnknownName, shown
 from circuitdisc.files import read_text
+from circuitdisc.tasks.base import SPLITS
 from circuitdisc.tasks.check import raise_problems
 
 FIELDS = ("clean", "corrupted", "answers", "wrong", "target", "positions", "group", "split", "roles")
 ID_FIELDS = ("clean", "corrupted", "answers", "wrong")
 CSV_COLUMNS = (*FIELDS, *(f"{name}_ids" for name in ID_FIELDS))
 MOST_LINES, MOST_CHARACTERS = 1_000_000, 1_000_000  # of a file, and in a line of it
-SPLITS = ("train", "heldout")
 ROLE = re.compile(r"[A-Za-z_]\w*")
 
 Item = str | int

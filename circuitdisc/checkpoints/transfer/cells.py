@@ -21,10 +21,9 @@ from circuitdisc.models.model import Model
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import faithfulness_scores
 from circuitdisc.stats import interval, partition_of
-from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import beside, is_numeric
 
-SPLITS = ("train", "heldout")
 UNSIGNED = ("faithfulness", "ratio", "difference")  # the scores that are taken once for every metric
 
 PerMetric = dict[str, Float[np.ndarray, "B"]]
