@@ -58,6 +58,13 @@ def some_circuit(graph: ComputationGraph, seed: int = 0, share: float = 0.5) -> 
     return Circuit(graph, graph.edge_mask & (np.random.default_rng(seed).random(graph.edge_mask.shape) < share))
 
 
+TINY_RUN = [
+    "discover", "model=tpp/lightweight", "task=tpp", "task.n=4", "task.n_heldout=4", "scoring.n_random=1", "progress=false",
+    "algorithm=random",
+]  # fmt: skip
+"""A command that runs in a second."""
+
+
 def unchecked(settings: dict[str, Any]) -> Any:
     """Settings put together at run time, whose kinds the type checker cannot tell apart."""
     return settings

@@ -72,7 +72,13 @@ def test_bars_and_threads_change_no_score(finished, capsys):
         assert status == 0
         assert out.strip().endswith(f"report  {finished / 'report.html'}")
         assert (finished / "report.html").is_file()
-    assert run(capsys, "score", str(finished), "out=elsewhere")[0] == 2
+    for wrong, says in (
+        ("out=elsewhere", "leave out= out"),
+        ("algorithm=eap", "leave algorithm= out"),
+        ("sed=1", "Did you mean seed?"),
+    ):
+        status, _, err = run(capsys, "score", str(finished), wrong)
+        assert (status, says in err) == (2, True), err
 
 
 def test_settings_of_the_runs_own_task_can_be_changed(tmp_path, capsys):

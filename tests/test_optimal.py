@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from direct_attribution import direct_eap
-from examples import random_task
+from examples import TINY_RUN, random_task
 from models import model_of, toy
 from reference import masked_run
 
@@ -128,16 +128,7 @@ def test_searches_and_scores_run_under_it(small, algorithm):
 
 def test_the_command_line_takes_its_settings(tmp_path, capsys):
     """A run under it can be scored under another ablation, which has not these settings, and the other way round."""
-    run = [
-        "discover",
-        "model=tpp/lightweight",
-        "task=tpp",
-        "task.n=4",
-        "task.n_heldout=4",
-        "scoring.n_random=1",
-        "progress=false",
-    ]
-    run += ["algorithm=random", "ablation=optimal"]
+    run = [*TINY_RUN, "ablation=optimal"]
     assert main([*run, "ablation.steps=1", f"out={tmp_path / 'run'}"]) == 0
     assert Circuit.load(tmp_path / "run" / "circuit.json").provenance.ablation["steps"] == 1
     assert main(["score", str(tmp_path / "run"), "ablation=mean", "scoring.n_random=1"]) == 0

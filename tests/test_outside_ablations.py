@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from examples import random_task
+from examples import TINY_RUN, random_task
 from models import model_of
 
 import circuitdisc as cd
@@ -94,16 +94,7 @@ def test_the_command_line_knows_it_and_its_settings(package, tmp_path, capsys):
     package({"scaled": "otherlab_kinds:Scaled"})
     assert main(["list", "ablations"]) == 0
     assert "The average, scaled. (of package 'otherlab')" in capsys.readouterr().out
-    run = [
-        "discover",
-        "model=tpp/lightweight",
-        "task=tpp",
-        "task.n=4",
-        "task.n_heldout=4",
-        "scoring.n_random=1",
-        "progress=false",
-    ]
-    run += ["algorithm=random", "ablation=scaled"]
+    run = [*TINY_RUN, "ablation=scaled"]
     assert main([*run, "ablation.factor=0.25", f"out={tmp_path / 'run'}"]) == 0
     assert Circuit.load(tmp_path / "run" / "circuit.json").provenance.ablation["factor"] == 0.25
     assert main(["score", str(tmp_path / "run"), "ablation=zero", "scoring.n_random=1"]) == 0

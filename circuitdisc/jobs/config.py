@@ -73,7 +73,7 @@ def read_overrides(
         BadSetting: an argument is no setting.
     """
     overrides = as_overrides(args, tasks=options_of("task"), lists=lists, multirun=multirun)
-    groups, own = groups_of(config), [*own_keys(config), *common_keys(config)]
+    groups, own = groups_of(config), list(dict.fromkeys([*own_keys(config), *common_keys(config)]))
     chosen = {group: [option] for group, option in groups.items()}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -179,14 +179,14 @@ def _unreadable(error: Exception) -> BadSetting:
     return BadSetting(f"these settings cannot be read: {' '.join(words.split())}.{quotes}")
 
 
-def changes_of(overrides: list[str], asked: Sequence[str]) -> dict[str, Any]:
-    """What some overrides of the main job change, as nested sections; a group's option stands for all its settings.
+def changes_of(overrides: list[str], config: str, asked: Sequence[str]) -> dict[str, Any]:
+    """What some overrides of a configuration change, as nested sections; a group's option stands for all its settings.
 
     Args:
         overrides: all of them.
         asked: those whose changes are wanted.
     """
-    composed, changes = plain(compose(overrides)), dict[str, Any]()
+    composed, changes = plain(compose(overrides, config)), dict[str, Any]()
     for override in asked:
         head, dot, rest = override.partition("=")[0].partition(".")
         if not dot and head in composed:

@@ -110,6 +110,6 @@ def completions(job: Job, begun: str) -> Iterable[str]:
     if equals and key in groups:
         words = [f"{key}={option}" for option in options_of(key) if option != "default"]
     else:
-        words = [f"{name}=" for name in (*own_keys(job.config), *own_keys("common"), *groups)]
+        words = [f"{name}=" for name in dict.fromkeys([*own_keys(job.config), *own_keys("common"), *groups])]
         words += [f"{group}.{name}=" for group, option in groups.items() for name in own_keys(f"{group}/{option}")]
     return [word for word in words if word.startswith(begun)]

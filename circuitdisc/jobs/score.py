@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
-from circuitdisc.jobs.config import DISCOVER, changes_of, read_overrides
+from circuitdisc.jobs.config import changes_of, read_overrides
 from circuitdisc.jobs.job import Call, Job, set_threads
 from circuitdisc.jobs.scores_file import FILE_JOB
 
 ALL, SCORES = "--all", "--scores"
+REFUSED = {
+    "algorithm": "the search of a run is over: leave algorithm= out, or start another run with it",
+    "out": "scores are written into the run's own folder: leave out= out",
+}
 
 
 def _work(call: Call) -> str:
@@ -45,10 +49,12 @@ def _changes(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
     own = open_run(folder).config
     options = {"task": own["task"]["name"], "ablation": own["ablation"]["kind"]}
     asked = [f"{group}={option}" for group, option in options.items() if group not in call.given]
-    overrides = read_overrides([*asked, *call.args[1:]])
-    changes = changes_of(overrides, overrides[len(asked) :])
-    if changes.pop("out", None) is not None:
-        raise BadSetting(f"the scores of {folder} are written into its own folder: leave out= out")
+    for key, why in REFUSED.items():
+        if {name for name in call.given if name.partition(".")[0] == key}:
+            raise BadSetting(why)
+    overrides = read_overrides([*asked, *call.args[1:]], call.config, "setting of score")
+    changes = changes_of(overrides, call.config, overrides[len(asked) :])
+    changes = {name: value for name, value in changes.items() if value is not None}
     set_threads(changes.pop("threads", None))
     return changes, changes.pop("progress", True)
 
@@ -93,7 +99,7 @@ JOB = Job(
     name="score",
     arguments=("RUN",),
     summary="score a run's circuit again (other settings are printed, not saved)",
-    config=DISCOVER,
+    config="score",
     options={
         ALL: "also completeness, minimality, hypothesis tests, and a verdict in words",
         f"{SCORES} FILE": "scores of edges that another tool has written; needs model= and task=",

@@ -33,12 +33,14 @@ def measure(
         seed, memory: None: the run's own.
     """
     from circuitdisc.bound import KEY, check_written, identity_of_scores
+    from circuitdisc.checks import bounds_of
     from circuitdisc.jobs.pipeline import STABILITY, changed_run, write_page
     from circuitdisc.pages.stability import stability_part, stability_verdict
     from circuitdisc.pages.tables import text_table
     from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
     from circuitdisc.scoring.stability import by_chance, stability
 
+    bounds_of(stability)["n_bootstrap"].check("n_samples", n_samples)  # by the name that was typed
     run, circuit, config, model, task = changed_run(folder, {})
     identity = identity_of_scores(config, model, task, circuit)
     check_written(run.path(STABILITY), identity, ("weights", "examples"))
