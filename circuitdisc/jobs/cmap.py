@@ -47,7 +47,7 @@ def _find(call: Call, folder: Path, journal: Any) -> Answer:
         **call.shared,
         **model_settings,
     )
-    return Answer(result, f"{base} and {tuned}, task {result.task}", notes, arrays=result.arrays())
+    return Answer(result, f"{base} and {tuned}, task {result.task}", notes)
 
 
 def read_groups(circuit: str | None, groups: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]] | None:

@@ -37,7 +37,7 @@ def _tool(name: str, function: str, heading: str, summary: str) -> Job:
         result = getattr(circuitdisc.heads, function)(model, task, **settings, **shared)
         subject = f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
         notes = () if task is None else task.notes
-        return Answer(result, subject, notes, {"tool": name}, arrays_of(result))
+        return Answer(result, subject, notes, {"tool": name})
 
     return Job(
         name=f"heads {name}",
@@ -53,19 +53,6 @@ def _tool(name: str, function: str, heading: str, summary: str) -> Job:
             format="circuitdisc.heads",
         ),
     )
-
-
-def arrays_of(result: Any) -> dict[str, Any]:
-    """The arrays of a result by name; those of a result within it with its name before theirs."""
-    import numpy as np
-
-    arrays: dict[str, Any] = {}
-    for key, value in vars(result).items():
-        if isinstance(value, np.ndarray):
-            arrays[key] = value
-        elif hasattr(value, "to_dict"):
-            arrays |= {f"{key}_{name}": array for name, array in arrays_of(value).items()}
-    return arrays
 
 
 JOBS = (

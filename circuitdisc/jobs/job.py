@@ -22,6 +22,7 @@ from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, common_keys, groups_of, own_keys
 
 if TYPE_CHECKING:
+    from circuitdisc.results import Result
     from circuitdisc.runs import Journal
 
 ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
@@ -54,18 +55,16 @@ class Answer:
     """What a job that leaves a folder has computed.
 
     Args:
-        result: with `to_dict`, and a description (`pages.description.describe`).
+        result: one that `pages.description.describe` knows.
         subject: the models and the task, in a line.
         notes: what a reader must know of the task, in sentences.
         record: keys of the record beside, or in place of, those of the call.
-        arrays: every example's values, for arrays.npz.
     """
 
-    result: Any
+    result: "Result"
     subject: str
     notes: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,8 +291,8 @@ def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     description = describe(answer.result).noted(answer.notes)
     page = folder / leaves.page
     write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
-    if answer.arrays:
-        write_arrays(folder / ARRAYS, dict(answer.arrays))
+    if arrays := answer.result.arrays():
+        write_arrays(folder / ARRAYS, arrays)
     found = answer.result.to_dict()
     whole = {**found, **record} if leaves.format is None else _within(leaves.format, record, found)
     write_json(folder / leaves.result, whole)

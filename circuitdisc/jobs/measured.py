@@ -29,7 +29,6 @@ def measured(function: str) -> Callable[[Call, Path, Any], Answer]:
             result,
             f"{', '.join(names)}; task {call.task_name}",
             record={"model": call.model_settings, "checkpoints": names, "settings": settings},
-            arrays=result.arrays() if hasattr(result, "arrays") else {},
         )
 
     return find
