@@ -20,6 +20,7 @@ from circuitdisc.tasks.library.factual_recall import RELATIONS
 from circuitdisc.tasks.library.gendered_pronoun import MEN, WOMEN
 from circuitdisc.tasks.library.greater_than import CENTURIES
 from circuitdisc.tasks.library.greater_than import NOUNS as LASTING
+from circuitdisc.tasks.library.hypernymy import KINDS
 from circuitdisc.tasks.library.ioi import NAMES, OBJECTS, PLACES
 from circuitdisc.tasks.library.nouns import NOUNS
 from circuitdisc.tasks.library.rephrase import PAIRS
@@ -123,6 +124,27 @@ def test_gendered_pronoun_follows_the_name() -> None:
         assert differing(one) == [one.roles["name"]]
         seen.add(name in MEN)
     assert seen == {True, False}
+
+
+# --- hypernymy
+
+
+def test_hypernymy_names_the_kind_of_both_things() -> None:
+    everything = [member for members in KINDS.values() for member in members]
+    assert len(set(everything)) == len(everything)
+    seen = set()
+    for one in load("hypernymy").train:
+        (kind,), (other,) = said(one.answers[0]), said(one.wrong[0])
+        pair, partner = ([word for word in words(text) if word in everything] for text in (one.text, corrupted(one)))
+        assert len(set(pair)) == len(set(partner)) == 2
+        assert set(pair) <= set(KINDS[kind])
+        assert set(partner) <= set(KINDS[other])
+        assert [at(one, role) for role in ("first", "second")] == pair
+        assert differing(one) == [one.roles["first"], one.roles["second"]]
+        seen.add(kind)
+    assert len(seen) > 2
+    with pytest.raises(BadTask, match="needs 2 kinds of things"):
+        load("hypernymy", kinds="birds")
 
 
 # --- docstring

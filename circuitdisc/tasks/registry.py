@@ -80,6 +80,7 @@ TASKS: dict[str, TaskKind] = {
         TaskKind("factual_recall", "capitals, languages, kinds of animals: continue with the fact", n=100),
         TaskKind("subject_verb_agreement", "continue with a verb in the subject's number, not the nearer noun's"),
         TaskKind("rephrase", "say it again in other words: continue with a synonym, not the same adjective"),
+        TaskKind("hypernymy", "two things of a kind 'and other': continue with what the kind is called"),
         TaskKind("file", "your own prompt pairs from a .jsonl or .csv file", n=None),
     )
 }
