@@ -101,9 +101,8 @@ def _typed(job: Job) -> Callable[..., Work]:
             if arg in QUIET:
                 quiet = True
             elif flag in known:
-                name, _, wanted = known[flag].partition(" ")
-                next_one = args.pop(0) if wanted and not equals and args else ""
-                options[name] = value or next_one
+                name, _, takes_value = known[flag].partition(" ")
+                options[name] = args.pop(0) if takes_value and not equals and args else value
             elif arg.startswith("-"):
                 raise UnknownName("option", flag, [*known, *QUIET, "--help"], "Settings are written key=value.")
             else:
