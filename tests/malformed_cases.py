@@ -63,7 +63,7 @@ OPTIONAL = {
         "target",
     ),
     "scores.json": ("low", "high", "train", "heldout", "full", "circuit", "empty"),
-    "judgement.json": ("low", "high", "train", "heldout", "full", "circuit", "empty"),
+    "judgement.json": ("low", "high", "train", "heldout", "full", "circuit", "empty", "agreement"),  # older ones have none
     "stability.json": ("edges", "heads"),
     "config.json": (
         "progress",
