@@ -128,7 +128,7 @@ class CircuitRun:
     def _read_qkv(self, layer: int, heads: list[int]) -> list[Float[Tensor, "n 1 B T K"]]:
         kinds: tuple[QKV, ...] = ("q", "k", "v")
         receivers = [[self.graph.receiver_index[f"a{layer}.h{head}<{qkv}>"] for head in heads] for qkv in kinds]
-        x, which = self._read_inputs(sum(receivers, []), self.components.constant_before(layer))
+        x, which = self._read_inputs([one for own in receivers for one in own], self.components.constant_before(layer))
         read = []
         for qkv, own, rows in zip(kinds, receivers, which.reshape(3, -1), strict=True):
             alike = (rows == rows[0]).all()  # one input for all heads broadcasts; else each head gets its own
