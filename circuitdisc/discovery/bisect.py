@@ -20,14 +20,11 @@ Source: group testing by generalised binary splitting (Hwang 1972) and the 1-min
 Hildebrandt 2002), for edges.
 """
 
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
@@ -35,8 +32,9 @@ from circuitdisc.checks import THRESHOLD, bounded, check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
 from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
-from circuitdisc.engine.patching import Cost, Patching
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscWarning
+from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking
+from circuitdisc.engine.patching import Patching
+from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
@@ -44,7 +42,6 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
-RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "exact", "random")
 TESTS_PER_MARK = 50
 
 
@@ -83,10 +80,12 @@ def bisect(
     if ablation.target == "pattern":
         raise BadSetting("bisect cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     graph, journal = model.graph, context.journal
-    scores, ranking_cost = _scores(ranking, model, task, ablation, context)
-    order = np.flatnonzero(graph.edge_mask)[np.argsort(np.abs(scores[graph.edge_mask]), kind="stable")]
+    scores, ranking_cost = edge_ranking(ranking, model, task, ablation, context)
+    order = ascending(graph, scores)
     recorded = deque(journal.decisions)
-    _check_ranking(ranking, order, recorded, journal)
+    check_ranking(ranking, order, recorded, journal)
+    if recorded:
+        recorded.popleft()
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
     bar = progress_bar(graph.n_edges, f"bisect on {model.name}", "edge", context.progress)
@@ -184,30 +183,3 @@ def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorde
             n_decisions -= 1
             mask[graph.parse_edge(line["edge"])] = line["kept"]
     return mask & live_receivers(graph, mask)[:, None]
-
-
-def _scores(
-    ranking: str, model: Model, task: Task, ablation: Ablation, context: SearchContext
-) -> tuple[Float[np.ndarray, "R S"], Cost]:
-    from circuitdisc.discovery.registry import get_algorithm
-
-    try:
-        with warnings.catch_warnings():  # how good the order is shows in the number of tests alone
-            warnings.simplefilter("ignore", CircuitdiscWarning)
-            found = get_algorithm(ranking).function(model, task, ablation, replace(context, journal=Journal()))
-    except BadSetting as error:
-        raise BadSetting(f"no ranking of the edges: {error}. Or set ranking=exact (slow), or ranking=random") from error
-    assert found.edge_scores is not None, "every ranking scores edges"
-    return found.edge_scores, found.cost
-
-
-def _check_ranking(ranking: str, order: Int[np.ndarray, "n"], recorded: deque[dict], journal: Journal) -> None:
-    """A resumed run must go on with the ranking that it began with."""
-    checksum = zlib.crc32(order.astype(np.int64).tobytes())
-    if not recorded:
-        journal.write(ranking=ranking, checksum=checksum)
-    elif recorded.popleft().get("checksum") != checksum:
-        raise BadRun(
-            f"the edges' ranking by {ranking} has come out in another order than when this run began (another machine, number "
-            "of threads or version?), so that it cannot be resumed: start it again in a new folder"
-        )
