@@ -22,22 +22,26 @@ Hildebrandt 2002), for edges.
 
 from collections import deque
 from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import THRESHOLD, bounded, check_choice
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking
+from circuitdisc.discovery.rules import Deciding, RuleOptions, rule_of
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
@@ -45,27 +49,26 @@ from circuitdisc.tasks.base import Task
 TESTS_PER_MARK = 50
 
 
-@bounded(threshold=THRESHOLD)
-def bisect(
-    model: Model,
-    task: Task,
-    ablation: Ablation,
-    context: SearchContext,
-    *,
-    threshold: float = 0.01,
-    relative: bool = False,
-    two_sided: bool | None = None,
-    ranking: str = "eap_ig",
-) -> Discovery:
+class BisectOptions(RuleOptions, total=False):
+    """How bisection searches."""
+
+    ranking: Annotated[
+        str,
+        Option(
+            "eap_ig",
+            "the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among "
+            "circuits that all hold what is stated above, which one comes out.",
+        ),
+    ]
+
+
+@takes(BisectOptions)
+def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext, **options: Unpack[BisectOptions]) -> Discovery:
     """Find a circuit by cutting groups of edges.
 
     Args:
-        threshold: the change allowed for a test, of a group or of an edge, in units of the metric.
-        relative: the threshold is a fraction of the current metric.
-        two_sided: a rise of the metric keeps edges, too. `False` is ACDC's own rule; a group can raise the metric far. None:
-            `False` for `kl`, which cannot rise above the full model's, and `True` for all others.
-        ranking: the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among
-            circuits that all hold what is stated above, which one is found.
+        threshold: the change allowed for a test, of a group or of an edge, in units of the metric; `auto` from the ranking's
+            scores.
 
     Returns:
         The circuit, in `ranking` the scores that ordered the tests, and a test a line in the trace.
@@ -74,8 +77,8 @@ def bisect(
         BadSetting: a setting is out of its bounds, or the ranking cannot be had for this metric, model or ablation.
         BadRun: a run that is resumed finds another ranking than it began with.
     """
-    metric = get_metric(context.metric)
-    rule = check_rule(threshold, relative, two_sided, metric)
+    given: Any = options
+    metric, ranking = get_metric(context.metric), given["ranking"]
     check_choice("ranking", ranking, RANKINGS)
     if ablation.target == "pattern":
         raise BadSetting("bisect cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
@@ -88,6 +91,7 @@ def bisect(
         recorded.popleft()
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
+    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
     bar = progress_bar(graph.n_edges, f"bisect on {model.name}", "edge", context.progress)
     mask = _test_groups(graph, order, lambda mask: patching.measure(chunks, mask, metric), rule, journal, recorded, bar)
     if "groups" not in journal.marks:
@@ -117,7 +121,7 @@ def _test_groups(
     graph: ComputationGraph,
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],
-    rule: Rule,
+    rule: Deciding,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
