@@ -153,7 +153,8 @@ def _tell_of_others(run: Run, key: str) -> None:
     others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name.split(".")[1] != key)
     if others and not run.path(f"judgement.{key}{UNFINISHED}").exists():
         print(
-            f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings (remove it if not wanted)",
+            f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings, or by another version "
+            "(remove it if not wanted)",
             file=sys.stderr,
         )
 

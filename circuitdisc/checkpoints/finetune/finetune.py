@@ -36,7 +36,7 @@ from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
-from circuitdisc.identity import Identity, identity_of
+from circuitdisc.identity import Identity, identity_of, package_version
 from circuitdisc.models.load import read_model
 from circuitdisc.options import from_options, takes
 from circuitdisc.results import Result, plain
@@ -172,10 +172,10 @@ def _check_no_ladder(folder: Path) -> None:
         BadRun: it does.
     """
     if (folder / LADDER).is_file():
-        version = read_record(LadderFile, folder / LADDER).versions.get("circuitdisc", "unknown")
+        version = read_record(LadderFile, folder / LADDER).versions.get("circuitdisc", "unknown")[:40]
         raise BadRun(
-            f"{folder} holds a ladder of a circuitdisc (version {version[:40]}) that kept no journal: other commands take it "
-            "as it is, but only that version goes on with it; choose another folder with out="
+            f"{folder} holds a ladder of circuitdisc {version}, which kept no journal: other commands take it as it is, but "
+            f"circuitdisc {version} alone goes on with it (this is {package_version()}); choose another folder with out="
         )
 
 
