@@ -28,7 +28,7 @@ from circuitdisc.checkpoints.baselines import Baselines, baselines
 from circuitdisc.checkpoints.evaluation_sets import check_others
 from circuitdisc.checkpoints.finetune.data import Pool, Reader, draw_pool, training_rows
 from circuitdisc.checkpoints.finetune.heads_only import HeadsOnly
-from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, finished, train_checkpoint
+from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, Trainee, finished, train_checkpoint
 from circuitdisc.checkpoints.finetune.lora import merged, with_lora
 from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Rung, Training, check_settings, make_rungs
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
@@ -200,14 +200,5 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, m
         module = with_lora(module, targets=settings["lora_targets"], **{name: settings[name] for name in names})
         extra = {"finish": merged}
     recipe = from_options(Recipe, settings, epochs=rung.epochs, schedule=SCHEDULES[settings["schedule"]])
-    return train_checkpoint(
-        module,
-        rows,
-        done,
-        recipe,
-        memo,
-        tokenizer=model.tokenizer,
-        label=rung.name,
-        progress=progress,
-        **extra,
-    )
+    trainee = Trainee(module, model.tokenizer, **extra)
+    return train_checkpoint(trainee, rows, done, recipe, memo, label=rung.name, progress=progress)
