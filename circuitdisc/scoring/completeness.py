@@ -17,7 +17,7 @@ Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arx
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from circuitdisc.engine.parts import PartKind, parts_of, without
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy
@@ -71,8 +72,8 @@ class Chance:
     worst: float
 
 
-@dataclass(frozen=True)
-class Completeness:
+@dataclass(frozen=True, repr=False)
+class Completeness(Result):
     """How complete a circuit is.
 
     Args:
@@ -88,6 +89,8 @@ class Completeness:
         method: how the intervals were made, and over what.
         matched: what the random circuits have in common with the circuit; or why there are none.
     """
+
+    KEYS = ("*", "worst")
 
     gaps: tuple[Gap, ...]
     mean: float | None
@@ -111,7 +114,7 @@ class Completeness:
         """The set with the largest gap. Its interval is that of this one set, chosen afterwards as the largest of all."""
         return max(self.gaps, key=lambda gap: gap.value)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each set K, the largest gap first."""
         return [
             {
@@ -125,9 +128,6 @@ class Completeness:
             }
             for gap in sorted(self.gaps, key=lambda gap: -gap.value)
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "worst": asdict(self.worst)}
 
 
 class Greedily(JudgingBy, total=False):
