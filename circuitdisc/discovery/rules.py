@@ -185,7 +185,8 @@ def rule_of(
             )
         assert scores is not None, "auto takes its scores from a ranking"
         threshold = auto_threshold(scores)
-        origin = f" threshold=auto came to {threshold:.3g} (edges estimated at or above it carry {AUTO_SHARE:.1%} of the sum of squared effects)."
+        carry = f"edges estimated at or above it carry {AUTO_SHARE:.1%} of the sum of squared effects"
+        origin = f" threshold=auto came to {threshold:.3g} ({carry})."
     rule = check_rule(threshold, options["relative"], options["two_sided"], metric)
     return rule._replace(origin=origin) if options["keep"] is None else KeepRule(options["keep"], *ends())
 
