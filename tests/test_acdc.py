@@ -9,7 +9,7 @@ from examples import random_examples, random_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import model_of, toy
-from reference import masked_metric
+from sequential import decided, sequential_acdc
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
@@ -21,40 +21,6 @@ from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import cut_toy
 from circuitdisc.tasks.base import Task
-
-
-def sequential_acdc(
-    model, task, ablation, metric, threshold, *, relative=False, two_sided=None, order="descending", measure=masked_metric
-):
-    """Algorithm 1 of Conmy et al. 2023, one whole-model run for each edge. Returns the mask and (edge, kept) decisions."""
-    two_sided = metric != "kl" if two_sided is None else two_sided
-    graph, metric = model.graph, METRICS[metric]
-    chunks = Patching(model, ablation, task.train).hold(task.train)
-    mask = graph.edge_mask.copy()
-    current = measure(model, chunks, mask, metric)
-    decisions = []
-    for receiver in reversed(range(graph.n_receivers)):
-        node = graph.receivers[receiver].node
-        if node.kind != "logits" and not mask[:, graph.sender_index[node.name]].any():
-            mask[receiver] = False
-            continue
-        senders = np.arange(graph.n_upstream[receiver])
-        senders = np.random.default_rng([0, receiver]).permutation(senders) if order == "random" else senders
-        for sender in senders[::-1] if order == "descending" else senders:
-            mask[receiver, sender] = False
-            new = measure(model, chunks, mask, metric)
-            change = abs(current - new) if two_sided else current - new
-            keep = not change < (threshold * abs(current) if relative else threshold)
-            if keep:
-                mask[receiver, sender] = True
-            else:
-                current = new
-            decisions.append((graph.edge_name(receiver, sender), keep))
-    return mask, decisions
-
-
-def decided(found):
-    return [(line["edge"], line["kept"]) for line in found.trace if "edge" in line]
 
 
 def context(metric="logit_diff", **more):

@@ -15,18 +15,20 @@ Shape letters: R receivers, S senders, K checkpoints.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.acdc import ORDERS_WITHOUT_SCORES, Walk, check_order, search_bar, walk_back
+from circuitdisc.discovery.acdc import ORDERS_WITHOUT_SCORES, Walk, check_order, walk_back
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.rules import Rule, check_rule
 from circuitdisc.engine.patching import Cost, Patching, Removal
+from circuitdisc.engine.work import WorkLeft
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.progress import work_bar
 from circuitdisc.tasks.base import Task
 
 Values = tuple[float, ...]
@@ -58,14 +60,14 @@ def joint_acdc(
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
-    n_asked = graph.n_edges - (0 if spared is None else int(spared.sum()))
-    with search_bar(n_asked, " + ".join(model.name for model in models), context) as bar:
+    work = WorkLeft.of(models[0], held[0], metric)
+    with work_bar(f"acdc on {' + '.join(model.name for model in models)}", context.progress) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> JointWalk:
             removals = [
                 patching.removal(chunks, mask, metric, first=first) for patching, chunks in zip(patchings, held, strict=True)
             ]
-            return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared)
+            return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared, work)
 
         mask = walk_back(graph, context.journal, begin, graph.edge_mask)
     cost = Cost()
@@ -100,6 +102,9 @@ class Together:
         for removal in self.removals:
             removal.drop(receivers)
 
+    def tokens_needed(self) -> Int[np.ndarray, "R"]:
+        return self.removals[0].tokens_needed()
+
     def close(self) -> None:
         for removal in self.removals:
             removal.close()
@@ -122,8 +127,9 @@ class JointWalk(Walk):
         order: str,
         speculation: int | None,
         spared: Bool[np.ndarray, "R S"] | None,
+        work: WorkLeft,
     ) -> None:
-        super().__init__(removal, graph, context, bar, rule, order, speculation)
+        super().__init__(removal, graph, context, bar, rule, order, speculation, work=work)
         self.spared = spared
 
     def _asked(self, receiver: int) -> Bool[np.ndarray, "S"]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 from typing_extensions import TypedDict, Unpack
 
@@ -27,12 +27,13 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking, not_tried, proposed
 from circuitdisc.discovery.rules import AUTO, Deciding, RuleOptions, rule_of
 from circuitdisc.engine.patching import Cost, Patching
+from circuitdisc.engine.work import WorkLeft
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, takes
-from circuitdisc.progress import progress_bar
+from circuitdisc.progress import work_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
@@ -108,11 +109,12 @@ def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, *
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
-    with search_bar(int(start.sum()), model.name, context) as bar:
+    work = WorkLeft.of(model, chunks, metric)
+    with work_bar(f"acdc on {model.name}", context.progress) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> Walk:
             removal = patching.removal(chunks, mask, metric, first=first)
-            return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores)
+            return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores, work)
 
         mask = walk_back(graph, journal, begin, start)
     patching.cost.add(cost)
@@ -129,12 +131,6 @@ def check_order(ablation: Ablation, order: str, orders: tuple[str, ...] = ORDERS
     check_choice("order", order, orders)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
-
-
-def search_bar(n_edges: int, names: str, context: SearchContext) -> tqdm:
-    """A bar over the edges, those of the journal behind it."""
-    decided = sum(decision.get("edges", 1) for decision in context.journal.decisions if "ranking" not in decision)
-    return progress_bar(n_edges, f"acdc on {names}", "edge", context.progress, decided)
 
 
 def walk_back(
@@ -161,6 +157,7 @@ def walk_back(
         if name in finished:
             continue
         walk = begin(mask, group[0])
+        walk.expect(group[-1] + 1)
         for receiver in reversed(group):
             walk.visit(receiver)
         walk.removal.close()
@@ -181,6 +178,7 @@ class Cuts(Protocol):
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> Sequence[Any]: ...
     def accept(self, cuts: list[int]) -> None: ...
     def drop(self, receivers: list[int]) -> None: ...
+    def tokens_needed(self) -> Int[np.ndarray, "R"]: ...
     def close(self) -> None: ...
 
 
@@ -191,6 +189,7 @@ class Walk:
         rule: when an edge may stay cut.
         order, speculation: as `acdc` takes them.
         scores: of all edges, for `order=attribution`. [R, S]
+        work: what the bar counts; None: edges.
     """
 
     def __init__(
@@ -203,14 +202,20 @@ class Walk:
         order: str = "descending",
         speculation: int | None = None,
         scores: Float[np.ndarray, "R S"] | None = None,
+        work: WorkLeft | None = None,
     ) -> None:
         self.removal, self.graph, self.context, self.bar = removal, graph, context, bar
         self.rule = rule
-        self.order, self.scores = order, scores
+        self.order, self.scores, self.work = order, scores, work
         self.most = min(removal.most_rows, speculation or removal.most_rows)
         self.adapts = speculation is None
         self.rows = min(self.most, 16) if self.adapts else self.most
         self.guesses: dict[int, bool] = {}  # sender -> whether an edge from it is thought to be kept
+
+    def expect(self, n_unvisited: int) -> None:
+        """Tell the bar how much work is left before the receivers below `n_unvisited` have been visited."""
+        if self.work is not None:
+            self.bar.total = self.bar.n + self.work.expect(self.removal.mask, n_unvisited, self.removal.tokens_needed())
 
     def visit(self, receiver: int) -> None:
         """Steps 2 and 3 for one receiver."""
@@ -228,7 +233,7 @@ class Walk:
         n_edges = int(self.removal.mask[receiver].sum())
         self.removal.drop([receiver])
         self.context.journal.write(dead=self.graph.receivers[receiver].name, edges=n_edges)
-        self._advance(n_edges)
+        self._advance(n_edges if self.work is None else 0.0)
 
     def _candidates(self, receiver: int) -> list[int]:
         senders = np.flatnonzero(self._asked(receiver))
@@ -263,7 +268,7 @@ class Walk:
         self.removal.accept([index for index in range(n_decided) if not kept[index]])
         for sender, keep, value in zip(senders, kept, values, strict=False):
             self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=keep, metric=value)
-        self._advance(n_decided)
+        self._advance(n_decided if self.work is None else n_decided * self.work.candidate[receiver])
         if self.adapts:  # twice as many after guesses that held, as many as were useful after one that did not
             held = n_decided == len(senders)
             self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
@@ -279,8 +284,8 @@ class Walk:
             self.guesses[sender] = not self._passes(before, value)
             before = before if spare else value
 
-    def _advance(self, n_edges: int) -> None:
-        self.bar.update(n_edges)
+    def _advance(self, n: float) -> None:
+        self.bar.update(n)
         value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import THRESHOLD, Real, bounded, check_choice
+from circuitdisc.checks import KEEP, THRESHOLD, Real, bounded, check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.rules import Rule, check_rule
+from circuitdisc.discovery.rules import Deciding, KeepRule, check_rule
 from circuitdisc.engine.head_removal import HeadRemoval
 from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.patching import Patching
@@ -33,7 +33,7 @@ from circuitdisc.tasks.base import Example, Task
 ORDERS = ("ascending", "descending", "random")
 
 
-@bounded(threshold=THRESHOLD, verify=Real(0, 0.9))
+@bounded(threshold=THRESHOLD, verify=Real(0, 0.9), keep=KEEP)
 def head_ablation(
     model: Model,
     task: Task,
@@ -45,6 +45,7 @@ def head_ablation(
     two_sided: bool | None = None,
     order: str = "ascending",
     verify: float = 0.0,
+    keep: float | None = None,
 ) -> Discovery:
     """Find the heads that a task needs by ablating them layer by layer.
 
@@ -55,6 +56,8 @@ def head_ablation(
             fall does. None: `False` for `kl`, which cannot rise above the full model's, and `True` for all others.
         order: of the layers: `ascending`, `descending` or `random` (by the seed).
         verify: share of the train examples that is kept out of the search and used for verification; 0 for none.
+        keep: in place of the threshold: a head goes while the rest keeps this share of the gap in the metric between the full
+            model and the model without heads (and rises no further above the full model).
 
     Returns:
         A head circuit, with a decision a head in the trace.
@@ -63,14 +66,18 @@ def head_ablation(
         BadSetting: a setting is out of its bounds, or leaves no examples to search or to verify on.
     """
     metric = get_metric(context.metric)
-    rule = check_rule(threshold, relative, two_sided, metric)
+    rule: Deciding = check_rule(threshold, relative, two_sided, metric)
     check_choice("order", order, ORDERS)
     search_on, verify_on = split_to_verify(task.train, verify)
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
     kept = _replay(graph.n_layers, graph.n_heads, journal.decisions)
     finished = set(journal.marks)
-    search = HeadRemoval(patching, patching.hold(search_on), metric, kept)
+    chunks = patching.hold(search_on)
+    if keep is not None:
+        full, empty = (HeadRemoval(patching, chunks, metric, np.full_like(kept, end)).value for end in (True, False))
+        rule = KeepRule(keep, full, empty)
+    search = HeadRemoval(patching, chunks, metric, kept)
     second = HeadRemoval(patching, patching.hold(verify_on), metric, kept) if verify_on else None
     n_done = len(finished) * graph.n_heads
     bar = progress_bar(graph.n_layers * graph.n_heads, f"head_ablation on {model.name}", "head", context.progress, n_done)
@@ -95,7 +102,7 @@ def head_ablation(
     return Discovery(head_circuit(graph, search.kept), None, journal.decisions, patching.cost, notes=(rule.note(metric),))
 
 
-def _verify(search: HeadRemoval, second: HeadRemoval, layer: int, rule: Rule) -> list[tuple[int, float]]:
+def _verify(search: HeadRemoval, second: HeadRemoval, layer: int, rule: Deciding) -> list[tuple[int, float]]:
     """Step 4: restore the layer's worst removals until the rest holds on the second set. Returns heads and metric there."""
     baseline = second.value
     for head in np.flatnonzero(~search.kept[layer]):

@@ -47,7 +47,7 @@ def kept_heads_hooks(graph: ComputationGraph, chunk: Chunk, kept: Bool[np.ndarra
         target: what is cut of a dropped head: its `output`, or its attention `pattern`.
     """
     live = torch.from_numpy(kept).to(chunk.clean.device)
-    whole = kept.all(axis=1)
+    whole = [bool(row.all()) for row in kept]
 
     def leave_out(layer: int, z: Float[Tensor, "H B T K"]) -> Float[Tensor, "H B T K"]:
         return z if whole[layer] else torch.where(live[layer, :, None, None, None], z, 0.0)
