@@ -17,8 +17,8 @@ from torch import Tensor
 
 from circuitdisc.circuit import live_nodes
 from circuitdisc.engine.chunk import Chunk
-from circuitdisc.engine.differences import Differences
 from circuitdisc.engine.reach import Reach
+from circuitdisc.engine.written import Written
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components, Frame
 
@@ -64,7 +64,7 @@ class CircuitRun:
         self.unchanged = _unchanged_senders(graph, mask)
         self.state = NodeState()
         self.node_evaluations = 0.0
-        self.difference = Differences(np.flatnonzero(self.live_senders), chunk.clean[0])
+        self.difference = Written(np.flatnonzero(self.live_senders), chunk.clean[0])
         self._run()
 
     @property

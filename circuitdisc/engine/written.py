@@ -14,7 +14,7 @@ from torch import Tensor
 GATHERED = 0.5  # up to this share of the rows is copied together; beyond it the product runs over all, with zeros
 
 
-class Differences:
+class Written:
     """The differences of the live senders, written in order.
 
     Args:
