@@ -68,7 +68,7 @@ class Metric:
         needs_targets: True if every example must name the number that the model should put out.
         least_outputs: columns of the unembedding below which the value is the same whatever the model computes.
         of_blocks: the same values from blocks of columns (adjacent, all of them in order), for a metric of the whole vocabulary
-            that need not see it at once; None: it must. It follows no gradient.
+            that need not see it at once; None: it must. It follows no gradient. Another `function` needs another one, or None.
     """
 
     name: str
