@@ -1,7 +1,8 @@
 """Metric values, example by example: chunk x variant x metric in one place.
 
 A *variant* is a way to run the model on a chunk of examples: a circuit, a head circuit, a set of interventions, ablated
-neurons. What a metric needs of the unembedding (the answers' columns, or the whole vocabulary) is decided here alone.
+neurons. What a metric needs of the unembedding (the answers' columns, the whole vocabulary in blocks, or all of it at once) is
+decided here alone.
 
 Shape letters: B examples, C rows, N readings, V vocabulary, W columns of the unembedding, D residual width.
 """
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
-from circuitdisc.metrics import Labels, Metric
+from circuitdisc.engine.memory import columns_at_once
+from circuitdisc.metrics import Labels, Metric, wide
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
 
@@ -67,11 +69,28 @@ def of_columns(batch: PromptBatch, labels: Labels, unembed: Unembed, metric: Met
 
 
 def of_residual(model: Model, chunk: Chunk, final: Float[Tensor, "C N D"], metric: Metric) -> Float[Tensor, "C B"]:
-    """One metric from final residuals at the readings (of models that run by hooks: from the logits there)."""
+    """One metric from final residuals at the readings (of models that run by hooks: from the logits there).
+
+    The logits of the whole vocabulary are in memory only where the metric needs them at once, or a gradient is followed.
+    """
+    if metric.of_blocks is not None and not final.requires_grad:
+        blocks = model.backend.logit_blocks(final, columns_at_once(model, final.shape[1]))
+        values = metric.of_blocks(map(wide, blocks), chunk.labels)
+        return chunk.batch.per_example(values.to(wide(final[:0]).dtype))
     return of_columns(chunk.batch, chunk.labels, partial(model.backend.unembed, final), metric)
 
 
-def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric) -> int:
-    """Logits that a metric needs of one row, in the largest chunk: readings x columns."""
-    width = chunks[0].labels.columns.shape[1] if metric.columns == "answers" else model.d_vocab_out
-    return max(len(chunk.batch.read_example) for chunk in chunks) * width
+def n_logits(model: Model, chunks: Sequence[Chunk], metric: Metric, in_blocks: bool = True) -> int:
+    """Logits that a metric needs at once of one row, in the largest chunk: readings x columns.
+
+    Args:
+        in_blocks: False where the metric does not come from `of_residual`.
+    """
+
+    def width(n_readings: int) -> int:
+        if metric.columns == "answers":
+            return chunks[0].labels.columns.shape[1]
+        at_once = columns_at_once(model, n_readings) if in_blocks and metric.of_blocks is not None else model.d_vocab_out
+        return min(at_once, model.d_vocab_out)
+
+    return max(n * width(n) for n in (len(chunk.batch.read_example) for chunk in chunks))

@@ -10,6 +10,11 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "g
 # clean, ablated, live and live-minus-ablated values of every sender, and as much again in passing
 COPIES_OF_SENDERS = 5
 COPIES_OF_LOGITS = 4  # in float32 at least: logits, their log-softmax, and what a metric makes of them in passing
+# On a CPU a block of logits stays in the cache from its matrix product to its last sum; elsewhere it is large enough to fill
+# the device.
+BYTES_OF_BLOCK = {"cpu": 2**22}
+BYTES_OF_BLOCK_ELSEWHERE = 2**26
+LEAST_COLUMNS = 256  # narrower matrix products are slow
 MOST_BYTES = 2**50
 MOST_ROWS = 64
 # On a CPU work is quickest when what one sender writes, for all examples of a chunk, stays in the cache.
@@ -48,7 +53,7 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
 
     Args:
         n_tokens: examples x positions of the chunk.
-        n_logits: readings x columns of the unembedding that the metric needs.
+        n_logits: readings x columns of the unembedding that the metric needs at once.
     """
     if not model.can("partial runs"):
         return 1
@@ -56,6 +61,12 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
     per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
     return max(1, min(MOST_ROWS, budget // max(1, per_row)))
+
+
+def columns_at_once(model: Model, n_readings: int) -> int:
+    """Columns of the unembedding in a block of logits, for as many rows as there can be."""
+    size = BYTES_OF_BLOCK.get(model.device.type, BYTES_OF_BLOCK_ELSEWHERE)
+    return max(LEAST_COLUMNS, size // (MOST_ROWS * n_readings * max(4, _itemsize(model))))
 
 
 def _itemsize(model: Model) -> int:

@@ -211,7 +211,7 @@ class PathPatching:
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk
-        logits = 2 * COPIES_OF_LOGITS * n_logits(model, [chunk], self.metric) * max(4, model.dtype.itemsize)
+        logits = 2 * COPIES_OF_LOGITS * n_logits(model, [chunk], self.metric, in_blocks=False) * max(4, model.dtype.itemsize)
         budget = self.patching.budget // 2
         most = min(run.most_rows(budget // 2), max(1, budget // logits))
         found = [torch.zeros(0, chunk.batch.n_examples, device=model.device, dtype=model.dtype)]

@@ -7,6 +7,7 @@ everybody else asks what a backend can do.
 Shape letters: C rows, N readings, D residual width, W columns of the unembedding, X what a run ends in.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import torch
@@ -50,6 +51,10 @@ class Backend(Protocol):
         Args:
             columns: of the vocabulary, for each reading; None: all of it.
         """
+        ...
+
+    def logit_blocks(self, x: Float[Tensor, "C N X"], width: int) -> Iterator[Float[Tensor, "C N W"]]:
+        """The logits of the whole vocabulary as `unembed` has them, `width` columns at a time. They are only read."""
         ...
 
     def configuration(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ kept. An MLP's output includes its output bias. Nothing is folded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -365,9 +365,19 @@ class Components:
             logits = torch.einsum("cnd,dnw->cnw", x, self.weights.W_U[:, columns])
             if self.weights.b_U is not None:
                 logits = logits + self.weights.b_U[columns]
-        if capped and self.spec.logit_softcap is not None:
-            logits = (logits / self.spec.logit_softcap).tanh() * self.spec.logit_softcap
-        return logits
+        return self._capped(logits) if capped else logits
+
+    def logit_blocks(self, x: Float[Tensor, "C N D"], width: int) -> Iterator[Float[Tensor, "C N W"]]:
+        """Logits of the whole vocabulary from the final residual at N readings, `width` columns at a time."""
+        x = self.norm(x, self.weights.norm_final)
+        W_U, b_U = self.weights.W_U.split(width, dim=1), self.weights.b_U
+        biases = [None] * len(W_U) if b_U is None else b_U.split(width)
+        for weight, bias in zip(W_U, biases, strict=True):
+            yield self._capped(_affine(x, weight, bias))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = self.spec.logit_softcap
+        return logits if cap is None else (logits / cap).tanh() * cap
 
     def norm(
         self, x: Float[Tensor, "... D"], weights: NormWeights, like: Float[Tensor, "... D"] | None = None

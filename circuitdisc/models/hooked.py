@@ -7,7 +7,7 @@ bridge's hooks: `hook_q_input`, `hook_k_input`, `hook_v_input`, `hook_mlp_in` (r
 Shape letters: B examples, T positions, D residual width, H heads, S senders.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -146,6 +146,10 @@ class HookedModel:
     def unembed(self, x: Float[Tensor, "C N V"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
         """Some columns of the logits, in which runs end here."""
         return x if columns is None else x.gather(-1, columns.expand(x.shape[0], -1, -1))
+
+    def logit_blocks(self, x: Float[Tensor, "C N V"], width: int) -> Iterator[Float[Tensor, "C N W"]]:
+        """The logits, in which runs end here, `width` columns at a time."""
+        return iter(x.split(width, dim=-1))
 
     def configuration(self) -> dict[str, Any]:
         """Hugging Face's configuration."""
