@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
-from circuitdisc.jobs.config import DISCOVER, common_keys, groups_of, own_keys
+from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
 
 if TYPE_CHECKING:
     from circuitdisc.results import Result
@@ -77,7 +77,7 @@ class Job:
         text: more, for the command's own help.
         arguments: what stands before the settings, for example `RUN`.
         options: flags beside `key=value`, with a line of help each; `--name WORD` takes a value.
-        config: name of its configuration in conf/; None: it has no settings.
+        config: name of its configuration in conf/, or the path of a YAML file of another package; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
@@ -90,7 +90,7 @@ class Job:
     text: str = ""
     arguments: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
-    config: str | None = None
+    config: Config | None = None
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
     recorded: bool = False
@@ -185,7 +185,7 @@ class Call:
         return {key: self.settings[key] for key in own_keys(self.config) if key not in common}
 
     @property
-    def config(self) -> str:
+    def config(self) -> Config:
         assert self.job.config is not None, "only a job with a configuration has settings"
         return self.job.config
 
@@ -281,12 +281,14 @@ def set_threads(threads: int | None) -> None:
 def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     """Write what was found, the record last; returns what the command prints."""
     from circuitdisc.files import write_arrays, write_json
+    from circuitdisc.jobs.registry import REGISTRY
     from circuitdisc.pages.description import describe, description_text, write_description
     from circuitdisc.runs import versions
 
     seconds = (datetime.now().astimezone() - call.started).total_seconds()
     record = {"command": call.command, **call.groups, "settings": call.own, **answer.record}
-    record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3), "versions": versions()}
+    record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
+    record["versions"] = versions() | REGISTRY.versions(call.job.name)
     import_module(f"circuitdisc.pages.{leaves.described_in}")  # registers how this kind of result is described
     description = describe(answer.result).noted(answer.notes)
     page = folder / leaves.page
