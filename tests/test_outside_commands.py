@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packages import VERSION, install
 
@@ -170,26 +171,43 @@ def test_a_name_of_ours_is_refused(package, capsys):
 FOLDER = '''
 """A command that leaves a folder."""
 
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
 from circuitdisc.jobs.job import Answer, Job, Leaves
+from circuitdisc.pages.description import Description, Section
+from circuitdisc.pages.verdict import Verdict
+from circuitdisc.results import ValuesOverExamples
+
+
+@dataclass(frozen=True, repr=False)
+class Look(ValuesOverExamples):
+    KEYS = ("mean", "n")
+    values: Float[np.ndarray, "X B"]
+
+
+def describe(found):
+    return Description(Verdict((f"Seen {found.n} times.",), ()), (Section("Seen", [{"mean": float(found.mean[0])}]),))
 
 
 def find(call, folder, journal):
-    import circuitdisc as cd
-
-    model = cd.load_model("toys/induction")
-    task = cd.load_task("induction", model, n=4, n_heldout=6, length=8)
-    return Answer(cd.heads.attention_to(model, task), "toy")
+    return Answer(Look(np.array([[1.0, 2.0]])), "nothing at all")
 
 
 LOOK = Job(
     name="look", summary="looks", config="drift", find=find,
-    leaves=Leaves(heading="Looks", words=lambda call: ("look",), described_in="heads"),
+    leaves=Leaves(heading="Looks", words=lambda call: ("look",), described_by=describe),
 )
 '''
 
 
-def test_what_it_leaves_names_its_package(tmp_path, monkeypatch, capsys):
+def test_one_file_has_its_result_and_its_page_and_the_record_names_the_package(tmp_path, monkeypatch, capsys):
     install(monkeypatch, tmp_path / "thirdlab", "circuitdisc.commands", {"look": "thirdlab_look:LOOK"}, FOLDER, "thirdlab_look")
-    assert run(capsys, "look", f"out={tmp_path / 'out'}", "progress=false")[0] == 0
+    status, printed, _ = run(capsys, "look", f"out={tmp_path / 'out'}", "progress=false")
+    assert (status, "Seen 2 times." in printed) == (0, True)
+    assert "Seen 2 times." in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert np.load(tmp_path / "out" / "arrays.npz")["values"].tolist() == [[1.0, 2.0]]
     record = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert record["versions"]["thirdlab"] == VERSION
+    assert (record["mean"], record["n"], record["versions"]["thirdlab"]) == ([1.5], 2, VERSION)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from circuitdisc.jobs.config import DISCOVER, REGISTRIES, Config, conf_file, groups_of, options_of, own_keys
 from circuitdisc.jobs.job import Job
-from circuitdisc.jobs.registry import REGISTRY
+from circuitdisc.jobs.registry import LIGHT, REGISTRY, WHOLE
 
 HEAD = "circuitdisc: find the part of a transformer that does a task, and prove how good it is."
 EXAMPLES = """examples:
@@ -21,15 +21,16 @@ def main_help() -> str:
     lines = []
     for name in REGISTRY.names:
         lines.append(_line(name))
-        if (job := REGISTRY.own.get(name)) is not None and job.arguments:
+        if (job := LIGHT.get(name)) is not None and job.arguments:
             lines += [(_usage_with(job, option), what) for option, what in job.options.items()]
     return "\n".join([HEAD, "", "usage:", *(f"  circuitdisc {text:<30} {what}" for text, what in lines), "", EXAMPLES])
 
 
 def _line(name: str) -> tuple[str, str]:
-    """A command and what it does; of another package's, which is not imported for this, whose it is."""
-    job = REGISTRY.own.get(name)
-    return (name, f"of package '{REGISTRY.packages()[name]}'") if job is None else (usage(job), job.summary)
+    """A command and what it does; of another package's, whose it is. Nothing is imported for this."""
+    if name in LIGHT:
+        return usage(LIGHT[name]), LIGHT[name].summary
+    return name, WHOLE[name] if name in WHOLE else f"of package '{REGISTRY.packages()[name]}'"
 
 
 def group_help(group: str, text: str) -> str:
@@ -53,7 +54,7 @@ def _usage_with(job: Job, option: str) -> str:
 def job_help(job: Job) -> str:
     """A command's own help."""
     settings = " [key=value ...]" if job.config else ""
-    parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[0].upper()}{job.summary[1:]}."]
+    parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[:1].upper()}{job.summary[1:]}."]
     if job.options:
         parts += ["", *(f"{option:<16} {what}" for option, what in job.options.items())]
     parts += _settings(job.config) if job.config else []

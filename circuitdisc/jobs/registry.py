@@ -1,9 +1,14 @@
 """Every command. A new one is a file in this folder, a line here, and a file in conf/ for its settings.
 
+A file may hold the whole command: its result, what computes it, and what describes it. It is then imported when the command is
+called, so that it may import what it likes, and its line here has the line of the help.
+
 Other packages declare theirs as entry points (`circuitdisc/plugins.py`), each a `Job` of the entry point's name, or `JOBS` with
 it among them. They are known by name; nothing of them is imported before the command is called or `circuitdisc list commands`.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -29,15 +34,39 @@ MODULES = (
     "localise",
     "list",
 )
+"""Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
+
+WHOLE: dict[str, str] = {}
+"""Modules that hold a whole command in a `JOB`, and its line of the help."""
 
 
-def _own() -> dict[str, Job]:
-    """Name -> command, in the order of the help. A module declares one `JOB`, or several `JOBS` under its own name."""
+def _light() -> dict[str, Job]:
     modules = [import_module(f"circuitdisc.jobs.{name}") for name in MODULES]
     return {job.name: job for module in modules for job in getattr(module, "JOBS", None) or (module.JOB,)}
 
 
-OWN = _own()
+LIGHT = _light()
+
+
+class _Own(Mapping[str, Job]):
+    """Name -> command, in the order of the help; a whole one is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Job:
+        if name in WHOLE:
+            return replace(import_module(f"circuitdisc.jobs.{name}").JOB, summary=WHOLE[name])
+        return LIGHT[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in LIGHT or name in WHOLE
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*LIGHT, *WHOLE))
+
+    def __len__(self) -> int:
+        return len(LIGHT) + len(WHOLE)
+
+
+OWN = _Own()
 
 
 def hides_own(name: str) -> bool:
