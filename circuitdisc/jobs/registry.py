@@ -36,7 +36,7 @@ MODULES = (
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 
-WHOLE: dict[str, str] = {}
+WHOLE = {"lens": "the logit lens: the metric read off the residual stream after each layer"}
 """Modules that hold a whole command in a `JOB`, and its line of the help."""
 
 
