@@ -14,6 +14,8 @@ Names are imported when they are first used, so that the command line answers at
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from circuitdisc import heads
     from circuitdisc.ablation import Ablation

@@ -30,6 +30,7 @@ class Real:
         low, high: the bounds.
         open_low, open_high: the bound itself is outside.
         many: a list of such numbers will do, too.
+        words: that stand for a number found later.
     """
 
     low: float
@@ -37,6 +38,7 @@ class Real:
     open_low: bool = False
     open_high: bool = False
     many: bool = False
+    words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> Any:
         """The value, if it can be used.
@@ -44,6 +46,8 @@ class Real:
         Raises:
             BadSetting: it is not a number, or lies outside.
         """
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
             return [self._check_number(name, one) for one in value]
         return self._check_number(name, value)
@@ -64,6 +68,9 @@ class Real:
 
     def describe(self) -> str:
         """The bounds in words."""
+        return self._describe_number() + "".join(f", or {word}" for word in self.words)
+
+    def _describe_number(self) -> str:
         low, high = (f"{end:,.0f}" if float(end).is_integer() else f"{end:g}" for end in (self.low, self.high))
         if self.open_low:
             return f"a number above {low} and {'below' if self.open_high else 'at most'} {high}"
@@ -125,6 +132,8 @@ THREADS = Whole(1, 1024)  # far above what torch's thread pool can start, the pr
 SHARE = Real(0, 1)
 FRACTION = Real(0, 1, open_low=True)
 THRESHOLD = Real(0, 1e9)
+THRESHOLD_OR_AUTO = Real(0, 1e9, words=("auto",))
+KEEP = Real(0, 1, open_low=True, open_high=True)
 STEPS = Whole(1, 1_000_000)
 EPOCHS = Whole(1, 100_000)
 RATE = Real(0, 100, open_low=True)

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from circuitdisc import __version__
 from circuitdisc.errors import CircuitdiscError, Stopped, UnknownName, tidy
 from circuitdisc.jobs.heads import GROUP as HEADS
 from circuitdisc.jobs.help import completions, group_help, job_help, main_help
@@ -80,9 +81,7 @@ def _app() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"circuitdisc {version('circuitdisc')}")
+        print(f"circuitdisc {__version__}")
         raise typer.Exit
 
 

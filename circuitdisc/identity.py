@@ -16,12 +16,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from circuitdisc import __version__
 from circuitdisc.errors import BadFile, shorten
 from circuitdisc.files import size_words
 
@@ -41,11 +40,8 @@ SHOWN = 4
 
 
 def package_version() -> str:
-    """The version of circuitdisc."""
-    try:
-        return version_of("circuitdisc")
-    except PackageNotFoundError:  # a source tree on the path alone
-        return "unknown"
+    """The version of the circuitdisc that runs, which need not be the one that is installed."""
+    return __version__
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from html import escape
+from inspect import ismethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
@@ -71,8 +72,8 @@ class Result(Shown):
 
     Args:
         FORMAT, VERSION: what a file of it says it is; empty for what stands inside another file.
-        KEYS: what `to_dict` gives, in order: fields and properties by name, as `key=name` where the two differ; none: all
-            fields. An array with a value for each example is given as its mean.
+        KEYS: what `to_dict` gives, in order: fields, properties and methods without arguments by name, as `key=name` where
+            the two differ; `*`, or none: all fields. An array with a value for each example is given as its mean.
         WHERE: what messages call a file of it.
     """
 
@@ -84,7 +85,8 @@ class Result(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; numbers that are not finite are None."""
         head = {"format": self.FORMAT, "version": self.VERSION} if self.FORMAT else {}
-        values = ((key, name, getattr(self, name)) for key, name in _keys(type(self)).items())
+        named = ((key, name, getattr(self, name)) for key, name in _keys(type(self)).items())
+        values = ((key, name, value() if ismethod(value) else value) for key, name, value in named)
         means = _by_example(type(self))
         return head | {key: plain(value.mean(-1) if name in means else value) for key, name, value in values}
 
@@ -153,8 +155,9 @@ class ValuesOverExamples(OverExamples):
 @cache
 def _keys(kind: type) -> dict[str, str]:
     """Key in a file -> name of the field or property."""
-    pairs = [(key, name or key) for key, _, name in (key.partition("=") for key in getattr(kind, "KEYS", ()))]
-    return dict(pairs or [(name, name) for name in field_names(kind)])
+    keys = getattr(kind, "KEYS", ()) or ("*",)
+    named = [name for key in keys for name in (field_names(kind) if key == "*" else [key])]
+    return {key: name or key for key, _, name in (one.partition("=") for one in named)}
 
 
 @cache

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from circuitdisc import __version__
 from circuitdisc.errors import BadFile, CircuitdiscError, shown
 from circuitdisc.files import read_json
 
@@ -86,7 +87,8 @@ def check_format(data: Any, format: str, where: str, version: int = 1) -> None:
         raise BadFile(f"{where}: format is {shown(given)}, {format!r} was expected")
     if data.get("version") != version:
         raise BadFile(
-            f"{where}: it is of version {shown(data.get('version'))} of {format}, which this circuitdisc cannot read: update it"
+            f"{where}: it is of version {shown(data.get('version'))} of {format}, which circuitdisc {__version__} "
+            "cannot read: update it"
         )
 
 

@@ -126,7 +126,7 @@ def test_a_journal_of_another_version_is_refused(world, said):
     (run / "journal.jsonl").write_text("".join([json.dumps(first) + "\n", *lines[1:]]))
     status, err = said("resume", run)
     assert status == 2
-    assert "another version of circuitdisc (0.0.1, now" in err
+    assert f"another version of circuitdisc (0.0.1, now {cd.__version__}): go on with circuitdisc 0.0.1, or begin again" in err
 
 
 def test_a_journal_that_does_not_say_what_it_belongs_to_is_refused(world, said):
@@ -262,6 +262,25 @@ def test_a_run_of_an_older_version_opens_with_notes(world, tmp_path):
         for command in commands:
             with pytest.warns(CircuitdiscWarning, match=says):
                 assert main([str(word) for word in command]) == 0
+
+
+def test_a_finished_run_of_the_version_before_is_used_and_a_killed_one_is_not_gone_on_with(world, said, tmp_path):
+    """The files are the same but for the version that they name: they are read and scored again; decisions are not mixed."""
+    run = world / "exact"
+    scores = (run / "scores.json").read_text()
+    for path in (path for path in run.iterdir() if path.suffix in (".json", ".jsonl")):
+        path.write_text(path.read_text().replace(f'"{cd.__version__}"', '"0.1.0"'))
+    (run / "edge_scores.npz").unlink()  # bound to the identity, which names the version, too
+    with pytest.warns(CircuitdiscWarning, match=f"is a run of circuitdisc 0.1.0, and this is {cd.__version__}"):
+        assert {main(words) for words in (["score", str(run), "--all"], ["score", str(run)])} == {0}
+    assert (run / "scores.json").read_text() == scores
+    cut_back(run)
+    before = contents(run)
+    with pytest.warns(CircuitdiscWarning, match=f"is a run of circuitdisc 0.1.0, and this is {cd.__version__}"):
+        status, err = said("resume", run)
+    assert status == 2
+    assert f"another version of circuitdisc (0.1.0, now {cd.__version__}): go on with circuitdisc 0.1.0, or begin again" in err
+    assert contents(run) == {**before, "journal.jsonl": contents(run)["journal.jsonl"]}
 
 
 def provenance(run):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks is no part of the installed package
 
 from benchmarks.discovery import table  # noqa: E402
 from benchmarks.discovery.__main__ import main  # noqa: E402
-from benchmarks.discovery.cases import load_case, true_case_names  # noqa: E402
+from benchmarks.discovery.cases import _load, load_case, true_case_names  # noqa: E402
 from benchmarks.discovery.cells import Cell, cells, settings_text  # noqa: E402
 from benchmarks.discovery.launch import compose  # noqa: E402
 from circuitdisc.discovery.registry import ALGORITHMS  # noqa: E402
@@ -143,7 +144,44 @@ def test_a_killed_benchmark_goes_on(tmp_path):
     assert main(args) == 0
     assert path.read_text().startswith(kept), "the row that was there is there as it was"
     assert path.read_text().count("\n") == 3
-    assert rows_of(path)["truth|histogram|resample|logit_diff|edge_pruning|0"]["kind"] == "scores"
+    whole = rows_of(path)
+    assert whole["truth|histogram|resample|logit_diff|edge_pruning|0"]["kind"] == "scores"
+    path.unlink()
+    assert main(args) == 0
+    assert rows_of(path) == whole, "seconds included: the table is made of what was kept"
+
+
+def test_a_cell_is_found_by_what_it_belongs_to(finished, tmp_path, monkeypatch):
+    """Rows that were lost are not run again; those of other weights are, whatever their settings say."""
+    copy = tmp_path / "T.csv"
+    copy.write_text(finished.read_text().splitlines(keepends=True)[0])
+    shutil.copytree(finished.with_suffix(".cells"), copy.with_suffix(".cells"))
+    asked = ["part=truth", "case=histogram", "algorithm=eap", *SMALL, f"out={copy}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.discovery.parts.run", lambda *_: pytest.fail("it was kept"))
+        assert main(asked) == 0
+    ((cell, row),) = rows_of(copy).items()
+    assert row == rows_of(finished)[cell]
+    monkeypatch.setattr("benchmarks.discovery.cases.ROTATION", 2)
+    _load.cache_clear()
+    assert main(asked) == 0
+    _load.cache_clear()
+    now = rows_of(copy)[cell]
+    assert now["settings"] == row["settings"]
+    assert now["identity"] != row["identity"]
+
+
+def test_rows_of_an_older_table_are_known_by_their_settings(finished, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "T.csv"
+    lines = finished.read_text().splitlines()
+    copy.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines) + "truth,hist")
+    wanted = {cell: {**row, "identity": ""} for cell, row in rows_of(finished).items()}
+    assert rows_of(copy) == wanted
+    monkeypatch.setattr("benchmarks.discovery.launch.launch", lambda *_: pytest.fail("nothing is left to run"))
+    assert main(["part=truth", "case=histogram", "algorithm=eap,acdc", *SMALL, f"out={copy}"]) == 0
+    assert "2 cells, 2 of them" in capsys.readouterr().out
+    assert copy.read_text().startswith(lines[0])
+    assert rows_of(copy) == wanted
 
 
 def test_refusals_and_failures_are_rows(tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ from reference import masked_metric
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.cli import main
-from circuitdisc.discovery.base import Rule, SearchContext
+from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.bisect import bisect
 from circuitdisc.discovery.exact import exact
+from circuitdisc.discovery.rules import Rule
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.files import read_arrays

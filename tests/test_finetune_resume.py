@@ -111,7 +111,7 @@ def test_a_ladder_without_a_journal_says_what_opens_it_and_is_still_read(killed:
     (killed / "out" / "journal.jsonl").unlink()
     before = contents(killed / "out")
     with pytest.raises(
-        BadRun, match=r"ladder of a circuitdisc \(version 0\.0\.1\) that kept no journal: .*only that version goes on"
+        BadRun, match=r"ladder of circuitdisc 0\.0\.1, which kept no journal: .*circuitdisc 0\.0\.1 alone goes on"
     ):
         go_on(killed)
     assert contents(killed / "out") == before

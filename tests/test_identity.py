@@ -5,6 +5,7 @@ import gc
 import json
 import weakref
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import hugging_face, model_of
 
+import circuitdisc
 import circuitdisc.identity as room
 from circuitdisc.discovery.registry import search_identity
 from circuitdisc.errors import BadFile
@@ -28,6 +30,7 @@ from circuitdisc.identity import (
     package_version,
     with_contents,
 )
+from circuitdisc.runs import versions
 
 words = st.text(max_size=8)
 plain = st.recursive(
@@ -233,3 +236,10 @@ def test_the_difference_is_named():
     assert in_words([f"another {n}" for n in range(9)]) == "another 0, another 1, another 2, another 3 and 5 more"
     long = identity_of(model, {}, {"plan": "x" * 5000}).differences(identity_of(model, {}, {"plan": "y" * 5000}))
     assert len(in_words(long)) < 120
+
+
+def test_what_names_the_version_names_the_one_that_runs():
+    root, version = Path(__file__).parents[1], circuitdisc.__version__
+    assert package_version() == versions()["circuitdisc"] == version
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    assert (root / "CHANGELOG.md").read_text().split("\n## ")[1].startswith(version)

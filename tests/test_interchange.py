@@ -222,7 +222,7 @@ def test_scores_repeat_themselves_and_are_plain():
     assert [row["variable"] for row in first.table()] == ["odd", "total", "majority"]
     plain = first.to_dict()
     assert plain["format"] == "circuitdisc.interchange_scores"
-    assert plain["scores"][1]["nodes"] == ("a1.h2",)
+    assert plain["scores"][1]["nodes"] == ["a1.h2"]
     with pytest.raises(UnknownName, match="total"):
         first.get("totl")
 

@@ -24,12 +24,18 @@ from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadFile, BadSetting
+from circuitdisc.jobs.judge import Judgement
 from circuitdisc.jobs.lens import logit_lens
 from circuitdisc.results import LONGEST, Result, Shown, _by_example, _keys, html_table, plain
+from circuitdisc.scoring.agreement import agreement
 from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.comparison import Comparison, Crossing, Side
+from circuitdisc.scoring.interchange_result import InterchangeScores, VariableScore
 from circuitdisc.tasks.desiderata import of_task
 
 LAYERS, HEADS, N = 3, 4, 6
+SCORED_ON_A_SPLIT = 9
+SCORED = 2 * SCORED_ON_A_SPLIT
 QUICK: dict[str, Any] = {"penalties": 0.1, "epochs": 1, "n_random": 2}
 NASTY = "<script>alert('&')</script>"
 
@@ -77,11 +83,37 @@ def made() -> dict[str, Any]:
         TrainedLadder(Path("out"), "base", (Rung("10pct", 0.1, 3),)),
         Transfer(("a", "b"), rows, cells, ladder(circuits), "accuracy", "mean"),
         Provenance("gpt2", "ioi", {"kind": "mean"}, seed=1, notes=("a note",)),
+        *of_a_circuit(circuits["a"], circuits["b"]),
     ]
     found: dict[str, Any] = {}
     for result in results:
         collect(result, found)
     return found
+
+
+def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
+    """Every score of one circuit, and what compares it with others."""
+    given: dict[str, Any] = {"ablation": "mean"}
+    about = (model(), task(), circuit)
+    scores = cd.score(*about, n_random=3, **given)
+    results = {
+        "completeness": cd.completeness(*about, n_random=2, greedy_size=1, n_controls=1, **given),
+        "minimality": cd.minimality(*about, n_random=1, greedy_size=0, **given),
+        "tests": cd.hypothesis_tests(*about, n_random=4, n_permutations=9, **given),
+        "curve": cd.curve(model(), task(), discovery("eap"), n_random=1, ablation="resample"),
+        "agreement": agreement(*about, n_random=2, **given),
+        "minimality_of_edges": None,
+    }
+    ours, theirs = (Side("runs/a", "gpt2", "ioi", "eap", one) for one in (circuit, other))
+    effect = cd.intervene(model(), task(), [cd.Intervention("a0.h1", 0.0)], n_random=1)
+    truth = cd.Truth(model().graph, {"mean": circuit.edge_names()}, "a truth")
+    return [
+        Judgement(scores, results, {"a score": "it cannot be had"}, circuit),
+        cd.stability(model(), task(), "eap", n_bootstrap=2, edges=20, allow_chance=True, **given),
+        cd.against_truth(circuit, truth, **given),
+        InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
+        Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
+    ]
 
 
 def collect(value: Any, found: dict[str, Any]) -> None:
@@ -93,7 +125,7 @@ def collect(value: Any, found: dict[str, Any]) -> None:
 
 
 def kinds(base: type = Result) -> set[str]:
-    """Every result class of the package that is a dataclass; importing `cd` by name has brought in their modules."""
+    """Every result class of the modules that were imported that is a dataclass."""
     below = base.__subclasses__()
     own = {one.__name__ for one in below if one.__module__.startswith("circuitdisc.") and "__dataclass_fields__" in vars(one)}
     return own.union(*(kinds(one) for one in below)) if below else own
@@ -101,17 +133,21 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "AttentionDifference", "AttentionTo", "Baselines", "CrossMap", "CrossModel", "Dcm", "Drift", "EditEffect",
-        "FoundCircuit", "FoundMask", "GroupMet", "GroupScore", "Growth", "HeadEffects", "HeadRoles",
-        "KnockoutCurve", "Ladder", "Localised",
-        "LogitAttribution", "LogitLens", "MaskTrial", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Pair", "Provenance",
-        "Rung", "Scored", "TrainedLadder", "Transfer", "UnitMap",
+        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
+        "Growth", "HeadEffects", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores", "Judgement",
+        "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
+        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score",
+        "Scored", "Scores", "Side", "Stability", "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
+        "VariableScore",
     }
 )  # fmt: skip
 
 
 def test_every_result_of_the_package_is_tested():
-    assert set(made()) == set(NAMES) == kinds()  # making one imports its module
+    for name in cd.__all__:  # brings in the modules
+        getattr(cd, name)
+    assert kinds() == set(NAMES) == set(made())
 
 
 def has_result(value: Any) -> bool:
@@ -126,6 +162,7 @@ def test_through_json_and_back(name):
     in_file = [own for own in _keys(type(result)).values() if own not in _by_example(type(result))]
     own = {one.name: getattr(result, one.name) for one in fields(result)}
     more = {key: value for key, value in own.items() if key not in in_file or has_result(value) or key == "overlaps"}
+    more |= {"circuit": result.circuit} if name == "Judgement" else {}  # whose notes belong to the verdict
     again = type(result).from_dict(data, **more)
     assert again.to_dict() == result.to_dict()
     assert type(again) is type(result)
@@ -159,6 +196,8 @@ def test_a_frame_has_the_rows_of_the_table(name):
     ("name", "n"),
     [("HeadEffects", LAYERS * HEADS), ("AttentionTo", LAYERS * HEADS), ("HeadRoles", LAYERS * HEADS), ("Drift", LAYERS * HEADS),
      ("AttentionDifference", LAYERS * HEADS), ("CrossModel", LAYERS * HEADS), ("Transfer", 4), ("Baselines", 2), ("Dcm", 1),
+     ("Scores", SCORED), ("Judgement", SCORED + 6), ("Comparison", SCORED), ("Completeness", 4), ("Minimality", 1),
+     ("HypothesisTests", 5), ("Curve", 10), ("TruthScores", 2), ("Stability", 2), ("Overlap", 1),
      ("LogitAttribution", 1 + 1 + LAYERS * (HEADS + 2)), ("Localised", 2), ("NeuronAnalysis", 3)],
 )  # fmt: skip
 def test_a_row_is_what_the_class_says(name, n):
@@ -182,6 +221,41 @@ def test_a_file_has_the_means_of_what_is_kept_for_each_example(name):
         low, high = mean_intervals(result.values, result.over)
         assert np.array_equal(low, result.low)
         assert np.array_equal(high, result.high)
+
+
+def test_a_frame_of_scores_has_what_a_number_needs():
+    pytest.importorskip("pandas")
+    scores = made()["Scores"]
+    frame = scores.to_frame()
+    assert frame["split"].tolist() == ["heldout"] * SCORED_ON_A_SPLIT + ["train"] * SCORED_ON_A_SPLIT
+    own = scores.get("faithfulness")
+    row = frame[(frame["score"] == "faithfulness") & (frame["split"] == "heldout")].iloc[0]
+    assert (row["value"], row["low"], row["high"], row["n"]) == (own.value, own.low, own.high, N)
+    assert (row["metric"], row["ablation"], row["random circuits"]) == (own.metric, own.ablation, len(own.controls))
+    assert row["random"] == np.median(own.controls)
+    assert (row["random low"], row["random high"]) == (min(own.controls), max(own.controls))
+    judged = made()["Judgement"].to_frame()
+    cpr = judged[judged["of"] == "curve.cpr"].iloc[0]
+    assert cpr["value"] == made()["Curve"].cpr.value
+
+
+@pytest.mark.parametrize(
+    "name", ["Scores", "Completeness", "Minimality", "HypothesisTests", "Curve", "TopAgreement", "InterchangeScores", "Overlap"]
+)
+def test_a_score_is_read_back_from_its_file_alone(name):
+    result = made()[name]
+    again = type(result).from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.to_dict() == result.to_dict()
+    assert again._rows() == result._rows()
+
+
+def test_a_judgement_is_read_back_from_its_file_alone():
+    result = made()["Judgement"]
+    again = Judgement.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.table() == result.table()
+    assert again.results.keys() == result.results.keys()
+    with pytest.raises(BadFile, match=r"not a judgement: format is .circuitdisc\.scores"):
+        Judgement.from_dict(result.scores.to_dict())
 
 
 def test_a_file_of_something_else_is_refused():

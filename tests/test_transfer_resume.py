@@ -77,7 +77,7 @@ def test_a_transfer_of_the_layout_before_says_what_opens_it(begun, capsys):
     assert main(["resume", str(folder / "out")]) == 2
     said = capsys.readouterr().err
     assert re.search(
-        r"begun by a circuitdisc \(version 0\.0\.1\) .* in another layout \(1, here 2\): go on with that one", said
+        r"begun by circuitdisc 0\.0\.1, .* in another layout .* \(1, here 2\): go on with circuitdisc 0\.0\.1", said
     )
     assert contents(folder / "out") == before
 

@@ -11,7 +11,8 @@ from reference import masked_metric
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.checkpoints.joint import joint_discover
-from circuitdisc.discovery.base import Rule, SearchContext, check_rule
+from circuitdisc.discovery.base import SearchContext
+from circuitdisc.discovery.rules import Rule, check_rule
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import METRICS

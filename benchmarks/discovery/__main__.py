@@ -16,6 +16,7 @@ axes, each one value or several with commas; those not given have the values of 
 
 other settings of conf/config.yaml and conf/settings.yaml:
     out=FILE.csv   the table (benchmarks/results/DISCOVERY.csv); rows appear as cells finish, finished cells are not run again
+                   (each is kept beside it, in FILE.cells/)
     tracr=FOLDER   models that tracr has compiled, one folder a program
     truth.n=32, shipped.n_heldout=100, settings.truth.acdc.threshold=0.01, ..."""
 
@@ -47,6 +48,7 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
     """Run what is missing in the table, then write its page and figures."""
     from benchmarks.discovery import table
     from benchmarks.discovery.cells import cells, settings_text
+    from benchmarks.discovery.kept import identity_of_cell
     from benchmarks.discovery.launch import compose, launch
     from benchmarks.discovery.page import write_page
 
@@ -58,7 +60,7 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
         if not asked:
             raise BadSetting("no cell fits these settings: a part has cases of its own, see --help")
         table.start(path)
-        missing = table.to_do(path, asked)
+        missing = table.to_do(path, asked, lambda cell: identity_of_cell(cell, config).digest)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {path} already", flush=True)
         if missing:
             launch(missing, overrides, path)

@@ -95,11 +95,16 @@ def settings_of(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_text(cell: Cell, config: Mapping[str, Any]) -> str:
-    """All settings that a row depends on, in a line; a cell whose settings have changed is run again."""
+    """All settings that a row depends on, in a line."""
+    return " ".join(f"{key}={value}" for key, value in settings_in_all(cell, config).items())
+
+
+def settings_in_all(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a row depends on; a cell whose settings have changed is run again."""
     axes_and_repeats = (*AXES, "slow", "bootstraps", "seeds", "slow_bootstraps", "slow_seeds")
     own = {key: value for key, value in config[cell.part].items() if key not in axes_and_repeats}
     own |= dict(zip(("bootstraps", "seeds"), repeats(cell, config), strict=True)) if cell.part == "stability" else {}
-    return " ".join(f"{key}={value}" for key, value in {**own, **settings_of(cell, config)}.items())
+    return {**own, **settings_of(cell, config)}
 
 
 def repeats(cell: Cell, config: Mapping[str, Any]) -> tuple[int, int]:

@@ -62,16 +62,22 @@ def job(config: Any) -> None:
     import torch
     from omegaconf import OmegaConf
 
+    from benchmarks.discovery.kept import kept_row
     from benchmarks.discovery.parts import run
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     torch.set_num_threads(plain["threads"])
     cell = Cell.parse(plain["cell"])
+
+    def compute() -> dict[str, Any]:
+        try:
+            return run(cell, plain)
+        except CircuitdiscError as error:
+            return {"note": _line(error)}
+
     try:
-        columns = run(cell, plain)
-    except CircuitdiscError as error:
-        columns = {"note": _line(error)}
-    except Exception as error:  # an algorithm of another package may do anything
+        columns = kept_row(cell, plain, compute)
+    except Exception as error:  # an algorithm of another package may do anything; a mistake is no result that is kept
         columns = {"note": f"failed: {type(error).__name__}: {_line(error)}"}
     table.add(Path(plain["out"]), {**asdict(cell), "settings": settings_text(cell, plain), **columns})
 
@@ -83,12 +89,13 @@ def _line(error: Exception) -> str:
 @contextmanager
 def _counted(path: Path, cells: Sequence[tuple[Cell, str]]) -> Iterator[None]:
     """A progress bar that follows the table."""
-    stop = threading.Event()
+    stop, before = threading.Event(), table.read(path)
 
     def follow() -> None:
         with progress_bar(len(cells), "discovery", "cell") as bar:
             while not stop.wait(1.0):
-                bar.update(len(cells) - len(table.to_do(path, cells)) - bar.n)
+                now = table.read(path)
+                bar.update(sum(now.get(cell) != before.get(cell) for cell, _ in cells) - bar.n)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

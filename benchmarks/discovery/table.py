@@ -1,13 +1,14 @@
 """The table: a CSV file to which rows are added as cells finish, by several processes at once.
 
 A row is one write under a lock, so that rows never mix. A kill can at worst cut the last line short, which is then left out.
-Where two rows have one cell, the later one counts.
+Where two rows have one cell, the later one counts. A row says by a digest what it belongs to (`kept.py`); one of an
+older table, which has no such column, is known by its settings alone.
 """
 
 import csv
 import fcntl
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ COLUMNS = (
     *AREAS,
     *("curve", "random_curve"),
     *(f"jaccard_{name}" for name in ("edges", "edges_low", "edges_high", "heads", "edges_seeds", "heads_seeds")),
-    *("forward_passes", "backward_passes", "node_evaluations", "seconds", "cell_seconds", "settings", "note"),
+    *("forward_passes", "backward_passes", "node_evaluations", "seconds", "cell_seconds", "settings", "note", "identity"),
 )
+OLDER = COLUMNS[:-1]
 Row = dict[str, str]
 
 
@@ -38,7 +40,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def start(path: Path) -> None:
-    """Make the table if there is none; leave out a last line that was cut short.
+    """Make the table if there is none; leave out a last line that was cut short; give an older one the column that it lacks.
 
     Raises:
         BadFile: there is another file of that name.
@@ -46,9 +48,12 @@ def start(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = line(dict(zip(COLUMNS, COLUMNS, strict=True)))
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.startswith(header):
+    older = ",".join(OLDER) + "\n"
+    if text.startswith(older):
+        write_text(path, header + "".join(map(line, read(path).values())))
+    elif text and not text.startswith(header):
         raise BadFile(f"{path} is not a table of this benchmark: choose another with out=, or remove it")
-    if not text or not text.endswith("\n"):
+    elif not text or not text.endswith("\n"):
         write_text(path, text[: text.rfind("\n") + 1] or header)
 
 
@@ -67,20 +72,29 @@ def read(path: Path) -> dict[Cell, Row]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, restval=None))
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror}") from error
-    if rows and set(rows[0]) != set(COLUMNS):
+    columns = tuple(rows[0]) if rows else COLUMNS
+    if columns not in (COLUMNS, OLDER):
         raise BadFile(f"{path} is not a table of this benchmark")
-    whole = (row for row in rows if row["note"] is not None)
+    whole = ({"identity": "", **row} for row in rows if row[columns[-1]] is not None)
     return {Cell.of([row[axis] for axis in AXES]): row for row in whole}
 
 
-def to_do(path: Path, cells: Iterable[tuple[Cell, str]]) -> list[tuple[Cell, str]]:
-    """Cells that are not in the table, or were run with other settings.
+def to_do(path: Path, cells: Iterable[tuple[Cell, str]], digest: Callable[[Cell], str]) -> list[tuple[Cell, str]]:
+    """Cells that are not in the table, or were run with other settings, weights, examples or another version.
 
     Args:
         cells: each with its settings as `settings_text` gives them.
+        digest: of what a cell belongs to now; asked of those alone whose row has one, since it takes the case's model.
     """
-    done = {cell: row["settings"] for cell, row in read(path).items()}
-    return [(cell, settings) for cell, settings in cells if done.get(cell) != settings]
+    rows = read(path)
+
+    def is_done(cell: Cell, settings: str) -> bool:
+        row = rows.get(cell)
+        if row is None or row["settings"] != settings:
+            return False
+        return not row["identity"] or row["identity"] == digest(cell)
+
+    return [(cell, settings) for cell, settings in cells if not is_done(cell, settings)]

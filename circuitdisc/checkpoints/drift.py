@@ -25,7 +25,7 @@ from typing_extensions import Unpack
 
 from circuitdisc.checkpoints.listing import check_same, load, read_checkpoints
 from circuitdisc.checkpoints.weight_change import PRODUCTS, HeadWeights, head_weights, weight_change
-from circuitdisc.checks import SHARE, bounded, check_choice
+from circuitdisc.checks import check_choice
 from circuitdisc.engine.head_outputs import HeadOutputs, head_outputs
 from circuitdisc.engine.measuring import examples_of, mean_intervals
 from circuitdisc.engine.requirements import components_of
@@ -33,9 +33,9 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.heads.attention import attention_to
 from circuitdisc.heads.base import check_wrong
 from circuitdisc.heads.logits import logit_attribution
-from circuitdisc.heads.roles import ROLES, HeadRoles, head_roles
+from circuitdisc.heads.roles import HeadRoles, RoleRules, head_roles
 from circuitdisc.models.model import Model
-from circuitdisc.options import OnSplit, takes
+from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.results import OverExamples, Row, plain_rows
 from circuitdisc.stats import Partition, partition_of
@@ -177,8 +177,7 @@ class Drift(OverExamples):
         return found | {f"weights_{name}": values for name, values in self.weights.items()}
 
 
-@bounded(threshold=SHARE, min_share=SHARE)
-@takes(OnSplit)
+@takes(RoleRules)
 def drift(
     checkpoints: str | Sequence[str | Model],
     task: Task | Sequence[Example] | Mapping[str, Any],
@@ -187,11 +186,8 @@ def drift(
     key: str | int = "first",
     at: str | int = "all",
     against: Against = "first",
-    roles: Sequence[str] = ROLES,
-    threshold: float = 0.4,
-    min_share: float = 0.8,
     model_settings: Mapping[str, Any] | None = None,
-    **options: Unpack[OnSplit],
+    **options: Unpack[RoleRules],
 ) -> Drift:
     """Follow every head along a ladder of checkpoints.
 
@@ -203,7 +199,6 @@ def drift(
         query, key: positions between which attention is measured, as `attention_to` takes them.
         at: the tokens at which outputs are compared: `all`, or a position.
         against: what a checkpoint is compared with: the `first` of the ladder, or the `previous` one.
-        roles, threshold, min_share: as `head_roles` takes them.
         model_settings: of `load_model`: dtype, device.
         seed: of the bootstrap, and of the task where it is drawn here.
 
@@ -223,7 +218,7 @@ def drift(
     references: list[str | None] = []
     reference: tuple[str, HeadWeights, HeadOutputs] | None = None
     common: dict[str, Any] = {name: given[name] for name in ("seed", "memory", "confidence")}
-    role_settings: dict[str, Any] = {"roles": roles, "threshold": threshold, "min_share": min_share, **common}
+    role_settings: dict[str, Any] = {name: given[name] for name in ("roles", "threshold", "min_share")} | common
     with progress_bar(len(ladder), "drift", "checkpoint", given["progress"]) as bar:
         for one in ladder:
             model = one if isinstance(one, Model) else load(one, **(model_settings or {}))

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.acdc import Walk, check_settings, search_bar, walk_back
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext
+from circuitdisc.discovery.acdc import ORDERS_WITHOUT_SCORES, Walk, check_order, search_bar, walk_back
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.rules import Rule, check_rule
 from circuitdisc.engine.patching import Cost, Patching, Removal
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
@@ -52,7 +53,8 @@ def joint_acdc(
             checkpoint's own metric.
     """
     metric = get_metric(context.metric)
-    rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
+    rule = check_rule(threshold, relative, two_sided, metric)
+    check_order(ablation, order, ORDERS_WITHOUT_SCORES)
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
@@ -65,7 +67,7 @@ def joint_acdc(
             ]
             return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared)
 
-        mask = walk_back(graph, context.journal, begin)
+        mask = walk_back(graph, context.journal, begin, graph.edge_mask)
     cost = Cost()
     for patching in patchings:
         cost.add(patching.cost)

@@ -20,8 +20,9 @@ from jaxtyping import Bool
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import kept_heads
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.head_ablation import ORDERS, layers_in_order, split_to_verify
+from circuitdisc.discovery.rules import Rule, check_rule
 from circuitdisc.engine.head_removal import HeadRemoval
 from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.patching import Cost, Patching

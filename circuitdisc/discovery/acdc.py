@@ -13,101 +13,135 @@ Source: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from tqdm import tqdm
+from typing_extensions import TypedDict, Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import THRESHOLD, Whole, bounded, check_choice
+from circuitdisc.checks import EDGES, Whole, check_choice
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
-from circuitdisc.engine.patching import Patching
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking, not_tried, proposed
+from circuitdisc.discovery.rules import AUTO, Deciding, RuleOptions, rule_of
+from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.metrics import Metric, get_metric
+from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
-ORDERS = ("descending", "ascending", "random")
+BY_ATTRIBUTION = "attribution"
+ORDERS_WITHOUT_SCORES = ("descending", "ascending", "random")
+ORDERS = (*ORDERS_WITHOUT_SCORES, BY_ATTRIBUTION)
 
 
-@bounded(threshold=THRESHOLD, speculation=Whole(1, 1_000_000))
-def acdc(
-    model: Model,
-    task: Task,
-    ablation: Ablation,
-    context: SearchContext,
-    *,
-    threshold: float = 0.01,
-    relative: bool = False,
-    two_sided: bool | None = None,
-    order: str = "descending",
-    speculation: int | None = None,
-) -> Discovery:
+class Trying(TypedDict, total=False):
+    """Which edges are tried, and in which order."""
+
+    order: Annotated[
+        str,
+        Option(
+            "descending",
+            "of the senders of a receiver: `descending` (latest first), `ascending`, `random` (by the seed), or `attribution` "
+            "(the one with the smallest score of `ranking` first). It changes the result: report it.",
+        ),
+    ]
+    speculation: Annotated[
+        int | None,
+        Option(None, "how many candidates are tried at once; None adapts. It never changes the result.", Whole(1, 1_000_000)),
+    ]
+    prune_first: Annotated[
+        int | None,
+        Option(
+            None,
+            "attribution proposes so many edges, and only these are tried; all others are cut at the start. None tries all.",
+            EDGES,
+        ),
+    ]
+    ranking: Annotated[
+        str,
+        Option(
+            "eap_ig",
+            "the scored algorithm, at its default settings, that `prune_first`, `order=attribution` and `threshold=auto` take "
+            "their scores from; without them it is not run.",
+        ),
+    ]
+
+
+class AcdcOptions(RuleOptions, Trying, total=False):
+    """How ACDC searches."""
+
+
+@takes(AcdcOptions)
+def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, **options: Unpack[AcdcOptions]) -> Discovery:
     """Find a circuit by cutting every edge that the metric does not miss.
 
     Args:
-        threshold: an edge goes if the metric changes by less than this, in units of the metric.
         relative: the threshold is a fraction of the current metric instead, so that n cuts may cost a factor (1 - t)^n.
-        two_sided: a rise of the metric by the threshold or more keeps an edge, too. `False` is ACDC's own rule, by which only a
-            fall does: with a metric that can rise above the full model's, it collects what works against the metric. None:
-            `False` for `kl`, which cannot rise so far, and `True` for all others.
-        order: of the senders of a receiver: `descending` (latest first), `ascending` or `random` (by the seed). It changes
-            the result: report it.
-        speculation: how many candidates are tried at once; None adapts. It never changes the result.
 
     Returns:
         The circuit, with a decision an edge in the trace.
 
+    Raises:
+        BadSetting, UnknownName: a setting cannot be used.
+        BadRun: a run that is resumed finds another ranking than it began with.
+
     Source: Conmy et al. 2023, algorithm 1; relative thresholds as in the published variants.
     """
-    metric = get_metric(context.metric)
-    rule = check_settings(ablation, metric, threshold, relative, two_sided, order, speculation)
-    graph = model.graph
+    given: Any = options
+    metric, graph, journal = get_metric(context.metric), model.graph, context.journal
+    check_order(ablation, given["order"])
+    check_choice("ranking", given["ranking"], RANKINGS)
+    start, scores, notes, cost = graph.edge_mask, None, (), Cost()
+    if given["prune_first"] is not None or given["order"] == BY_ATTRIBUTION or given["threshold"] == AUTO:
+        scores, cost = edge_ranking(given["ranking"], model, task, ablation, context)
+        check_ranking(given["ranking"], ascending(graph, scores), journal.decisions, journal)
+        if given["prune_first"] is not None:
+            start = proposed(graph, scores, given["prune_first"])
+            notes = (not_tried(Circuit(graph, start), given["ranking"]),)
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
-    with search_bar(graph.n_edges, model.name, context) as bar:
+    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
+    with search_bar(int(start.sum()), model.name, context) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> Walk:
-            return Walk(patching.removal(chunks, mask, metric, first=first), graph, context, bar, rule, order, speculation)
+            removal = patching.removal(chunks, mask, metric, first=first)
+            return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores)
 
-        mask = walk_back(graph, context.journal, begin)
-    return Discovery(Circuit(graph, mask).prune(), None, context.journal.decisions, patching.cost, notes=(rule.note(metric),))
+        mask = walk_back(graph, journal, begin, start)
+    patching.cost.add(cost)
+    notes = (rule.note(metric), *notes)
+    return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, patching.cost, notes=notes, ranking=scores)
 
 
-def check_settings(
-    ablation: Ablation,
-    metric: Metric,
-    threshold: float,
-    relative: bool,
-    two_sided: bool | None,
-    order: str,
-    speculation: int | None,
-) -> Rule:
-    """The rule of ACDC's settings.
+def check_order(ablation: Ablation, order: str, orders: tuple[str, ...] = ORDERS) -> None:
+    """Refuse an order that is not known, and an ablation that cuts no edges.
 
     Raises:
         BadSetting, UnknownName: a setting cannot be used.
     """
-    rule = check_rule(threshold, relative, two_sided, metric)
-    check_choice("order", order, ORDERS)
+    check_choice("order", order, orders)
     if ablation.target == "pattern":
         raise BadSetting("acdc cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
-    return rule
 
 
 def search_bar(n_edges: int, names: str, context: SearchContext) -> tqdm:
     """A bar over the edges, those of the journal behind it."""
-    decided = sum(decision.get("edges", 1) for decision in context.journal.decisions)
+    decided = sum(decision.get("edges", 1) for decision in context.journal.decisions if "ranking" not in decision)
     return progress_bar(n_edges, f"acdc on {names}", "edge", context.progress, decided)
 
 
 def walk_back(
-    graph: ComputationGraph, journal: Journal, begin: Callable[[Bool[np.ndarray, "R S"], int], "Walk"]
+    graph: ComputationGraph,
+    journal: Journal,
+    begin: Callable[[Bool[np.ndarray, "R S"], int], "Walk"],
+    start: Bool[np.ndarray, "R S"],
 ) -> Bool[np.ndarray, "R S"]:
     """Step 1: the receivers from `logits` backwards, those of one node and layer in a walk of their own.
 
@@ -115,11 +149,12 @@ def walk_back(
 
     Args:
         begin: (edges left, index of the lowest receiver to be visited) -> the walk that visits them.
+        start: the edges that the search begins with.
 
     Returns:
         The edges left.
     """
-    mask = edges_left(graph, journal.decisions)
+    mask = edges_left(graph, journal.decisions, start)
     finished = set(journal.marks)
     for group in reversed(graph.groups):
         name = graph.receivers[group[0]].name
@@ -155,6 +190,7 @@ class Walk:
     Args:
         rule: when an edge may stay cut.
         order, speculation: as `acdc` takes them.
+        scores: of all edges, for `order=attribution`. [R, S]
     """
 
     def __init__(
@@ -163,13 +199,14 @@ class Walk:
         graph: ComputationGraph,
         context: SearchContext,
         bar: tqdm,
-        rule: Rule,
+        rule: Deciding,
         order: str = "descending",
         speculation: int | None = None,
+        scores: Float[np.ndarray, "R S"] | None = None,
     ) -> None:
         self.removal, self.graph, self.context, self.bar = removal, graph, context, bar
         self.rule = rule
-        self.order = order
+        self.order, self.scores = order, scores
         self.most = min(removal.most_rows, speculation or removal.most_rows)
         self.adapts = speculation is None
         self.rows = min(self.most, 16) if self.adapts else self.most
@@ -199,6 +236,8 @@ class Walk:
             senders = senders[::-1]
         elif self.order == "random":
             senders = np.random.default_rng([self.context.seed, receiver]).permutation(senders)
+        elif self.order == BY_ATTRIBUTION and self.scores is not None:
+            senders = senders[np.argsort(np.abs(self.scores[receiver, senders]), kind="stable")]
         return [int(sender) for sender in senders]
 
     def _asked(self, receiver: int) -> Bool[np.ndarray, "S"]:
@@ -246,10 +285,12 @@ class Walk:
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 
 
-def edges_left(graph: ComputationGraph, decisions: Sequence[dict]) -> Bool[np.ndarray, "R S"]:
-    """The edges left by the decisions of a journal."""
-    mask = graph.edge_mask.copy()
+def edges_left(graph: ComputationGraph, decisions: Sequence[dict], start: Bool[np.ndarray, "R S"]) -> Bool[np.ndarray, "R S"]:
+    """The edges left by the decisions of a journal, of those that the search began with."""
+    mask = start.copy()
     for decision in decisions:
+        if "ranking" in decision:
+            continue
         if "dead" in decision:
             mask[graph.receiver_index[decision["dead"]]] = False
         elif not decision["kept"]:

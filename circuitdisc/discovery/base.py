@@ -1,13 +1,11 @@
 """What every discovery algorithm takes and gives: one call, one result."""
 
-import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from circuitdisc.checks import THRESHOLD
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
 from circuitdisc.engine.gradients.path_points import PathSum
@@ -112,78 +110,3 @@ class SearchContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     progress: bool = False
-
-
-class Rule(NamedTuple):
-    """When a part may stay cut: the metric has changed by less than the threshold.
-
-    Args:
-        threshold: the change allowed; with `relative`, as a fraction of the size of the metric before.
-        two_sided: a rise counts as a change, too; otherwise only a fall does.
-    """
-
-    threshold: float
-    relative: bool
-    two_sided: bool
-
-    def passes(self, before: float, value: float) -> bool:
-        """True if the change from `before` to `value` is below the threshold, so that the cut may stay.
-
-        Raises:
-            BadSetting: one of the two is not finite, so that there is no change to judge.
-        """
-        change = self._change(before, value)
-        if not math.isfinite(change):
-            raise BadSetting(
-                f"the metric goes from {before} to {value} when a part is cut, and no cut can be judged by that: use another "
-                "metric (logit_diff is always finite), another ablation, or model.dtype=float32"
-            )
-        return change < self._allowed(before)
-
-    def margin(self, before: float, value: float) -> float:
-        """How far the change lies below what is allowed, in units of the metric; negative if it lies above."""
-        return self._allowed(before) - self._change(before, value)
-
-    def _change(self, before: float, value: float) -> float:
-        fall = before - value
-        return abs(fall) if self.two_sided else fall
-
-    def _allowed(self, before: float) -> float:
-        return self.threshold * abs(before) if self.relative else self.threshold
-
-    def note(self, metric: Metric) -> str:
-        """Which rule decided, in a sentence for whoever reads the circuit."""
-        if self.two_sided:
-            words = "Cuts were decided two-sided: a part is kept if cutting it moves"
-            return f"{words} {metric.name} by the threshold or more, up or down."
-        words = "Cuts were decided one-sided, as by ACDC's own rule: a part is kept only if cutting it lowers"
-        if metric.zero_at_full:
-            return f"{words} {metric.name} by the threshold or more; no circuit can lie above the full model's 0."
-        return (
-            f"{words} {metric.name} by the threshold or more, so that what works against the metric is cut and the circuit "
-            "may lie above the full model."
-        )
-
-
-def check_rule(threshold: object, relative: bool, two_sided: object, metric: Metric) -> Rule:
-    """The rule of a search that cuts part by part.
-
-    Args:
-        two_sided: None takes both sides for a metric that can rise above the full model's value, and the fall alone for one
-            that cannot (`kl`), where a rise is a step towards the full model.
-
-    Raises:
-        BadSetting: the threshold is no number from 0, or a fraction of a value that is 0 by construction; or `two_sided` is
-            neither null, true nor false.
-    """
-    if two_sided is not None and not isinstance(two_sided, bool):
-        raise BadSetting(
-            f"two_sided={two_sided!r} must be true, false (ACDC's own rule: only falls count) or null (by the metric)"
-        )
-    if relative and metric.zero_at_full:
-        raise BadSetting(
-            f"relative=true with metric '{metric.name}': the full model's value is 0, and no fraction of 0 can be lost; "
-            "use relative=false, or another metric"
-        )
-    both = not metric.zero_at_full if two_sided is None else two_sided
-    return Rule(THRESHOLD.check("threshold", threshold), relative, both)

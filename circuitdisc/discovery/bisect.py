@@ -20,55 +20,55 @@ Source: group testing by generalised binary splitting (Hwang 1972) and the 1-min
 Hildebrandt 2002), for edges.
 """
 
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import THRESHOLD, bounded, check_choice
+from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
-from circuitdisc.engine.patching import Cost, Patching
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscWarning
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking
+from circuitdisc.discovery.rules import Deciding, RuleOptions, rule_of
+from circuitdisc.engine.patching import Patching
+from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
-RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "exact", "random")
 TESTS_PER_MARK = 50
 
 
-@bounded(threshold=THRESHOLD)
-def bisect(
-    model: Model,
-    task: Task,
-    ablation: Ablation,
-    context: SearchContext,
-    *,
-    threshold: float = 0.01,
-    relative: bool = False,
-    two_sided: bool | None = None,
-    ranking: str = "eap_ig",
-) -> Discovery:
+class BisectOptions(RuleOptions, total=False):
+    """How bisection searches."""
+
+    ranking: Annotated[
+        str,
+        Option(
+            "eap_ig",
+            "the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among "
+            "circuits that all hold what is stated above, which one comes out.",
+        ),
+    ]
+
+
+@takes(BisectOptions)
+def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext, **options: Unpack[BisectOptions]) -> Discovery:
     """Find a circuit by cutting groups of edges.
 
     Args:
-        threshold: the change allowed for a test, of a group or of an edge, in units of the metric.
-        relative: the threshold is a fraction of the current metric.
-        two_sided: a rise of the metric keeps edges, too. `False` is ACDC's own rule; a group can raise the metric far. None:
-            `False` for `kl`, which cannot rise above the full model's, and `True` for all others.
-        ranking: the scored algorithm, at its default settings, that ranks the edges. It changes the number of runs and, among
-            circuits that all hold what is stated above, which one is found.
+        threshold: the change allowed for a test, of a group or of an edge, in units of the metric; `auto` from the ranking's
+            scores.
 
     Returns:
         The circuit, in `ranking` the scores that ordered the tests, and a test a line in the trace.
@@ -77,18 +77,21 @@ def bisect(
         BadSetting: a setting is out of its bounds, or the ranking cannot be had for this metric, model or ablation.
         BadRun: a run that is resumed finds another ranking than it began with.
     """
-    metric = get_metric(context.metric)
-    rule = check_rule(threshold, relative, two_sided, metric)
+    given: Any = options
+    metric, ranking = get_metric(context.metric), given["ranking"]
     check_choice("ranking", ranking, RANKINGS)
     if ablation.target == "pattern":
         raise BadSetting("bisect cuts edges; an attention pattern is no edge: use ablation.target=output, or head_ablation")
     graph, journal = model.graph, context.journal
-    scores, ranking_cost = _scores(ranking, model, task, ablation, context)
-    order = np.flatnonzero(graph.edge_mask)[np.argsort(np.abs(scores[graph.edge_mask]), kind="stable")]
+    scores, ranking_cost = edge_ranking(ranking, model, task, ablation, context)
+    order = ascending(graph, scores)
     recorded = deque(journal.decisions)
-    _check_ranking(ranking, order, recorded, journal)
+    check_ranking(ranking, order, recorded, journal)
+    if recorded:
+        recorded.popleft()
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
+    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
     bar = progress_bar(graph.n_edges, f"bisect on {model.name}", "edge", context.progress)
     mask = _test_groups(graph, order, lambda mask: patching.measure(chunks, mask, metric), rule, journal, recorded, bar)
     if "groups" not in journal.marks:
@@ -118,7 +121,7 @@ def _test_groups(
     graph: ComputationGraph,
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],
-    rule: Rule,
+    rule: Deciding,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
@@ -184,30 +187,3 @@ def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorde
             n_decisions -= 1
             mask[graph.parse_edge(line["edge"])] = line["kept"]
     return mask & live_receivers(graph, mask)[:, None]
-
-
-def _scores(
-    ranking: str, model: Model, task: Task, ablation: Ablation, context: SearchContext
-) -> tuple[Float[np.ndarray, "R S"], Cost]:
-    from circuitdisc.discovery.registry import get_algorithm
-
-    try:
-        with warnings.catch_warnings():  # how good the order is shows in the number of tests alone
-            warnings.simplefilter("ignore", CircuitdiscWarning)
-            found = get_algorithm(ranking).function(model, task, ablation, replace(context, journal=Journal()))
-    except BadSetting as error:
-        raise BadSetting(f"no ranking of the edges: {error}. Or set ranking=exact (slow), or ranking=random") from error
-    assert found.edge_scores is not None, "every ranking scores edges"
-    return found.edge_scores, found.cost
-
-
-def _check_ranking(ranking: str, order: Int[np.ndarray, "n"], recorded: deque[dict], journal: Journal) -> None:
-    """A resumed run must go on with the ranking that it began with."""
-    checksum = zlib.crc32(order.astype(np.int64).tobytes())
-    if not recorded:
-        journal.write(ranking=ranking, checksum=checksum)
-    elif recorded.popleft().get("checksum") != checksum:
-        raise BadRun(
-            f"the edges' ranking by {ranking} has come out in another order than when this run began (another machine, number "
-            "of threads or version?), so that it cannot be resumed: start it again in a new folder"
-        )

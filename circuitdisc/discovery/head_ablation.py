@@ -18,7 +18,8 @@ from jaxtyping import Bool
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import THRESHOLD, Real, bounded, check_choice
-from circuitdisc.discovery.base import Discovery, Rule, SearchContext, check_rule
+from circuitdisc.discovery.base import Discovery, SearchContext
+from circuitdisc.discovery.rules import Rule, check_rule
 from circuitdisc.engine.head_removal import HeadRemoval
 from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.patching import Patching

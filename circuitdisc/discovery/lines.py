@@ -112,7 +112,7 @@ class TrainingStep:
 
 # algorithm -> the key that a line is known by -> its schema; an algorithm that is not here keeps no journal
 LINES: dict[str, dict[str, type]] = {
-    "acdc": {"dead": DeadNode, "edge": EdgeDecision},
+    "acdc": {"ranking": RankingLine, "dead": DeadNode, "edge": EdgeDecision},
     "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
     "exact": {"edge": EdgeScore},
     "head_ablation": {"head": HeadDecision},

@@ -29,7 +29,7 @@ from circuitdisc.engine.masked_run import MaskedRuns
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.files import ARRAYS_BYTES, read_bytes, remove, write_bytes
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.identity import Identity
+from circuitdisc.identity import Identity, package_version
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option
@@ -179,7 +179,7 @@ def _resume(masks: Masks, optimizer: torch.optim.Adam, context: SearchContext) -
     if (older := path.with_suffix(".npz")).exists():
         raise BadFile(
             f"{older} is the state of a search that an older circuitdisc began ({_version(context)}), which alone goes on with "
-            "it: go on there, or start the search again"
+            f"it (this is {package_version()}): go on there, or start the search again"
         )
     why = memo.damage(name) if memo.has(name) else "it is missing"
     if why:

@@ -8,26 +8,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation, get_ablation
-from circuitdisc.checks import SEED, bounded, check_values
+from circuitdisc.checks import SEED, check_values
 from circuitdisc.circuit import Provenance
 from circuitdisc.discovery.algorithm import Algorithm, adopt_algorithm
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.presearch import corruption_notes
+from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, with_contents
 from circuitdisc.metrics import METRICS, Metric, get_metric
 from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, Working, of_others, takes
 from circuitdisc.plugins import Registry
 from circuitdisc.runs import Journal, versions
 from circuitdisc.stats import plain, standard_error
@@ -71,33 +74,30 @@ REGISTRY = Registry(
 get_algorithm = REGISTRY.get
 
 
-@bounded(seed=SEED)
+class Searching(Ablating, Working, total=False, extra_items=Any):
+    """What every search takes; further settings are the algorithm's own."""
+
+    seed: Annotated[int, Option(0, "of everything random in the algorithm.", SEED)]
+
+
+@takes(Searching)
 def discover(
     model: Model,
     task: Task,
     algorithm: str = "acdc",
     *,
-    ablation: str | Ablation | dict[str, Any] = "mean",
-    metric: str | Metric | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
     allow_chance: bool = False,
     journal: Journal | None = None,
-    progress: bool = False,
-    **settings: Any,
+    **options: Unpack[Searching],
 ) -> Discovery:
     """Find the circuit of a task on its train split.
 
     Args:
         algorithm: a name from `ALGORITHMS`, or of an algorithm of another package.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
-        metric: a name, or a metric of your own; None takes the task's.
-        seed: of everything random in the algorithm.
-        memory: budget for activations, as `4GiB`.
         allow_chance: search even though the model does not do the task.
         journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
             same weights, train examples and settings.
-        progress: show a progress bar on stderr.
         settings: the algorithm's own (see its docstring).
 
     Returns:
@@ -109,9 +109,11 @@ def discover(
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
         BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
-    chosen, ablation = get_algorithm(algorithm), get_ablation(ablation)
+    given: Any = options
+    seed, memory, settings = given["seed"], given["memory"], of_others(Searching, given)
+    chosen, ablation = get_algorithm(algorithm), get_ablation(given["ablation"])
     known = chosen.settings
-    measure = metric_for(model, task, metric)
+    measure = metric_for(model, task, given["metric"])
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
@@ -124,7 +126,7 @@ def discover(
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
     full = None if allow_chance else refuse_chance(model, task, measure)
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
-    context = SearchContext(measure, memory, seed, journal, progress)
+    context = SearchContext(measure, memory, seed, journal, given["progress"])
     started = perf_counter()
     found = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(found, Discovery):

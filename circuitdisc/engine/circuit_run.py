@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.circuit import live_nodes
 from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.differences import Differences
 from circuitdisc.engine.reach import Reach
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components, Frame
@@ -63,7 +64,7 @@ class CircuitRun:
         self.unchanged = _unchanged_senders(graph, mask)
         self.state = NodeState()
         self.node_evaluations = 0.0
-        self.difference: dict[int, Float[Tensor, "B T D"]] = {}  # live - ablated, of the senders run so far
+        self.difference = Differences(np.flatnonzero(self.live_senders), chunk.clean[0])
         self._run()
 
     @property
@@ -84,25 +85,23 @@ class CircuitRun:
 
     def _write(self, sender: int, value: Float[Tensor, "B T D"]) -> None:
         self.state.values[sender] = value
-        self.difference[sender] = value - self.chunk.ablated[sender]
+        if sender in self.difference:
+            self.difference.write(sender, value, self.chunk.ablated[sender])
 
-    def _read_inputs(self, receivers: list[int], constant: Float[Tensor, "D"]) -> Float[Tensor, "n 1 B T D"]:
-        """What receivers at the same place in the residual stream read. Equal rows of the mask are added up once."""
+    def _read_inputs(
+        self, receivers: list[int], constant: Float[Tensor, "D"]
+    ) -> tuple[Float[Tensor, "m B T D"], Int[np.ndarray, "n"]]:
+        """What receivers at the same place in the residual stream read: the different inputs, and which of them each reads."""
         n_upstream = int(self.graph.n_upstream[receivers[0]])
         places: dict[bytes, int] = {}
-        which = [places.setdefault(self.mask[receiver, :n_upstream].tobytes(), len(places)) for receiver in receivers]
-        rows = self.mask[[receivers[which.index(place)] for place in range(len(places))], :n_upstream]
-        read = (constant + self.chunk.ablated_before(n_upstream)).expand(len(rows), *self.chunk.clean.shape[1:])
-        kept = np.flatnonzero(rows.any(axis=0))
-        if len(kept):
-            differences = torch.stack([self.difference[int(sender)] for sender in kept])
-            weights = torch.from_numpy(rows[:, kept]).to(differences)
-            read = read + torch.einsum("ns,sbtd->nbtd", weights, differences)
+        which = np.array([places.setdefault(self.mask[receiver].tobytes(), len(places)) for receiver in receivers])
+        _, first = np.unique(which, return_index=True)
+        x = self.difference.sums(self.mask[[receivers[row] for row in first]], n_upstream)
+        x += constant + self.chunk.ablated_before(n_upstream)
         for row, receiver in zip(which, receivers, strict=True):
             if receiver >= self.record_from or receiver == self.graph.n_receivers - 1:
-                self.state.inputs[receiver] = read[row][None]
-        # one row for all heads broadcasts; else each head gets its own
-        return read[:, None] if len(rows) == 1 else read[which][:, None]
+                self.state.inputs[receiver] = x[row][None]
+        return x, which
 
     def _run_heads(self, layer: int) -> None:
         graph, index = self.graph, self.graph.sender_index
@@ -116,7 +115,7 @@ class CircuitRun:
                 heads.append(head)
         if not heads:
             return
-        q, k, v = (self._read_qkv(layer, qkv, heads) for qkv in ("q", "k", "v"))
+        q, k, v = self._read_qkv(layer, heads)
         pattern = self.components.pattern(layer, q, k, self.frame)
         outputs = self.components.head_output(layer, heads, pattern @ v, self.frame)
         self.node_evaluations += len(heads)
@@ -126,13 +125,18 @@ class CircuitRun:
             if graph.receiver_index[f"a{layer}.h{head}<v>"] >= self.record_from:
                 self.state.patterns[sender] = pattern[row]
 
-    def _read_qkv(self, layer: int, qkv: QKV, heads: list[int]) -> Float[Tensor, "n 1 B T K"]:
-        receivers = [self.graph.receiver_index[f"a{layer}.h{head}<{qkv}>"] for head in heads]
-        x = self._read_inputs(receivers, self.components.constant_before(layer))
-        read = self.components.read(layer, qkv, heads, x, self.frame)
-        for row, receiver in enumerate(receivers):
-            if receiver >= self.record_from:
-                self.state.qkv[receiver] = read[row]
+    def _read_qkv(self, layer: int, heads: list[int]) -> list[Float[Tensor, "n 1 B T K"]]:
+        kinds: tuple[QKV, ...] = ("q", "k", "v")
+        receivers = [[self.graph.receiver_index[f"a{layer}.h{head}<{qkv}>"] for head in heads] for qkv in kinds]
+        x, which = self._read_inputs([one for own in receivers for one in own], self.components.constant_before(layer))
+        read = []
+        for qkv, own, rows in zip(kinds, receivers, which.reshape(3, -1), strict=True):
+            alike = (rows == rows[0]).all()  # one input for all heads broadcasts; else each head gets its own
+            inputs = x[rows[0]][None] if alike else x[torch.from_numpy(rows)]
+            read.append(self.components.read(layer, qkv, heads, inputs[:, None], self.frame))
+            for row, receiver in enumerate(own):
+                if receiver >= self.record_from:
+                    self.state.qkv[receiver] = read[-1][row]
         return read
 
     def _run_mlp(self, layer: int) -> None:
@@ -142,7 +146,7 @@ class CircuitRun:
         if self.unchanged[sender] and receiver < self.record_from:
             self._write(sender, self.chunk.clean[sender])
             return
-        x = self._read_inputs([receiver], self.components.constant_before(layer, mlp=True))[0, 0]
+        x = self._read_inputs([receiver], self.components.constant_before(layer, mlp=True))[0][0]
         value, tokens = self.chunk.clean[sender], self.reach.recomputed(sender)
         if len(tokens) and not self.unchanged[sender]:
             value = value.clone()

@@ -46,17 +46,26 @@ def kept_heads_hooks(graph: ComputationGraph, chunk: Chunk, kept: Bool[np.ndarra
     Args:
         target: what is cut of a dropped head: its `output`, or its attention `pattern`.
     """
-    live = torch.from_numpy(kept).to(chunk.clean.device)[..., None, None, None]
+    live = torch.from_numpy(kept).to(chunk.clean.device)
+    whole = kept.all(axis=1)
 
-    def write_ablated(layer: int, result: Float[Tensor, "H B T D"]) -> Float[Tensor, "H B T D"]:
+    def leave_out(layer: int, z: Float[Tensor, "H B T K"]) -> Float[Tensor, "H B T K"]:
+        return z if whole[layer] else torch.where(live[layer, :, None, None, None], z, 0.0)
+
+    def add_ablated(layer: int, written: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if whole[layer]:
+            return written
         first = graph.sender_index[f"a{layer}.h0"]
-        return torch.where(live[layer], result, chunk.ablated[first : first + graph.n_heads])
+        return written + chunk.ablated[first : first + graph.n_heads][~live[layer]].sum(0)
 
     def attend_ablated(layer: int, pattern: Float[Tensor, "H B T T2"]) -> Float[Tensor, "H B T T2"]:
         ablated = chunk.ablated_patterns.get(layer)
-        return torch.where(live[layer], pattern, torch.zeros_like(pattern) if ablated is None else ablated)
+        ablated = torch.zeros_like(pattern) if ablated is None else ablated
+        return torch.where(live[layer, :, None, None, None], pattern, ablated)
 
-    return {"pattern": attend_ablated} if target == "pattern" else {"result": write_ablated}
+    if target == "pattern":
+        return {"pattern": attend_ablated}
+    return {"z": leave_out, "attn_out": add_ablated}  # so that all heads stay one product with W_O
 
 
 def interchange_hooks(graph: ComputationGraph, chunk: Chunk, nodes: Collection[str], where: Bool[Tensor, "B T"]) -> Hooks:

@@ -34,28 +34,41 @@ class HeadRemoval:
             raise BadSetting("attention patterns can be ablated only in models with fast components: use target=output")
         self.kept = kept.copy()
         self._before: list[list[Tensor]] = [[] for _ in chunks]  # residual before each layer, for each chunk
-        self.value = self._measure(self.kept, 0, remember=True)
+        self._tried: tuple[bytes, float, list[list[Tensor]]] | None = None
+        self.value = self._take_over(self.kept, 0)
 
     def try_ablating(self, layer: int, head: int) -> float:
         """The metric if this head is ablated, too."""
         kept = self.kept.copy()
         kept[layer, head] = False
         self.patching.cost.candidates += 1
-        return self._measure(kept, layer)
+        value, seen = self._measure(kept, layer)
+        self._tried = kept.tobytes(), value, seen
+        return value
 
     def set_head(self, layer: int, head: int, keep: bool) -> float:
-        """Ablate or restore a head for good; returns the metric."""
+        """Ablate or restore a head for good; returns the metric. What was just tried is not run again."""
         self.kept[layer, head] = keep
-        self.value = self._measure(self.kept, layer, remember=True)
+        self.value = self._take_over(self.kept, layer)
         return self.value
 
-    def _measure(self, kept: Bool[np.ndarray, "L H"], layer: int, remember: bool = False) -> float:
-        total, n = 0.0, 0
+    def _take_over(self, kept: Bool[np.ndarray, "L H"], layer: int) -> float:
+        """The metric with these heads; from now on runs begin from theirs."""
+        if self._tried is not None and self._tried[0] == kept.tobytes():
+            _, value, seen = self._tried
+        else:
+            value, seen = self._measure(kept, layer)
+        self._before = [before[:layer] + after for before, after in zip(self._before, seen, strict=True)]
+        self._tried = None
+        return value
+
+    def _measure(self, kept: Bool[np.ndarray, "L H"], layer: int) -> tuple[float, list[list[Tensor]]]:
+        """The metric, and the residual before each layer from `layer` on, for each chunk."""
+        total, n, states = 0.0, 0, []
         for index, chunk in enumerate(self.chunks):
             before = self._before[index]
             logits, seen = self.patching.head_logits(chunk, kept, layer, before[layer] if before else None)
-            if remember:
-                self._before[index] = before[:layer] + seen
+            states.append(seen)
             total += float(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
             n += chunk.batch.n_examples
-        return total / n
+        return total / n, states

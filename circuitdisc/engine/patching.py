@@ -182,6 +182,11 @@ class Patching:
         self.cost.candidates += 1
         return run.value
 
+    def ends(self, chunks: Sequence[Chunk], metric: Metric) -> tuple[float, float]:
+        """Mean metric of the full model and of the empty circuit, over examples held in memory."""
+        full = self.graph.edge_mask
+        return self.measure(chunks, full, metric), self.measure(chunks, np.zeros_like(full), metric)
+
     def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
         return Removal(self, chunks, mask, metric, first)

@@ -26,7 +26,7 @@ from circuitdisc.ablation import get_ablation
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_columns
 from circuitdisc.engine.measuring import Ablating
-from circuitdisc.engine.memory import rows_that_fit
+from circuitdisc.engine.memory import COPIES_OF_LOGITS
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.path_run import PathRun, PathTarget, Rerun
 from circuitdisc.engine.requirements import components_of
@@ -211,9 +211,9 @@ class PathPatching:
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk
-        live = self.graph.n_receivers - min(run.target.receivers), self.graph.n_senders
-        logits = n_logits(model, [chunk], self.metric)
-        most = rows_that_fit(model, self.patching.budget // 2, chunk.batch.clean.numel(), *live, logits)
+        logits = 2 * COPIES_OF_LOGITS * n_logits(model, [chunk], self.metric) * max(4, model.dtype.itemsize)
+        budget = self.patching.budget // 2
+        most = min(run.most_rows(budget // 2), max(1, budget // logits))
         found = [torch.zeros(0, chunk.batch.n_examples, device=model.device, dtype=model.dtype)]
         for start in range(0, len(senders), most):
             batch = senders[start : start + most]

@@ -15,8 +15,10 @@ Shape letters: C rows (senders), B examples, T positions, N tokens (B * T), n th
 D residual width.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,9 @@ from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
+from circuitdisc.engine.memory import MOST_ROWS
+from circuitdisc.engine.reach import HeadsStep, MlpStep, RerunPlan
+from circuitdisc.models.components import ModelSpec
 from circuitdisc.models.model import Model
 
 Rerun = Literal["recompute", "freeze"]
@@ -63,13 +68,14 @@ class PathRun:
         self._changed = {one: replaced & needed[one] & self._held.cpu().numpy() for one in target.receivers}
         flat = np.flatnonzero(np.logical_or.reduce(list(self._changed.values())))
         self._tokens: Int[Tensor, "n"] = torch.from_numpy(flat).to(chunk.clean.device)
+        self._plan = self.run.reach.plan(self._changed, dict.fromkeys(self._changed, self._held.cpu().numpy()))
+        self._clean_mlps: dict[int, tuple[Float[Tensor, "n D"], Float[Tensor, "n D"]]] = {}
         self.node_evaluations = self.run.node_evaluations
 
     @torch.no_grad()
     def residuals(self, senders: Sequence[int]) -> Float[Tensor, "C Nr D"]:
-        """The final residual at the readings, with the paths from each of these senders patched."""
-        held = dict.fromkeys(self._changed, self._held.cpu().numpy())
-        plan = self.run.reach.plan(self._changed, held)
+        """The final residual at the readings, with the paths from each of these senders (in ascending order) patched."""
+        plan = self._plan
         if plan is None:  # no answer sees what is patched
             return self.run.residual().expand(len(senders), -1, -1)
         set_inputs = {}
@@ -94,26 +100,66 @@ class PathRun:
         return self.components.unembed(final, columns, like=like)
 
     def _pass_one(self, senders: Sequence[int]) -> dict[int, Float[Tensor, "C n D"]]:
-        """By how much each receiver's input changes when one sender is replaced and all other heads are frozen."""
+        """By how much each receiver's input changes when one sender is replaced and all other heads are frozen.
+
+        Args:
+            senders: in ascending order, so that those before any place come first.
+        """
         graph, chunk, target, tokens = self.graph, self.chunk, self.target, self._tokens
         rows = torch.as_tensor(senders, device=tokens.device)
-        clean = chunk.clean.flatten(1, 2)
         # of the residual stream, from each row's sender on
         change = (chunk.ablated[rows] - chunk.clean[rows]).flatten(1, 2)[:, tokens]
         last = max(target.receivers)
         found: dict[int, Tensor] = {}
         for group in graph.groups:
-            before = rows < int(graph.n_upstream[group[0]])  # rows whose sender comes before this place
-            for receiver in set(group) & set(target.receivers):
-                found[receiver] = torch.where(before[:, None, None], change, 0.0)
+            n_before = bisect_left(senders, int(graph.n_upstream[group[0]]))  # rows whose sender comes before this place
+            into = set(group) & set(target.receivers)
+            if into:
+                seen = change.clone()
+                seen[n_before:] = 0.0
+                found |= dict.fromkeys(into, seen)
             node = graph.receivers[group[0]].node
-            if group[-1] >= last or target.mlps == "freeze" or node.kind != "mlp" or not before.any():
+            if group[-1] >= last or target.mlps == "freeze" or node.kind != "mlp" or not n_before:
                 continue
-            x = self.components.constant_before(node.layer, mlp=True)
-            x = x + clean[: int(graph.n_upstream[group[0]]), tokens].sum(0)
+            x, clean = self._clean_mlp(node.layer, group[0])
             like = x if target.norms == "freeze" else None
-            reacted = self.components.mlp(node.layer, x + change[before], like) - self.components.mlp(node.layer, x)
-            self.node_evaluations += (int(before.sum()) + 1) * len(tokens) / chunk.n_tokens
-            change = change.clone()
-            change[before] = change[before] + reacted
+            change[:n_before] += self.components.mlp(node.layer, x + change[:n_before], like) - clean
+            self.node_evaluations += n_before * len(tokens) / chunk.n_tokens
         return found
+
+    def _clean_mlp(self, layer: int, receiver: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n D"]]:
+        """What an MLP reads and writes in the clean run at the replaced tokens; kept for the next senders."""
+        if layer not in self._clean_mlps:
+            n_upstream, tokens = int(self.graph.n_upstream[receiver]), self._tokens
+            x = self.components.constant_before(layer, mlp=True) + self._clean_at_tokens[:n_upstream].sum(0)
+            self._clean_mlps[layer] = x, self.components.mlp(layer, x)
+            self.node_evaluations += len(tokens) / self.chunk.n_tokens
+        return self._clean_mlps[layer]
+
+    @cached_property
+    def _clean_at_tokens(self) -> Float[Tensor, "S n D"]:
+        return self.chunk.clean.flatten(1, 2)[:, self._tokens]
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def most_rows(self, budget: int) -> int:
+        """How many senders can be patched at once: what one of them takes is known from the tokens that change."""
+        spec, itemsize = self.components.spec, self.components.dtype.itemsize
+        needed = 6 * len(self._tokens) * spec.d_model  # pass 1: the change, what an MLP reads and writes, and copies in passing
+        plan = self._plan
+        if plan is not None:
+            needed += 2 * plan.n_changed * spec.d_model
+            needed += sum(_floats_of_step(step, plan, spec, self.chunk) for step in plan.steps)
+            needed += sum(2 * len(tokens) for tokens in plan.set_tokens.values()) * spec.d_model
+        return max(1, min(MOST_ROWS, budget // max(1, needed * itemsize)))
+
+
+def _floats_of_step(step: MlpStep | HeadsStep, plan: RerunPlan, spec: ModelSpec, chunk: Chunk) -> int:
+    """What a step of the second pass keeps of one row: inputs, queries, keys, values, patterns, outputs and changes."""
+    written = (len(step.tokens) + plan.n_changed) * spec.d_model
+    if isinstance(step, MlpStep):
+        return len(step.tokens) * spec.d_model + written
+    read = sum(len(one.tokens) * (spec.d_model + len(one.heads) * spec.d_head) for one in step.reads.values())
+    n_examples, length = chunk.batch.clean.shape
+    patterns = len(step.heads) * n_examples * len(step.positions) * length
+    return read + patterns + 3 * len(step.heads) * n_examples * length * spec.d_head + len(step.heads) * written

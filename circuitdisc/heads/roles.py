@@ -20,7 +20,7 @@ Shape letters: P roles, L layers, H heads, B examples, T positions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from circuitdisc.errors import UnknownName
 from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import as_list
 from circuitdisc.models.model import Model
-from circuitdisc.options import OnSplit, takes
+from circuitdisc.options import OnSplit, Option, takes
 from circuitdisc.results import OverExamples, Row, plain_rows
 from circuitdisc.stats import partition
 from circuitdisc.tasks import load_task
@@ -116,8 +116,16 @@ class HeadRoles(OverExamples):
         ]
 
 
-@bounded(n=EXAMPLES, length=Whole(1, 100_000), threshold=SHARE, min_share=SHARE)
-@takes(OnSplit)
+class RoleRules(OnSplit, total=False):
+    """When a head holds a role."""
+
+    roles: Annotated[Sequence[str], Option(ROLES, "which roles.")]
+    threshold: Annotated[float, Option(0.4, "attention above which an example counts.", SHARE)]
+    min_share: Annotated[float, Option(0.8, "share of the examples that must count.", SHARE)]
+
+
+@bounded(n=EXAMPLES, length=Whole(1, 100_000))
+@takes(RoleRules)
 def head_roles(
     model: Model,
     task: Task | Sequence[Example] | None = None,
@@ -125,10 +133,7 @@ def head_roles(
     prompts: Prompts = "task",
     n: int = 100,
     length: int = 16,
-    threshold: float = 0.4,
-    min_share: float = 0.8,
-    roles: Sequence[str] = ROLES,
-    **options: Unpack[OnSplit],
+    **options: Unpack[RoleRules],
 ) -> HeadRoles:
     """Score every head on every role.
 
@@ -137,9 +142,6 @@ def head_roles(
         prompts: `task`: its clean prompts; `repeated`: random tokens said twice (the prompts of task `induction`), on which
             every role is defined.
         n, length: with `repeated`, how many prompts, and how many tokens are said twice.
-        threshold: attention above which an example counts.
-        min_share: share of the examples that must count.
-        roles: which roles.
         seed: of the bootstrap and of repeated tokens.
 
     Raises:
@@ -147,14 +149,15 @@ def head_roles(
         BadTask: there are no examples.
         UnknownName: there is no such role, split or kind of prompts.
     """
-    roles = tuple(dict.fromkeys(as_list("roles", roles)))
+    given: Any = options
+    roles = tuple(dict.fromkeys(as_list("roles", given["roles"])))
     for role in roles:
         if role not in ROLES:
             raise UnknownName("role", str(role), ROLES)
     if prompts not in ("task", "repeated"):
         raise UnknownName("kind of prompts", str(prompts), ("task", "repeated"))
     if prompts == "repeated":
-        drawn: Any = {"n": n, "n_heldout": 1, "seed": options.get("seed"), "length": length}
+        drawn: Any = {"n": n, "n_heldout": 1, "seed": given["seed"], "length": length}
         task = load_task("induction", model, **drawn).train
     setup = Reading.of(model, () if task is None else task, options)
     parts = []
@@ -162,7 +165,7 @@ def head_roles(
         for some in attention_patterns(model, setup.examples, memory=setup.memory):
             parts.append(_scores(some, roles).cpu().numpy())
             bar.update(some.batch.n_examples)
-    named = {"roles": roles, "threshold": threshold, "min_share": min_share, "prompts": prompts}
+    named = {"roles": roles, "threshold": given["threshold"], "min_share": given["min_share"], "prompts": prompts}
     return _summary(setup, np.concatenate(parts, axis=-1), named)
 
 

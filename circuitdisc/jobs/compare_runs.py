@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import get_ablation
 from circuitdisc.bound import check_circuit, check_written, identity_of_scores
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, SHARE, Real, bounded
+from circuitdisc.checks import N_RANDOM, SHARE, Real, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.interventions import Intervention, check_interventions
 from circuitdisc.engine.selfcheck import load_model
@@ -19,6 +21,7 @@ from circuitdisc.files import write_json
 from circuitdisc.jobs.pipeline import CIRCUIT, SCORES, build_task
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Drawing, Option, takes
 from circuitdisc.pages.comparison import write_comparison
 from circuitdisc.runs import Run, check_free, versions
 from circuitdisc.schemas import read_record
@@ -35,7 +38,14 @@ Doing = Literal["heads", "none"]
 JSON, PAGE = "compare.json", "compare.html"
 
 
-@bounded(scale=Real(-1e6, 1e6), share=SHARE, n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+class Comparing(Drawing, total=False):
+    """What the circuits are compared with."""
+
+    n_random: Annotated[int, Option(20, "random circuits, and draws of other heads.", N_RANDOM)]
+
+
+@bounded(scale=Real(-1e6, 1e6), share=SHARE)
+@takes(Comparing, progress=True)
 def compare_runs(
     run_a: str | Path,
     run_b: str | Path,
@@ -47,11 +57,7 @@ def compare_runs(
     attend: tuple[str | int, str | int] | None = None,
     share: float = 1.0,
     mix: bool = False,
-    n_random: int = 20,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = True,
+    **options: Unpack[Comparing],
 ) -> tuple[Comparison, Path]:
     """Compare the circuits of two runs.
 
@@ -66,7 +72,6 @@ def compare_runs(
         attend: (query, key), the positions that their attention is moved from and to.
         share: how much of it.
         mix: compare circuits that were found under different ablations, each judged under its own.
-        n_random: random circuits, and draws of other heads.
 
     Returns:
         The comparison, and the folder that holds it.
@@ -96,14 +101,8 @@ def compare_runs(
     changes = _changes(sides["A"].circuit, found["heads"], asked)
     folder = Path(out) if out is not None else _default_folder(runs)
     settings = {"runs": [str(run.folder) for run in runs.values()], "interventions": interventions, **asked}
-    settings |= {"n_random": n_random, "confidence": confidence, "seed": seed, "memory": memory, "versions": versions()}
-    common: dict[str, Any] = {
-        "n_random": n_random,
-        "confidence": confidence,
-        "seed": seed,
-        "memory": memory,
-        "progress": progress,
-    }
+    common: dict[str, Any] = dict(options)
+    settings |= {name: common[name] for name in ("n_random", "confidence", "seed", "memory")} | {"versions": versions()}
     with _staged(folder) as beside:
         comparison = Comparison(sides, found, settings=settings)
         if interventions != "none":

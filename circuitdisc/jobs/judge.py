@@ -16,17 +16,20 @@ from circuitdisc.jobs.pipeline import EDGE_SCORES, JUDGEMENT, changed_run, score
 from circuitdisc.pages.scores import judged, judgement_tables
 from circuitdisc.pages.tables import scores_alone
 from circuitdisc.pages.verdict import Verdict, verdict
+from circuitdisc.results import Result, Row
 from circuitdisc.runs import Memo, Run, stoppable
-from circuitdisc.schemas import validate
+from circuitdisc.schemas import check_format, validate
 from circuitdisc.scoring import Scores
+from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.judged import JudgementFile
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
-from circuitdisc.scoring.registry import REGISTRY
+from circuitdisc.scoring.registry import OTHER_KEYS, REGISTRY
 
 UNFINISHED = ".partial.jsonl"
 
 
-@dataclass(frozen=True)
-class Judgement:
+@dataclass(frozen=True, repr=False)
+class Judgement(Result):
     """Every score of one circuit.
 
     Args:
@@ -35,6 +38,9 @@ class Judgement:
         missing: score -> sentence.
         circuit: the circuit, whose notes belong to the verdict; None if it is not at hand.
     """
+
+    FORMAT = "circuitdisc.judgement"
+    WHERE = "not a judgement"
 
     scores: Scores
     results: Mapping[str, Any]
@@ -56,8 +62,40 @@ class Judgement:
         tables = judgement_tables(self.results, self._numbers())
         return "\n\n".join([scores_alone(self.scores), *tables, *missing, self.said.text])
 
+    def table(self) -> list[Row]:
+        """A line a score that has a value with an interval; `of` says where it stands: `scores`, `curve.cpr`, ..."""
+        rows = [{"of": "scores", **row} for row in self.scores.table()]
+        for name, result in self.results.items():
+            own = {} if result is None else {part: one for part, one in vars(result).items() if isinstance(one, Score)}
+            rows += [{"of": f"{name}.{part}", **row} for part, one in own.items() for row in one.table()]
+        return rows
+
     def to_dict(self) -> dict[str, Any]:
-        return {"format": "circuitdisc.judgement", "version": 1, "verdict": self.verdict(), **self._numbers()}
+        """Plain data, for JSON: the verdict, and every score under its own name."""
+        return {"format": self.FORMAT, "version": self.VERSION, "verdict": self.verdict(), **self._numbers()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], **more: Any) -> "Judgement":
+        """The inverse of `to_dict`.
+
+        Args:
+            more: `circuit`, which a file does not hold.
+
+        Raises:
+            BadFile: the data is of something else, or a key of it is missing or wrong.
+            UnknownName: a score is of a package that is not installed.
+        """
+        check_format(data, cls.FORMAT, cls.WHERE, cls.VERSION)
+        file: Any = validate(JudgementFile, data, cls.WHERE)
+        results = {
+            name: None if value is None else validate(REGISTRY.get(name).result, value, f"{cls.WHERE}, {name}")
+            for name, value in data.items()
+            if name not in OTHER_KEYS
+        }
+        return cls(**{"scores": file.scores, "results": results, "missing": file.missing, **more})
+
+    def __repr__(self) -> str:
+        return f"Judgement({self.scores!r}; {len(self.results)} more, {len(self.missing)} missing)"
 
     def _numbers(self) -> dict[str, Any]:
         results = {name: None if result is None else result.to_dict() for name, result in self.results.items()}
@@ -153,7 +191,8 @@ def _tell_of_others(run: Run, key: str) -> None:
     others = sorted(path.name for path in run.folder.glob(f"judgement.*{UNFINISHED}") if path.name.split(".")[1] != key)
     if others and not run.path(f"judgement.{key}{UNFINISHED}").exists():
         print(
-            f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings (remove it if not wanted)",
+            f"starting afresh: {', '.join(others)} in {run.folder} was begun with other settings, or by another version "
+            "(remove it if not wanted)",
             file=sys.stderr,
         )
 

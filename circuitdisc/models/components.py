@@ -253,10 +253,13 @@ class Components:
         }[qkv]
         rows = list(heads) if qkv == "q" else [head // self.heads_per_group for head in heads]
         x = self.norm(x, block.norm_attention, like)
-        projected = _batched_matmul(x, _rows(weight, rows))
+        shared = x.shape[0] == 1 and len(set(rows)) < len(rows)  # heads of a group that read the same are projected once
+        chosen = list(dict.fromkeys(rows)) if shared else rows
+        projected = _batched_matmul(x, _rows(weight, chosen))
         if bias is not None:
-            projected = projected + _rows(bias, rows)[:, None, None, None, :]
-        return projected if qkv == "v" else self.rotate(projected, frame)
+            projected = projected + _rows(bias, chosen)[:, None, None, None, :]
+        projected = projected if qkv == "v" else self.rotate(projected, frame)
+        return projected[[chosen.index(row) for row in rows]] if shared else projected
 
     def rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame) -> Float[Tensor, "n C B T K"]:
         """Queries or keys turned by their positions; as they are in models without rotary positions."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.errors import BadFile, BadRun, shorten
 from circuitdisc.files import begin_file, read_bytes
 from circuitdisc.identity import Identity, in_words
 from circuitdisc.runs.calls import current_call
@@ -91,7 +91,6 @@ class Journal:
             BadRun: they belong to something else, or do not say to what; the message names the difference.
         """
         where = f"the journal {self.path}" if self.path is not None else "the journal"
-        again = "give back what it was begun with, or begin again with another folder or file"
         known = self._parts.get(part) if part else self.identity
         if self.lines if not part else part in self._parts:
             begun = Identity.from_dict(known)
@@ -101,6 +100,9 @@ class Journal:
                     "circuitdisc wrote it?), so that it cannot be gone on with: begin again with another folder or file"
                 )
             if different := begun.differences(identity):
+                older = begun.version != identity.version
+                back = f"go on with circuitdisc {shorten(begun.version, 40)}" if older else "give back what it was begun with"
+                again = f"{back}, or begin again with another folder or file"
                 raise BadRun(f"{where} was begun with {in_words(different)}{f' ({part})' if part else ''}: {again}")
         elif part:
             self.mark(part, **{IDENTITY: identity.to_dict()})

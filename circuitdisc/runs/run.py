@@ -21,12 +21,12 @@ from circuitdisc.identity import package_version
 from circuitdisc.runs.folders import check_free
 from circuitdisc.runs.journal import Journal
 
-PACKAGES = ("circuitdisc", "torch", "transformer-lens", "transformers", "numpy")
+PACKAGES = ("torch", "transformer-lens", "transformers", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "circuitdisc": package_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

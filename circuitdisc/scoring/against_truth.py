@@ -14,7 +14,7 @@ Source: Conmy et al. 2023, section 4 (ROC curves over edges and nodes).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,15 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadSetting, GraphMismatch
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.roc import RocCurve, auroc, average_precision, curve
 from circuitdisc.scoring.truth import Truth, label_of
-from circuitdisc.stats import plain
 
 BY = ("absolute", "signed")
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Result):
     """Edges, or nodes, against the truth. N things.
 
     Args:
@@ -46,12 +46,14 @@ class Agreement:
         curve: all points of the ROC curve.
     """
 
+    KEYS = ("kind", "names", "scores", "is_true", "is_taken")
+
     kind: str
     names: tuple[str, ...]
     scores: Float[np.ndarray, "N"]
     is_true: Bool[np.ndarray, "N"]
     is_taken: Bool[np.ndarray, "N"]
-    curve: RocCurve = field(repr=False)
+    curve: RocCurve
 
     @property
     def n(self) -> int:
@@ -87,20 +89,22 @@ class Agreement:
         total = int(self.is_taken.sum() + self.is_true.sum())
         return 2 * self.n_hits / total if total else None
 
-    def row(self) -> dict[str, Any]:
+    def table(self) -> list[Row]:
         """The figures in one line."""
-        return {
-            "of": self.kind,
-            "n": self.n,
-            "true": int(self.is_true.sum()),
-            "taken": int(self.is_taken.sum()),
-            "hits": self.n_hits,
-            "AUROC": self.auroc,
-            "average precision": self.average_precision,
-            "precision": self.precision,
-            "recall": self.recall,
-            "F1": self.f1,
-        }
+        return [
+            {
+                "of": self.kind,
+                "n": self.n,
+                "true": int(self.is_true.sum()),
+                "taken": int(self.is_taken.sum()),
+                "hits": self.n_hits,
+                "AUROC": self.auroc,
+                "average precision": self.average_precision,
+                "precision": self.precision,
+                "recall": self.recall,
+                "F1": self.f1,
+            }
+        ]
 
     def missed(self) -> list[str]:
         """True ones that were not taken."""
@@ -111,8 +115,8 @@ class Agreement:
         return [self.names[i] for i in np.flatnonzero(self.is_taken & ~self.is_true)]
 
 
-@dataclass(frozen=True)
-class TruthScores:
+@dataclass(frozen=True, repr=False)
+class TruthScores(Result):
     """Edges and nodes against the truth.
 
     Args:
@@ -122,30 +126,30 @@ class TruthScores:
         scored: True for scores of all edges, False for a circuit alone, whose ROC curve has a single point between its ends.
     """
 
+    FORMAT = "circuitdisc.truth_scores"
+    KEYS = ("truth", "ablation", "scored", "table", "roc", "missed", "wrong")
+
     truth: str
     ablation: str
     edges: Agreement
     nodes: Agreement
     scored: bool
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for edges, a line for nodes."""
-        return [self.edges.row(), self.nodes.row()]
+        return [*self.edges.table(), *self.nodes.table()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON: the figures, the ROC curves, and what was missed or wrong."""
-        both = (self.edges, self.nodes)
-        return {
-            "format": "circuitdisc.truth_scores",
-            "version": 1,
-            "truth": self.truth,
-            "ablation": self.ablation,
-            "scored": self.scored,
-            "table": self.table(),
-            "roc": {one.kind: {"fpr": [*map(plain, one.curve.fpr)], "tpr": [*map(plain, one.curve.tpr)]} for one in both},
-            "missed": {one.kind: one.missed() for one in both},
-            "wrong": {one.kind: one.wrong() for one in both},
-        }
+    def roc(self) -> dict[str, dict[str, np.ndarray]]:
+        """`edges` and `nodes` -> the rates along the ROC curve."""
+        return {one.kind: {"fpr": one.curve.fpr, "tpr": one.curve.tpr} for one in (self.edges, self.nodes)}
+
+    def missed(self) -> dict[str, list[str]]:
+        """`edges` and `nodes` -> true ones that were not taken."""
+        return {one.kind: one.missed() for one in (self.edges, self.nodes)}
+
+    def wrong(self) -> dict[str, list[str]]:
+        """`edges` and `nodes` -> taken ones that are not true."""
+        return {one.kind: one.wrong() for one in (self.edges, self.nodes)}
 
 
 def against_truth(

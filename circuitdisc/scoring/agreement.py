@@ -12,7 +12,7 @@ Source: Stanton et al. 2021, "Does Knowledge Distillation Really Work?", average
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -27,6 +27,7 @@ from circuitdisc.controls import random_circuits
 from circuitdisc.metrics import Labels, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats
 from circuitdisc.scoring.judging import Judging, check_graph, judging
@@ -49,8 +50,8 @@ def agrees(logits: Float[Tensor, "... N V"], labels: Labels) -> Float[Tensor, ".
 AGREES = Metric("agreement", agrees, differentiable=False, least_outputs=2)
 
 
-@dataclass(frozen=True)
-class TopAgreement:
+@dataclass(frozen=True, repr=False)
+class TopAgreement(Result):
     """How often a circuit agrees with the full model.
 
     Args:
@@ -70,8 +71,11 @@ class TopAgreement:
     cost: Mapping[str, float]
     method: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def table(self) -> list[Row]:
+        """A line for the circuit, one for the empty circuit."""
+        return [
+            {"of": of, **row} for of, one in (("circuit", self.circuit), ("empty circuit", self.empty)) for row in one.table()
+        ]
 
     def describe(self) -> ScoreDescription:
         """What it says."""

@@ -1,17 +1,19 @@
 """What a score is: never a bare number, always with its ablation, metric, split, n, interval and random controls."""
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.circuit import Provenance
 from circuitdisc.errors import BadSetting
-from circuitdisc.schemas import validate
+from circuitdisc.results import Result, Row
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Result):
     """One score of one circuit on one split.
 
     Args:
@@ -43,9 +45,41 @@ class Score:
     method: str = ""
     matched: str = ""
 
+    @property
+    def in_words(self) -> str:
+        """`faithfulness 0.914 [0.89, 0.936] on 300 heldout examples`."""
+        value = "undefined" if self.value is None else f"{self.value:.3g}"
+        if self.low is not None and self.high is not None:
+            value += f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.name} {value} on {self.n:,} {self.split} examples"
 
-@dataclass(frozen=True)
-class Scores:
+    def __repr__(self) -> str:
+        return f"Score({self.in_words}; {self.metric}, {self.ablation})"
+
+    def table(self) -> list[Row]:
+        """One line: the value with its interval, and the median and the ends of the same score of random circuits."""
+        random = sorted(value for value in self.controls if value is not None and math.isfinite(value))
+        return [
+            {
+                "score": self.name,
+                "split": self.split,
+                "value": self.value,
+                "low": self.low,
+                "high": self.high,
+                "n": self.n,
+                "random": median(random) if random else None,
+                "random low": random[0] if random else None,
+                "random high": random[-1] if random else None,
+                "random circuits": len(random),
+                "metric": self.metric,
+                "ablation": self.ablation,
+                "note": self.note,
+            }
+        ]
+
+
+@dataclass(frozen=True, repr=False)
+class Scores(Result):
     """All scores of one circuit.
 
     Args:
@@ -54,6 +88,9 @@ class Scores:
         means: split -> `full` / `circuit` / `empty` -> mean of the metric, what the scores are made from.
         scores: the scores.
     """
+
+    FORMAT = "circuitdisc.scores"
+    WHERE = "not a table of scores"
 
     circuit_edges: int
     graph_edges: int
@@ -64,12 +101,9 @@ class Scores:
 
     def __repr__(self) -> str:
         of = f"{self.circuit_edges:,} of {self.graph_edges:,} edges"
-        for score in sorted(self.scores, key=lambda score: score.split != "heldout"):
+        for score in sorted(self.scores, key=_searched):
             if score.name == "faithfulness":
-                value = "undefined" if score.value is None else f"{score.value:.3g}"
-                if score.low is not None and score.high is not None:
-                    value += f" [{score.low:.3g}, {score.high:.3g}]"
-                return f"Scores({of}; faithfulness {value} on {score.n:,} {score.split} examples; {len(self.scores)} scores)"
+                return f"Scores({of}; {score.in_words}; {len(self.scores)} scores)"
         return f"Scores({of}; {len(self.scores)} scores)"
 
     def get(self, name: str, split: str = "heldout") -> Score:
@@ -83,17 +117,14 @@ class Scores:
                 return score
         raise KeyError(f"no score '{name}' on '{split}'")
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"format": "circuitdisc.scores", "version": 1, **asdict(self)}
+    def table(self) -> list[Row]:
+        """A line a score, those of held-out examples first."""
+        return [row for one in sorted(self.scores, key=_searched) for row in one.table()]
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Scores":
-        """The inverse of `to_dict`.
 
-        Raises:
-            BadFile: it is not a table of scores.
-        """
-        return validate(cls, data, "not a table of scores")
+def _searched(score: Score) -> bool:
+    """Whether the search saw the examples."""
+    return score.split != "heldout"
 
 
 def judging_ablation(ablation: str | Ablation | Mapping[str, Any] | None, found_with: Provenance) -> Ablation:

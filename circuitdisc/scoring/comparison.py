@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.errors import shorten
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Scores
 from circuitdisc.scoring.intervene import Effect
 from circuitdisc.scoring.overlap import Overlap
 
-FORMAT = "circuitdisc.comparison"
 
-
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(Result):
     """One of the two circuits.
 
     Args:
@@ -22,24 +22,30 @@ class Side:
         circuit: the circuit.
     """
 
+    KEYS = ("folder", "model", "task", "algorithm", "granularity", "n_edges", "heads")
+
     folder: str
     model: str
     task: str
     algorithm: str
     circuit: Circuit
 
-    def to_dict(self) -> dict[str, Any]:
-        plain = {name: value for name, value in vars(self).items() if name != "circuit"}
-        return {
-            **plain,
-            "granularity": self.circuit.granularity,
-            "n_edges": self.circuit.n_edges,
-            "heads": self.circuit.heads(),
-        }
+    @property
+    def granularity(self) -> str:
+        """What its algorithm decided on."""
+        return self.circuit.granularity
+
+    @property
+    def n_edges(self) -> int:
+        return self.circuit.n_edges
+
+    def heads(self) -> list[str]:
+        """Of the circuit."""
+        return self.circuit.heads()
 
 
-@dataclass(frozen=True)
-class Crossing:
+@dataclass(frozen=True, repr=False)
+class Crossing(Result):
     """One circuit on one task.
 
     Args:
@@ -51,9 +57,13 @@ class Crossing:
     task: str
     scores: Scores
 
+    def table(self) -> list[Row]:
+        """A line a score."""
+        return [{"circuit": self.circuit, "task": self.task, **row} for row in self.scores.table()]
 
-@dataclass(frozen=True)
-class Comparison:
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
     """All that a comparison found.
 
     Args:
@@ -65,6 +75,9 @@ class Comparison:
         settings: how it was made.
     """
 
+    FORMAT = "circuitdisc.comparison"
+    KEYS = ("sides", "overlap=overlaps", "crossings", "effects", "notes", "settings")
+
     sides: Mapping[str, Side]
     overlaps: Mapping[str, Overlap]
     crossings: tuple[Crossing, ...] = ()
@@ -72,15 +85,10 @@ class Comparison:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        crossings = [{"circuit": one.circuit, "task": one.task, "scores": one.scores.to_dict()} for one in self.crossings]
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "sides": {label: side.to_dict() for label, side in self.sides.items()},
-            "overlap": {kind: found.to_dict() for kind, found in self.overlaps.items()},
-            "crossings": crossings,
-            "effects": {label: [one.to_dict() for one in found] for label, found in self.effects.items()},
-            "notes": list(self.notes),
-            "settings": dict(self.settings),
-        }
+    def table(self) -> list[Row]:
+        """A line a score of each circuit on each task."""
+        return [row for crossing in self.crossings for row in crossing.table()]
+
+    def __repr__(self) -> str:
+        of = " and ".join(f"{shorten(side.task, 30)} on {shorten(side.model, 30)}" for side in self.sides.values())
+        return f"Comparison({of}; {len(self.crossings)} circuits scored on a task)"

@@ -17,8 +17,8 @@ Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arx
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -29,8 +29,9 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.engine.parts import PartKind, parts_of, without
 from circuitdisc.models.model import Model
-from circuitdisc.options import takes
+from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy
@@ -71,8 +72,8 @@ class Chance:
     worst: float
 
 
-@dataclass(frozen=True)
-class Completeness:
+@dataclass(frozen=True, repr=False)
+class Completeness(Result):
     """How complete a circuit is.
 
     Args:
@@ -88,6 +89,8 @@ class Completeness:
         method: how the intervals were made, and over what.
         matched: what the random circuits have in common with the circuit; or why there are none.
     """
+
+    KEYS = ("*", "worst")
 
     gaps: tuple[Gap, ...]
     mean: float | None
@@ -111,7 +114,7 @@ class Completeness:
         """The set with the largest gap. Its interval is that of this one set, chosen afterwards as the largest of all."""
         return max(self.gaps, key=lambda gap: gap.value)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each set K, the largest gap first."""
         return [
             {
@@ -126,18 +129,17 @@ class Completeness:
             for gap in sorted(self.gaps, key=lambda gap: -gap.value)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "worst": asdict(self.worst)}
+
+class Greedily(JudgingBy, total=False):
+    """How greedy sets are grown."""
+
+    greedy_size: Annotated[int, Option(10, "the largest greedy set; 0 leaves greedy sets out.", Whole(0, 100_000))]
+    greedy_width: Annotated[int, Option(10, "random candidates at each step.", Whole(1, 100_000))]
+    greedy_starts: Annotated[int, Option(3, "how often a greedy set is grown.", Whole(1, 10_000))]
 
 
-@bounded(
-    n_random=N_RANDOM,
-    greedy_size=Whole(0, 100_000),
-    greedy_width=Whole(1, 100_000),
-    greedy_starts=Whole(1, 10_000),
-    n_controls=N_RANDOM,
-)
-@takes(JudgingBy)
+@bounded(n_random=N_RANDOM, n_controls=N_RANDOM)
+@takes(Greedily)
 def completeness(
     model: Model,
     task: Task,
@@ -146,11 +148,8 @@ def completeness(
     by: str | None = None,
     n_random: int = 20,
     classes: Mapping[str, Sequence[str]] | None = None,
-    greedy_size: int = 10,
-    greedy_width: int = 10,
-    greedy_starts: int = 3,
     n_controls: int = 5,
-    **options: Unpack[JudgingBy],
+    **options: Unpack[Greedily],
 ) -> Completeness:
     """Take sets of parts out of a circuit and out of the model, and compare.
 
@@ -158,9 +157,6 @@ def completeness(
         by: `head`, `node` (heads and MLPs) or `edge`; None: heads for a head circuit, nodes for any other.
         n_random: random sets K.
         classes: name -> parts; None takes the groups that the circuit was built with.
-        greedy_size: the largest greedy set; 0 leaves greedy sets out.
-        greedy_width: random candidates at each step.
-        greedy_starts: how often a greedy set is grown.
         n_controls: random circuits matched with this one; fewer where there are no more.
         seed: of the sets, the random circuits and the bootstrap.
         memory: budget for activations; both splits are held in memory.
@@ -175,10 +171,11 @@ def completeness(
     started = time.perf_counter()
     given: Any = options
     confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
+    greedy_size, width, starts = (given[f"greedy_{name}"] for name in ("size", "width", "starts"))
     one = subject(model, task, circuit, by, options)
     named = class_sets(one, classes)
     generator = np.random.default_rng(seed)
-    steps = greedy_starts * min(greedy_size, len(one.parts))
+    steps = starts * min(greedy_size, len(one.parts))
     drawn = random_circuits(circuit, n_controls if n_random else 0, generator)
     n_sets = (1 + n_random + len(named) + bool(steps)) + steps + len(drawn) * n_random
     with progress_bar(n_sets, "completeness", "set", progress) as bar:
@@ -186,7 +183,7 @@ def completeness(
         sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(one.parts, n_random, generator))]
         sets += [("class", name, members) for name, members in named.items()]
         if steps:
-            sets.append(("greedy", "greedy", _greedy(one, greedy_size, greedy_width, greedy_starts, generator, bar.update)))
+            sets.append(("greedy", "greedy", _greedy(one, greedy_size, width, starts, generator, bar.update)))
         pairs = _pairs(one, circuit, [k for _, _, k in sets], bar.update)
         controls = tuple(_control(one, other, n_random, generator, bar.update) for other in drawn.circuits)
         left = _complement(one, confidence, seed)

@@ -17,7 +17,7 @@ Source: Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", se
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -41,6 +41,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score, check_one_ablation
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy, check_graph, check_split, judging
@@ -73,8 +74,8 @@ class Point:
     controls: tuple[float | None, ...]
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Result):
     """A curve and the areas under it.
 
     Args:
@@ -100,7 +101,7 @@ class Curve:
     confidence: float
     cost: Mapping[str, float]
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each size, with the mean of the random circuits beside it."""
         return [
             {
@@ -113,9 +114,6 @@ class Curve:
             }
             for point in self.points
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @bounded(shares=Real(0, 1, open_low=True, many=True), n_random=N_RANDOM)

@@ -19,12 +19,12 @@ Source: Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs" (ht
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from typing_extensions import Unpack
 
-from circuitdisc.ablation import Ablation
 from circuitdisc.checks import SEED, SHARE, Real, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
@@ -34,70 +34,61 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.identity import identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option, Working, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
-from circuitdisc.scoring.judging import check_graph
+from circuitdisc.scoring.judging import ByMetric, check_graph
 from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.tasks.base import SPLITS, Example, Task
 from circuitdisc.tasks.measured import metric_for
 
 RANDOM = ("matched", "paths")
+BELOW_HALF, PERMUTATIONS = Real(0, 0.5, open_high=True), Whole(1, 10_000_000)
 
 Values = Mapping[str, Float[np.ndarray, "B"]]
 """Name of a circuit -> its metric, example by example."""
 
 
-@bounded(
-    alpha=SHARE,
-    epsilon=Real(0, 0.5, open_high=True),
-    quantile=SHARE,
-    n_permutations=Whole(1, 10_000_000),
-    n_random=Whole(1, 100_000),
-    most_members=Whole(1, 2**31 - 1),
-    seed=SEED,
-)
+class Testing(Working, ByMetric, total=False):
+    """What is tested, and how strictly."""
+
+    split: Annotated[str, Option("heldout", "the examples that it is tested on.")]
+    seed: Annotated[int, Option(0, "of the permutations and everything drawn.", SEED)]
+    alpha: Annotated[float, Option(0.05, "level of each test; minimality holds it over all its edges together.", SHARE)]
+    epsilon: Annotated[float, Option(0.1, "how far from 1/2 the sign test allows, from 0 to below 1/2.", BELOW_HALF)]
+    quantile: Annotated[float, Option(0.9, "q of the last three tests.", SHARE)]
+    n_permutations: Annotated[
+        int, Option(1000, "of the independence test; its p value is no smaller than 1 / (n_permutations + 1).", PERMUTATIONS)
+    ]
+
+
+@bounded(n_random=Whole(1, 100_000), most_members=Whole(1, 2**31 - 1))
+@takes(Testing)
 def hypothesis_tests(
     model: Model,
     task: Task,
     circuit: Circuit,
     *,
-    ablation: str | Ablation | dict[str, Any] | None = None,
-    metric: str | Metric | None = None,
-    split: str = "heldout",
-    alpha: float = 0.05,
-    epsilon: float = 0.1,
-    quantile: float = 0.9,
-    n_permutations: int = 1000,
     n_random: int = 100,
     random: str = "paths",
     most_members: int | None = None,
-    seed: int = 0,
-    memory: str | int = "4GiB",
     journal: str | Path | None = None,
-    progress: bool = False,
+    **options: Unpack[Testing],
 ) -> HypothesisTests:
     """Test a circuit against all five hypotheses.
 
     Args:
-        ablation: what cut edges carry; None takes what the circuit was found with. Means are those of the train split.
         metric: the score of the task; None takes what the circuit was found with, or the task's.
-        split: the examples that it is tested on.
-        alpha: level of each test; minimality holds it over all its edges together.
-        epsilon: how far from 1/2 the sign test allows, from 0 to below 1/2.
-        quantile: q of the last three tests.
-        n_permutations: of the independence test; its p value is no smaller than 1 / (n_permutations + 1).
         n_random: inflated circuits, and random circuits.
         random: `paths`, the published test: random paths from an embedding to `logits` until there are at least as many edges,
             each drawn without regard to the others and to the circuit. `matched`: the controls of `score`, all different and
             none of them the circuit; fewer than n_random where there are no more. Head circuits always have these: as many
             heads in each layer.
         most_members: test so many of the circuit's edges for minimality, drawn at random; None tests all.
-        seed: of the permutations and everything drawn.
-        memory: budget for activations.
         journal: a file for the values of each circuit as they come. Called again with it, a killed test goes on where it was,
             to the same result bit for bit.
 
@@ -113,6 +104,8 @@ def hypothesis_tests(
 
     Source: Shi et al. 2024.
     """
+    given: Any = options
+    split, seed, epsilon, quantile, alpha = (given[name] for name in ("split", "seed", "epsilon", "quantile", "alpha"))
     check_graph(model, circuit)
     check_choice("split", split, SPLITS)
     check_choice("random", random, RANDOM)
@@ -120,31 +113,32 @@ def hypothesis_tests(
         raise BadSetting(f"epsilon={epsilon!r} must lie from 0 to below 1/2: shares further from 1/2 than that do not exist")
     if not members(circuit):
         raise BadSetting("the circuit is empty, so that there is nothing to test")
-    measure = metric_for(model, task, metric, circuit.provenance.metric)
-    cut = judging_ablation(ablation, circuit.provenance)
+    measure = metric_for(model, task, given["metric"], circuit.provenance.metric)
+    cut = judging_ablation(given["ablation"], circuit.provenance)
     examples = _examples(task, split, measure)
     tested = _draw_members(circuit, most_members, np.random.default_rng([seed, 0]))
     by_paths = random == "paths" and circuit.granularity == "edge"
     drawn = None if by_paths else _matched(circuit, n_random, np.random.default_rng([seed, 3]))
     circuits = dict(_circuits(circuit, tested, n_random, drawn, np.random.default_rng([seed, 1])))
     n_drawn = n_random if drawn is None else len(drawn)
-    patching = Patching(model, cut, task.train, memory=memory)
+    patching = Patching(model, cut, task.train, memory=given["memory"])
     settings: dict[str, Any] = {
         "ablation": cut.label, "metric": measure.name, "split": split, "epsilon": epsilon, "quantile": quantile,
-        "n_permutations": n_permutations, "n_random": n_random, "random": random, "most_members": most_members, "seed": seed,
+        "n_permutations": given["n_permutations"], "n_random": n_random, "random": random, "most_members": most_members,
+        "seed": seed,
     }  # fmt: skip
     of = {"train examples": task.train, "tested examples": examples}
     matched = {} if drawn is None else {"drawn": [one.n_edges for one in drawn]}
     # the budget decides on the chunks, and each chunk of examples is a unit
-    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(memory), **matched}, circuit))
+    units = Memo(journal, identity_of(model, of, {**settings, "memory": str(given["memory"]), **matched}, circuit))
     try:
-        values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, progress)
+        values = _evaluate(patching, examples, circuit, circuits, tested, measure, units, given["progress"])
     finally:
         units.close()
     members_tested = _member_tests(values, tested, n_random, quantile, alpha)
     tests = (
         _equivalence(values, epsilon, alpha),
-        _independence(values, n_permutations, alpha, np.random.default_rng([seed, 2])),
+        _independence(values, given["n_permutations"], alpha, np.random.default_rng([seed, 2])),
         _minimality(members_tested, quantile, alpha, n_random, len(members(circuit))),
         _sufficiency(values, n_drawn, quantile, alpha),
         _partial_necessity(values, n_drawn, quantile, alpha),

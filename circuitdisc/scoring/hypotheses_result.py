@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from circuitdisc.results import Result, Row
 
-@dataclass(frozen=True)
-class HypothesisTest:
+
+@dataclass(frozen=True, repr=False)
+class HypothesisTest(Result):
     """One test.
 
     Args:
@@ -24,6 +26,8 @@ class HypothesisTest:
         ideal_rejects: True if the test of an ideal circuit rejects, False if it does not.
         note: anything a reader must know.
     """
+
+    KEYS = ("*", "reject", "for_circuit")
 
     name: str
     null: str
@@ -44,12 +48,9 @@ class HypothesisTest:
         """Whether the outcome is that of an ideal circuit. A hypothesis that is not rejected has not been proved."""
         return self.reject == self.ideal_rejects
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "reject": self.reject, "for_circuit": self.for_circuit}
 
-
-@dataclass(frozen=True)
-class MemberTests:
+@dataclass(frozen=True, repr=False)
+class MemberTests(Result):
     """Minimality, edge by edge (of a head circuit: head by head). N members tested, C inflated circuits.
 
     Args:
@@ -70,7 +71,7 @@ class MemberTests:
     adjusted: Float[np.ndarray, "N"]
     rejected: Bool[np.ndarray, "N"]
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line a member, the least important first."""
         return [
             {
@@ -84,12 +85,9 @@ class MemberTests:
             for index in np.argsort(self.effects, kind="stable")
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: list(value) if name == "names" else value.tolist() for name, value in vars(self).items()}
 
-
-@dataclass(frozen=True)
-class HypothesisTests:
+@dataclass(frozen=True, repr=False)
+class HypothesisTests(Result):
     """All five tests of one circuit. B examples, C random circuits.
 
     Args:
@@ -101,6 +99,8 @@ class HypothesisTests:
         n: examples.
         settings: ablation, metric, split and everything else that was set.
     """
+
+    FORMAT = "circuitdisc.hypothesis_tests"
 
     tests: tuple[HypothesisTest, ...]
     members: MemberTests
@@ -121,7 +121,7 @@ class HypothesisTests:
                 return test
         raise KeyError(f"no test '{name}'")
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line a test."""
         return [
             {
@@ -137,17 +137,3 @@ class HypothesisTests:
             }
             for test in self.tests
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
-        return {
-            "format": "circuitdisc.hypothesis_tests",
-            "version": 1,
-            "tests": [test.to_dict() for test in self.tests],
-            "members": self.members.to_dict(),
-            "values": {name: array.tolist() for name, array in self.values.items()},
-            "random": self.random.tolist(),
-            "random_complements": self.random_complements.tolist(),
-            "n": self.n,
-            "settings": dict(self.settings),
-        }

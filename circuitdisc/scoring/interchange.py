@@ -16,18 +16,21 @@ Shape letters: B interventions, T positions, N readings.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
-from circuitdisc.checks import CONFIDENCE, N_RANDOM, SEED, Whole, bounded
+from circuitdisc.checks import N_RANDOM, Whole, bounded
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.interchange import check_nodes, interchange_chunks, interchanged_logits
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
 from circuitdisc.known.causal import UNDEFINED, CausalModel, Setting
 from circuitdisc.models.model import Model
+from circuitdisc.options import Drawing, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.scoring.interchange_draws import random_nodes, source_pairs
 from circuitdisc.scoring.interchange_result import Control, InterchangeScores, VariableScore
@@ -38,7 +41,8 @@ from circuitdisc.tasks.measured import need_choice
 Alignment = Mapping[str, str | Sequence[str]]
 
 
-@bounded(n_sources=Whole(1, 100_000), n_random=N_RANDOM, confidence=CONFIDENCE, seed=SEED)
+@bounded(n_sources=Whole(1, 100_000), n_random=N_RANDOM)
+@takes(Drawing)
 def interchange_accuracy(
     model: Model,
     causal: CausalModel,
@@ -49,10 +53,7 @@ def interchange_accuracy(
     positions: Sequence[int] | None = None,
     n_sources: int = 4,
     n_random: int = 3,
-    confidence: float = 0.95,
-    seed: int = 0,
-    memory: str | int = "4GiB",
-    progress: bool = False,
+    **options: Unpack[Drawing],
 ) -> InterchangeScores:
     """Interchange accuracy of a model against a causal model.
 
@@ -64,9 +65,7 @@ def interchange_accuracy(
         positions: where nodes and variables are set; None: at every position.
         n_sources: source prompts for each base prompt, different ones of the same length.
         n_random: sets of other nodes to try; fewer where the model has no more.
-        confidence: coverage of the intervals.
         seed: of source prompts and controls.
-        memory: budget for activations.
 
     Raises:
         UnknownName: a variable or a node is not known.
@@ -78,14 +77,16 @@ def interchange_accuracy(
     need_choice(model, "interchange accuracy")
     homes = _checked(model, causal, alignment, variables)
     where = _checked_positions(positions, examples)
-    rng = np.random.default_rng(seed)
+    given: Any = options
+    rng = np.random.default_rng(given["seed"])
     pairs, bases = source_pairs(examples, n_sources, rng)
     drawn = {name: random_nodes(model.graph, nodes, n_random, rng) for name, nodes in homes.items()}
     found = []
-    with progress_bar(sum(1 + len(sets) for sets in drawn.values()) * len(pairs), "interchange", "prompt", progress) as bar:
+    n_runs = sum(1 + len(sets) for sets in drawn.values()) * len(pairs)
+    with progress_bar(n_runs, "interchange", "prompt", given["progress"]) as bar:
         for name, nodes in homes.items():
             hits = [Hits.empty() for _ in range(1 + len(drawn[name]))]
-            for chunk in _chunks(model, pairs, memory):
+            for chunk in _chunks(model, pairs, given["memory"]):
                 base, source = chunk.batch.clean.cpu(), chunk.batch.corrupted
                 assert source is not None, "every pair has a source prompt"
                 right = causal.run(base)["logits"]
@@ -95,7 +96,7 @@ def interchange_accuracy(
                     logits = interchanged_logits(model, chunk, one, None if rows is None else rows.to(model.device))
                     hits[index] = hits[index].add(chunk.batch.reads, logits, wanted, right)
                     bar.update(chunk.batch.n_examples)
-            found.append(_score(name, nodes, drawn[name], hits, bases, examples, confidence))
+            found.append(_score(name, nodes, drawn[name], hits, bases, examples, given["confidence"]))
     return InterchangeScores(model.name, causal.name, tuple(found))
 
 

@@ -1,9 +1,9 @@
 """What interchange accuracy gives: figures of each variable, with those of control nodes beside them."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from circuitdisc.errors import UnknownName
+from circuitdisc.results import Result, Row
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Control:
     effective: float | None
 
 
-@dataclass(frozen=True)
-class VariableScore:
+@dataclass(frozen=True, repr=False)
+class VariableScore(Result):
     """Interchange accuracy of one variable.
 
     Args:
@@ -46,32 +46,36 @@ class VariableScore:
     controls: tuple[Control, ...] = ()
     method: str = ""
 
-    def row(self) -> dict[str, Any]:
+    def table(self) -> list[Row]:
         """The figures in one line."""
         effective = [control.effective for control in self.controls if control.effective is not None]
-        return {
-            "variable": self.variable,
-            "nodes": ", ".join(self.nodes),
-            "n": self.n,
-            "accuracy": self.value,
-            "low": self.low,
-            "high": self.high,
-            "effective n": self.n_effective,
-            "effective": self.effective,
-            "controls": len(self.controls),
-            "best control": max((control.value for control in self.controls), default=None),
-            "best control, effective": max(effective, default=None),
-        }
+        return [
+            {
+                "variable": self.variable,
+                "nodes": ", ".join(self.nodes),
+                "n": self.n,
+                "accuracy": self.value,
+                "low": self.low,
+                "high": self.high,
+                "effective n": self.n_effective,
+                "effective": self.effective,
+                "controls": len(self.controls),
+                "best control": max((control.value for control in self.controls), default=None),
+                "best control, effective": max(effective, default=None),
+            }
+        ]
 
 
-@dataclass(frozen=True)
-class InterchangeScores:
+@dataclass(frozen=True, repr=False)
+class InterchangeScores(Result):
     """Interchange accuracy of every variable that was asked for.
 
     Args:
         model, causal: their names.
         scores: one for each variable.
     """
+
+    FORMAT = "circuitdisc.interchange_scores"
 
     model: str
     causal: str
@@ -93,10 +97,6 @@ class InterchangeScores:
         """The variable with the lowest accuracy."""
         return min(self.scores, key=lambda score: score.value)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each variable."""
-        return [score.row() for score in self.scores]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
-        return {"format": "circuitdisc.interchange_scores", "version": 1, **asdict(self)}
+        return [row for score in self.scores for row in score.table()]

@@ -14,6 +14,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result
 from circuitdisc.stats import interval, partition_of
 from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import metric_for
@@ -21,8 +22,8 @@ from circuitdisc.tasks.measured import metric_for
 _TRIES = 50  # draws for each control that is wanted, before it is taken that there are no more
 
 
-@dataclass(frozen=True)
-class Effect:
+@dataclass(frozen=True, repr=False)
+class Effect(Result):
     """What interventions do to one metric.
 
     Args:
@@ -34,6 +35,8 @@ class Effect:
         method: how it was made, and over what.
         controls: the difference when other heads of the same layers are changed in the same way, one for each draw.
     """
+
+    KEYS = ("*", "difference", "p_value")
 
     interventions: tuple[Intervention, ...]
     metric: str
@@ -59,11 +62,6 @@ class Effect:
             return None
         as_far = sum(abs(control) >= abs(self.difference) for control in self.controls)
         return (1 + as_far) / (1 + len(self.controls))
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {name: value for name, value in vars(self).items() if name != "interventions"}
-        done = [one.to_dict() for one in self.interventions]
-        return {"interventions": done, **plain, "difference": self.difference, "p_value": self.p_value}
 
 
 def intervene(

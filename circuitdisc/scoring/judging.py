@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from typing_extensions import TypedDict
+
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, Provenance
@@ -16,8 +18,8 @@ from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import metric_for
 
 
-class Judging(OnSplit, total=False):
-    """On which examples, and under which ablation."""
+class UnderAblation(TypedDict, total=False):
+    """Under which ablation."""
 
     ablation: Annotated[
         str | Ablation | dict[str, Any] | None,
@@ -25,10 +27,18 @@ class Judging(OnSplit, total=False):
     ]
 
 
-class JudgingBy(Judging, total=False):
-    """By which metric."""
+class ByMetric(UnderAblation, total=False):
+    """And by which metric."""
 
     metric: Annotated[str | Metric | None, Option(None, "None takes what the circuit was found with.")]
+
+
+class Judging(OnSplit, UnderAblation, total=False):
+    """On which examples, with what intervals."""
+
+
+class JudgingBy(OnSplit, ByMetric, total=False):
+    """The same by a metric."""
 
 
 def judging(model: Model, task: Task, found_with: Provenance, options: Mapping[str, Any]) -> Measurement:

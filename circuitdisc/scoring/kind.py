@@ -1,7 +1,8 @@
 """A score of a circuit as `circuitdisc score RUN --all` has it: how it is computed, and what it says of itself.
 
-A score of your own is one `ScoreKind`. Its result is a dataclass with `to_dict() -> plain JSON`, from which it is read back,
-and with `describe() -> ScoreDescription`; `n`, `split`, `metric`, `ablation` and `confidence` are among its fields.
+A score of your own is one `ScoreKind`. Its result is a dataclass, best one below `Result` (`results.py`), with
+`to_dict() -> plain JSON`, from which it is read back, and with `describe() -> ScoreDescription`; `n`, `split`, `metric`,
+`ablation` and `confidence` are among its fields.
 """
 
 import inspect

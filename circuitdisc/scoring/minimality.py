@@ -15,7 +15,7 @@ Source: Wang et al. 2022, "Interpretability in the Wild", section 4 (https://arx
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result, Row
 from circuitdisc.scoring.judging import JudgingBy
 from circuitdisc.scoring.kind import ScoreKind
 from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
@@ -69,8 +70,8 @@ class Need:
     passes: bool
 
 
-@dataclass(frozen=True)
-class Minimality:
+@dataclass(frozen=True, repr=False)
+class Minimality(Result):
     """How minimal a circuit is.
 
     Args:
@@ -82,6 +83,8 @@ class Minimality:
         cost: node evaluations, runs and seconds.
         method: how the intervals were made, and over what.
     """
+
+    KEYS = ("*", "n_passed", "share_passed")
 
     needs: tuple[Need, ...]
     full: float
@@ -104,7 +107,7 @@ class Minimality:
         """Share of the parts that pass."""
         return self.n_passed / len(self.needs)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each part, the least needed first."""
         return [
             {
@@ -119,9 +122,6 @@ class Minimality:
             }
             for need in sorted(self.needs, key=lambda need: need.change)
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "n_passed": self.n_passed, "share_passed": self.share_passed}
 
 
 @bounded(

@@ -16,7 +16,7 @@ two tasks); the hypergeometric test of a shared set is Fisher's exact test, one-
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -27,6 +27,7 @@ from scipy import stats
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import edge_strata
 from circuitdisc.errors import GraphMismatch
+from circuitdisc.results import Result
 from circuitdisc.scoring.base import check_one_ablation
 
 HEADS_DECIDE = "the edges and nodes of a head circuit follow from its heads, so their overlap is no evidence of its own"
@@ -45,8 +46,8 @@ class OverlapChance:
     p_value: float
 
 
-@dataclass(frozen=True)
-class Overlap:
+@dataclass(frozen=True, repr=False)
+class Overlap(Result):
     """What two circuits share of one kind of thing.
 
     Args:
@@ -57,6 +58,8 @@ class Overlap:
         shared: names of those that both have, in the graph's order; those of edges are not listed.
         only_a, only_b: names of those that one has.
     """
+
+    KEYS = ("*", "jaccard", "precision", "recall")
 
     kind: str
     n_all: int
@@ -85,9 +88,6 @@ class Overlap:
     def recall(self) -> float | None:
         """Share of A's that are in B; None if A has none."""
         return self.n_shared / self.n_a if self.n_a else None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "jaccard": self.jaccard, "precision": self.precision, "recall": self.recall}
 
 
 def overlap(a: Circuit, b: Circuit, *, mix: bool = False) -> dict[str, Overlap]:

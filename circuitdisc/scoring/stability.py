@@ -29,6 +29,7 @@ from circuitdisc.errors import BadTask, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.results import Result, Row
 from circuitdisc.runs import Memo
 from circuitdisc.stats import jackknife_interval, mean_of_pairs
 from circuitdisc.tasks.base import Task
@@ -37,8 +38,8 @@ STABLE = 0.8
 _OF_DISCOVER = ("ablation", "metric", "memory", "allow_chance")
 
 
-@dataclass(frozen=True)
-class Likeness:
+@dataclass(frozen=True, repr=False)
+class Likeness(Result):
     """How alike the circuits are in one kind of thing. C circuits, N things.
 
     Args:
@@ -63,14 +64,14 @@ class Likeness:
         """Mean Jaccard index over the pairs of different draws."""
         return mean_of_pairs(self.pairs)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for each that was found at all, the most frequent first."""
         order = np.argsort(-self.shares, kind="stable")
         return [{"name": self.names[i], "share": float(self.shares[i])} for i in order if self.shares[i] > 0]
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, repr=False)
+class Stability(Result):
     """Circuits found on bootstrap samples of the train split.
 
     Args:
@@ -83,6 +84,9 @@ class Stability:
         settings: the algorithm and how it was called.
     """
 
+    FORMAT = "circuitdisc.stability"
+    KEYS = ("table", "shares", "sizes", "n", "n_examples", "confidence", "settings")
+
     edges: Likeness
     heads: Likeness
     circuits: tuple[Circuit, ...]
@@ -92,7 +96,7 @@ class Stability:
     confidence: float
     settings: Mapping[str, Any]
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """A line for edges, a line for heads."""
         return [
             {
@@ -109,19 +113,15 @@ class Stability:
             for one in (self.edges, self.heads)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; what was never found is left out."""
-        return {
-            "format": "circuitdisc.stability",
-            "version": 1,
-            "table": self.table(),
-            "shares": {one.kind: {row["name"]: row["share"] for row in one.table()} for one in (self.edges, self.heads)},
-            "sizes": [circuit.n_edges for circuit in self.circuits],
-            "n": self.n,
-            "n_examples": self.n_examples,
-            "confidence": self.confidence,
-            "settings": dict(self.settings),
-        }
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """`edges` and `heads` -> name -> share of the circuits that have it; what none has is left out."""
+        return {one.kind: {row["name"]: row["share"] for row in one.table()} for one in (self.edges, self.heads)}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Edges of each circuit."""
+        return [circuit.n_edges for circuit in self.circuits]
 
 
 @bounded(n_bootstrap=Whole(2, 100_000), confidence=CONFIDENCE, seed=SEED)

@@ -28,7 +28,7 @@ from circuitdisc.checkpoints.baselines import Baselines, baselines
 from circuitdisc.checkpoints.evaluation_sets import check_others
 from circuitdisc.checkpoints.finetune.data import Pool, Reader, draw_pool, training_rows
 from circuitdisc.checkpoints.finetune.heads_only import HeadsOnly
-from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, finished, train_checkpoint
+from circuitdisc.checkpoints.finetune.loop import Recipe, Trained, Trainee, finished, train_checkpoint
 from circuitdisc.checkpoints.finetune.lora import merged, with_lora
 from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Rung, Training, check_settings, make_rungs
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
@@ -36,7 +36,7 @@ from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
-from circuitdisc.identity import Identity, identity_of
+from circuitdisc.identity import Identity, identity_of, package_version
 from circuitdisc.models.load import read_model
 from circuitdisc.options import from_options, takes
 from circuitdisc.results import Result, plain
@@ -172,10 +172,10 @@ def _check_no_ladder(folder: Path) -> None:
         BadRun: it does.
     """
     if (folder / LADDER).is_file():
-        version = read_record(LadderFile, folder / LADDER).versions.get("circuitdisc", "unknown")
+        version = read_record(LadderFile, folder / LADDER).versions.get("circuitdisc", "unknown")[:40]
         raise BadRun(
-            f"{folder} holds a ladder of a circuitdisc (version {version[:40]}) that kept no journal: other commands take it "
-            "as it is, but only that version goes on with it; choose another folder with out="
+            f"{folder} holds a ladder of circuitdisc {version}, which kept no journal: other commands take it as it is, but "
+            f"circuitdisc {version} alone goes on with it (this is {package_version()}); choose another folder with out="
         )
 
 
@@ -200,14 +200,5 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, m
         module = with_lora(module, targets=settings["lora_targets"], **{name: settings[name] for name in names})
         extra = {"finish": merged}
     recipe = from_options(Recipe, settings, epochs=rung.epochs, schedule=SCHEDULES[settings["schedule"]])
-    return train_checkpoint(
-        module,
-        rows,
-        done,
-        recipe,
-        memo,
-        tokenizer=model.tokenizer,
-        label=rung.name,
-        progress=progress,
-        **extra,
-    )
+    trainee = Trainee(module, model.tokenizer, **extra)
+    return train_checkpoint(trainee, rows, done, recipe, memo, label=rung.name, progress=progress)

@@ -69,6 +69,26 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Trainee:
+    """What is trained, and what is saved of it.
+
+    Args:
+        module: a Hugging Face model; its parameters that require a gradient are trained.
+        tokenizer: saved beside the weights; None for none.
+        finish: (module, in_place) -> what is saved in its place, for example with low-rank changes merged; if not in place, the
+            module goes on training.
+        callbacks: of the Trainer.
+        n_trained: weights that are trained; None: all that require a gradient.
+    """
+
+    module: Any
+    tokenizer: Any
+    finish: Callable[[Any, bool], Any] = lambda module, in_place: module
+    callbacks: Sequence[TrainerCallback] = ()
+    n_trained: int | None = None
+
+
+@dataclass(frozen=True)
 class Trained:
     """What the training of one checkpoint took (since it was resumed, if it was), and what it left.
 
@@ -143,30 +163,20 @@ class _Watch(TrainerCallback):
 
 
 def train_checkpoint(
-    module: Any,
+    trainee: Trainee,
     rows: Sequence[Mapping[str, Sequence[int]]],
     folder: Path,
     recipe: Recipe,
     memo: Memo,
     *,
-    tokenizer: Any,
-    finish: Callable[[Any, bool], Any] = lambda module, in_place: module,
-    callbacks: Sequence[TrainerCallback] = (),
     label: str = "finetune",
-    n_trained: int | None = None,
     progress: bool = False,
 ) -> Trained:
     """Train a model on rows and save it, going on from where an earlier call was killed.
 
     Args:
-        module: a Hugging Face model; its parameters that require a gradient are trained.
         folder: of the finished checkpoint, beside the memo's journal; it must not exist.
         memo: of the ladder.
-        tokenizer: saved beside the weights; None for none.
-        finish: (module, in_place) -> what is saved in its place, for example with low-rank changes merged; if not in place, the
-            module goes on training.
-        callbacks: of the Trainer.
-        n_trained: weights that are trained; None: all that require a gradient.
 
     Raises:
         BadRun: the folder cannot be written.
@@ -174,7 +184,8 @@ def train_checkpoint(
     """
     logging.disable_progress_bar()
     part = folder.with_name(folder.name + ".part")
-    n_trained = n_parameters(module) if n_trained is None else n_trained
+    module, finish, tokenizer = trainee.module, trainee.finish, trainee.tokenizer
+    n_trained = n_parameters(module) if trainee.n_trained is None else trainee.n_trained
     steps = math.ceil(len(rows) / recipe.batch_size) * recipe.epochs
 
     def save(where: Path) -> None:
@@ -189,7 +200,7 @@ def train_checkpoint(
                 args=_arguments(part / "trainer", recipe, math.ceil(steps)),
                 train_dataset=list(rows),  # pyright: ignore[reportArgumentType] - any list of rows will do
                 data_collator=pad_rows,
-                callbacks=[*callbacks, watch],
+                callbacks=[*trainee.callbacks, watch],
             )
             trainer.pop_callback(PrinterCallback)
             module.train()

@@ -16,6 +16,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.errors import BadFile, BadRun, BadSetting, GraphMismatch, UnknownName
 from circuitdisc.files import read_json, write_json
+from circuitdisc.identity import package_version
 from circuitdisc.runs import TRANSFER, versions
 
 
@@ -177,10 +178,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise BadRun(f"{folder} is the folder of something else than a transfer: choose another with out=")
     if data.get("version") != LAYOUT:
         known = data.get("versions")
-        version = known.get("circuitdisc", "unknown") if isinstance(known, Mapping) else "unknown"
+        version = str(known.get("circuitdisc", "unknown") if isinstance(known, Mapping) else "unknown")[:40]
         raise BadRun(
-            f"{folder} was begun by a circuitdisc (version {str(version)[:40]}) that keeps finished parts in another layout "
-            f"({str(data.get('version'))[:40]}, here {LAYOUT}): go on with that one, or begin again with another out="
+            f"{folder} was begun by circuitdisc {version}, which keeps finished parts in another layout than this one, "
+            f"{package_version()} ({str(data.get('version'))[:40]}, here {LAYOUT}): go on with circuitdisc {version}, or begin "
+            "again with another out="
         )
     return data["settings"]
 

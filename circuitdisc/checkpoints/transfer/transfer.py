@@ -18,7 +18,7 @@ from contextlib import chdir, closing
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tqdm import tqdm
@@ -39,7 +39,7 @@ from circuitdisc.checkpoints.transfer.plan import (
     read_settings,
     write_settings,
 )
-from circuitdisc.checks import N_RANDOM, bounded
+from circuitdisc.checks import N_RANDOM
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.registry import discover, refuse_chance
@@ -50,7 +50,7 @@ from circuitdisc.files import write_arrays, write_json
 from circuitdisc.identity import Identity, hash_circuit, identity_of
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.options import of_others, takes
+from circuitdisc.options import Option, of_others, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo, check_free, workspace
 from circuitdisc.schemas import TransferSettings, validate
@@ -60,14 +60,15 @@ from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
 RESULT, ARRAYS, JOURNAL = "transfer.json", "arrays.npz", "journal.jsonl"
-_SHARED = ("ablation", "metric", "confidence", "seed", "memory")
+_SHARED = ("ablation", "metric", "confidence", "seed", "memory", "n_random")
 
 
 class OfSearch(AblatingAll, total=False, extra_items=Any):
     """What is searched and scored; further settings are the algorithm's own."""
 
+    n_random: Annotated[int, Option(20, "random circuits of equal size, kinds and layers.", N_RANDOM)]
 
-@bounded(n_random=N_RANDOM)
+
 @takes(OfSearch)
 def transfer(
     checkpoints: str | Sequence[str | Path],
@@ -79,7 +80,6 @@ def transfer(
     joint: bool | Sequence[str] = False,
     donor: str | Sequence[str | tuple[str, str]] = (),
     allow_chance: bool | Sequence[str] = True,
-    n_random: int = 20,
     model_settings: Mapping[str, Any] | None = None,
     **options: Unpack[OfSearch],
 ) -> Transfer:
@@ -97,7 +97,6 @@ def transfer(
         metric: of the search; None takes the task's own. Faithfulness is given for it and for the logit difference.
         allow_chance: whether checkpoints may fail the task, as the base of a ladder does: then it is noted. Or the names of
             those that may.
-        n_random: random circuits of equal size, kinds and layers.
         model_settings: of `load_model`: dtype, device.
         seed: of the examples, the search, the random circuits and the bootstrap.
         memory: budget for activations; of a joint search, for the weights of all its checkpoints, too.
@@ -114,7 +113,7 @@ def transfer(
             examples have changed since it was begun.
     """
     given_options: Any = options
-    ablation, metric, confidence, seed, memory = (given_options[name] for name in _SHARED)
+    ablation, metric, confidence, seed, memory, n_random = (given_options[name] for name in _SHARED)
     settings, progress = of_others(OfSearch, given_options), given_options["progress"]
     parse_memory(memory)
     cut = get_ablation(ablation)
@@ -161,7 +160,7 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
     asked = read_settings(folder)
     validate(TransferSettings, asked, f"{folder}/config.json", error=BadRun)
     given = {label: Circuit.from_dict(one) for label, one in (asked["circuits"] or {}).items()}
-    names = (*_SHARED, "allow_chance", "n_random")
+    names = (*_SHARED, "allow_chance")
     with chdir(begun_in(folder)):
         return transfer(
             asked["checkpoints"],

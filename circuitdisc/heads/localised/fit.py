@@ -37,6 +37,7 @@ class EditFitting(Drawing, total=False):
         float | Sequence[float],
         Option((0.0, 0.001), "price of the offsets' absolute values, for each of which an edit is trained (`offset`).", PRICES),
     ]
+    selection_l1: Annotated[float, Option(0.001, "price of the scalings' absolute values in `lofit`.", Real(0, 1e6))]
     factors: Annotated[
         float | Sequence[float],
         Option(FACTORS, "what the attention to the first token is multiplied by (`first_token`).", PRICES),

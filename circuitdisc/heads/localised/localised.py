@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import EXAMPLES, N_RANDOM, Real, Whole, bounded, check_choice
+from circuitdisc.checks import EXAMPLES, N_RANDOM, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.engine.requirements import gradients_of
@@ -46,7 +46,7 @@ RATES = {"offset": 0.01, "inject": 0.1, "first_token": 0.0}
 LOFIT = "lofit"
 
 
-@bounded(k=Whole(1, 1_000_000), n_choose=EXAMPLES, selection_l1=Real(0, 1e6), n_random=N_RANDOM)
+@bounded(k=Whole(1, 1_000_000), n_choose=EXAMPLES, n_random=N_RANDOM)
 @takes(EditFitting)
 def localised(
     model: Model,
@@ -56,7 +56,6 @@ def localised(
     *,
     k: int | None = None,
     n_choose: int | None = None,
-    selection_l1: float = 0.001,
     demonstrations: Sequence[Example] | None = None,
     n_random: int = 5,
     journal: Journal | None = None,
@@ -69,7 +68,6 @@ def localised(
         kind: `offset`, `inject` or `first_token`.
         k: how many heads `lofit` takes; None: a tenth of the model's, at least one.
         n_choose: how many of the train examples choose; None: a third.
-        selection_l1: price of the scalings' absolute values in `lofit`.
         demonstrations: examples whose mean is injected (`inject`); None: those that are trained on.
         n_random: how often as many random heads are drawn; fewer where there are no more choices.
         seed: of the mini-batches, the random heads and the bootstrap.
@@ -96,11 +94,11 @@ def localised(
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     chosen = _given_heads(model, heads, k)
     splits = Splits(model, examples, fit.batch, given["memory"])
-    identity = _identity(model, fit, kind, chosen, k, selection_l1, examples, demonstrations)
+    identity = _identity(model, fit, kind, chosen, k, given["selection_l1"], examples, demonstrations)
     with closing(Memo(journal, identity)) as memo:
         norms: dict[str, float] = {}
         if chosen is None:
-            norms = dict(memo.get("norms", lambda: head_norms(splits, fit, selection_l1)))
+            norms = dict(memo.get("norms", lambda: head_norms(splits, fit, given["selection_l1"])))
             chosen = list(norms)[: _size(model, k)]
         vectors = None
         if kind == "inject":

@@ -14,12 +14,12 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from circuitdisc.checks import N_RANDOM, Whole, bounded
+from circuitdisc.checks import Whole, bounded
 from circuitdisc.engine.measuring import AblatingAll
 from circuitdisc.heads.base import as_list
 from circuitdisc.heads.neurons.importance import Method
 from circuitdisc.heads.neurons.neurons import NeuronImportance, neurons
-from circuitdisc.heads.neurons.table import NeuronTable, neuron_table
+from circuitdisc.heads.neurons.table import MaskedSets, NeuronTable, neuron_table
 from circuitdisc.heads.neurons.tokens import NeuronTokens, neuron_tokens
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
@@ -48,14 +48,16 @@ class NeuronAnalysis(Result):
         return self.importance.table(len(self.tokens), self.by)
 
 
+class MaskingBest(AblatingAll, MaskedSets, total=False):
+    """What is masked where both splits have their part."""
+
+
 @bounded(
     layers=Whole(0, 100_000, many=True),
-    sizes=Whole(1, 10_000_000, many=True),
-    n_random=N_RANDOM,
     top=Whole(1, 1_000_000),
     n_tokens=Whole(1, 1_000_000),
 )
-@takes(AblatingAll)
+@takes(MaskingBest)
 def neuron_analysis(
     model: Model,
     task: Task,
@@ -64,11 +66,9 @@ def neuron_analysis(
     layers: Sequence[int] | None = None,
     method: Method = "added",
     by: str | None = None,
-    sizes: Sequence[int] = (10, 50, 100, 200),
-    n_random: int = 5,
     top: int = 20,
     n_tokens: int = 10,
-    **options: Unpack[AblatingAll],
+    **options: Unpack[MaskingBest],
 ) -> NeuronAnalysis:
     """Find the neurons that the answer, or what heads do for it, depends on; mask them; read them as tokens.
 
@@ -78,7 +78,6 @@ def neuron_analysis(
         method: `added` or `removed`; see `neurons`.
         by: `importance` or `change`; None: `change` if heads are knocked out.
         sizes: how many neurons are masked, and kept; sizes above the number of neurons are left out.
-        n_random: random draws of neurons for each size.
         top: how many neurons are read as tokens.
         n_tokens: how many tokens of each.
         ablation: what an ablated head, and a masked neuron, carries: `zero`, or `mean` over the train split's prompts.
@@ -89,11 +88,11 @@ def neuron_analysis(
         CircuitdiscError: as `neurons`, `neuron_table` and `neuron_tokens`.
     """
     shared: Any = dict(options)
-    of_table = {name: shared.pop(name) for name in ("metric", "seed")}
-    wanted = as_list("sizes", sizes)
+    of_table = {name: shared.pop(name) for name in ("metric", "seed", "n_random")}
+    wanted = as_list("sizes", shared.pop("sizes"))
     found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
     by = by or ("importance" if found.without is None else "change")
     order = found.order(by)
     fitting = [size for size in wanted if size <= len(order)] or [len(order)]
-    table = neuron_table(model, task, order, sizes=fitting, layers=found.layers, n_random=n_random, **of_table, **shared)
+    table = neuron_table(model, task, order, sizes=fitting, layers=found.layers, **of_table, **shared)
     return NeuronAnalysis(found, table, tuple(neuron_tokens(model, order[:top], k=n_tokens)), by)

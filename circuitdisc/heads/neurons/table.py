@@ -12,10 +12,11 @@ Shape letters: L layers, M neurons of a layer, K sizes, B examples, R random dra
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from typing_extensions import Unpack
+from typing_extensions import TypedDict, Unpack
 
 from circuitdisc.checks import N_RANDOM, Whole, bounded
 from circuitdisc.controls import different_sets
@@ -25,7 +26,7 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.heads.base import as_list, neuron_index
 from circuitdisc.heads.neurons.neurons import checked_layers
 from circuitdisc.models.model import Model
-from circuitdisc.options import takes
+from circuitdisc.options import Option, takes
 from circuitdisc.results import Result, Row, plain_rows
 from circuitdisc.stats import Partition, share_interval
 from circuitdisc.tasks.base import Task
@@ -100,26 +101,36 @@ class NeuronTable(Result):
         return float(low), float(high)
 
 
-@bounded(sizes=Whole(1, 10_000_000, many=True), layers=Whole(0, 100_000, many=True), n_random=N_RANDOM)
-@takes(Measuring)
+SIZES = (10, 50, 100, 200)
+
+
+class MaskedSets(TypedDict, total=False):
+    """Which sets of neurons are masked."""
+
+    sizes: Annotated[Sequence[int], Option(SIZES, "how many neurons are masked, and kept.", Whole(1, 10_000_000, many=True))]
+    n_random: Annotated[int, Option(5, "random draws of neurons for each size.", N_RANDOM)]
+
+
+class Masking(Measuring, MaskedSets, total=False):
+    """The same, measured on a split."""
+
+
+@bounded(layers=Whole(0, 100_000, many=True))
+@takes(Masking)
 def neuron_table(
     model: Model,
     task: Task,
     order: Sequence[str],
     *,
-    sizes: Sequence[int] = (10, 50, 100, 200),
     layers: Sequence[int] | None = None,
-    n_random: int = 5,
-    **options: Unpack[Measuring],
+    **options: Unpack[Masking],
 ) -> NeuronTable:
     """Mask the top k neurons, or all but the top k, and measure metric and accuracy.
 
     Args:
         order: neurons (`m3.n17`), most important first, as `NeuronImportance.order` gives them.
-        sizes: the k's.
         layers: `keep` ablates all other neurons of these layers; None: of all layers.
         ablation: what a masked neuron carries: `zero` or `mean` over the clean prompts of the train split.
-        n_random: random draws for each k.
         split: `train` or `heldout`; use another split than the one that the order comes from.
         seed: of the random draws.
 
@@ -130,11 +141,13 @@ def neuron_table(
         UnknownName: metric, ablation or split is not known.
     """
     need_choice(model, "the neuron table")
+    given: Any = options
+    n_random = given["n_random"]
     setup = Measurement.of_task(model, task, options)
     n_layers, width = model.graph.n_layers, n_neurons(model)
     chosen = checked_layers(layers, n_layers)
     places = _places(order, n_layers, width, chosen)
-    sizes = tuple(sorted(set(as_list("sizes", sizes))))
+    sizes = tuple(sorted(set(as_list("sizes", given["sizes"]))))
     if not sizes or sizes[-1] > len(places):
         raise BadSetting(f"sizes={list(sizes)}: give at least one size, none above the {len(places)} neurons of the order")
     inside = np.zeros((n_layers, width), dtype=bool)

@@ -1,0 +1,226 @@
+"""When a part may stay cut: by how far the metric moves, or by how much of it the circuit still has."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from typing_extensions import TypedDict
+
+from circuitdisc.checks import KEEP, THRESHOLD, THRESHOLD_OR_AUTO
+from circuitdisc.errors import BadSetting
+from circuitdisc.metrics import Metric
+from circuitdisc.options import Option
+
+AUTO = "auto"
+AUTO_SHARE = 0.999
+
+
+class RuleOptions(TypedDict, total=False):
+    """When a cut may stay."""
+
+    threshold: Annotated[
+        float | str,
+        Option(
+            0.01,
+            "a cut stays if it changes the metric by less than this, in units of the metric. `auto`: from the attribution "
+            "scores of all edges (see `rules.auto_threshold`).",
+            THRESHOLD_OR_AUTO,
+        ),
+    ]
+    keep: Annotated[
+        float | None,
+        Option(
+            None,
+            "in place of a threshold: a cut stays while the circuit as it stands keeps this share of the gap in the metric "
+            "between the full model and the empty circuit (and rises no further above the full model).",
+            KEEP,
+        ),
+    ]
+    relative: Annotated[bool, Option(False, "the threshold is a fraction of the current metric.")]
+    two_sided: Annotated[
+        bool | None,
+        Option(
+            None,
+            "a rise of the metric by the threshold or more keeps a part, too. `False` is ACDC's own rule, by which only a fall "
+            "does: with a metric that can rise above the full model's, it collects what works against the metric. None: "
+            "`False` for `kl`, which cannot rise so far, and `True` for all others.",
+        ),
+    ]
+
+
+class Rule(NamedTuple):
+    """When a part may stay cut: the metric has changed by less than the threshold.
+
+    Args:
+        threshold: the change allowed; with `relative`, as a fraction of the size of the metric before.
+        two_sided: a rise counts as a change, too; otherwise only a fall does.
+        origin: where the threshold comes from, in a sentence, if not from whoever called.
+    """
+
+    threshold: float
+    relative: bool
+    two_sided: bool
+    origin: str = ""
+
+    def passes(self, before: float, value: float) -> bool:
+        """True if the change from `before` to `value` is below the threshold, so that the cut may stay.
+
+        Raises:
+            BadSetting: one of the two is not finite, so that there is no change to judge.
+        """
+        check_change(before, value)
+        return self._change(before, value) < self._allowed(before)
+
+    def margin(self, before: float, value: float) -> float:
+        """How far the change lies below what is allowed, in units of the metric; negative if it lies above."""
+        return self._allowed(before) - self._change(before, value)
+
+    def _change(self, before: float, value: float) -> float:
+        fall = before - value
+        return abs(fall) if self.two_sided else fall
+
+    def _allowed(self, before: float) -> float:
+        return self.threshold * abs(before) if self.relative else self.threshold
+
+    def note(self, metric: Metric) -> str:
+        """Which rule decided, in a sentence for whoever reads the circuit."""
+        if self.two_sided:
+            words = "Cuts were decided two-sided: a part is kept if cutting it moves"
+            return f"{words} {metric.name} by the threshold or more, up or down.{self.origin}"
+        words = "Cuts were decided one-sided, as by ACDC's own rule: a part is kept only if cutting it lowers"
+        if metric.zero_at_full:
+            return f"{words} {metric.name} by the threshold or more; no circuit can lie above the full model's 0.{self.origin}"
+        return (
+            f"{words} {metric.name} by the threshold or more, so that what works against the metric is cut and the circuit "
+            f"may lie above the full model.{self.origin}"
+        )
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """A part may stay cut while the circuit as it stands keeps a share of what the full model does.
+
+    Args:
+        keep: the share, c: with m the metric, (m - empty) / (full - empty) stays from c to 2 - c.
+        full, empty: the metric of the full model, and with everything cut.
+
+    Raises:
+        BadSetting: the two are the same, so that there is nothing to keep a share of.
+    """
+
+    keep: float
+    full: float
+    empty: float
+
+    def __post_init__(self) -> None:
+        gap = abs(self.full - self.empty)
+        if not gap > 1e-6 * max(abs(self.full), abs(self.empty), 1e-12):
+            raise BadSetting(
+                f"keep={self.keep:g}: the metric of the full model ({self.full:.4g}) and of the empty circuit "
+                f"({self.empty:.4g}) are the same, or not finite, so that there is nothing to keep a share of: use another "
+                "ablation, or threshold="
+            )
+
+    def share(self, value: float) -> float:
+        """How much of the full model's metric a value is, from 0 for the empty circuit to 1."""
+        return (value - self.empty) / (self.full - self.empty)
+
+    def passes(self, before: float, value: float) -> bool:
+        """True if the share is still within its bounds.
+
+        Raises:
+            BadSetting: the value is not finite.
+        """
+        check_change(before, value)
+        return self.margin(before, value) >= 0
+
+    def margin(self, before: float, value: float) -> float:
+        """How far the share lies within its bounds; negative if it lies outside."""
+        return 1 - self.keep - abs(1 - self.share(value))
+
+    def note(self, metric: Metric) -> str:
+        """Which rule decided, in a sentence for whoever reads the circuit."""
+        return (
+            f"Cuts were decided by what is left (keep={self.keep:g}): a part goes while the circuit as it stands keeps from "
+            f"{self.keep:.0%} to {2 - self.keep:.0%} of the gap in {metric.name} between the full model ({self.full:.4g}) and "
+            f"the empty circuit ({self.empty:.4g}), on the examples that it was searched on."
+        )
+
+
+Deciding = Rule | KeepRule
+
+
+def check_change(before: float, value: float) -> None:
+    """Raise if a change of the metric cannot be judged, since one of the two values is not finite."""
+    if not math.isfinite(before - value):
+        raise BadSetting(
+            f"the metric goes from {before} to {value} when a part is cut, and no cut can be judged by that: use another "
+            "metric (logit_diff is always finite), another ablation, or model.dtype=float32"
+        )
+
+
+def rule_of(
+    options: Mapping[str, Any],
+    metric: Metric,
+    scores: Float[np.ndarray, "R S"] | None,
+    ends: Callable[[], tuple[float, float]],
+) -> Deciding:
+    """The rule that the options of `RuleOptions` name.
+
+    Args:
+        scores: attribution scores of all edges, for `threshold=auto`; NaN where there is no edge. [R, S]
+        ends: gives the metric of the full model and of the empty circuit, if it is needed.
+
+    Raises:
+        BadSetting: an option cannot be used with this metric.
+    """
+    threshold, origin = options["threshold"], ""
+    if threshold == AUTO:
+        if options["relative"]:
+            raise BadSetting(
+                "threshold=auto with relative=true: auto finds a change in units of the metric; use relative=false"
+            )
+        assert scores is not None, "auto takes its scores from a ranking"
+        threshold = auto_threshold(scores)
+        carry = f"edges estimated at or above it carry {AUTO_SHARE:.1%} of the sum of squared effects"
+        origin = f" threshold=auto came to {threshold:.3g} ({carry})."
+    rule = check_rule(threshold, options["relative"], options["two_sided"], metric)
+    return rule._replace(origin=origin) if options["keep"] is None else KeepRule(options["keep"], *ends())
+
+
+def auto_threshold(scores: Float[np.ndarray, "R S"]) -> float:
+    """The size at and above which edges carry `AUTO_SHARE` of the sum of squares of all estimated effects.
+
+    Args:
+        scores: estimated change of the metric when an edge is cut; NaN where there is no edge.
+    """
+    sizes = np.sort(np.abs(scores[np.isfinite(scores)]))[::-1]
+    carried = np.cumsum(sizes**2)
+    return float(sizes[np.searchsorted(carried, AUTO_SHARE * carried[-1])])
+
+
+def check_rule(threshold: object, relative: bool, two_sided: object, metric: Metric) -> Rule:
+    """The rule of a search that cuts part by part.
+
+    Args:
+        two_sided: None takes both sides for a metric that can rise above the full model's value, and the fall alone for one
+            that cannot (`kl`), where a rise is a step towards the full model.
+
+    Raises:
+        BadSetting: the threshold is no number from 0, or a fraction of a value that is 0 by construction; or `two_sided` is
+            neither null, true nor false.
+    """
+    if two_sided is not None and not isinstance(two_sided, bool):
+        raise BadSetting(
+            f"two_sided={two_sided!r} must be true, false (ACDC's own rule: only falls count) or null (by the metric)"
+        )
+    if relative and metric.zero_at_full:
+        raise BadSetting(
+            f"relative=true with metric '{metric.name}': the full model's value is 0, and no fraction of 0 can be lost; "
+            "use relative=false, or another metric"
+        )
+    both = not metric.zero_at_full if two_sided is None else two_sided
+    return Rule(THRESHOLD.check("threshold", threshold), relative, both)
