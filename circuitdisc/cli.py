@@ -18,9 +18,11 @@ from circuitdisc.jobs.heads import GROUP as HEADS
 from circuitdisc.jobs.help import completions, group_help, job_help, main_help
 from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.notes import as_notes
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import REGISTRY, hides_own
 
 BAD_INPUT, INTERRUPTED = 2, 130
+GROUPS = {"heads": HEADS}
+"""What commands of two words have in common, by the first."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True, "allow_extra_args": True}
 QUIET, SHORT = ("--quiet", "-q"), {"--multirun": ["-m"]}
 
@@ -35,14 +37,14 @@ class _Command(TyperCommand):
     """A command whose help is ours."""
 
     def get_help(self, ctx: typer.Context) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - a context of click's
-        return job_help(jobs()[_full_name(ctx)])
+        return job_help(REGISTRY.get(_full_name(ctx)))
 
 
 class _Group(TyperGroup):
     """Commands with our help; an unknown one gets the nearest names."""
 
     def get_help(self, ctx: Any) -> str:
-        return main_help() if ctx.parent is None else group_help(str(ctx.info_name), HEADS)
+        return main_help() if ctx.parent is None else group_help(str(ctx.info_name), GROUPS.get(str(ctx.info_name), ""))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
@@ -60,18 +62,20 @@ def _full_name(ctx: Any) -> str:
 
 
 def _app() -> typer.Typer:
-    """All commands of the registry."""
+    """All commands of the registry; those of other packages are imported when they are called."""
     settings: dict[str, Any] = {"cls": _Group, "context_settings": SETTINGS, "rich_markup_mode": None}
     app = typer.Typer(name="circuitdisc", pretty_exceptions_enable=False, **settings)
     app.callback()(_program)
     groups: dict[str, typer.Typer] = {}
-    for name, job in jobs().items():
+    for name in REGISTRY.names:
+        if hides_own(name):
+            continue  # `circuitdisc list commands` says why
         group, _, tool = name.rpartition(" ")
         if group and group not in groups:
             groups[group] = typer.Typer(**settings)
             app.add_typer(groups[group], name=group)
         place = groups[group] if group else app
-        place.command(tool, cls=_Command, context_settings=SETTINGS)(_typed(job))
+        place.command(tool, cls=_Command, context_settings=SETTINGS)(_typed(name))
     return app
 
 
@@ -85,14 +89,17 @@ def _program(version: bool = typer.Option(False, "--version", "-V", is_eager=Tru
     """Options of the program itself."""
 
 
-def _typed(job: Job) -> Callable[..., Work]:
-    """A job as a function that Typer calls with the words of the command line."""
+def _typed(name: str) -> Callable[..., Work]:
+    """A command as a function that Typer calls with the words of the command line."""
 
     def complete(incomplete: str) -> list[str]:
-        return list(completions(job, incomplete))
+        try:
+            return list(completions(REGISTRY.get(name), incomplete))
+        except CircuitdiscError:  # it cannot be used; a call says why
+            return []
 
     def command(ctx: typer.Context, words: list[str] = typer.Argument(None, autocompletion=complete)) -> Work:  # noqa: B008
-        args = [*(words or []), *ctx.args]
+        job, args = REGISTRY.get(name), [*(words or []), *ctx.args]
         known = {flag: option for option in job.options for flag in _spellings(option)}
         options, rest, quiet = dict[str, str](), list[str](), False
         while args:
@@ -100,8 +107,8 @@ def _typed(job: Job) -> Callable[..., Work]:
             if arg in QUIET:
                 quiet = True
             elif flag in known:
-                name, _, takes_value = known[flag].partition(" ")
-                options[name] = args.pop(0) if takes_value and not equals and args else value
+                option, _, takes_value = known[flag].partition(" ")
+                options[option] = args.pop(0) if takes_value and not equals and args else value
             elif arg.startswith("-"):
                 raise UnknownName("option", flag, [*known, *QUIET, "--help"], "Settings are written key=value.")
             else:

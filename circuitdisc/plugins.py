@@ -1,4 +1,4 @@
-"""Things of one kind by name, this package's own and those of other packages: algorithms, metrics, tasks, scores.
+"""Things of one kind by name, this package's own and those of other packages: algorithms, metrics, tasks, scores, commands.
 
 Another package declares its own as an entry point, and nothing of it is imported before it is asked for or listed:
 
@@ -73,6 +73,10 @@ class Registry(Generic[T]):
         self._refuse_clash(name, [package_of(entry) for entry in entries])
         return self.own[name] if name in self.own else self._load(entries[0])
 
+    def packages(self) -> dict[str, str]:
+        """Name -> package, of what other packages declare; nothing is imported."""
+        return {entry.name: package_of(entry) for entry in self._entries()}
+
     def settings(self, name: str) -> dict[str, Any]:
         """What a file in conf/ would hold: the name, and its own settings with their defaults.
 
@@ -95,8 +99,9 @@ class Registry(Generic[T]):
             words = self.get(name).summary
         except CircuitdiscError as error:
             return f"cannot be used: {error}"
-        packages = [f"of package '{package_of(entry)}'" for entry in self._entries() if entry.name == name]
-        return f"{words} ({packages[0]})" if words and packages else words or packages[0]
+        package = self.packages().get(name)
+        source = f"of package '{package}'"
+        return words if package is None else f"{words} ({source})" if words else source
 
     def _entries(self) -> tuple[EntryPoint, ...]:
         return _declared(f"circuitdisc.{self.kind}s", tuple(sys.path))

@@ -128,6 +128,7 @@ COMMANDS: dict[str, str] = {
     ),
     "baselines": "baselines checkpoints=[tpp/base,tpp/lightweight] task=tpp n_others=20 others=[] {task} out={at}/baselines",
     "drift": "drift checkpoints=[tpp/base,tpp/lightweight] task=tpp {task} out={at}/drift",
+    "lens": "lens model=multitask/base task=ioi {task} out={at}/lens",
     "cmap": (
         "cmap base=multitask/base tuned=multitask/boxes_full task=entity_tracking n_random=4 steps=3 top=2 {task} out={at}/cmap"
     ),

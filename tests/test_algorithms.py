@@ -17,7 +17,7 @@ from circuitdisc.discovery.registry import ALGORITHMS
 from circuitdisc.errors import CircuitdiscError, UnknownName
 from circuitdisc.jobs.config import conf_dir
 from circuitdisc.jobs.help import job_help
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import REGISTRY
 
 # learned masks take hundreds of steps to be any good; a few show all that is checked here
 SHORT: dict[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ def test_its_file_of_settings_matches_its_defaults(algorithm):
     assert written == {"name": algorithm, **ALGORITHMS[algorithm].settings}
     for line in (conf_dir() / "algorithm" / f"{algorithm}.yaml").read_text().splitlines():
         assert line.startswith("name:") or " # " in line
-    assert algorithm in job_help(jobs()["discover"])
+    assert algorithm in job_help(REGISTRY.own["discover"])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

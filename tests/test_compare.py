@@ -13,7 +13,7 @@ from circuitdisc.cli import main
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.jobs.compare_runs import compare_runs
 from circuitdisc.jobs.job import Call
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.pages.comparison import comparison_table, draw_heads, headline
 from circuitdisc.runs import Run
 from circuitdisc.scoring import Scores
@@ -261,7 +261,7 @@ def test_a_failed_write_leaves_nothing(runs, tmp_path, monkeypatch):
 
 def test_settings_of_the_command_line(runs, capsys):
     args = ("heads=a1.h0,a0.h1", "attend=s2+1:end-2", "scale=-1e-1", "progress=False", "out=null", "n_random=0")
-    settings = Call(jobs()["compare"], args).settings
+    settings = Call(REGISTRY.own["compare"], args).settings
     assert settings["heads"] == ["a1.h0", "a0.h1"]
     assert (settings["attend"], settings["scale"], settings["out"]) == ("s2+1:end-2", -0.1, None)
     for bad in ("n_random=-1", "progress=maybe", "attend=:end", "nonsense=1", "interventions=some"):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.jobs.config import compose, groups_of, own_keys
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import REGISTRY
 
 TOY = ["model=toys/induction", "task=induction", "task.length=8", "task.n=20", "task.n_heldout=30", "progress=false"]
 TPP = ["model=tpp/lightweight", "task=tpp", "task.n=10", "task.n_heldout=10", "progress=false"]
@@ -93,7 +93,7 @@ def test_repeated_tokens_need_no_task(tmp_path, capsys):
 
 
 def test_a_settings_file_for_every_tool():
-    tools = {name.partition(" ")[2]: job for name, job in jobs().items() if name.startswith("heads ")}
+    tools = {name.partition(" ")[2]: job for name, job in REGISTRY.own.items() if name.startswith("heads ")}
     assert set(tools) == set(QUICK)
     for name, job in tools.items():
         assert job.config is not None

@@ -14,7 +14,7 @@ from circuitdisc.cli import main
 from circuitdisc.controls import random_circuits
 from circuitdisc.jobs.job import Call
 from circuitdisc.jobs.pipeline import write_page
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.pages.scores import judgement_parts
 from circuitdisc.pages.scores.base import named
 from circuitdisc.pages.scores.completeness import completeness_figure
@@ -266,7 +266,7 @@ def test_commands_of_the_studies_page_compose(line):
     if name == "score":
         assert args[1:] == ["--all"]
         return
-    settings = Call(jobs()[name], tuple(args)).settings
+    settings = Call(REGISTRY.own[name], tuple(args)).settings
     if name == "discover":
         assert settings["model"]["name"] == "multitask/base"
         return

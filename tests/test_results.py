@@ -25,6 +25,7 @@ from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.jobs.judge import Judgement
+from circuitdisc.jobs.lens import logit_lens
 from circuitdisc.results import LONGEST, Result, Shown, _by_example, _keys, html_table, plain
 from circuitdisc.scoring.agreement import agreement
 from circuitdisc.scoring.base import Score
@@ -76,6 +77,7 @@ def made() -> dict[str, Any]:
         cd.localised(model(), one_reading(), ["a1.h1"], epochs=1, n_random=1),
         cd.drift(ours, task()),
         attention_difference(*ours, task()),
+        logit_lens(model(), task()),
         cd.cmap(*ours, task(), n_random=2, groups={"first": ["a0.h0"]}, what="output"),
         Baselines(("a", "b"), "ioi", {"held-out": "its held-out examples"}, (figure, replace(figure, checkpoint="b"))),
         TrainedLadder(Path("out"), "base", (Rung("10pct", 0.1, 3),)),
@@ -134,9 +136,10 @@ NAMES = sorted(
         "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores", "Judgement",
-        "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "MaskTrial", "MemberTests", "Minimality",
-        "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score", "Scored",
-        "Scores", "Side", "Stability", "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap", "VariableScore",
+        "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
+        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score",
+        "Scored", "Scores", "Side", "Stability", "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
+        "VariableScore",
     }
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Annotated, Any
@@ -56,6 +57,7 @@ ALGORITHMS = {
         Algorithm("soft_topk", "one learned ranking of edges, trained over circuits of all sizes"),
         Algorithm("hisp", "keep the heads whose output the metric is most sensitive to (Michel et al. 2019)"),
         Algorithm("exact", "cut every edge alone: what the attributions estimate", by_mean=True),
+        Algorithm("ensemble", "the mean over several algorithms' scores (Mondorf et al. 2025)", by_mean=True),
         Algorithm("from_file", "scores of edges from a file: an algorithm that lives elsewhere"),
         Algorithm("random", "random scores: the control"),
     )
@@ -141,7 +143,7 @@ def discover(
         algorithm=algorithm,
         settings={**known, **settings},
         seed=seed,
-        versions=versions() | REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure.name),
+        versions=versions() | _packages(algorithm, settings) | ablation.versions | METRIC_REGISTRY.versions(measure.name),
         notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
@@ -165,8 +167,15 @@ def search_identity(
         "metric": measure,
         "seed": seed,
     }
-    packages = REGISTRY.versions(algorithm) | ablation.versions | METRIC_REGISTRY.versions(measure)
+    packages = _packages(algorithm, settings) | ablation.versions | METRIC_REGISTRY.versions(measure)
     return identity_of(model, {"train examples": task.train}, asked).with_packages(packages)
+
+
+def _packages(algorithm: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Versions of the packages whose algorithms a search runs: this one's, and its members'."""
+    members = settings.get("members", ())
+    members = [members] if isinstance(members, str) else members if isinstance(members, Sequence) else ()
+    return {package: version for name in (algorithm, *members) for package, version in REGISTRY.versions(name).items()}
 
 
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:

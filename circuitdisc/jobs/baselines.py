@@ -17,7 +17,7 @@ held-out examples, on their corrupted prompts, on other tasks and on a text. Lea
     leaves=Leaves(
         heading="Baselines of checkpoints",
         words=lambda call: ("baselines", call.task_name),
-        described_in="baselines",
+        described_by="baselines",
         result="baselines.json",
     ),
 )

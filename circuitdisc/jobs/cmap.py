@@ -100,7 +100,7 @@ cmap.json, arrays.npz (every example's values) and cmap.html.
     leaves=Leaves(
         heading="Cross-model patching",
         words=lambda call: ("cmap", str(call.own["base"]), str(call.own["tuned"]), call.task_name),
-        described_in="cmap",
+        described_by="cmap",
         format="circuitdisc.cmap",
         result="cmap.json",
         page="cmap.html",

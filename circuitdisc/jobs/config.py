@@ -1,7 +1,7 @@
 """Every command's settings: Hydra configurations in conf/, with names and keys checked first, so that a slip gets the nearest.
 
 conf/NAME.yaml holds a command's own settings, one `key: default # comment` a line, and in its defaults list the groups that it
-takes (`model`, `task`, `algorithm`, ...) and conf/common.yaml.
+takes (`model`, `task`, `algorithm`, ...) and conf/common.yaml. A command of another package names such a file by its path.
 """
 
 import re
@@ -14,6 +14,9 @@ from typing import Any
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.jobs.spelling import as_overrides
 
+Config = str | Path
+"""A configuration: a name in conf/, or the file of another package."""
+
 DISCOVER = "discover"
 """The configuration that has all groups."""
 
@@ -25,11 +28,16 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def conf_file(config: Config) -> Path:
+    """The file of a configuration."""
+    return config if isinstance(config, Path) else conf_dir() / f"{config}.yaml"
+
+
 # --- what there is --------------------------------------------------------------------------------------------------------
 
 
 @cache
-def groups_of(config: str) -> dict[str, str]:
+def groups_of(config: Config) -> dict[str, str]:
     """Group -> its default option, from a configuration's defaults list."""
     entries = re.findall(r"^  - (\w+): (\w+)$", _text(config), re.MULTILINE)
     return {group: option for group, option in entries if group != "launcher"}
@@ -40,26 +48,26 @@ def options_of(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def own_keys(config: str) -> list[str]:
+def own_keys(config: Config) -> list[str]:
     """The keys in a configuration's own file."""
     lines = [line for line in _text(config).splitlines() if ":" in line and not line.startswith((" ", "#", "-"))]
     return [key for key in (line.partition(":")[0] for line in lines) if key not in ("defaults", "hydra")]
 
 
-def common_keys(config: str) -> list[str]:
+def common_keys(config: Config) -> list[str]:
     """The keys that a configuration has from conf/common.yaml."""
     return own_keys("common") if "  - common\n" in _text(config) else []
 
 
-def _text(name: str) -> str:
-    return (conf_dir() / f"{name}.yaml").read_text(encoding="utf-8")
+def _text(config: Config) -> str:
+    return conf_file(config).read_text(encoding="utf-8")
 
 
 # --- what was typed -------------------------------------------------------------------------------------------------------
 
 
 def read_overrides(
-    args: Sequence[str], config: str = DISCOVER, what: str = "setting", lists: Collection[str] = (), multirun: bool = False
+    args: Sequence[str], config: Config = DISCOVER, what: str = "setting", lists: Collection[str] = (), multirun: bool = False
 ) -> list[str]:
     """Arguments as Hydra's overrides; every group, option and key in them exists.
 
@@ -138,21 +146,28 @@ def enter_outside(group: str, name: str) -> dict[str, Any]:
 # --- what Hydra makes of it -----------------------------------------------------------------------------------------------
 
 
-def compose(overrides: list[str], config: str = DISCOVER) -> Any:
+def compose(overrides: list[str], config: Config = DISCOVER) -> Any:
     """Hydra's configuration for one job.
 
     Raises:
-        BadSetting: Hydra cannot make sense of an override.
+        BadSetting: Hydra cannot make sense of an override, or of another package's file.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
+        if isinstance(config, Path):  # Hydra finds a file elsewhere as a stored node, and its groups in conf/
+            stored = f"of_{config.resolve().as_posix().strip('/').replace('/', '_')}"
+            ConfigStore.instance().store(stored, OmegaConf.load(config))
+            config = stored
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             return hydra_compose(config, overrides=overrides)
-    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError, YAMLError) as error:
         raise _unreadable(error) from error
 
 
@@ -179,7 +194,7 @@ def _unreadable(error: Exception) -> BadSetting:
     return BadSetting(f"these settings cannot be read: {' '.join(words.split())}.{quotes}")
 
 
-def changes_of(overrides: list[str], config: str, asked: Sequence[str]) -> dict[str, Any]:
+def changes_of(overrides: list[str], config: Config, asked: Sequence[str]) -> dict[str, Any]:
     """What some overrides of a configuration change, as nested sections; a group's option stands for all its settings.
 
     Args:

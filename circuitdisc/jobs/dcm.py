@@ -71,7 +71,7 @@ task.n_heldout others. Leaves result.json, arrays.npz and report.html; the same 
     leaves=Leaves(
         heading="Desiderata",
         words=lambda call: ("dcm", call.model_name, call.task_name),
-        described_in="dcm",
+        described_by="dcm",
         format="circuitdisc.dcm",
         resumes=True,
     ),

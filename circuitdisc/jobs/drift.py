@@ -15,6 +15,6 @@ report.html.
     lists=("checkpoints", "roles"),
     find=measured("circuitdisc.checkpoints.drift:drift"),
     leaves=Leaves(
-        heading="Drift of heads", words=lambda call: ("drift", call.task_name), described_in="drift", result="drift.json"
+        heading="Drift of heads", words=lambda call: ("drift", call.task_name), described_by="drift", result="drift.json"
     ),
 )

@@ -49,7 +49,7 @@ def _tool(name: str, function: str, heading: str, summary: str) -> Job:
         leaves=Leaves(
             heading=heading,
             words=lambda call: (f"heads-{name}", call.model_name, call.task_name),
-            described_in="heads",
+            described_by="heads",
             format="circuitdisc.heads",
         ),
     )

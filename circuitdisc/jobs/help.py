@@ -1,11 +1,10 @@
 """Help of the commands, read from their declarations and from the files of conf/; and what the shell may complete."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from circuitdisc.jobs.config import DISCOVER, REGISTRIES, conf_dir, groups_of, options_of, own_keys
+from circuitdisc.jobs.config import DISCOVER, REGISTRIES, Config, conf_file, groups_of, options_of, own_keys
 from circuitdisc.jobs.job import Job
-from circuitdisc.jobs.registry import jobs
+from circuitdisc.jobs.registry import LIGHT, REGISTRY, WHOLE
 
 HEAD = "circuitdisc: find the part of a transformer that does a task, and prove how good it is."
 EXAMPLES = """examples:
@@ -13,22 +12,30 @@ EXAMPLES = """examples:
   circuitdisc discover model=gpt2 task=prompts.jsonl ablation=resample out=runs/mine
   circuitdisc discover -m model=tpp/featherweight,tpp/lightweight algorithm=acdc,head_ablation
 
-`circuitdisc discover --help` lists every setting. RUN is a run's folder.
+`circuitdisc discover --help` lists every setting, `circuitdisc list commands` every command. RUN is a run's folder.
 --quiet (-q): no bars and no notes. --version. --install-completion: the shell completes commands, settings and their values."""
 
 
 def main_help() -> str:
     """What `circuitdisc --help` prints."""
     lines = []
-    for job in jobs().values():
-        lines.append((usage(job), job.summary))
-        lines += [(_usage_with(job, option), what) for option, what in job.options.items() if job.arguments]
+    for name in REGISTRY.names:
+        lines.append(_line(name))
+        if (job := LIGHT.get(name)) is not None and job.arguments:
+            lines += [(_usage_with(job, option), what) for option, what in job.options.items()]
     return "\n".join([HEAD, "", "usage:", *(f"  circuitdisc {text:<30} {what}" for text, what in lines), "", EXAMPLES])
+
+
+def _line(name: str) -> tuple[str, str]:
+    """A command and what it does; of another package's, whose it is. Nothing is imported for this."""
+    if name in LIGHT:
+        return usage(LIGHT[name]), LIGHT[name].summary
+    return name, WHOLE[name] if name in WHOLE else f"of package '{REGISTRY.packages()[name]}'"
 
 
 def group_help(group: str, text: str) -> str:
     """What `circuitdisc GROUP --help` prints, where a command has several tools."""
-    tools = [(job.name.partition(" ")[2], job.summary) for job in jobs().values() if job.name.startswith(f"{group} ")]
+    tools = [(name.partition(" ")[2], _line(name)[1]) for name in REGISTRY.names if name.startswith(f"{group} ")]
     lines = [f"  {name:<10} {summary}" for name, summary in tools]
     head = [f"circuitdisc {group} TOOL [key=value ...]", "", text, "", "tools:", *lines]
     return "\n".join([*head, "", f"`circuitdisc {group} TOOL --help` lists a tool's settings."])
@@ -47,14 +54,14 @@ def _usage_with(job: Job, option: str) -> str:
 def job_help(job: Job) -> str:
     """A command's own help."""
     settings = " [key=value ...]" if job.config else ""
-    parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[0].upper()}{job.summary[1:]}."]
+    parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[:1].upper()}{job.summary[1:]}."]
     if job.options:
         parts += ["", *(f"{option:<16} {what}" for option, what in job.options.items())]
     parts += _settings(job.config) if job.config else []
     return "\n".join([*parts, *(line for variant in job.variants for line in ("", "", job_help(variant)))])
 
 
-def _settings(config: str) -> list[str]:
+def _settings(config: Config) -> list[str]:
     lines = ["", "settings, with their defaults:", *setting_lines(config)]
     groups = list(groups_of(config))
     if config != DISCOVER:
@@ -83,16 +90,16 @@ def _group(group: str) -> list[str]:
     return [*lines, f"  and those that other packages declare: `circuitdisc list {group}s`"] if group in REGISTRIES else lines
 
 
-def _common(config: str) -> list[str]:
+def _common(config: Config) -> list[str]:
     own = own_keys(config)
     lines = [line for line in setting_lines("common") if line.strip().partition("=")[0] not in own]
     return ["", *lines]
 
 
-def setting_lines(config: str, prefix: str = "") -> list[str]:
-    """The `key: value # comment` lines of a file of conf/."""
+def setting_lines(config: Config, prefix: str = "") -> list[str]:
+    """The `key: value # comment` lines of a configuration."""
     lines = []
-    for line in Path(conf_dir(), f"{config}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in conf_file(config).read_text(encoding="utf-8").splitlines():
         if line.startswith(("#", " ", "-", "defaults", "hydra", "name:")) or ":" not in line:
             continue
         setting, _, comment = line.partition(" # ")

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
-from circuitdisc.jobs.config import DISCOVER, common_keys, groups_of, own_keys
+from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
 
 if TYPE_CHECKING:
+    from circuitdisc.pages.description import Description
     from circuitdisc.results import Result
     from circuitdisc.runs import Journal
 
@@ -35,7 +36,7 @@ class Leaves:
     Args:
         heading: of its page.
         words: of the folder's name, before date and time.
-        described_in: the module of circuitdisc.pages that describes the result.
+        described_by: what describes the result: a function of the job's own, or a module of circuitdisc.pages.
         format: that the record names; None: the result's own keys stand beside the record's.
         result, page: names of the files.
         resumes: whether the call keeps a journal, so that the same command goes on where it was killed.
@@ -43,7 +44,7 @@ class Leaves:
 
     heading: str
     words: Callable[["Call"], Sequence[str]]
-    described_in: str
+    described_by: "str | Callable[[Any], Description]"
     format: str | None = None
     result: str = "result.json"
     page: str = "report.html"
@@ -55,7 +56,7 @@ class Answer:
     """What a job that leaves a folder has computed.
 
     Args:
-        result: one that `pages.description.describe` knows.
+        result: one that the job's `described_by` knows.
         subject: the models and the task, in a line.
         notes: what a reader must know of the task, in sentences.
         record: keys of the record beside, or in place of, those of the call.
@@ -73,11 +74,11 @@ class Job:
 
     Args:
         name: as it is typed, for example `heads roles`.
-        summary: a line of `circuitdisc --help`.
+        summary: a line of `circuitdisc --help`; of a module that is imported when it is called it stands in the registry.
         text: more, for the command's own help.
         arguments: what stands before the settings, for example `RUN`.
         options: flags beside `key=value`, with a line of help each; `--name WORD` takes a value.
-        config: name of its configuration in conf/; None: it has no settings.
+        config: name of its configuration in conf/, or the path of a YAML file of another package; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
@@ -86,11 +87,11 @@ class Job:
     """
 
     name: str
-    summary: str
+    summary: str = ""
     text: str = ""
     arguments: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
-    config: str | None = None
+    config: Config | None = None
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
     recorded: bool = False
@@ -185,7 +186,7 @@ class Call:
         return {key: self.settings[key] for key in own_keys(self.config) if key not in common}
 
     @property
-    def config(self) -> str:
+    def config(self) -> Config:
         assert self.job.config is not None, "only a job with a configuration has settings"
         return self.job.config
 
@@ -281,14 +282,18 @@ def set_threads(threads: int | None) -> None:
 def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     """Write what was found, the record last; returns what the command prints."""
     from circuitdisc.files import write_arrays, write_json
+    from circuitdisc.jobs.registry import REGISTRY
     from circuitdisc.pages.description import describe, description_text, write_description
     from circuitdisc.runs import versions
 
     seconds = (datetime.now().astimezone() - call.started).total_seconds()
     record = {"command": call.command, **call.groups, "settings": call.own, **answer.record}
-    record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3), "versions": versions()}
-    import_module(f"circuitdisc.pages.{leaves.described_in}")  # registers how this kind of result is described
-    description = describe(answer.result).noted(answer.notes)
+    record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
+    record["versions"] = versions() | REGISTRY.versions(call.job.name)
+    own = leaves.described_by
+    if isinstance(own, str):
+        import_module(f"circuitdisc.pages.{own}")  # registers how this kind of result is described
+    description = (describe if isinstance(own, str) else own)(answer.result).noted(answer.notes)
     page = folder / leaves.page
     write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
     if arrays := answer.result.arrays():

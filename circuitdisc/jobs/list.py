@@ -1,4 +1,4 @@
-"""`circuitdisc list`: models, tasks, algorithms, metrics, scores by name."""
+"""`circuitdisc list`: models, tasks, algorithms, metrics, scores, commands by name."""
 
 from functools import partial
 from importlib import import_module
@@ -22,6 +22,7 @@ KINDS = {
     "models": _models,
     **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "ablation", "metric")},
     "scores": partial(_of, "scoring.registry"),
+    "commands": partial(_of, "jobs.registry"),
 }
 
 

@@ -44,7 +44,7 @@ same command goes on where it was killed.""",
     leaves=Leaves(
         heading="Localised intervention",
         words=lambda call: (f"localise-{call.own['kind']}", call.model_name, call.task_name),
-        described_in="dcm",
+        described_by="dcm",
         format="circuitdisc.localised",
         resumes=True,
     ),

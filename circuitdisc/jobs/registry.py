@@ -1,9 +1,20 @@
-"""Every command. A new one is a file in this folder, a line here, and a file in conf/ for its settings."""
+"""Every command. A new one is a file in this folder, a line here, and a file in conf/ for its settings.
 
-from functools import cache
+A file may hold the whole command: its result, what computes it, and what describes it. It is then imported when the command is
+called, so that it may import what it likes, and its line here has the line of the help.
+
+Other packages declare theirs as entry points (`circuitdisc/plugins.py`), each a `Job` of the entry point's name, or `JOBS` with
+it among them. They are known by name; nothing of them is imported before the command is called or `circuitdisc list commands`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
+from circuitdisc.jobs.config import conf_file
 from circuitdisc.jobs.job import Job
+from circuitdisc.plugins import Registry, Unfit
 
 MODULES = (
     "discover",
@@ -23,10 +34,58 @@ MODULES = (
     "localise",
     "list",
 )
+"""Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
+
+WHOLE = {"lens": "the logit lens: the metric read off the residual stream after each layer"}
+"""Modules that hold a whole command in a `JOB`, and its line of the help."""
 
 
-@cache
-def jobs() -> dict[str, Job]:
-    """Name -> command, in the order of the help. A module declares one `JOB`, or several `JOBS` under its own name."""
+def _light() -> dict[str, Job]:
     modules = [import_module(f"circuitdisc.jobs.{name}") for name in MODULES]
     return {job.name: job for module in modules for job in getattr(module, "JOBS", None) or (module.JOB,)}
+
+
+LIGHT = _light()
+
+
+class _Own(Mapping[str, Job]):
+    """Name -> command, in the order of the help; a whole one is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Job:
+        if name in WHOLE:
+            return replace(import_module(f"circuitdisc.jobs.{name}").JOB, summary=WHOLE[name])
+        return LIGHT[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in LIGHT or name in WHOLE
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*LIGHT, *WHOLE))
+
+    def __len__(self) -> int:
+        return len(LIGHT) + len(WHOLE)
+
+
+OWN = _Own()
+
+
+def hides_own(name: str) -> bool:
+    """Whether a command of another package would stand before one of ours: `discover more`, or `heads` alone."""
+    return any(own == name.partition(" ")[0] or own.startswith(f"{name} ") for own in OWN if own != name)
+
+
+def _adopt(name: str, declared: Any) -> Job:
+    if hides_own(name):
+        raise Unfit("would hide a command of circuitdisc")
+    jobs = [job for job in (declared if isinstance(declared, list | tuple) else [declared]) if isinstance(job, Job)]
+    chosen = next((job for job in jobs if job.name == name), None)
+    if chosen is None:
+        raise Unfit(f"is a command named {jobs[0].name!r}" if jobs else "is no command")
+    if chosen.config is not None and not conf_file(chosen.config).is_file():
+        raise Unfit(f"has its settings in {conf_file(chosen.config)}, which is not there")
+    return chosen
+
+
+REGISTRY = Registry(
+    "command", OWN, _adopt, "a Job with a name of its own, the entry point's, and as config the path of a YAML file, or None"
+)

@@ -20,14 +20,14 @@ def _go_on(folder: Path, work: Any) -> str:
         from circuitdisc.jobs.pipeline import resume
 
         return resume(folder).summary
-    from circuitdisc.jobs.registry import jobs
+    from circuitdisc.jobs.registry import REGISTRY
 
-    if work.job not in jobs():
+    if work.job not in REGISTRY.names:
         raise BadRun(f"{folder} was begun by `circuitdisc {work.job}`, which this circuitdisc does not have")
     args = list(work.words[1 + len(work.job.split()) :])
     options = {arg: "" for arg in args if arg.startswith("-")}
     with chdir(work.begun_in):
-        return jobs()[work.job]([arg for arg in args if arg not in options], options)
+        return REGISTRY.get(work.job)([arg for arg in args if arg not in options], options)
 
 
 JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", work=_work)
