@@ -80,7 +80,8 @@ def judged(model: Model, task: Task, result: Discovery, circuit: Circuit, ablati
 def rows(model: Model, task: Task, ablation: str, sizes: Sequence[int], prices: Sequence[float]) -> list[Row]:
     def find(label: str, **settings: Any) -> Discovery:
         algorithm, _, loss = label.partition(", loss=")
-        return cd.discover(model, task, algorithm, ablation=ablation, **({"loss": loss} if loss else {}), **settings)
+        settings |= {"loss": loss} if loss else {}
+        return cd.discover(model, task, algorithm, ablation=ablation, **settings)
 
     found = []
     steps = tqdm(total=(1 + len(TRAINED_FOR_SIZE)) * len(sizes) + len(prices), desc=ablation)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ class InProducts:
         self.mode = Mode()
 
 
+def seconds_of_forward(forward: Callable[[], object]) -> float:
+    """Of the second of two."""
+    import torch
+
+    seconds = 0.0
+    with torch.no_grad():
+        for _ in range(2):
+            started = time.perf_counter()
+            forward()
+            seconds = time.perf_counter() - started
+    return seconds
+
+
 def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], threads: int, share: bool) -> dict[str, Any]:
     """One row in this process."""
     import warnings
@@ -87,12 +101,9 @@ def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], th
     model = cd.load_model(folder)
     task = cd.load_task(task_name, model, n=N, n_heldout=HELDOUT, seed=0)
     tokens = torch.tensor([[0] * max(len(example) for example in task.train)] * N)
-    with torch.no_grad():
-        for _ in range(2):
-            started = time.perf_counter()
-            model.module.model(input_ids=tokens)
-            forward = time.perf_counter() - started
-    circuit = None
+    body: Any = model.module
+    forward = seconds_of_forward(lambda: body.model(input_ids=tokens))
+    circuit: Any = None
     if call == "score":
         circuit = cd.discover(model, task, "eap_ig", ablation="resample", **settings).circuit
     before = peak_bytes()
@@ -111,8 +122,8 @@ def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], th
         result["figure"] = effects.mean.ravel().tolist()
     else:
         discovery = cd.discover(model, task, call, ablation="resample", **settings)
-        circuit, cost = discovery.circuit, discovery.cost
-        result["cost"] = {name: float(value) for name, value in vars(cost).items()}
+        circuit = discovery.circuit
+        result["cost"] = {name: float(value) for name, value in vars(discovery.cost).items()}
         tried = [line for line in discovery.trace if {"edge", "group", "head"} & set(line)]
         result["decided"], result["figure"] = len(tried), sorted(circuit.edge_names())
     seconds = time.perf_counter() - started
@@ -121,6 +132,7 @@ def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], th
     result |= {"seconds": seconds, "forward": forward, "peak": peak_bytes() - before, "products": products.seconds}
     result["edges"] = 0 if circuit is None else circuit.n_edges
     if call not in ("score", "head_effects"):
+        assert circuit is not None, "a search leaves a circuit"
         scores = cd.score(model, task, circuit, ablation="resample", n_random=0)
         held_out = next(one for one in scores.scores if one.name == "faithfulness" and one.split == "heldout")
         result["faithfulness"] = [held_out.value, held_out.low, held_out.high]
@@ -189,7 +201,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row is not None:
-        result = run_row(args.folder, *ROWS[args.row], args.threads, args.share)
+        task, call, settings = ROWS[args.row]
+        result = run_row(args.folder, task, call, settings, args.threads, args.share)
         args.out.write_text(json.dumps(result))
         return
     from common import machine, markdown
@@ -199,7 +212,7 @@ def main() -> None:
         name = f"{row[0]} {row[1]} {words_of(row[2])}"
         if args.only and not any(all(word in name for word in words.split(",")) for words in args.only.split("|")):
             continue
-        words = (args.folder, "--row", str(number), "--threads", str(args.threads))
+        words = [args.folder, "--row", str(number), "--threads", str(args.threads)]
         here = Path(__file__).resolve().parents[1]
         before = None if args.against is None or NEW & set(row[2]) else in_child(args.against.resolve(), *words)
         now = in_child(here, *words)

@@ -1,5 +1,7 @@
 """Algorithm 1 of Conmy et al. 2023 as it is written: one whole-model run for each edge."""
 
+from typing import Any
+
 import numpy as np
 from reference import masked_metric
 
@@ -20,7 +22,7 @@ def sequential_acdc(
     measure=masked_metric,
     keep=None,
     start=None,
-    scores=None,
+    scores: Any = None,
 ):
     """Returns the mask and (edge, kept) decisions."""
     two_sided = metric != "kl" if two_sided is None else two_sided

@@ -102,7 +102,7 @@ def test_the_whole_model_without_one_idle_edge_is_equivalent_and_that_edge_alone
     mask = graph.edge_mask.copy()
     mask[:, graph.sender_index["a1.h3"]] = False
     mask[graph.receiver_index["a1.h2<q>"], graph.sender_index["input"]] = False
-    found = hypothesis_tests(model, task, Circuit(graph, mask), **{**SETTINGS, "n_random": 30, "quantile": 0.9})
+    found = hypothesis_tests(model, task, Circuit(graph, mask), **(SETTINGS | {"n_random": 30, "quantile": 0.9}))
     idle = {name for name in found.members.names if "->a1.h3" in name}
     effects = dict(zip(found.members.names, found.members.effects, strict=True))
     assert idle

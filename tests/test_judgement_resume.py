@@ -130,7 +130,7 @@ def test_hypothesis_tests_go_on_where_they_were(granularity, memory, tmp_path, m
     task = random_task(model, 5, seed=1)
     whole = some_circuit(model.graph, 2, 0.4)
     circuit = whole if granularity == "edge" else Circuit.from_heads(model.graph, ["a0.h1", "a1.h0", "a1.h2"])
-    settings = {**TESTS, "memory": memory}
+    settings: Any = {**TESTS, "memory": memory}
     straight = hypothesis_tests(model, task, circuit, journal=tmp_path / "straight", **settings)
     n_units = (tmp_path / "straight").read_text().count('"unit"')
     journal = tmp_path / "killed"

@@ -51,14 +51,14 @@ class ZeroFolded(Zero):
         return Constants(z=dict(enumerate(folded_values(fast_components(source.model, "ablation=zero_folded")))))
 
 
-def folded_values(cut: Components) -> list[Float[Tensor, "H K"]]:
+def folded_values(components: Components) -> list[Float[Tensor, "H K"]]:
     """For each layer what its heads' pattern-weighted values are from biases alone: b W_V + b_V.
 
     Raises:
         BadSetting: a norm behind attention couples the heads, and there are biases, so that no head has a constant of its own.
     """
     found = []
-    for layer, block in enumerate(cut.weights.layers):
+    for layer, block in enumerate(components.weights.layers):
         constant = block.W_V.new_zeros(block.W_V.shape[0], block.W_V.shape[-1])
         if block.norm_attention.shift is not None:
             constant = constant + block.norm_attention.shift @ block.W_V
@@ -69,5 +69,5 @@ def folded_values(cut: Components) -> list[Float[Tensor, "H K"]]:
                 f"ablation=zero_folded moves what heads write from value biases into b_O, and in layer {layer} a norm behind "
                 "attention divides it by the size of all heads together: use ablation=zero"
             )
-        found.append(constant.repeat_interleave(cut.spec.n_heads // cut.spec.n_kv_heads, 0))
+        found.append(constant.repeat_interleave(components.spec.n_heads // components.spec.n_kv_heads, 0))
     return found

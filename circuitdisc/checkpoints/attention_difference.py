@@ -178,8 +178,8 @@ def attention_between(
         UnknownName, BadTask: as `position_of`.
         BadSetting: a key lies behind the query in every example of a causal model.
     """
-    cut = components_of(model, "looking at attention")
-    _check_order(cut.spec.causal, examples, query, keys, model.name)
+    components = components_of(model, "looking at attention")
+    _check_order(components.spec.causal, examples, query, keys, model.name)
     lengths = [len(example) for example in examples]
     plan = plan_cross(shapes_of(model), lengths, (), parse_memory(memory), readout=False, on_cpu=model.device.type == "cpu")
     parts = []
@@ -188,10 +188,10 @@ def attention_between(
             batch = collate(examples[first:last], device=model.device)
             rows = torch.arange(batch.n_examples, device=model.device)
             at, to = batch.position(query), [batch.position(key) for key in keys]
-            frame = cut.frame(batch.is_token, batch.position_ids)
+            frame = components.frame(batch.is_token, batch.position_ids)
             layers = [
                 torch.stack([state.pattern[:, rows, at, key] for key in to]).double().cpu()
-                for state in clean_states(cut, model.graph, batch, frame)
+                for state in clean_states(components, model.graph, batch, frame)
             ]
             parts.append(torch.stack(layers, dim=1).numpy())
             bar.update(batch.n_examples)

@@ -15,7 +15,7 @@ Shape letters: R receivers, S senders, K checkpoints.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from tqdm import tqdm
 
 from circuitdisc.ablation import Ablation
@@ -23,12 +23,12 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import ORDERS_WITHOUT_SCORES, Walk, check_order, walk_back
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.rules import Rule, check_rule
+from circuitdisc.discovery.time_left import TimeLeft
 from circuitdisc.engine.patching import Cost, Patching, Removal
-from circuitdisc.engine.work import WorkLeft
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import work_bar
+from circuitdisc.progress import time_bar
 from circuitdisc.tasks.base import Task
 
 Values = tuple[float, ...]
@@ -60,14 +60,14 @@ def joint_acdc(
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
     held = [patching.hold(task.train) for patching in patchings]
-    work = WorkLeft.of(models[0], held[0], metric)
-    with work_bar(f"acdc on {' + '.join(model.name for model in models)}", context.progress) as bar:
+    clock = TimeLeft(graph)
+    with time_bar(f"acdc on {' + '.join(model.name for model in models)}", context.progress) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> JointWalk:
             removals = [
                 patching.removal(chunks, mask, metric, first=first) for patching, chunks in zip(patchings, held, strict=True)
             ]
-            return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared, work)
+            return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared, clock)
 
         mask = walk_back(graph, context.journal, begin, graph.edge_mask)
     cost = Cost()
@@ -102,9 +102,6 @@ class Together:
         for removal in self.removals:
             removal.drop(receivers)
 
-    def tokens_needed(self) -> Int[np.ndarray, "R"]:
-        return self.removals[0].tokens_needed()
-
     def close(self) -> None:
         for removal in self.removals:
             removal.close()
@@ -127,9 +124,9 @@ class JointWalk(Walk):
         order: str,
         speculation: int | None,
         spared: Bool[np.ndarray, "R S"] | None,
-        work: WorkLeft,
+        clock: TimeLeft,
     ) -> None:
-        super().__init__(removal, graph, context, bar, rule, order, speculation, work=work)
+        super().__init__(removal, graph, context, bar, rule, order, speculation, clock=clock)
         self.spared = spared
 
     def _asked(self, receiver: int) -> Bool[np.ndarray, "S"]:

@@ -36,12 +36,12 @@ class HeadWeights:
     right: dict[str, Float[Tensor, "L H D K"]]
 
 
-def head_weights(cut: Components) -> HeadWeights:
+def head_weights(components: Components) -> HeadWeights:
     """The factors of a model's heads. Heads that share keys and values have the same W_K and W_V each."""
     left: dict[str, list[Tensor]] = {"qk": [], "ov": []}
     right: dict[str, list[Tensor]] = {"qk": [], "ov": []}
-    shared = cut.spec.n_heads // cut.spec.n_kv_heads
-    for block in cut.weights.layers:
+    shared = components.spec.n_heads // components.spec.n_kv_heads
+    for block in components.weights.layers:
         scale = block.norm_attention.scale
 
         def read(weight: Tensor, copies: int = 1, scale: Tensor | None = scale) -> Tensor:

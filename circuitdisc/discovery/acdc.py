@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from tqdm import tqdm
 from typing_extensions import TypedDict, Unpack
 
@@ -26,14 +26,14 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking, not_tried, proposed
 from circuitdisc.discovery.rules import AUTO, Deciding, RuleOptions, rule_of
+from circuitdisc.discovery.time_left import TimeLeft
 from circuitdisc.engine.patching import Cost, Patching
-from circuitdisc.engine.work import WorkLeft
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, takes
-from circuitdisc.progress import work_bar
+from circuitdisc.progress import time_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
@@ -109,12 +109,12 @@ def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, *
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
-    work = WorkLeft.of(model, chunks, metric)
-    with work_bar(f"acdc on {model.name}", context.progress) as bar:
+    clock = TimeLeft(graph)
+    with time_bar(f"acdc on {model.name}", context.progress) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> Walk:
             removal = patching.removal(chunks, mask, metric, first=first)
-            return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores, work)
+            return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores, clock)
 
         mask = walk_back(graph, journal, begin, start)
     patching.cost.add(cost)
@@ -160,7 +160,7 @@ def walk_back(
         walk.expect(group[-1] + 1)
         for receiver in reversed(group):
             walk.visit(receiver)
-        walk.removal.close()
+        walk.end(group[0])
         mask = walk.removal.mask
         journal.mark(name)
     return mask
@@ -178,7 +178,6 @@ class Cuts(Protocol):
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> Sequence[Any]: ...
     def accept(self, cuts: list[int]) -> None: ...
     def drop(self, receivers: list[int]) -> None: ...
-    def tokens_needed(self) -> Int[np.ndarray, "R"]: ...
     def close(self) -> None: ...
 
 
@@ -189,7 +188,7 @@ class Walk:
         rule: when an edge may stay cut.
         order, speculation: as `acdc` takes them.
         scores: of all edges, for `order=attribution`. [R, S]
-        work: what the bar counts; None: edges.
+        clock: for a bar that counts time; None: it counts edges.
     """
 
     def __init__(
@@ -202,20 +201,27 @@ class Walk:
         order: str = "descending",
         speculation: int | None = None,
         scores: Float[np.ndarray, "R S"] | None = None,
-        work: WorkLeft | None = None,
+        clock: TimeLeft | None = None,
     ) -> None:
         self.removal, self.graph, self.context, self.bar = removal, graph, context, bar
         self.rule = rule
-        self.order, self.scores, self.work = order, scores, work
+        self.order, self.scores, self.clock = order, scores, clock
+        self.n_tried, self.seconds = 0, 0.0
         self.most = min(removal.most_rows, speculation or removal.most_rows)
         self.adapts = speculation is None
         self.rows = min(self.most, 16) if self.adapts else self.most
         self.guesses: dict[int, bool] = {}  # sender -> whether an edge from it is thought to be kept
 
     def expect(self, n_unvisited: int) -> None:
-        """Tell the bar how much work is left before the receivers below `n_unvisited` have been visited."""
-        if self.work is not None:
-            self.bar.total = self.bar.n + self.work.expect(self.removal.mask, n_unvisited, self.removal.tokens_needed())
+        """Tell the bar how much time is left before the receivers below `n_unvisited` have been visited."""
+        if self.clock is not None:
+            self.bar.total = self.bar.n + self.clock.expect(self.removal.mask, n_unvisited)
+
+    def end(self, receiver: int) -> None:
+        """The walk is over; `receiver` is one that it visited."""
+        self.removal.close()
+        if self.clock is not None:
+            self.clock.visited(receiver, self.n_tried, self.seconds)
 
     def visit(self, receiver: int) -> None:
         """Steps 2 and 3 for one receiver."""
@@ -233,7 +239,7 @@ class Walk:
         n_edges = int(self.removal.mask[receiver].sum())
         self.removal.drop([receiver])
         self.context.journal.write(dead=self.graph.receivers[receiver].name, edges=n_edges)
-        self._advance(n_edges if self.work is None else 0.0)
+        self._advance(n_edges)
 
     def _candidates(self, receiver: int) -> list[int]:
         senders = np.flatnonzero(self._asked(receiver))
@@ -268,7 +274,8 @@ class Walk:
         self.removal.accept([index for index in range(n_decided) if not kept[index]])
         for sender, keep, value in zip(senders, kept, values, strict=False):
             self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=keep, metric=value)
-        self._advance(n_decided if self.work is None else n_decided * self.work.candidate[receiver])
+        self.n_tried += n_decided
+        self._advance(n_decided)
         if self.adapts:  # twice as many after guesses that held, as many as were useful after one that did not
             held = n_decided == len(senders)
             self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
@@ -284,8 +291,10 @@ class Walk:
             self.guesses[sender] = not self._passes(before, value)
             before = before if spare else value
 
-    def _advance(self, n: float) -> None:
-        self.bar.update(n)
+    def _advance(self, n_edges: int) -> None:
+        seconds = 0.0 if self.clock is None else self.clock.lap()
+        self.seconds += seconds
+        self.bar.update(n_edges if self.clock is None else seconds)
         value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 

@@ -211,7 +211,7 @@ def is_fixed(graph: ComputationGraph) -> list[bool]:
 
 def mask_dtype(runs: MaskedRuns) -> torch.dtype:
     """Of the parameters: float32 at least."""
-    return torch.promote_types(runs.cut.dtype, torch.float32)
+    return torch.promote_types(runs.components.dtype, torch.float32)
 
 
 def to_scores(graph: ComputationGraph, scores: Float[Tensor, "R S"]) -> Float[np.ndarray, "R S"]:

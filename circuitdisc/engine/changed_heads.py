@@ -164,21 +164,21 @@ def hold(
         BadSetting: the model runs by hooks, the metric has no gradient, or the examples do not fit the budget.
         BadTask: corrupted prompts are needed and missing.
     """
-    cut, graph = gradients_of(model, ablation, metric, name), model.graph
-    piece = examples_in_piece(Shapes.of(cut, metric), graph, ablation, examples, batch, parse_memory(memory))
+    components, graph = gradients_of(model, ablation, metric, name), model.graph
+    piece = examples_in_piece(Shapes.of(components, metric), graph, ablation, examples, batch, parse_memory(memory))
     found: list[list[Held]] = []
     for at in range(0, len(examples), batch):
         chunks = prepare(model, ablation, examples[at : at + batch], None, piece)
-        found.append([_held(cut, graph, chunk, first, positions) for chunk in chunks])
+        found.append([_held(components, graph, chunk, first, positions) for chunk in chunks])
     return found
 
 
-def _held(cut: Components, graph: ComputationGraph, chunk: Chunk, first: int, positions: Positions) -> Held:
+def _held(components: Components, graph: ComputationGraph, chunk: Chunk, first: int, positions: Positions) -> Held:
     """One piece made ready, and what is not needed of it let go."""
     frame, n_embed = chunk.frame, int(graph.n_upstream[0])
     assert frame is not None, "components need a frame"
     start = 0
-    if cut.spec.causal:  # nothing before the first changed token sees it; readings have to be there, too
+    if components.spec.causal:  # nothing before the first changed token sees it; readings have to be there, too
         changed = int(positions_mask(chunk.batch, positions).any(0).nonzero().min())
         start = min(changed, int(chunk.batch.read_position.min()))
     tail = Frame(
@@ -191,10 +191,10 @@ def _held(cut: Components, graph: ComputationGraph, chunk: Chunk, first: int, po
     residuals = {}
     for layer in range(first, graph.n_layers + 1):
         n_before = n_embed + layer * (graph.n_heads + graph.has_mlp)
-        residuals[layer] = chunk.clean[:n_before].sum(0) + cut.constant_before(layer)
+        residuals[layer] = chunk.clean[:n_before].sum(0) + components.constant_before(layer)
     before = {}
     for layer in range(first, graph.n_layers) if start else ():
-        k, v = keys_values(cut, layer, residuals[layer], frame)
+        k, v = keys_values(components, layer, residuals[layer], frame)
         before[layer] = (k[:, :, :start].clone(), v[:, :, :start].clone())
     ablated = chunk.ablated if chunk.ablated.shape[2] == 1 or not start else chunk.ablated[:, :, start:].clone()
     kept = replace(chunk, clean=chunk.clean[:n_embed].clone(), ablated=ablated)

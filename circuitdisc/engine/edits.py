@@ -23,21 +23,23 @@ from circuitdisc.models.components import Components
 
 
 @torch.no_grad()
-def edited_logits(cut: Components, graph: ComputationGraph, chunk: Chunk, hooks: Hooks, first: int = 0) -> Float[Tensor, "N V"]:
+def edited_logits(
+    components: Components, graph: ComputationGraph, chunk: Chunk, hooks: Hooks, first: int = 0
+) -> Float[Tensor, "N V"]:
     """Logits at the readings of a run of the clean prompts under hooks.
 
     Args:
         first: the first layer that they change; those before it are not run again.
     """
     assert chunk.frame is not None, "components need a frame"
-    final = forward(cut, graph, chunk.frame, residual_before(cut, graph, chunk, first), hooks, first=first)
-    return logits_at(cut, final, chunk.batch.reads)
+    final = forward(components, graph, chunk.frame, residual_before(components, graph, chunk, first), hooks, first=first)
+    return logits_at(components, final, chunk.batch.reads)
 
 
-def residual_before(cut: Components, graph: ComputationGraph, chunk: Chunk, layer: int) -> Float[Tensor, "B T D"]:
+def residual_before(components: Components, graph: ComputationGraph, chunk: Chunk, layer: int) -> Float[Tensor, "B T D"]:
     """The clean residual that a layer reads, from what the senders before it write."""
     n_senders = graph.sender_index[f"a{layer}.h0"] if layer < graph.n_layers else graph.n_senders
-    return chunk.clean[:n_senders].sum(0) + cut.constant_before(layer)
+    return chunk.clean[:n_senders].sum(0) + components.constant_before(layer)
 
 
 def kept_heads_hooks(graph: ComputationGraph, chunk: Chunk, kept: Bool[np.ndarray, "L H"], target: Target = "output") -> Hooks:

@@ -79,7 +79,7 @@ class LayerState:
 
 
 def forward(
-    cut: Components,
+    components: Components,
     graph: ComputationGraph,
     frame: Frame,
     x: Float[Tensor, "B T D"],
@@ -90,13 +90,13 @@ def forward(
     fix_scale: bool = False,
 ) -> Float[Tensor, "B T D"]:
     """The final residual of a run; see `layer_states` for the arguments."""
-    for state in layer_states(cut, graph, frame, x, hooks, first=first, past=past, fix_scale=fix_scale):
+    for state in layer_states(components, graph, frame, x, hooks, first=first, past=past, fix_scale=fix_scale):
         x = state.after
     return x
 
 
 def layer_states(
-    cut: Components,
+    components: Components,
     graph: ComputationGraph,
     frame: Frame,
     x: Float[Tensor, "B T D"],
@@ -118,14 +118,14 @@ def layer_states(
     hooks = {} if hooks is None else hooks
     for layer in range(first, graph.n_layers):
         x = apply(hooks, "resid_pre", layer, x)
-        state = attend(cut, layer, x, frame, hooks, past)
+        state = attend(components, layer, x, frame, hooks, past)
         if fix_scale:
-            cut.fix_head_scale(layer, state.z[:, None], frame)
-        state.written = write(cut, layer, state.z, frame, hooks)
+            components.fix_head_scale(layer, state.z[:, None], frame)
+        state.written = write(components, layer, state.z, frame, hooks)
         x = x + state.written
         if graph.has_mlp:
-            hidden = apply(hooks, "mlp_post", layer, cut.hidden(layer, state.x if graph.parallel else x))
-            state.mlp = apply(hooks, "mlp_out", layer, cut.mlp_output(layer, hidden))
+            hidden = apply(hooks, "mlp_post", layer, components.hidden(layer, state.x if graph.parallel else x))
+            state.mlp = apply(hooks, "mlp_out", layer, components.mlp_output(layer, hidden))
             x = x + state.mlp
         x = state.after = apply(hooks, "resid_post", layer, x)
         yield state
@@ -133,10 +133,10 @@ def layer_states(
 
 
 @torch.no_grad()
-def clean_states(cut: Components, graph: ComputationGraph, batch: PromptBatch, frame: Frame) -> Iterator[LayerState]:
+def clean_states(components: Components, graph: ComputationGraph, batch: PromptBatch, frame: Frame) -> Iterator[LayerState]:
     """The layers of a run of the clean prompts, with nothing changed; records the scales of norms after attention."""
-    x = cut.embed(batch.clean, batch.position_ids, split=False)[0]
-    yield from layer_states(cut, graph, frame, x, fix_scale=True)
+    x = components.embed(batch.clean, batch.position_ids, split=False)[0]
+    yield from layer_states(components, graph, frame, x, fix_scale=True)
 
 
 def apply(hooks: Hooks, point: str, layer: int, value: Tensor) -> Tensor:
@@ -145,53 +145,59 @@ def apply(hooks: Hooks, point: str, layer: int, value: Tensor) -> Tensor:
 
 
 def attend(
-    cut: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame, hooks: Hooks | None = None, past: Past | None = None
+    components: Components,
+    layer: int,
+    x: Float[Tensor, "B T D"],
+    frame: Frame,
+    hooks: Hooks | None = None,
+    past: Past | None = None,
 ) -> LayerState:
     """All heads of a layer up to their weighted values; nothing is written yet."""
     hooks = {} if hooks is None else hooks
-    block = cut.weights.layers[layer]
-    normed = cut.norm(x, block.norm_attention)
-    q = apply(hooks, "q", layer, cut.rotate(_project(normed, block.W_Q, block.b_Q), frame))
+    block = components.weights.layers[layer]
+    normed = components.norm(x, block.norm_attention)
+    q = apply(hooks, "q", layer, components.rotate(_project(normed, block.W_Q, block.b_Q), frame))
     k, v = (
-        apply(hooks, point, layer, value) for point, value in zip("kv", _keys_values(cut, layer, normed, frame), strict=True)
+        apply(hooks, point, layer, value)
+        for point, value in zip("kv", _keys_values(components, layer, normed, frame), strict=True)
     )
     queries = None
     if past is not None and past.start:
         k, v = (torch.cat([before, here], dim=2) for before, here in zip(past.keys_values[layer], (k, v), strict=True))
         queries = torch.arange(past.start, past.start + x.shape[1], device=x.device)
-    pattern = apply(hooks, "pattern", layer, cut.pattern(layer, q, for_heads(cut, k), frame, queries))
-    z = apply(hooks, "z", layer, pattern @ for_heads(cut, v))
+    pattern = apply(hooks, "pattern", layer, components.pattern(layer, q, for_heads(components, k), frame, queries))
+    z = apply(hooks, "z", layer, pattern @ for_heads(components, v))
     return LayerState(layer, x, q, k, v, pattern, z, x[:0], x[:0])
 
 
 def keys_values(
-    cut: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame
+    components: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame
 ) -> tuple[Float[Tensor, "G B T K"], Float[Tensor, "G B T K"]]:
     """Keys, as the pattern takes them, and values of a layer that reads this residual."""
-    return _keys_values(cut, layer, cut.norm(x, cut.weights.layers[layer].norm_attention), frame)
+    return _keys_values(components, layer, components.norm(x, components.weights.layers[layer].norm_attention), frame)
 
 
-def _keys_values(cut: Components, layer: int, normed: Float[Tensor, "B T D"], frame: Frame) -> tuple[Tensor, Tensor]:
-    block = cut.weights.layers[layer]
-    return cut.rotate(_project(normed, block.W_K, block.b_K), frame), _project(normed, block.W_V, block.b_V)
+def _keys_values(components: Components, layer: int, normed: Float[Tensor, "B T D"], frame: Frame) -> tuple[Tensor, Tensor]:
+    block = components.weights.layers[layer]
+    return components.rotate(_project(normed, block.W_K, block.b_K), frame), _project(normed, block.W_V, block.b_V)
 
 
 def write(
-    cut: Components, layer: int, z: Float[Tensor, "H B T K"], frame: Frame, hooks: Hooks | None = None
+    components: Components, layer: int, z: Float[Tensor, "H B T K"], frame: Frame, hooks: Hooks | None = None
 ) -> Float[Tensor, "B T D"]:
     """What all heads write, with the attention output bias."""
     hooks = {} if hooks is None else hooks
     if "result" in hooks:
-        written = hooks["result"](layer, cut.head_output(layer, range(z.shape[0]), z, frame)).sum(0)
+        written = hooks["result"](layer, components.head_output(layer, range(z.shape[0]), z, frame)).sum(0)
     else:
-        written = cut.after_attention(layer, cut.heads_sum(layer, z[:, None])[0], frame)
-    b_O = cut.weights.layers[layer].b_O
+        written = components.after_attention(layer, components.heads_sum(layer, z[:, None])[0], frame)
+    b_O = components.weights.layers[layer].b_O
     return apply(hooks, "attn_out", layer, written if b_O is None else written + b_O)
 
 
-def for_heads(cut: Components, x: Float[Tensor, "G ..."]) -> Float[Tensor, "H ..."]:
+def for_heads(components: Components, x: Float[Tensor, "G ..."]) -> Float[Tensor, "H ..."]:
     """Keys or values of groups, once for every query head."""
-    return x if cut.heads_per_group == 1 else x.repeat_interleave(cut.heads_per_group, 0)
+    return x if components.heads_per_group == 1 else x.repeat_interleave(components.heads_per_group, 0)
 
 
 def joined(*parts: Hooks) -> Hooks:
@@ -217,10 +223,10 @@ def _project(
     return flat.view(*normed.shape[:-1], n, K).permute(2, 0, 1, 3)
 
 
-def logits_at(cut: Components, x: Float[Tensor, "B T D"], reads: tuple[Tensor, Tensor]) -> Float[Tensor, "N V"]:
+def logits_at(components: Components, x: Float[Tensor, "B T D"], reads: tuple[Tensor, Tensor]) -> Float[Tensor, "N V"]:
     """Logits of the whole vocabulary at some tokens, from a final residual.
 
     Args:
         reads: example and position of each.
     """
-    return cut.unembed(x[reads][None])[0]
+    return components.unembed(x[reads][None])[0]

@@ -22,7 +22,7 @@ from circuitdisc.models.components import Components
 
 @torch.no_grad()
 def head_logits(
-    cut: Components,
+    components: Components,
     graph: ComputationGraph,
     chunk: Chunk,
     kept: Bool[np.ndarray, "L H"],
@@ -43,9 +43,9 @@ def head_logits(
         seen.append(x)
         return x
 
-    start, x = (0, cut.embed(batch.clean, batch.position_ids, split=False)[0]) if before is None else (layer, before)
+    start, x = (0, components.embed(batch.clean, batch.position_ids, split=False)[0]) if before is None else (layer, before)
     hooks = joined(kept_heads_hooks(graph, chunk, kept, target), {"resid_pre": see})
-    return logits_at(cut, forward(cut, graph, chunk.frame, x, hooks, first=start), batch.reads), seen
+    return logits_at(components, forward(components, graph, chunk.frame, x, hooks, first=start), batch.reads), seen
 
 
 def head_circuit(graph: ComputationGraph, kept: Bool[np.ndarray, "L H"]) -> Circuit:

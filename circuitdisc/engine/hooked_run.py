@@ -7,7 +7,7 @@ The slow way that works on any bridged architecture, and that the fast way is co
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
@@ -51,10 +51,6 @@ class HookedRemoval:
             rows.append(self._run(mask))
             mask[receiver, sender] = spare
         return torch.stack(rows)
-
-    def tokens_needed(self) -> Int[np.ndarray, "R"]:
-        """At how many tokens an answer sees what each receiver reads: not known, all run."""
-        return np.full(self.graph.n_receivers, self.chunk.batch.clean.numel())
 
     def accept(self, cuts: list[int]) -> None:
         """Cut some of the candidates just tried for good."""

@@ -105,10 +105,6 @@ class IncrementalRemoval(IncrementalRun):
         """Cut every edge into these receivers, whose node no longer reaches `logits`: nothing that is read changes."""
         self.mask[receivers] = False
 
-    def tokens_needed(self) -> Int[np.ndarray, "R"]:
-        """At how many tokens an answer sees what each receiver reads."""
-        return self.reach.needed_in.sum(1)
-
     # --- the cut receiver --------------------------------------------------------------------------------------------
 
     def _changed_by(self, sender: int) -> Bool[np.ndarray, "N"]:

@@ -57,8 +57,8 @@ class Importances:
 class Flow:
     """One clean run of some examples, with the parts of every sum in it."""
 
-    def __init__(self, model: Model, cut: Components, batch: PromptBatch) -> None:
-        self.cut, self.graph, self.batch = cut, model.graph, batch
+    def __init__(self, model: Model, components: Components, batch: PromptBatch) -> None:
+        self.components, self.graph, self.batch = components, model.graph, batch
         self.run: FullRun = full_run(model, batch.clean, batch.is_token, batch.position_ids, keep_patterns=True)
         kinds = [node.kind for node in self.graph.senders]
         self.plain = [index for index, kind in enumerate(kinds) if kind != "head"]
@@ -111,9 +111,11 @@ class Flow:
         if layer not in self._values:
             H, (B, T) = self.graph.n_heads, self.batch.clean.shape
             n_before = int(self.graph.n_upstream[self.graph.receiver_index[f"a{layer}.h0<v>"]])
-            x = self.run.senders[:n_before].sum(0) + self.cut.constant_before(layer)
-            v = self.cut.read(layer, "v", range(H), x[None, None], self.run.frame)  # type: ignore[arg-type]  # has a frame
-            self._values[layer] = wide(heads_apart(self.cut, layer, v.reshape(H, B * T, -1), slice(None))).view(H, B, T, -1)
+            x = self.run.senders[:n_before].sum(0) + self.components.constant_before(layer)
+            v = self.components.read(layer, "v", range(H), x[None, None], self.run.frame)  # type: ignore[arg-type]  # has a frame
+            self._values[layer] = wide(heads_apart(self.components, layer, v.reshape(H, B * T, -1), slice(None))).view(
+                H, B, T, -1
+            )
         return self._values[layer]
 
 
@@ -137,7 +139,7 @@ def edge_widths(flow: Flow, attention: bool) -> Float[Tensor, "R S B"]:
         n_senders = int(graph.n_upstream[group[0]])
         if not widths.any():
             continue
-        shares = flow.importances(n_senders, _constant(flow.cut, graph, group[0]), (widths > 0).any(0))
+        shares = flow.importances(n_senders, _constant(flow.components, graph, group[0]), (widths > 0).any(0))
         plain, heads = flow.plain[: len(shares.plain)], flow.heads[: len(shares.heads)]
         for receiver, width in zip(group, widths, strict=True):
             through = torch.minimum(width, shares.plain.double())
@@ -169,9 +171,9 @@ def _receiver_width(
     return torch.zeros_like(messages[..., 0])
 
 
-def _constant(cut: Components, graph: ComputationGraph, receiver: int) -> Float[Tensor, "D"]:
+def _constant(components: Components, graph: ComputationGraph, receiver: int) -> Float[Tensor, "D"]:
     one = graph.receivers[receiver]
-    return cut.constant_before(graph.n_layers if one.kind == "logits" else one.node.layer, mlp=one.kind == "mlp")
+    return components.constant_before(graph.n_layers if one.kind == "logits" else one.node.layer, mlp=one.kind == "mlp")
 
 
 @torch.no_grad()

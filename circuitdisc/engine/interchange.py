@@ -54,7 +54,7 @@ def interchanged_logits(
         nodes: heads, MLPs or embeddings.
         where: at which positions; None: at all of them.
     """
-    cut, graph = model.components, model.graph
+    components, graph = model.components, model.graph
     here = chunk.batch.is_token if where is None else where & chunk.batch.is_token
     n_embed = int(graph.n_upstream[0])
     embedding = [
@@ -65,4 +65,6 @@ def interchanged_logits(
     ]
     assert chunk.frame is not None, "components need a frame"
     hooks = interchange_hooks(graph, chunk, nodes, here)
-    return logits_at(cut, forward(cut, graph, chunk.frame, torch.stack(embedding).sum(0), hooks), chunk.batch.reads)
+    return logits_at(
+        components, forward(components, graph, chunk.frame, torch.stack(embedding).sum(0), hooks), chunk.batch.reads
+    )

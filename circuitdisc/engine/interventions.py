@@ -135,15 +135,21 @@ def evaluate_interventions(
 @torch.no_grad()
 def intervened_logits(model: Model, chunk: Chunk, interventions: Sequence[Intervention]) -> Float[Tensor, "N V"]:
     """Logits at the readings when these heads are changed. Layers before the first changed head are not run again."""
-    cut, graph = model.components, model.graph
+    components, graph = model.components, model.graph
     places = graph.heads
     layers = [places[change.head][0] for change in interventions]
     return edited_logits(
-        cut, graph, chunk, intervention_hooks(cut, graph, chunk, interventions), min(layers, default=graph.n_layers)
+        components,
+        graph,
+        chunk,
+        intervention_hooks(components, graph, chunk, interventions),
+        min(layers, default=graph.n_layers),
     )
 
 
-def intervention_hooks(cut: Components, graph: ComputationGraph, chunk: Chunk, interventions: Sequence[Intervention]) -> Hooks:
+def intervention_hooks(
+    components: Components, graph: ComputationGraph, chunk: Chunk, interventions: Sequence[Intervention]
+) -> Hooks:
     """Attention is moved in the patterns, outputs are scaled where heads write."""
     places = graph.heads
 
@@ -152,7 +158,7 @@ def intervention_hooks(cut: Components, graph: ComputationGraph, chunk: Chunk, i
         for change in interventions:
             at, head = places[change.head]
             if at == layer and change.attend is not None:
-                _move_attention(cut, chunk, layer, moved[head], change)
+                _move_attention(components, chunk, layer, moved[head], change)
         return moved
 
     def scale(layer: int, result: Float[Tensor, "H B T D"]) -> Float[Tensor, "H B T D"]:
@@ -166,27 +172,29 @@ def intervention_hooks(cut: Components, graph: ComputationGraph, chunk: Chunk, i
     return {"pattern": move, "result": scale}
 
 
-def _move_attention(cut: Components, chunk: Chunk, layer: int, pattern: Float[Tensor, "B T T2"], change: Intervention) -> None:
+def _move_attention(
+    components: Components, chunk: Chunk, layer: int, pattern: Float[Tensor, "B T T2"], change: Intervention
+) -> None:
     """Set a head's attention from one position to another, in place."""
     assert change.attend is not None, "there is nothing to move"
     query, key = (chunk.batch.position(position) for position in change.attend)
     rows = torch.arange(len(query), device=pattern.device)
-    _check_allowed(cut, chunk, layer, query, key, change)
+    _check_allowed(components, chunk, layer, query, key, change)
     pattern[rows, query] *= 1 - change.share
     pattern[rows, query, key] += change.share
 
 
 def _check_allowed(
-    cut: Components, chunk: Chunk, layer: int, query: Int[Tensor, "B"], key: Int[Tensor, "B"], change: Intervention
+    components: Components, chunk: Chunk, layer: int, query: Int[Tensor, "B"], key: Int[Tensor, "B"], change: Intervention
 ) -> None:
     assert chunk.frame is not None, "components need a frame"
     assert change.attend is not None, "there is nothing to move"
-    allowed = chunk.frame.allowed[cut.spec.window[layer] if cut.spec.window else None]
+    allowed = chunk.frame.allowed[components.spec.window[layer] if components.spec.window else None]
     bad = (~allowed[torch.arange(len(query), device=query.device), query, key]).nonzero().flatten().tolist()
     if bad:
         at, to = (int(chunk.batch.position_ids[bad[0], position[bad[0]]]) for position in (query, key))
         raise BadSetting(
             f"{change.head} cannot attend from '{change.attend[0]}' (token {at}) to '{change.attend[1]}' (token {to}) in "
             f"{len(bad)} of {len(query)} examples: a head sees only tokens up to its own"
-            f"{'' if not cut.spec.window else ', within its window'}. Choose a key that comes first"
+            f"{'' if not components.spec.window else ', within its window'}. Choose a key that comes first"
         )

@@ -72,7 +72,7 @@ class MaskedRun:
         self.residual = self._run()
 
     def _run(self) -> Float[Tensor, "B T D"]:
-        cut, graph = self.components, self.graph
+        components, graph = self.components, self.graph
         self._write(self.chunk.clean[: int(graph.n_upstream[0])])
         for layer in range(graph.n_layers):
             heads = self._heads(layer)
@@ -84,7 +84,7 @@ class MaskedRun:
             self._write(heads)
             if graph.has_mlp:
                 self._write(self._mlp(layer))
-        return self._read([graph.n_receivers - 1], cut.constant_before(graph.n_layers))[0]
+        return self._read([graph.n_receivers - 1], components.constant_before(graph.n_layers))[0]
 
     def _write(self, live: Float[Tensor, "s B T D"]) -> None:
         stop = self.n_written + len(live)
@@ -100,16 +100,17 @@ class MaskedRun:
         return live.unflatten(1, self.shape) + (constant + self.chunk.ablated_before(self.n_written))
 
     def _heads(self, layer: int) -> Float[Tensor, "H B T D"]:
-        cut, graph = self.components, self.graph
+        components, graph = self.components, self.graph
         H, heads = graph.n_heads, range(graph.n_heads)
         first = graph.receiver_index[f"a{layer}.h0<q>"]  # all q, then all k, then all v
-        x = self._read(list(range(first, first + 3 * H)), cut.constant_before(layer))
+        x = self._read(list(range(first, first + 3 * H)), components.constant_before(layer))
         inputs = x.split(H) if len(x) > 1 else (x, x, x)
         q, k, v = (
-            cut.read(layer, qkv, heads, read[:, None], self.frame) for qkv, read in zip(("q", "k", "v"), inputs, strict=True)
+            components.read(layer, qkv, heads, read[:, None], self.frame)
+            for qkv, read in zip(("q", "k", "v"), inputs, strict=True)
         )
-        pattern = cut.pattern(layer, q, k, self.frame)
-        return cut.head_output(layer, heads, pattern @ v, self.frame)[:, 0]
+        pattern = components.pattern(layer, q, k, self.frame)
+        return components.head_output(layer, heads, pattern @ v, self.frame)[:, 0]
 
     def _mlp(self, layer: int) -> Float[Tensor, "1 B T D"]:
         receiver = self.graph.receiver_index[f"m{layer}"]
@@ -157,9 +158,11 @@ class MaskedRuns:
         memory: str | int = "4GiB",
         name: str = "masked run",
     ) -> None:
-        self.cut = gradients_of(model, ablation, metric, name)
+        self.components = gradients_of(model, ablation, metric, name)
         self.graph, self.metric, self.n_examples = model.graph, metric, len(examples)
-        piece = examples_in_piece(Shapes.of(self.cut, metric), self.graph, ablation, examples, batch, parse_memory(memory))
+        piece = examples_in_piece(
+            Shapes.of(self.components, metric), self.graph, ablation, examples, batch, parse_memory(memory)
+        )
         patching = Patching(model, ablation, examples, memory=memory)
         self.cost = patching.cost
         self.cost.model_runs += 1 + ablation.method.runs_per_example
@@ -181,7 +184,7 @@ class MaskedRuns:
         n = sum(chunk.batch.n_examples for chunk in self.batches[batch])
         gradient = torch.zeros_like(leaf)
         for chunk in self.batches[batch]:
-            mean = masked_values(self.cut, self.graph, chunk, leaf, self.metric).sum() / n
+            mean = masked_values(self.components, self.graph, chunk, leaf, self.metric).sum() / n
             (of_piece,) = torch.autograd.grad(mean, leaf)
             gradient += of_piece
             total += float(mean.detach())

@@ -52,8 +52,8 @@ def n_neurons(model: Model) -> int:
         BadSetting: the model has no fast components.
         BadModel: it has no MLPs.
     """
-    cut = components_of(model, "looking at neurons")
-    W_out = cut.weights.layers[0].W_out
+    components = components_of(model, "looking at neurons")
+    W_out = components.weights.layers[0].W_out
     if W_out is None:
         raise BadModel(f"{model.name} has no MLPs, so it has no neurons")
     return W_out.shape[0]
@@ -73,7 +73,7 @@ class NeuronRuns:
 
     def __init__(self, patching: Patching, reference: Sequence[Example] | None) -> None:
         self.patching, self.graph = patching, patching.graph
-        self.cut = components_of(patching.model, "looking at neurons")
+        self.components = components_of(patching.model, "looking at neurons")
         self.n_neurons = n_neurons(patching.model)
         ablation = patching.ablation
         if reference is not None and (not ablation.method.ablates_neurons or ablation.target == "pattern"):
@@ -107,7 +107,7 @@ class NeuronRuns:
             kept: the heads to keep; None keeps all.
         """
         hooks = neuron_hooks(masked, lambda layer, hidden: self._ablated(layer, chunk, hidden))
-        return logits_at(self.cut, self._run(chunk, kept, hooks), chunk.batch.reads)
+        return logits_at(self.components, self._run(chunk, kept, hooks), chunk.batch.reads)
 
     @torch.no_grad()
     def trace(
@@ -128,11 +128,11 @@ class NeuronRuns:
             if layer not in layers:
                 return hidden
             found.hidden[layer] = hidden[at]
-            block = self.cut.weights.layers[layer]
+            block = self.components.weights.layers[layer]
             if block.norm_after_mlp is not None and block.W_out is not None:
                 out = hidden[at] @ block.W_out
                 out = (out if block.b_out is None else out + block.b_out).to(torch.promote_types(out.dtype, torch.float32))
-                scale = torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + self.cut.spec.eps)
+                scale = torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + self.components.spec.eps)
                 found.after_scale[layer] = scale.to(hidden.dtype)
             return hidden
 
@@ -158,13 +158,13 @@ class NeuronRuns:
 
     def _run(self, chunk: Chunk, kept: Bool[np.ndarray, "L H"] | None, hooks: Hooks) -> Float[Tensor, "B T D"]:
         """The final residual of one run under hooks, with only these heads kept."""
-        cut, graph, batch = self.cut, self.graph, chunk.batch
+        components, graph, batch = self.components, self.graph, chunk.batch
         assert chunk.frame is not None, "components need a frame"
         heads = {} if kept is None else kept_heads_hooks(graph, chunk, kept, self.patching.ablation.target)
         self.patching.cost.circuit_runs += 1
         self.patching.cost.node_evaluations += graph.n_layers * (graph.n_heads + 1)
-        x = cut.embed(batch.clean, batch.position_ids, split=False)[0]
-        return forward(cut, graph, chunk.frame, x, joined(heads, hooks))
+        x = components.embed(batch.clean, batch.position_ids, split=False)[0]
+        return forward(components, graph, chunk.frame, x, joined(heads, hooks))
 
     @torch.no_grad()
     def evaluate(

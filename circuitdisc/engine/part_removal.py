@@ -149,17 +149,17 @@ class PartRemoval:
 
         The last few are held while they fit, so that the full model's is made once.
         """
-        key, cut, cost = np.packbits(mask).tobytes(), self.patching.model.components, self.patching.cost
+        key, components, cost = np.packbits(mask).tobytes(), self.patching.model.components, self.patching.cost
         if key not in self._bases:
             n_tokens = sum(chunk.batch.clean.numel() for chunk in self.chunks)
             room = self.patching.budget - n_tokens * bytes_per_token(self.patching.model)
-            needed = bytes_of_run(cut, self.graph, mask, n_tokens)
+            needed = bytes_of_run(components, self.graph, mask, n_tokens)
             if needed > room:
                 return None
             while self._bases and (len(self._bases) >= HELD or needed + sum(self._bytes.values()) > room):
                 self._bytes.pop(self._bases.popitem(last=False)[0])
             self._bytes[key] = needed
-            self._bases[key] = [IncrementalNodeRemoval(cut, self.graph, chunk, mask) for chunk in self.chunks]
+            self._bases[key] = [IncrementalNodeRemoval(components, self.graph, chunk, mask) for chunk in self.chunks]
             cost.circuit_runs += 1
             cost.node_evaluations += sum(one.node_evaluations for one in self._bases[key])
         self._bases.move_to_end(key)

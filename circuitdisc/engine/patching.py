@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
@@ -249,10 +249,6 @@ class Removal:
         for part in self.parts:
             part.drop(receivers)
         self.mask[receivers] = False
-
-    def tokens_needed(self) -> Int[np.ndarray, "R"]:
-        """At how many tokens an answer sees what a receiver reads; 0 for receivers before the first that will be visited."""
-        return np.sum([part.tokens_needed() for part in self.parts], axis=0)
 
     def close(self) -> None:
         """Add up what it cost."""

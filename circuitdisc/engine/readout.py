@@ -27,9 +27,9 @@ class Readout:
         residual: the final residuals whose scale is held; its precision is that of the results. [N, D]
     """
 
-    def __init__(self, cut: Components, residual: Float[Tensor, "N D"]) -> None:
-        self.cut, self.dtype = cut, residual.dtype
-        spec = cut.spec
+    def __init__(self, components: Components, residual: Float[Tensor, "N D"]) -> None:
+        self.components, self.dtype = components, residual.dtype
+        spec = components.spec
         if spec.norm is None:
             self.reciprocal = residual.new_ones(residual.shape[0], 1)
             return
@@ -40,10 +40,10 @@ class Readout:
     def turned(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """The norm's linear part without the held scale: centred where the norm centres, times the norm's weights."""
         x = x.to(self.dtype)
-        if self.cut.spec.norm == "layer":
+        if self.components.spec.norm == "layer":
             x = x - x.mean(-1, keepdim=True)
-        scale = self.cut.weights.norm_final.scale
-        return x if scale is None or self.cut.spec.norm is None else x * scale.to(self.dtype)
+        scale = self.components.weights.norm_final.scale
+        return x if scale is None or self.components.spec.norm is None else x * scale.to(self.dtype)
 
     def normed(self, x: Float[Tensor, "... N D"]) -> Float[Tensor, "... N D"]:
         """Parts of the N residuals as they stand after the norm, without its shift."""
@@ -52,19 +52,19 @@ class Readout:
     @property
     def shift(self) -> Float[Tensor, "D"] | None:
         """What the final norm adds."""
-        shift = self.cut.weights.norm_final.shift
-        return None if shift is None or self.cut.spec.norm is None else shift.to(self.dtype)
+        shift = self.components.weights.norm_final.shift
+        return None if shift is None or self.components.spec.norm is None else shift.to(self.dtype)
 
     def logits(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Logits before any cap if the residual were x and the scale that of the residuals given."""
         y = self.normed(x)
         y = y if self.shift is None else y + self.shift
-        logits = y @ self.cut.weights.W_U.to(self.dtype)
-        return logits if self.cut.weights.b_U is None else logits + self.cut.weights.b_U.to(self.dtype)
+        logits = y @ self.components.weights.W_U.to(self.dtype)
+        return logits if self.components.weights.b_U is None else logits + self.components.weights.b_U.to(self.dtype)
 
     def right_minus_wrong(self, labels: Labels) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N"]]:
         """Mean column of the unembedding over the right answers minus that over the wrong ones, and the same of its bias."""
-        W_U, b_U = self.cut.weights.W_U, self.cut.weights.b_U
+        W_U, b_U = self.components.weights.W_U, self.components.weights.b_U
 
         def mean(values: Float[Tensor, "... N A"], mask: Tensor) -> Float[Tensor, "... N"]:
             return torch.where(mask, values.to(self.dtype), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
@@ -101,15 +101,15 @@ def direct_effects(model: Model, batch: PromptBatch, run: FullRun) -> DirectEffe
     Args:
         run: an uncut run of the batch's clean prompts.
     """
-    cut, graph = components_of(model, "logit attribution"), model.graph
+    components, graph = components_of(model, "logit attribution"), model.graph
     at = batch.reads
     residual = run.residual[at]
-    readout = Readout(cut, residual.double())
+    readout = Readout(components, residual.double())
     direction, bias = readout.right_minus_wrong(batch.labels)
     values = [torch.einsum("snd,nd->sn", readout.normed(run.senders[:, *at]), direction)]
     names = [node.name for node in graph.senders]
     layers = [node.layer for node in graph.senders]
-    for layer, block in enumerate(cut.weights.layers):
+    for layer, block in enumerate(components.weights.layers):
         if block.b_O is not None:
             values.append((readout.normed(block.b_O.expand_as(residual)) * direction).sum(-1)[None])
             names.append(f"a{layer}.bias")
@@ -118,9 +118,9 @@ def direct_effects(model: Model, batch: PromptBatch, run: FullRun) -> DirectEffe
         values.append((direction @ readout.shift)[None])
         names.append("norm_shift")
         layers.append(graph.n_layers)
-    if cut.weights.b_U is not None:
+    if components.weights.b_U is not None:
         values.append(bias[None])
         names.append("unembed_bias")
         layers.append(graph.n_layers)
-    own = logit_diff(wide(cut.unembed(residual[None], capped=False)[0]), batch.labels)
+    own = logit_diff(wide(components.unembed(residual[None], capped=False)[0]), batch.labels)
     return DirectEffects(tuple(names), tuple(layers), torch.cat(values), own.double())

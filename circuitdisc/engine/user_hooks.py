@@ -48,16 +48,16 @@ def run_with_hooks(model: Model, prompts: Prompts, hooks: Mapping[str, Hook]) ->
     for point in hooks:
         if point not in POINTS:
             raise UnknownName("hook point", point, POINTS)
-    cut, graph = components_of(model, "run_with_hooks"), model.graph
+    components, graph = components_of(model, "run_with_hooks"), model.graph
     tokens, is_token = _tokens(model, prompts)
     position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)
-    frame = cut.frame(is_token, position_ids)
-    x = cut.embed(tokens, position_ids, split=False)[0]
-    if any(block.norm_after_attention is not None for block in cut.weights.layers):
+    frame = components.frame(is_token, position_ids)
+    x = components.embed(tokens, position_ids, split=False)[0]
+    if any(block.norm_after_attention is not None for block in components.weights.layers):
         with torch.no_grad():
-            forward(cut, graph, frame, x, fix_scale=True)
-    final = forward(cut, graph, frame, x, {point: _checked(point, hook) for point, hook in hooks.items()})
-    return cut.unembed(final.flatten(0, 1)[None])[0].unflatten(0, tokens.shape)
+            forward(components, graph, frame, x, fix_scale=True)
+    final = forward(components, graph, frame, x, {point: _checked(point, hook) for point, hook in hooks.items()})
+    return components.unembed(final.flatten(0, 1)[None])[0].unflatten(0, tokens.shape)
 
 
 @torch.no_grad()

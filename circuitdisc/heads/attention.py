@@ -86,7 +86,7 @@ def attention_to(
     setup = Reading.of(model, task, options)
     if prompts not in ("clean", "corrupted"):
         raise UnknownName("kind of prompts", str(prompts), ("clean", "corrupted"))
-    cut = components_of(model, "looking at attention")
+    components = components_of(model, "looking at attention")
     parts, looks_ahead = [], []
     with setup.bar(len(setup.examples), "attention", "example") as bar:
         for some in attention_patterns(model, setup.examples, prompts, setup.memory):
@@ -95,7 +95,7 @@ def attention_to(
             looks_ahead.append(bool((to > at).all()))
             parts.append(torch.stack([pattern[:, rows, at, to] for pattern in some.patterns.values()]).double().cpu().numpy())
             bar.update(some.batch.n_examples)
-    if cut.spec.causal and all(looks_ahead):
+    if components.spec.causal and all(looks_ahead):
         raise BadSetting(
             f"key={key} lies behind query={query} in every example, and {model.name} attends to what came before alone: "
             f"use query={key} key={query}"

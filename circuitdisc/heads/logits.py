@@ -119,7 +119,7 @@ def logit_attribution(model: Model, task: Task | Sequence[Example], **options: U
     setup = Reading.of(model, task, options)
     examples = setup.examples
     check_wrong(examples, "logit_diff")
-    cut = components_of(model, "logit attribution")
+    components = components_of(model, "logit attribution")
     size = examples_that_fit(model, parse_memory(setup.memory) // 2, max(len(example) for example in examples))
     names, layers = (), ()
     values: list[np.ndarray] = []
@@ -143,7 +143,7 @@ def logit_attribution(model: Model, task: Task | Sequence[Example], **options: U
         after_layer=_running(np.array(layers), together, n_layers),
         n_layers=n_layers,
         n_heads=model.graph.n_heads,
-        note=_note(cut, model.dtype),
+        note=_note(components, model.dtype),
         **setup.about(),
     )
 
@@ -154,10 +154,10 @@ def _running(layers: np.ndarray, values: Float[np.ndarray, "C B"], n_layers: int
     return np.stack([always + values[layers <= layer].sum(0) - (layer == n_layers) * always for layer in range(-1, n_layers)])
 
 
-def _note(cut: Components, dtype: torch.dtype) -> str:
+def _note(components: Components, dtype: torch.dtype) -> str:
     notes = []
-    if cut.spec.logit_softcap is not None:
-        notes.append(f"the model caps its logits at {cut.spec.logit_softcap:g}: these are the logits before the cap")
+    if components.spec.logit_softcap is not None:
+        notes.append(f"the model caps its logits at {components.spec.logit_softcap:g}: these are the logits before the cap")
     if dtype in (torch.bfloat16, torch.float16):
         notes.append(f"the model runs in {str(dtype).removeprefix('torch.')}: the parts add up to within its rounding")
     return "; ".join(notes)

@@ -116,14 +116,14 @@ def logit_lens(model: Model, task: Task, *, metric: str | Metric | None = None, 
         BadTask: the split is empty.
     """
     setup, measure = Reading.of(model, task, options), metric_for(model, task, metric)
-    examples, cut = setup.examples, components_of(model, "the logit lens")
+    examples, components = setup.examples, components_of(model, "the logit lens")
     size = examples_that_fit(model, parse_memory(setup.memory) // 2, max(len(example) for example in examples))
     paired = all(example.corrupted is not None for example in examples)
     chunks: list[np.ndarray] = []
     with setup.bar(len(examples), "logit lens", "example") as bar:
         for first in range(0, len(examples), size):
             batch = collate(examples[first : first + size], device=model.device)
-            chunks.append(_measured(model, cut, batch, paired, measure).double().cpu().numpy())
+            chunks.append(_measured(model, components, batch, paired, measure).double().cpu().numpy())
             bar.update(batch.n_examples)
     values = np.concatenate(chunks, axis=-1)
     prompts = ("clean", "corrupted")[: len(values)]
@@ -141,24 +141,26 @@ def _ends(setup: Reading, values: Float[np.ndarray, "P L1 B"], metric: Metric) -
 
 
 @torch.no_grad()
-def _measured(model: Model, cut: Components, batch: PromptBatch, paired: bool, metric: Metric) -> Float[Tensor, "P L1 B"]:
-    clean = _residuals(model, cut, batch, batch.clean)
+def _measured(
+    model: Model, components: Components, batch: PromptBatch, paired: bool, metric: Metric
+) -> Float[Tensor, "P L1 B"]:
+    clean = _residuals(model, components, batch, batch.clean)
     labels = batch.labels
     if metric.columns == "all":
-        labels = replace(labels, full_logprobs=log_probabilities(cut.unembed(clean[-1:])[0]))
+        labels = replace(labels, full_logprobs=log_probabilities(components.unembed(clean[-1:])[0]))
     runs = [clean]
     if paired and batch.corrupted is not None:
-        runs.append(_residuals(model, cut, batch, batch.corrupted))
+        runs.append(_residuals(model, components, batch, batch.corrupted))
     # one place at a time: logits of the whole vocabulary are large
-    rows = [[of_columns(batch, labels, partial(cut.unembed, x[None]), metric)[0] for x in run] for run in runs]
+    rows = [[of_columns(batch, labels, partial(components.unembed, x[None]), metric)[0] for x in run] for run in runs]
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _residuals(model: Model, cut: Components, batch: PromptBatch, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "L1 N D"]:
+def _residuals(model: Model, components: Components, batch: PromptBatch, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "L1 N D"]:
     """The residual stream at the readings."""
-    frame = cut.frame(batch.is_token, batch.position_ids)
-    x = cut.embed(tokens, batch.position_ids, split=False)[0]
-    states = layer_states(cut, model.graph, frame, x, fix_scale=True)
+    frame = components.frame(batch.is_token, batch.position_ids)
+    x = components.embed(tokens, batch.position_ids, split=False)[0]
+    states = layer_states(components, model.graph, frame, x, fix_scale=True)
     return torch.stack([x[batch.reads], *(state.after[batch.reads] for state in states)])
 
 

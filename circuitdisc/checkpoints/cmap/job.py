@@ -118,12 +118,12 @@ class CrossCall:
         return one.name if isinstance(one, Model) else str(one)
 
     def wanted(self, model: Model) -> Wanted:
-        cut = components_of(model, "cross-model patching")
-        n_units = len(units_of(cut.spec, self.what[0]))
+        components = components_of(model, "cross-model patching")
+        n_units = len(units_of(components.spec, self.what[0]))
         sizes = points(self.steps, n_units) if self.grow else ()
         groups = with_all({name: places_of(model.graph, heads) for name, heads in self.groups.items()})
         top = min(self.top, n_units)
-        return Wanted(cut.spec, model.graph.has_mlp, self.what, groups, self.parts, top, sizes, self.n_random, self.seed)
+        return Wanted(components.spec, model.graph.has_mlp, self.what, groups, self.parts, top, sizes, self.n_random, self.seed)
 
 
 class CrossJob:

@@ -143,21 +143,21 @@ def keep_activations(
         UnknownName: an example has no such role.
         BadRun: the folder cannot be written.
     """
-    cut, graph = components_of(model, "cross-model patching"), model.graph
+    components, graph = components_of(model, "cross-model patching"), model.graph
     given = Given(model.name, tuple(chunks), tuple(kinds), folder)
-    _keep_weights(given, cut, readout)
+    _keep_weights(given, components, readout)
     values: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
     for chunk, (first, last) in enumerate(chunks):
         batch = collate(examples[first:last], device=model.device)
         tokens = patched_tokens(batch, positions)
-        frame = cut.frame(batch.is_token, batch.position_ids)
+        frame = components.frame(batch.is_token, batch.position_ids)
         final = torch.zeros(0)
-        for state in clean_states(cut, graph, batch, frame):
+        for state in clean_states(components, graph, batch, frame):
             given.put(part_name(chunk, state.layer), _packed(state, kinds, tokens, frame.head_scale.get(state.layer)))
             final = state.after
         if "residual" in kinds:
             given.put(part_name(chunk, graph.n_layers), {"residual": final.flatten(0, 1)[tokens]})
-        logits = logits_at(cut, final, batch.reads)
+        logits = logits_at(components, final, batch.reads)
         labels = replace(batch.labels, full_logprobs=log_probabilities(logits))
         if any(metric.zero_at_full for metric in metrics):
             given.log_probs[chunk] = log_probabilities(logits).cpu()
@@ -169,22 +169,22 @@ def keep_activations(
     return given
 
 
-def _keep_weights(given: Given, cut: Components, readout: bool) -> None:
+def _keep_weights(given: Given, components: Components, readout: bool) -> None:
     """W_O of every layer, the attention output biases and, if asked for, the readout."""
     if "output" in given.kinds:
-        for layer, block in enumerate(cut.weights.layers):
+        for layer, block in enumerate(components.weights.layers):
             W_O, norm = block.W_O.reshape(-1, block.W_O.shape[-1]), block.norm_after_attention
             if norm is not None and norm.scale is not None:
                 W_O = W_O * norm.scale
             given.put(f"write{layer:03d}", _contiguous("W_O", W_O))
-    biases = {f"b_O{layer:03d}": block.b_O for layer, block in enumerate(cut.weights.layers) if block.b_O is not None}
+    biases = {f"b_O{layer:03d}": block.b_O for layer, block in enumerate(components.weights.layers) if block.b_O is not None}
     if biases:
         given.put("biases", biases)
     if readout:
-        norm, b_U = cut.weights.norm_final, cut.weights.b_U
+        norm, b_U = components.weights.norm_final, components.weights.b_U
         small = {"scale": norm.scale, "shift": norm.shift, "b_U": b_U}
         tensors = {name: tensor for name, tensor in small.items() if tensor is not None}
-        given.put("readout", tensors | _contiguous("W_U", cut.weights.W_U))
+        given.put("readout", tensors | _contiguous("W_U", components.weights.W_U))
 
 
 def _contiguous(name: str, matrix: Float[Tensor, "m n"]) -> dict[str, Tensor]:

@@ -103,17 +103,17 @@ class _ChunkRun:
 
     @torch.no_grad()
     def __init__(self, run: CrossRun, chunk: int, examples: Sequence[Example], share: float) -> None:
-        self.cut: Components = components_of(run.model, "cross-model patching")
+        self.components: Components = components_of(run.model, "cross-model patching")
         self.graph, self.given, self.chunk, self.work, self.share = run.model.graph, run.given, chunk, run.work, share
         self.batch: PromptBatch = collate(examples, device=run.model.device)
         self.tokens = patched_tokens(self.batch, run.positions)
         self.everywhere = run.positions is None
-        self.frame = self.cut.frame(self.batch.is_token, self.batch.position_ids)
-        self.before = [self.cut.embed(self.batch.clean, self.batch.position_ids, split=False)[0]]
-        self.before += [state.after for state in clean_states(self.cut, self.graph, self.batch, self.frame)]
+        self.frame = self.components.frame(self.batch.is_token, self.batch.position_ids)
+        self.before = [self.components.embed(self.batch.clean, self.batch.position_ids, split=False)[0]]
+        self.before += [state.after for state in clean_states(self.components, self.graph, self.batch, self.frame)]
         self._count(reads=self.graph.n_layers, writes=self.graph.n_layers, mlps=self.graph.n_layers * self.graph.has_mlp)
         log_probs = run.given.log_probs.get(chunk)
-        full = None if log_probs is None else log_probs.to(self.cut.device)
+        full = None if log_probs is None else log_probs.to(self.components.device)
         self.labels = replace(self.batch.labels, full_logprobs=full)
         self._shared: LayerState | None = None
         self._taken: tuple[int, dict[str, Tensor]] = (-1, {})
@@ -133,7 +133,7 @@ class _ChunkRun:
             x = self._layer(layer, x, patch, shared=layer == first)
         if n_layers in patch.residual:
             x = self._put(x, self._take(n_layers, "residual"))
-        readout = self.given.readout(self.cut) if patch.readout else self.cut
+        readout = self.given.readout(self.components) if patch.readout else self.components
         return readout.unembed(x[self.batch.reads][None])[0]
 
     def _layer(self, layer: int, x: Float[Tensor, "B T D"], patch: Patch, shared: bool) -> Float[Tensor, "B T D"]:
@@ -155,7 +155,7 @@ class _ChunkRun:
 
     def _attend(self, layer: int, x: Float[Tensor, "B T D"]) -> LayerState:
         self._count(reads=1)
-        return attend(self.cut, layer, x, self.frame)
+        return attend(self.components, layer, x, self.frame)
 
     def _first_layer(self, layer: int) -> LayerState:
         """The unpatched run's state of the layer at which a run begins, kept for those that begin there, too."""
@@ -168,11 +168,11 @@ class _ChunkRun:
 
     def _mlp(self, layer: int, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         self._count(mlps=1)
-        return self.cut.mlp(layer, x)
+        return self.components.mlp(layer, x)
 
     def _write(self, layer: int, z: Float[Tensor, "H B T K"]) -> Float[Tensor, "B T D"]:
         self._count(writes=1)
-        return write(self.cut, layer, z, self.frame)
+        return write(self.components, layer, z, self.frame)
 
     # --- heads -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class _ChunkRun:
         if state is not None and not taken and not patch.touches(layer):
             written = state.written if state is self._shared else self._write(layer, state.z)
         elif state is None:
-            b_O = self.cut.weights.layers[layer].b_O
+            b_O = self.components.weights.layers[layer].b_O
             written = torch.zeros_like(x) + (0.0 if b_O is None else b_O)
         else:
             z = self._changed(layer, patch, state) if patch.touches(layer) else state.z
@@ -197,7 +197,7 @@ class _ChunkRun:
 
     def _given_written(self, layer: int, heads: list[int]) -> Float[Tensor, "B T D"]:
         """What these heads of the other model write, with its W_O; nothing at tokens that are not patched."""
-        spec, shape = self.cut.spec, self.before[0].shape
+        spec, shape = self.components.spec, self.before[0].shape
         packed, W_O = self._take(layer, "output"), self._take(layer, "W_O")
         z = self._put(packed.new_zeros(len(heads), *shape[:2], spec.d_head), packed[heads], heads=True)
         if len(heads) < spec.n_heads:
@@ -206,7 +206,7 @@ class _ChunkRun:
         return (z.permute(1, 2, 0, 3).reshape(-1, W_O.shape[0]) @ W_O).reshape(shape)
 
     def _with_given_bias(self, layer: int, written: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        own, theirs = self.cut.weights.layers[layer].b_O, self.given.b_O(layer, written.device)
+        own, theirs = self.components.weights.layers[layer].b_O, self.given.b_O(layer, written.device)
         if own is None or theirs is None:
             return written
         return self._put(written, (written - own).flatten(0, 1)[self.tokens] + theirs)
@@ -214,7 +214,7 @@ class _ChunkRun:
     def _changed(self, layer: int, patch: Patch, state: LayerState) -> Float[Tensor, "H B T K"]:
         """Weighted values of all heads, some of whose queries, keys, values or patterns are taken over."""
         chosen = {kind: patch.numbers(kind, layer) for kind in HEAD_KINDS if kind != "output"}
-        shared = self.cut.spec.n_heads // self.cut.spec.n_kv_heads
+        shared = self.components.spec.n_heads // self.components.spec.n_kv_heads
         heads = sorted(
             {
                 head
@@ -225,10 +225,10 @@ class _ChunkRun:
         )
         own = {"query": state.q, "key": state.k, "value": state.v}
         q, k, v = (self._replaced(layer, kind, x, chosen[kind]) for kind, x in own.items())
-        k, v = (for_heads(self.cut, x)[heads] for x in (k, v))
+        k, v = (for_heads(self.components, x)[heads] for x in (k, v))
         pattern = state.pattern[heads]
         if chosen["query"] or chosen["key"]:
-            pattern = self.cut.pattern(layer, q[heads][:, None], k[:, None], self.frame)[:, 0]
+            pattern = self.components.pattern(layer, q[heads][:, None], k[:, None], self.frame)[:, 0]
         if chosen["pattern"]:
             rows = [heads.index(head) for head in chosen["pattern"]]
             pattern[rows] = self._put(pattern[rows], self._take(layer, "pattern")[chosen["pattern"]], heads=True)
@@ -251,7 +251,7 @@ class _ChunkRun:
             self._taken = (layer, {})
         held = self._taken[1]
         if kind not in held:
-            device = self.cut.device
+            device = self.components.device
             held[kind] = self.given.W_O(layer, device) if kind == "W_O" else self.given.of(self.chunk, layer, kind, device)
         return held[kind]
 

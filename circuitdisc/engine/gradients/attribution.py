@@ -88,7 +88,7 @@ class Attribution:
         name: str = "attribution",
         progress: bool = False,
     ) -> None:
-        self.cut = _check(model, ablation, metric, gradient, name)
+        self.components = _check(model, ablation, metric, gradient, name)
         self.model, self.graph, self.ablation = model, model.graph, ablation
         self.examples, self.metric, self.name, self.progress = examples, metric, name, progress
         self.groups = sender_groups(self.graph)
@@ -96,7 +96,7 @@ class Attribution:
         self.path_sum: PathSum | None = None
         self.gradient = gradient
         self.chunk_size = examples_in_budget(
-            Shapes.of(self.cut, metric), parse_memory(memory), examples, gradient, ablation.method.averages
+            Shapes.of(self.components, metric), parse_memory(memory), examples, gradient, ablation.method.averages
         )
         self.source = PlaceSource(model, examples, self.chunk_size, self.cost)
         self.fitted = ablation.method.fit(self.source)
@@ -111,27 +111,27 @@ class Attribution:
         self.cost.model_runs += 1 + self.ablation.method.runs_per_example
         self.bar = progress_bar(n_chunks * steps_per_chunk, f"{self.name} on {self.model.name}", "step", self.progress)
         for first in range(0, len(self.examples), self.chunk_size):
-            batch = collate(self.examples[first : first + self.chunk_size], device=self.cut.device)
+            batch = collate(self.examples[first : first + self.chunk_size], device=self.components.device)
             yield self._prepare(batch)
             if steps_per_chunk == 1:
                 self.bar.update(1)
         self.bar.close()
 
     def _prepare(self, batch: PromptBatch) -> AttributionChunk:
-        cut, graph = self.cut, self.graph
-        record = Recorder(tokens_that_count(cut, self.ablation, batch))
-        frame = cut.frame(batch.is_token, batch.position_ids)
-        embedded = embed_rows(cut, graph, batch.clean, batch)
+        components, graph = self.components, self.graph
+        record = Recorder(tokens_that_count(components, self.ablation, batch))
+        frame = components.frame(batch.is_token, batch.position_ids)
+        embedded = embed_rows(components, graph, batch.clean, batch)
         record((-1, EMBEDDING), embedded)
         residuals: dict[Place, Tensor] = {}
         note = residuals.__setitem__ if self.gradient.places else None
         x = embedded.sum(0)[None]
         clean = SegmentedRun(
-            cut, graph, frame, x, gradients=self.gradient.at_full, uncut=True, read=batch.reads, write=record, note=note
+            components, graph, frame, x, gradients=self.gradient.at_full, uncut=True, read=batch.reads, write=record, note=note
         )
         residuals[graph.n_layers, HEADS] = clean.residual
         residuals[0, HEADS] = x
-        full = log_probabilities(cut, clean.residual, batch) if self.metric.zero_at_full else None
+        full = log_probabilities(components, clean.residual, batch) if self.metric.zero_at_full else None
         found = differences(self.source, self.ablation, batch, record, self.fitted)
         return AttributionChunk(batch, frame, found, clean, full, residuals)
 
@@ -148,7 +148,9 @@ class Attribution:
         x = clean + left[:, None, None, None] * total
         part = (self.graph.n_layers - place[0]) / self.graph.n_layers
         self.cost.model_runs += part * len(shares) * chunk.batch.n_examples / len(self.examples)
-        return SegmentedRun(self.cut, self.graph, chunk.frame, x, start=place, gradients=gradients, read=chunk.batch.reads)
+        return SegmentedRun(
+            self.components, self.graph, chunk.frame, x, start=place, gradients=gradients, read=chunk.batch.reads
+        )
 
     def gradients(self, chunk: AttributionChunk, run: SegmentedRun, factors: Sequence[float] | None = None) -> Gradients:
         """The metric's gradient with respect to every receiver behind the run's start, summed over its rows.
@@ -159,7 +161,7 @@ class Attribution:
         into = self._readout(chunk, run.residual).into
         if factors is not None:
             into = into * into.new_tensor(factors)[:, None, None, None]
-        found = Gradients(self.cut, chunk.differences.tokens, at_tokens(into, chunk.differences.tokens))
+        found = Gradients(self.components, chunk.differences.tokens, at_tokens(into, chunk.differences.tokens))
         for step in run.backward(into):
             found.add(step)
         self.count_backward(chunk, run)
@@ -172,7 +174,7 @@ class Attribution:
     # --- scores ------------------------------------------------------------------------------------------------------
 
     def empty_scores(self) -> Float[Tensor, "R S"]:
-        return torch.zeros(self.graph.n_receivers, self.graph.n_senders, dtype=torch.float64, device=self.cut.device)
+        return torch.zeros(self.graph.n_receivers, self.graph.n_senders, dtype=torch.float64, device=self.components.device)
 
     def finish(self, scores: Float[Tensor, "R S"], n_rows: int = 1) -> Float[np.ndarray, "R S"]:
         """The mean over examples and rows; NaN where the graph has no edge."""
@@ -233,7 +235,7 @@ class Attribution:
         return scores
 
     def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> MetricGradient:
-        return readout(self.cut, residual, chunk.batch, self.metric, chunk.full_logprobs)
+        return readout(self.components, residual, chunk.batch, self.metric, chunk.full_logprobs)
 
 
 def _check(model: Model, ablation: Ablation, metric: Metric, gradient: Gradient, name: str) -> Components:

@@ -40,7 +40,7 @@ class Differences:
         values: by place, in the order of its senders. [senders of the place, n, X]
     """
 
-    cut: Components
+    components: Components
     tokens: Int[Tensor, "n"]
     values: dict[Place, Float[Tensor, "s n X"]]
 
@@ -51,7 +51,7 @@ class Differences:
     def rebuild(self, group: SenderGroup, tokens: slice, senders: slice = slice(None)) -> Float[Tensor, "s n D"]:
         """The differences of one place's senders (all, or some of them) at some of the tokens."""
         values = self.values[group.place][senders, tokens]
-        return heads_apart(self.cut, group.place[0], values, senders) if group.place[1] == HEADS else values
+        return heads_apart(self.components, group.place[0], values, senders) if group.place[1] == HEADS else values
 
     def total(self, group: SenderGroup, shape: torch.Size) -> Float[Tensor, "B T D"]:
         """The sum over one place's senders, 0 at tokens that do not count.
@@ -61,19 +61,19 @@ class Differences:
         """
         values = self.values[group.place]
         layer, kind = group.place
-        total = heads_sum(self.cut, layer, values[:, None, None])[0, 0] if kind == HEADS else values.sum(0)
+        total = heads_sum(self.components, layer, values[:, None, None])[0, 0] if kind == HEADS else values.sum(0)
         flat = total.new_zeros(shape[0] * shape[1], shape[2])
         return flat.index_copy_(0, self.tokens, total).view(shape)
 
 
-def embed_rows(cut: Components, graph: ComputationGraph, tokens: Tensor, batch: PromptBatch) -> Float[Tensor, "E B T D"]:
-    return cut.embed(tokens, batch.position_ids, graph.split_embeddings)
+def embed_rows(components: Components, graph: ComputationGraph, tokens: Tensor, batch: PromptBatch) -> Float[Tensor, "E B T D"]:
+    return components.embed(tokens, batch.position_ids, graph.split_embeddings)
 
 
-def tokens_that_count(cut: Components, ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "n"]:
+def tokens_that_count(components: Components, ablation: Ablation, batch: PromptBatch) -> Int[Tensor, "n"]:
     """Indices, into the flattened batch, of the tokens at which a difference can reach a reading."""
     counts = batch.is_token.clone()
-    if cut.spec.causal:
+    if components.spec.causal:
         is_read = torch.zeros_like(counts)
         is_read[batch.read_example, batch.read_position] = True
         counts &= is_read.flip(1).cumsum(1).flip(1) > 0  # this token or a later one is read
@@ -94,13 +94,13 @@ class PlaceSource(Reference):
     at_readings: bool = False
 
     def run(self, tokens: Int[Tensor, "B T"], batch: PromptBatch, write: Write) -> None:
-        cut, graph = fast_components(self.model, "attribution"), self.model.graph
-        embedded = embed_rows(cut, graph, tokens, batch)
+        components, graph = fast_components(self.model, "attribution"), self.model.graph
+        embedded = embed_rows(components, graph, tokens, batch)
         write(_EMBEDDING, embedded)
         SegmentedRun(
-            cut,
+            components,
             graph,
-            cut.frame(batch.is_token, batch.position_ids),
+            components.frame(batch.is_token, batch.position_ids),
             embedded.sum(0)[None],
             gradients=False,
             uncut=True,

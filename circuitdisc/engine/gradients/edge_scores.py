@@ -49,10 +49,10 @@ class HeadGradients:
     along: Float[Tensor, "C H3 n 1"] | None
     x: Float[Tensor, "C n D"] | None
 
-    def rebuild(self, cut: Components, layer: int, tokens: slice, out: Float[Tensor, "H3 t D"]) -> None:
+    def rebuild(self, components: Components, layer: int, tokens: slice, out: Float[Tensor, "H3 t D"]) -> None:
         """Write the gradients at some of the tokens into `out`."""
-        block = cut.weights.layers[layer]
-        n_heads = cut.spec.n_heads
+        block = components.weights.layers[layer]
+        n_heads = components.spec.n_heads
         for index, weight in enumerate((block.W_Q, block.W_K, block.W_V)):
             d = self.d[index, :, tokens]
             shared = d.reshape(weight.shape[0], -1, d.shape[-1])
@@ -71,9 +71,9 @@ class HeadGradients:
             out.addcmul_(along[:, tokens], x[tokens], value=-1.0)
 
 
-def head_gradients(cut: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]) -> HeadGradients:
+def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]) -> HeadGradients:
     """One layer's gradients at the tokens that count, summed over rows."""
-    block, spec = cut.weights.layers[step.layer], cut.spec
+    block, spec = components.weights.layers[step.layer], components.spec
     C, H, n = step.x.shape[0], spec.n_heads, len(tokens)
 
     def chosen(values: Float[Tensor, "H C B T K"]) -> Float[Tensor, "H C n K"]:
@@ -81,7 +81,7 @@ def head_gradients(cut: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]
 
     d = torch.stack([chosen(gradient) for gradient in step.into])
     if spec.norm is None:
-        return HeadGradients(d.sum(2).to(cut.dtype), None, None, None)
+        return HeadGradients(d.sum(2).to(components.dtype), None, None, None)
     x = wide(step.x.reshape(C, -1, spec.d_model)[:, tokens])
     if spec.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -92,7 +92,7 @@ def head_gradients(cut: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]
     along = (d * projected).sum(-1, keepdim=True).flatten(0, 1).transpose(0, 1) / spec.d_model
     d = d.sum(2)
     offset = (d * of_scale).sum(-1, keepdim=True).flatten(0, 1) / spec.d_model if spec.norm == "layer" else None
-    return HeadGradients(d.to(cut.dtype), offset, along.reshape(C, 3 * H, n, 1), x * divided)
+    return HeadGradients(d.to(components.dtype), offset, along.reshape(C, 3 * H, n, 1), x * divided)
 
 
 def _vectors(block: LayerWeights, n_heads: int) -> tuple[Float[Tensor, "3 H 1 K"], Float[Tensor, "3 H 1 1 K"]]:
@@ -120,7 +120,7 @@ class Gradients:
         logits: with respect to the final residual. [n, D]
     """
 
-    cut: Components
+    components: Components
     tokens: Int[Tensor, "n"]
     logits: Float[Tensor, "n D"]
     heads: dict[int, HeadGradients] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Gradients:
     def add(self, step: Step) -> None:
         """Take down what one step of the backward pass tells about receivers."""
         if isinstance(step, HeadsSegment):
-            self.heads[step.layer] = head_gradients(self.cut, step, self.tokens)
+            self.heads[step.layer] = head_gradients(self.components, step, self.tokens)
         elif isinstance(step, MlpSegment):
             self.mlps[step.layer] = at_tokens(step.into, self.tokens)
 
@@ -151,9 +151,9 @@ def add_scores(
 
     Entries that are no edges of the graph hold numbers without meaning.
     """
-    cut, first, stop = differences.cut, groups[0].first, groups[-1].stop
-    D, n_rows = cut.spec.d_model, 3 * graph.n_heads
-    dtype = torch.promote_types(cut.dtype, torch.float32)
+    components, first, stop = differences.components, groups[0].first, groups[-1].stop
+    D, n_rows = components.spec.d_model, 3 * graph.n_heads
+    dtype = torch.promote_types(components.dtype, torch.float32)
     length = min(differences.n_tokens, tokens_a_block((stop - first) * D * dtype.itemsize, scores.device.type == "cpu"))
     length = max(1, length)
     delta = torch.empty((stop - first) * length * D, dtype=dtype, device=scores.device)
@@ -169,7 +169,7 @@ def add_scores(
             rows = _layer_rows(graph, layer)
             used = 0
             if layer in gradients.heads:
-                gradients.heads[layer].rebuild(cut, layer, tokens, g_rnD[:n_rows])
+                gradients.heads[layer].rebuild(components, layer, tokens, g_rnD[:n_rows])
                 used = n_rows
             if layer in gradients.mlps:
                 g_rnD[used] = gradients.mlps[layer][tokens]

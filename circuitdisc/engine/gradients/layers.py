@@ -50,9 +50,9 @@ def sender_groups(graph: ComputationGraph) -> list[SenderGroup]:
     return groups
 
 
-def projections(cut: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+def projections(components: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:
     """Every query head's q, k and v before rotation, from the layer's input behind its norm. [H, C, B, T, K] each"""
-    block = cut.weights.layers[layer]
+    block = components.weights.layers[layer]
     found = []
     for weight, bias in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)):
         n, D, K = weight.shape
@@ -60,24 +60,24 @@ def projections(cut: Components, layer: int, normed: Float[Tensor, "C B T D"]) -
         if bias is not None:
             flat = flat + bias.reshape(-1)
         heads = flat.view(*normed.shape[:-1], n, K).permute(3, 0, 1, 2, 4)
-        shared = cut.spec.n_heads // n
+        shared = components.spec.n_heads // n
         found.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
     return found[0], found[1], found[2]
 
 
-def heads_sum(cut: Components, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
+def heads_sum(components: Components, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
     """What all heads of a layer write together; `z` holds the scale of a norm after attention."""
-    norm = cut.weights.layers[layer].norm_after_attention
-    total = cut.heads_sum(layer, z)
+    norm = components.weights.layers[layer].norm_after_attention
+    total = components.heads_sum(layer, z)
     return total if norm is None or norm.scale is None else total * norm.scale
 
 
-def heads_apart(cut: Components, layer: int, z: Float[Tensor, "h n K"], heads: slice) -> Float[Tensor, "h n D"]:
+def heads_apart(components: Components, layer: int, z: Float[Tensor, "h n K"], heads: slice) -> Float[Tensor, "h n D"]:
     """What each of these heads of a layer writes at n tokens; `z` holds the scale of a norm after attention.
 
     On a CPU in float32 at least: batched products of narrower numbers are slow there when the weights are stored outputs first.
     """
-    block = cut.weights.layers[layer]
+    block = components.weights.layers[layer]
     on_cpu = z.device.type == "cpu"
     out = wide(z) @ wide(block.W_O[heads]) if on_cpu else z @ block.W_O[heads]
     norm = block.norm_after_attention

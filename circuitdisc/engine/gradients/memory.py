@@ -68,16 +68,16 @@ class Shapes:
         return max(4, self.itemsize)
 
     @classmethod
-    def of(cls, cut: Components, metric: Metric) -> "Shapes":
-        block = cut.weights.layers[0]
+    def of(cls, components: Components, metric: Metric) -> "Shapes":
+        block = components.weights.layers[0]
         return cls(
-            spec=cut.spec,
+            spec=components.spec,
             d_mlp=0 if block.W_in is None else block.W_in.shape[1],
             gated=block.W_gate is not None,
-            rotary=cut.weights.inverse_frequencies is not None,
-            itemsize=cut.dtype.itemsize,
+            rotary=components.weights.inverse_frequencies is not None,
+            itemsize=components.dtype.itemsize,
             all_columns=metric.columns == "all",
-            on_cpu=cut.device.type == "cpu",
+            on_cpu=components.device.type == "cpu",
         )
 
 

@@ -18,9 +18,9 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
     """Mean over examples of |sum over positions of (ablated - clean) . gradient| with the gradient at the clean run."""
     graph = attribution.graph
     first = {group.place: group.first for group in attribution.groups}
-    scores = torch.zeros(graph.n_senders, dtype=torch.float64, device=attribution.cut.device)
+    scores = torch.zeros(graph.n_senders, dtype=torch.float64, device=attribution.components.device)
     for chunk in attribution.chunks():
-        end = readout(attribution.cut, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
+        end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
         for step in chunk.clean.backward(end.into):
             place, gradient = _written(step, chunk.differences.tokens)
             values = chunk.differences.values[place]

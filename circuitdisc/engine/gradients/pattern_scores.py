@@ -23,9 +23,9 @@ def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]
     """Scores at the clean run; edges into q and k by (changed pattern - clean pattern) . gradient of the pattern."""
     linear, exact = attribution.empty_scores(), attribution.empty_scores()
     for chunk in attribution.chunks():
-        end = readout(attribution.cut, chunk.clean.residual, chunk.batch, attribution.metric)
+        end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric)
         tokens = chunk.differences.tokens
-        gradients = Gradients(attribution.cut, tokens, at_tokens(end.into, tokens))
+        gradients = Gradients(attribution.components, tokens, at_tokens(end.into, tokens))
         for step in chunk.clean.backward(end.into):
             gradients.add(step)
             if isinstance(step, HeadsSegment):
@@ -42,11 +42,11 @@ def _add_pattern_scores(
     scores: Float[Tensor, "R S"], attribution: Attribution, chunk: AttributionChunk, step: HeadsSegment
 ) -> None:
     """Scores of all edges into the q and k of one layer."""
-    cut, graph, frame, layer = attribution.cut, attribution.graph, chunk.frame, step.layer
-    norm = cut.weights.layers[layer].norm_attention
+    components, graph, frame, layer = attribution.components, attribution.graph, chunk.frame, step.layer
+    norm = components.weights.layers[layer].norm_attention
     q, k, v = step.projections
-    q, k = cut.rotate(q, frame), cut.rotate(k, frame)
-    clean = cut.pattern(layer, q, k, frame)
+    q, k = components.rotate(q, frame), components.rotate(k, frame)
+    clean = components.pattern(layer, q, k, frame)
     scale = frame.head_scale.get(layer)
     into_z = step.out if scale is None else step.out * scale
     gradient = wide(into_z @ v.transpose(-1, -2))  # [H, 1, B, T, T]
@@ -54,10 +54,10 @@ def _add_pattern_scores(
     most = max(1, CPU_PATTERN_ROWS // chunk.batch.clean.numel())
     for first, delta in _senders_before(attribution, chunk, layer, most):
         stop = first + delta.shape[0]
-        changed_q, changed_k, _ = projections(cut, layer, cut.norm(step.x + delta, norm))
+        changed_q, changed_k, _ = projections(components, layer, components.norm(step.x + delta, norm))
         for row, pattern in (
-            (row_q, cut.pattern(layer, cut.rotate(changed_q, frame), k, frame)),
-            (row_k, cut.pattern(layer, q, cut.rotate(changed_k, frame), frame)),
+            (row_q, components.pattern(layer, components.rotate(changed_q, frame), k, frame)),
+            (row_k, components.pattern(layer, q, components.rotate(changed_k, frame), frame)),
         ):
             change = ((pattern - clean) * gradient).sum((2, 3, 4))
             scores[row : row + graph.n_heads, first:stop] += change.to(scores.dtype)

@@ -94,7 +94,7 @@ class SegmentedRun:
         note: called with each place and the residual stream before it. [C, B, T, D]
     """
 
-    cut: Components
+    components: Components
     graph: ComputationGraph
     frame: Frame
     x: InitVar[Float[Tensor, "C B T D"]]
@@ -125,22 +125,22 @@ class SegmentedRun:
         return x
 
     def _run_heads(self, layer: int, x: Float[Tensor, "C B T D"]) -> Float[Tensor, "C B T D"]:
-        cut, frame = self.cut, self.frame
-        block = cut.weights.layers[layer]
-        q, k, v = projections(cut, layer, cut.norm(x, block.norm_attention))
+        components, frame = self.components, self.frame
+        block = components.weights.layers[layer]
+        q, k, v = projections(components, layer, components.norm(x, block.norm_attention))
         with torch.set_grad_enabled(self.gradients):
             if self.gradients:
                 q, k, v = (one.requires_grad_() for one in (q, k, v))
-            z = cut.pattern(layer, cut.rotate(q, frame), cut.rotate(k, frame), frame) @ v
+            z = components.pattern(layer, components.rotate(q, frame), components.rotate(k, frame), frame) @ v
         if self.gradients:
             self._attention[layer] = _Attention(x, (q, k, v), z)
         z = z.detach()
         if self.uncut:
-            cut.fix_head_scale(layer, z, frame)
+            components.fix_head_scale(layer, z, frame)
         scale = frame.head_scale.get(layer)
         z = z if scale is None else z * scale
         self._write((layer, HEADS), z)
-        total = heads_sum(cut, layer, z)
+        total = heads_sum(components, layer, z)
         return total if block.b_O is None else total + block.b_O
 
     def _run_mlp(self, layer: int, x: Float[Tensor, "C B T D"]) -> Float[Tensor, "C B T D"]:
@@ -149,7 +149,7 @@ class SegmentedRun:
         if self.gradients:
             x = x.detach().requires_grad_()
         with torch.set_grad_enabled(self.gradients):
-            out = self.cut.mlp(layer, x)
+            out = self.components.mlp(layer, x)
         if self.gradients:
             self._mlp[layer] = _Mlp(x, out)
         out = out.detach() if at is None else self._spread(out.detach(), at)
@@ -189,8 +189,8 @@ class SegmentedRun:
     @torch.no_grad()
     def _backward_heads(self, layer: int, dx: Float[Tensor, "C B T D"]) -> tuple[HeadsSegment, Float[Tensor, "C B T D"]]:
         """The step, and the gradient with respect to the layer's input, all heads together."""
-        cut, kept = self.cut, self._attention.pop(layer)
-        block, (C, B, T, D) = cut.weights.layers[layer], dx.shape
+        components, kept = self.components, self._attention.pop(layer)
+        block, (C, B, T, D) = components.weights.layers[layer], dx.shape
         H, K = block.W_O.shape[:2]
         norm_after = block.norm_after_attention
         wide_dx = dx if norm_after is None or norm_after.scale is None else dx * norm_after.scale
@@ -205,7 +205,7 @@ class SegmentedRun:
         assert isinstance(normed, Tensor)
         with torch.enable_grad():
             x = kept.x.detach().requires_grad_()
-            y = cut.norm(x, block.norm_attention)
+            y = components.norm(x, block.norm_attention)
             (into_x,) = torch.autograd.grad(y, x, normed) if y is not x else (normed,)
         q, k, v = (one.detach() for one in kept.projections)
         return HeadsSegment(layer, kept.x, (q, k, v), into, out), into_x
@@ -229,7 +229,11 @@ class MetricGradient:
 
 
 def readout(
-    cut: Components, residual: Float[Tensor, "C B T D"], batch: PromptBatch, metric: Metric, full_logprobs: Tensor | None = None
+    components: Components,
+    residual: Float[Tensor, "C B T D"],
+    batch: PromptBatch,
+    metric: Metric,
+    full_logprobs: Tensor | None = None,
 ) -> MetricGradient:
     """Unembed the readings alone (and, where they suffice, the answers' columns alone), and take the metric's gradient.
 
@@ -239,7 +243,7 @@ def readout(
     labels = replace(batch.labels, full_logprobs=full_logprobs)
     with torch.enable_grad():
         read = residual.detach()[:, batch.read_example, batch.read_position].requires_grad_()
-        values = of_columns(batch, labels, lambda columns: wide(cut.unembed(read, columns)), metric)
+        values = of_columns(batch, labels, lambda columns: wide(components.unembed(read, columns)), metric)
         if not values.requires_grad:
             raise BadSetting(
                 f"metric '{metric.name}' has no gradient: give it values that depend smoothly on the logits and are not "
@@ -253,6 +257,6 @@ def readout(
 
 
 @torch.no_grad()
-def log_probabilities(cut: Components, residual: Float[Tensor, "1 B T D"], batch: PromptBatch) -> Float[Tensor, "N V"]:
+def log_probabilities(components: Components, residual: Float[Tensor, "1 B T D"], batch: PromptBatch) -> Float[Tensor, "N V"]:
     """Log-probabilities at the readings of a run of one row."""
-    return wide(cut.unembed(residual[:, batch.read_example, batch.read_position]))[0].log_softmax(-1)
+    return wide(components.unembed(residual[:, batch.read_example, batch.read_position]))[0].log_softmax(-1)

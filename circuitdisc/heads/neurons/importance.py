@@ -47,7 +47,7 @@ class _Moves(NamedTuple):
 
 @torch.no_grad()
 def neuron_importance(
-    cut: Components, labels: Labels, traces: Sequence[NeuronTrace], layer: int, method: Method, budget: int
+    components: Components, labels: Labels, traces: Sequence[NeuronTrace], layer: int, method: Method, budget: int
 ) -> list[Float[Tensor, "N M"]]:
     """Importance of a layer's neurons at every reading, in each of several runs.
 
@@ -56,17 +56,17 @@ def neuron_importance(
         traces: of each run, at the same readings.
         budget: bytes for logits.
     """
-    wide = torch.promote_types(cut.dtype, torch.float32)
-    readouts = [Readout(cut, trace.final.to(wide)) for trace in traces]
+    wide = torch.promote_types(components.dtype, torch.float32)
+    readouts = [Readout(components, trace.final.to(wide)) for trace in traces]
     runs = [_moves(readout, trace, layer, method) for readout, trace in zip(readouts, traces, strict=True)]
-    directions, W_U = output_directions(cut, readouts[0], layer), cut.weights.W_U.to(wide)
+    directions, W_U = output_directions(components, readouts[0], layer), components.weights.W_U.to(wide)
     found = [torch.empty_like(run.amount) for run in runs]
     for neurons in _blocks(directions.shape[0], W_U, budget):
         logits = directions[neurons] @ W_U  # [m, V]
         for run, importance in zip(runs, found, strict=True):
             for reading in range(len(run.base)):
                 answers = labels.answers[reading][labels.answers_mask[reading]]
-                by = rise(cut.spec.logit_softcap, run.base[reading], run.amount[reading, neurons], logits, answers)
+                by = rise(components.spec.logit_softcap, run.base[reading], run.amount[reading, neurons], logits, answers)
                 importance[reading, neurons] = by if method == "added" else -by
     return found
 
@@ -79,9 +79,9 @@ def _moves(readout: Readout, trace: NeuronTrace, layer: int, method: Method) -> 
     return _Moves(readout.logits(x.to(readout.dtype)), amount if method == "added" else -amount)
 
 
-def output_directions(cut: Components, readout: Readout, layer: int) -> Float[Tensor, "M D"]:
+def output_directions(components: Components, readout: Readout, layer: int) -> Float[Tensor, "M D"]:
     """What each neuron writes for an activation of 1, as it stands after the final norm but for the held scales."""
-    block = cut.weights.layers[layer]
+    block = components.weights.layers[layer]
     assert block.W_out is not None, f"layer {layer} has no MLP"
     rows = block.W_out
     if block.norm_after_mlp is not None and block.norm_after_mlp.scale is not None:

@@ -158,7 +158,7 @@ def neurons(
     full, without, activations = [], [], []
     with progress_bar(len(chosen), "neurons", "layer", progress) as bar:
         for layer in chosen:
-            found = neuron_importance(runs.cut, batch.labels, traces, layer, method, parse_memory(memory) // 2)
+            found = neuron_importance(runs.components, batch.labels, traces, layer, method, parse_memory(memory) // 2)
             values = [batch.per_example(one.T).cpu().numpy() for one in found]
             full.append(values[0])
             without += values[1:]

@@ -58,16 +58,16 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
         GraphMismatch: the model has no such neuron.
         BadSetting: `k` is no whole number from 1, or the model has no fast components.
     """
-    cut = components_of(model, "looking at neurons")
+    components = components_of(model, "looking at neurons")
     k, width = min(k, model.d_vocab_out), n_neurons(model)
-    wide = torch.promote_types(cut.dtype, torch.float32)
-    readout = Readout(cut, torch.ones(1, cut.spec.d_model, dtype=wide, device=model.device))
-    W_U = cut.weights.W_U.to(wide)
+    wide = torch.promote_types(components.dtype, torch.float32)
+    readout = Readout(components, torch.ones(1, components.spec.d_model, dtype=wide, device=model.device))
+    W_U = components.weights.W_U.to(wide)
     directions, found = {}, []
     for name in names:
         layer, index = neuron_index(name, model.graph.n_layers, width)
         if layer not in directions:
-            directions[layer] = output_directions(cut, readout, layer)
+            directions[layer] = output_directions(components, readout, layer)
         logits = directions[layer][index] @ W_U
         logits = logits - logits.mean()
         up, down = logits.topk(k), (-logits).topk(k)
