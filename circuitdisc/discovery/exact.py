@@ -58,8 +58,9 @@ def exact(
         name = graph.receivers[receiver].name
         if name in finished:
             continue
-        for first in range(0, int(graph.n_upstream[receiver]), removal.most_rows):
-            senders = list(range(first, min(first + removal.most_rows, int(graph.n_upstream[receiver]))))
+        most = removal.most_rows(receiver)
+        for first in range(0, int(graph.n_upstream[receiver]), most):
+            senders = list(range(first, min(first + most, int(graph.n_upstream[receiver]))))
             for sender, value in zip(senders, removal.try_cuts(receiver, senders, [True] * len(senders)), strict=True):
                 scores[receiver, sender] = value - removal.value
                 journal.write(edge=graph.edge_name(receiver, sender), metric=value, score=scores[receiver, sender])

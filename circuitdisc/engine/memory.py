@@ -1,9 +1,14 @@
 """How much memory a run takes, from shapes alone, and how many examples or rows fit in a budget."""
 
 import re
+from collections.abc import Iterable
 
+from torch import Tensor
+
+from circuitdisc.engine.reach import HeadsStep, Reach, RerunPlan
 from circuitdisc.errors import BadSetting, shown
 from circuitdisc.files import size_words
+from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -55,7 +60,59 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
     spec = model.components.spec
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
     per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
-    return max(1, min(MOST_ROWS, budget // max(1, per_row)))
+    return rows_in(budget, per_row)
+
+
+def rows_in(budget: int, each: int) -> int:
+    """How many rows of so many bytes are tried at once: at least one, and never very many."""
+    return max(1, min(MOST_ROWS, budget // max(1, each)))
+
+
+def d_mlp(components: Components) -> int:
+    """Width of the MLPs, 0 without."""
+    W_in = components.weights.layers[0].W_in
+    return 0 if W_in is None else W_in.shape[1]
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """What these tensors take, each storage once."""
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
+
+
+def row_bytes(components: Components, reach: Reach, plan: RerunPlan | None) -> int:
+    """What one row of an `IncrementalRun` takes: what it keeps until the row is let go, and the largest step in passing.
+
+    Args:
+        plan: what has to run again; None: nothing.
+    """
+    if plan is None:
+        return 0
+    spec, n_tokens = components.spec, reach.shape[0] * reach.shape[1]
+    D, K, U = spec.d_model, spec.d_head, plan.n_changed
+    n_set = max((len(tokens) for tokens in plan.set_tokens.values()), default=0)
+    kept = D * (sum(len(tokens) for tokens in plan.set_tokens.values()) + 2 * U + 3 * len(plan.readings))
+    passing = 4 * D * n_set  # the inputs that are set, while they are made
+    M = d_mlp(components)
+    in_norm = 3 if components.dtype.itemsize >= 4 else 6  # an input, and what its norm makes of it, in float32 at least
+    for step in plan.steps:
+        n = len(step.tokens)
+        if not isinstance(step, HeadsStep):
+            kept += D * (2 * n + U)  # input, output and its change
+            passing = max(passing, n * (3 * M + in_norm * D))
+            continue
+        n_heads = len(step.heads)
+        kept += n_heads * D * (n + U)
+        for read in step.reads.values():
+            n_read, n_inputs = len(read.tokens), reach.n_inputs(read.receivers)
+            kept += n_read * (n_inputs * D + len(read.heads) * K)
+            copies = in_norm * (1 if n_inputs == 1 else len(read.heads))
+            passing = max(passing, n_read * (copies * D + 3 * len(read.heads) * K))
+        turned = {head for qkv in ("q", "k") if qkv in step.reads for head in step.reads[qkv].heads}
+        pattern = len(turned) * reach.shape[0] * len(step.positions) * reach.shape[1]
+        kept += pattern
+        passing = max(passing, 3 * n_heads * K * n_tokens + 3 * pattern + n_heads * n * (2 * K + D))
+    return components.dtype.itemsize * (kept + passing)
 
 
 def _itemsize(model: Model) -> int:

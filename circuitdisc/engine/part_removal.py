@@ -238,8 +238,9 @@ class PartRemoval:
     def _cut(self, removal: "_Once", mask: Mask, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
         cut, found = removal.get(), []
         self._known.setdefault(np.packbits(mask).tobytes(), check_finite(cut.start_values, self.metric))
-        for start in range(0, len(senders), cut.most_rows):
-            found.append(cut.each_without(receiver, senders[start : start + cut.most_rows]))
+        most = cut.most_rows(receiver)
+        for start in range(0, len(senders), most):
+            found.append(cut.each_without(receiver, senders[start : start + most]))
         return check_finite(np.concatenate(found), self.metric)
 
     def know(self, mask: Mask, values: Values) -> None:

@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.circuit import kept_heads, live_nodes
+from circuitdisc.circuit import kept_heads
 from circuitdisc.engine.backends import runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
-from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
+from circuitdisc.engine.memory import COPIES_OF_LOGITS, bytes_per_token, examples_that_fit, parse_memory, rows_in
 from circuitdisc.engine.prepared import fit_ablation, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
@@ -91,6 +91,10 @@ class Patching:
 
     def _chunk_size(self, examples: Sequence[Example]) -> int:
         return examples_that_fit(self.model, self.budget // 2, max(len(example) for example in examples))
+
+    def chunk_bytes(self, examples: Sequence[Example]) -> int:
+        """What one chunk of them takes while circuits run on it."""
+        return min(self._chunk_size(examples), len(examples)) * max(map(len, examples)) * bytes_per_token(self.model)
 
     def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The examples made ready, as many at a time as fit."""
@@ -166,14 +170,17 @@ class Patching:
         Raises:
             BadSetting: they do not fit the budget.
         """
-        n_tokens = len(examples) * max(len(example) for example in examples)
-        needed = n_tokens * bytes_per_token(self.model)
+        needed = self.hold_bytes(examples)
         if needed > self.budget:
             raise BadSetting(
                 f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
                 f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
             )
         return list(self.chunks(examples))
+
+    def hold_bytes(self, examples: Sequence[Example]) -> int:
+        """What holding all examples for a search takes."""
+        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model)
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
         """Mean metric of a circuit over examples held in memory."""
@@ -206,7 +213,7 @@ class Removal:
     ) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.mask = mask.copy()
-        model, graph = patching.model, patching.graph
+        model = patching.model
         self.parts = [runner(model).removal(chunk, mask, first) for chunk in chunks]
         patching.cost.circuit_runs += 1
         outputs = [part.end() for part in self.parts]
@@ -214,10 +221,24 @@ class Removal:
         self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
-        senders, receivers = live_nodes(graph, mask)
-        tokens = max(chunk.batch.clean.numel() for chunk in chunks)
-        live = int(receivers[first:].sum()), int(senders.sum())
-        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits(model, chunks, metric))
+        self.held_bytes = sum(part.held_bytes() for part in self.parts)
+
+    def row_bytes(self, receiver: int) -> int | None:
+        """What trying one cut of an edge into `receiver` takes at most, on all examples; None: cuts run one after the other."""
+        model = self.patching.model
+        if not model.can("partial runs"):
+            return None
+        logits = COPIES_OF_LOGITS * n_logits(model, self.chunks, self.metric) * max(4, model.dtype.itemsize)
+        return logits + sum(part.row_bytes(receiver) or 0 for part in self.parts)
+
+    def planned_bytes(self, receiver: int, n_rows: int) -> int:
+        """What trying so many cuts of edges into `receiver` takes, with all that is held."""
+        return self.held_bytes + n_rows * (self.row_bytes(receiver) or 0)
+
+    def most_rows(self, receiver: int) -> int:
+        """How many cuts of edges into `receiver` can be tried at once beside what is held."""
+        each = self.row_bytes(receiver)
+        return 1 if each is None else rows_in(self.patching.budget - self.held_bytes, each)
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.
