@@ -33,7 +33,7 @@ from tqdm import tqdm
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
 from circuitdisc.engine.gradients.memory import Shapes, examples_in_budget, means_bytes, peak_bytes
-from circuitdisc.engine.memory import parse_memory, rows_in
+from circuitdisc.engine.memory import COPIES_TO_PREPARE, parse_memory, rows_in
 from circuitdisc.engine.patching import Patching, Removal
 from circuitdisc.engine.path_effects import PathPatching
 from circuitdisc.engine.path_run import PathRun
@@ -65,20 +65,19 @@ class Case:
 
 
 CASES = [
-    Case("acdc", "resample", "4GiB", 20),
     Case("acdc", "resample", "1GiB", 20),
-    Case("acdc", "mean", "1GiB", 20),
+    Case("acdc", "mean", "2GiB", 20),
     Case("bisect", "resample", "1GiB", 20),
+    Case("exact", "resample", "2GiB", 20),
     *(
         Case(name, ablation, memory, 100)
         for name in ("eap", "eap_ig", "eap_ig_activations", "atp")
-        for ablation, memory in (("resample", "4GiB"), ("resample", "600MB"), ("mean", "1GiB"))
+        for ablation, memory in (("resample", "600MB"), ("mean", "1GiB"))
     ),
     Case("path_patching", "resample", "2GiB", 20),
-    Case("path_patching", "resample", "1GiB", 20),
-    Case("head_ablation", "resample", "1GiB", 100),
-    Case("head_ablation", "mean", "600MB", 100),
-    Case("score", "resample", "2GiB", 100),
+    Case("head_ablation", "resample", "1GiB", 40),
+    Case("head_ablation", "mean", "600MB", 20),
+    Case("score", "resample", "1GiB", 100),
     Case("score", "mean", "600MB", 100),
 ]
 
@@ -147,8 +146,8 @@ def watch(planned: Planned) -> None:
         return held + each * min(len(senders), rows_in(paths.patching.budget - held, each))
 
     planned.watch(PathPatching, "_patched", of_paths)
-    planned.watch(Patching, "chunks", lambda patching, examples: patching.chunk_bytes(examples))
-    planned.watch(Patching, "hold", lambda patching, examples: patching.hold_bytes(examples))
+    planned.watch(Patching, "hold", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
+    planned.watch(Patching, "evaluate", lambda patching, examples, *_: patching.chunk_bytes(examples))
 
 
 def of_attribution(model: Model, task: Task, case: Case) -> int:

@@ -14,6 +14,7 @@ from circuitdisc.models.model import Model
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 # clean, ablated, live and live-minus-ablated values of every sender, and as much again in passing
 COPIES_OF_SENDERS = 5
+COPIES_TO_PREPARE = 3  # clean and ablated values, and those of the run at hand while it is put together
 COPIES_OF_LOGITS = 4  # in float32 at least: logits, their log-softmax, and what a metric makes of them in passing
 MOST_BYTES = 2**50
 MOST_ROWS = 64
@@ -35,9 +36,9 @@ def parse_memory(text: str | int) -> int:
     return size
 
 
-def bytes_per_token(model: Model) -> int:
+def bytes_per_token(model: Model, copies: int = COPIES_OF_SENDERS) -> int:
     """What holding every sender of one token takes."""
-    return COPIES_OF_SENDERS * model.graph.n_senders * _width(model) * _itemsize(model)
+    return copies * model.graph.n_senders * _width(model) * _itemsize(model)
 
 
 def examples_that_fit(model: Model, budget: int, length: int) -> int:
@@ -81,7 +82,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def row_bytes(components: Components, reach: Reach, plan: RerunPlan | None) -> int:
-    """What one row of an `IncrementalRun` takes: what it keeps until the row is let go, and the largest step in passing.
+    """What one row of an `IncrementalRun` takes: what it keeps until the row is let go, and a step in passing.
 
     Args:
         plan: what has to run again; None: nothing.
@@ -90,29 +91,32 @@ def row_bytes(components: Components, reach: Reach, plan: RerunPlan | None) -> i
         return 0
     spec, n_tokens = components.spec, reach.shape[0] * reach.shape[1]
     D, K, U = spec.d_model, spec.d_head, plan.n_changed
-    n_set = max((len(tokens) for tokens in plan.set_tokens.values()), default=0)
-    kept = D * (sum(len(tokens) for tokens in plan.set_tokens.values()) + 2 * U + 3 * len(plan.readings))
-    passing = 4 * D * n_set  # the inputs that are set, while they are made
+    n_set = [len(tokens) for tokens in plan.set_tokens.values()]
+    kept = D * (sum(n_set) + 2 * U + 3 * len(plan.readings))
+    most = kept + 3 * D * max(n_set, default=0)  # the inputs that are set, while they are made
     M = d_mlp(components)
     in_norm = 3 if components.dtype.itemsize >= 4 else 6  # an input, and what its norm makes of it, in float32 at least
     for step in plan.steps:
         n = len(step.tokens)
         if not isinstance(step, HeadsStep):
-            kept += D * (2 * n + U)  # input, output and its change
-            passing = max(passing, n * (3 * M + in_norm * D))
+            kept += D * ((step.receiver not in plan.set_tokens) * n + n + U)  # input, output and its change
+            most = max(most, kept + n * max(3 * M, M + in_norm * D))
             continue
         n_heads = len(step.heads)
-        kept += n_heads * D * (n + U)
+        reading = 0
         for read in step.reads.values():
-            n_read, n_inputs = len(read.tokens), reach.n_inputs(read.receivers)
+            n_read, computed = len(read.tokens), [one for one in read.receivers if one not in plan.set_tokens]
+            n_inputs = reach.n_inputs(computed)
             kept += n_read * (n_inputs * D + len(read.heads) * K)
-            copies = in_norm * (1 if n_inputs == 1 else len(read.heads))
-            passing = max(passing, n_read * (copies * D + 3 * len(read.heads) * K))
+            alike = n_inputs + len(read.receivers) - len(computed) == 1
+            reading = max(reading, n_read * (in_norm * (1 if alike else len(read.heads)) * D + 3 * len(read.heads) * K))
         turned = {head for qkv in ("q", "k") if qkv in step.reads for head in step.reads[qkv].heads}
         pattern = len(turned) * reach.shape[0] * len(step.positions) * reach.shape[1]
+        attending = 3 * n_heads * K * n_tokens + 2 * pattern + 2 * n_heads * n * K
         kept += pattern
-        passing = max(passing, 3 * n_heads * K * n_tokens + 3 * pattern + n_heads * n * (2 * K + D))
-    return components.dtype.itemsize * (kept + passing)
+        most = max(most, kept + max(reading, attending), kept + n_heads * D * (n + U) + D * n)
+        kept += n_heads * D * (n + U)  # outputs and their changes
+    return components.dtype.itemsize * max(most, kept)
 
 
 def _itemsize(model: Model) -> int:

@@ -22,7 +22,14 @@ from circuitdisc.engine.backends import runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
-from circuitdisc.engine.memory import COPIES_OF_LOGITS, bytes_per_token, examples_that_fit, parse_memory, rows_in
+from circuitdisc.engine.memory import (
+    COPIES_OF_LOGITS,
+    COPIES_OF_SENDERS,
+    bytes_per_token,
+    examples_that_fit,
+    parse_memory,
+    rows_in,
+)
 from circuitdisc.engine.prepared import fit_ablation, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
@@ -164,13 +171,16 @@ class Patching:
 
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
-    def hold(self, examples: Sequence[Example]) -> list[Chunk]:
+    def hold(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> list[Chunk]:
         """All examples made ready and held in memory, for a search.
+
+        Args:
+            copies: of what all senders write, at most at once.
 
         Raises:
             BadSetting: they do not fit the budget.
         """
-        needed = self.hold_bytes(examples)
+        needed = self.hold_bytes(examples, copies)
         if needed > self.budget:
             raise BadSetting(
                 f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
@@ -178,9 +188,9 @@ class Patching:
             )
         return list(self.chunks(examples))
 
-    def hold_bytes(self, examples: Sequence[Example]) -> int:
+    def hold_bytes(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> int:
         """What holding all examples for a search takes."""
-        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model)
+        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
         """Mean metric of a circuit over examples held in memory."""
