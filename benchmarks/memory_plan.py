@@ -121,7 +121,7 @@ def measure(folder: str | None, case: Case, seconds: int) -> tuple[int, int]:
     """Planned and measured bytes, in this process, which must be fresh."""
     model = load(folder)
     planned = Planned()
-    watch(planned)
+    watch(model, planned)
     stop(5)
     within(lambda: run(model, random_task(model, 2, 4, None), case, "4GiB"))
     task = random_task(model, case.n, case.length, None)
@@ -136,14 +136,14 @@ def measure(folder: str | None, case: Case, seconds: int) -> tuple[int, int]:
     return planned.most, rise(before)
 
 
-def watch(planned: Planned) -> None:
+def watch(model: Model, planned: Planned) -> None:
     """Where the engine plans."""
     planned.watch(Removal, "try_cuts", lambda removal, receiver, senders, *_: removal.planned_bytes(receiver, len(senders)))
     planned.watch(Removal, "each_without", lambda removal, receiver, senders: removal.planned_bytes(receiver, len(senders)))
 
     def of_paths(paths: PathPatching, path_run: PathRun, senders: list[int], *_: object) -> int:
-        held, each = paths.held_bytes(path_run), paths.row_bytes(path_run)
-        return held + each * min(len(senders), rows_in(paths.patching.budget - held, each))
+        held, size = paths.held_bytes(path_run), paths.row_size(path_run)
+        return held + size[0] * min(len(senders), rows_in(model, paths.patching.budget - held, *size))
 
     planned.watch(PathPatching, "_patched", of_paths)
     planned.watch(Patching, "hold", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))

@@ -73,6 +73,6 @@ def test_rows_take_no_more_than_planned(family, mask_share, dtype):
             gc.collect()
             with LiveBytes() as live:
                 removal.parts[0].try_cuts(receiver, senders, np.ones(len(senders), dtype=bool))
-            spent.append(live.most / (len(senders) * removal.parts[0].row_bytes(receiver)))
+            spent.append(live.most / (len(senders) * removal.parts[0].row_size(receiver)[0]))
     assert max(spent) <= 1
     assert max(spent) > 0.7

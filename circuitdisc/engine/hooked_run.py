@@ -53,8 +53,9 @@ class HookedRemoval:
             mask[receiver, sender] = spare
         return torch.stack(rows)
 
-    def row_bytes(self, receiver: int) -> None:
-        """Not known: rows run one after the other."""
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """Rows run one after the other: they take no more than the chunk's own run."""
+        return 0, 0
 
     def held_bytes(self) -> int:
         """What is held between tries: the chunk."""

@@ -83,10 +83,10 @@ class IncrementalRemoval(IncrementalRun):
         rows = torch.cat([self.run_again(tried.trial), self.residual()])  # row -1: nothing changed
         return rows[torch.from_numpy(tried.row_of).to(rows.device)]
 
-    def row_bytes(self, receiver: int) -> int:
-        """What trying one cut of an edge into `receiver` takes at most."""
-        changed = self.reach.needed_in[receiver] & self.reach.may_change
-        return row_bytes(self.components, self.reach, self.reach.plan({receiver: changed}))
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """What trying one cut of an edge into `receiver` takes at most: bytes, and tokens that change."""
+        plan = self.reach.plan({receiver: self.reach.needed_in[receiver] & self.reach.may_change})
+        return row_bytes(self.components, self.reach, plan), 0 if plan is None else plan.n_changed
 
     def held_bytes(self) -> int:
         """What is held between tries at most: chunk and run, and all that accepted cuts may write anew."""

@@ -61,12 +61,20 @@ def rows_that_fit(model: Model, budget: int, n_tokens: int, n_live_receivers: in
     spec = model.components.spec
     per_token = n_live_receivers * (spec.d_model + 2 * spec.d_head) + n_live_senders * 3 * spec.d_model
     per_row = per_token * n_tokens * _itemsize(model) + COPIES_OF_LOGITS * n_logits * max(4, _itemsize(model))
-    return rows_in(budget, per_row)
+    return max(1, min(MOST_ROWS, budget // max(1, per_row)))
 
 
-def rows_in(budget: int, each: int) -> int:
-    """How many rows of so many bytes are tried at once: at least one, and never very many."""
-    return max(1, min(MOST_ROWS, budget // max(1, each)))
+def rows_in(model: Model, budget: int, each: int, n_changed: int) -> int:
+    """How many rows are tried at once: as many as fit in the budget, and on a CPU in the cache; at least one.
+
+    Args:
+        each: bytes of a row.
+        n_changed: tokens at which a row's senders change.
+    """
+    most = min(MOST_ROWS, budget // max(1, each))
+    if model.device.type == "cpu":
+        most = min(most, CPU_BYTES_PER_SENDER // max(1, n_changed * _width(model) * _itemsize(model)))
+    return max(1, most)
 
 
 def d_mlp(components: Components) -> int:

@@ -233,22 +233,23 @@ class Removal:
         self._cuts: tuple[int, list[int]] = (0, [])
         self.held_bytes = sum(part.held_bytes() for part in self.parts)
 
-    def row_bytes(self, receiver: int) -> int | None:
-        """What trying one cut of an edge into `receiver` takes at most, on all examples; None: cuts run one after the other."""
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """What trying one cut of an edge into `receiver` takes at most: bytes on all examples, and tokens that change."""
         model = self.patching.model
-        if not model.can("partial runs"):
-            return None
+        sizes = [part.row_size(receiver) for part in self.parts]
         logits = COPIES_OF_LOGITS * n_logits(model, self.chunks, self.metric) * max(4, model.dtype.itemsize)
-        return logits + sum(part.row_bytes(receiver) or 0 for part in self.parts)
+        return logits + sum(size for size, _ in sizes), max(n_changed for _, n_changed in sizes)
 
     def planned_bytes(self, receiver: int, n_rows: int) -> int:
         """What trying so many cuts of edges into `receiver` takes, with all that is held."""
-        return self.held_bytes + n_rows * (self.row_bytes(receiver) or 0)
+        return self.held_bytes + n_rows * self.row_size(receiver)[0]
 
     def most_rows(self, receiver: int) -> int:
-        """How many cuts of edges into `receiver` can be tried at once beside what is held."""
-        each = self.row_bytes(receiver)
-        return 1 if each is None else rows_in(self.patching.budget - self.held_bytes, each)
+        """How many cuts of edges into `receiver` are tried at once beside what is held."""
+        model = self.patching.model
+        if not model.can("partial runs"):
+            return 1
+        return rows_in(model, self.patching.budget - self.held_bytes, *self.row_size(receiver))
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.

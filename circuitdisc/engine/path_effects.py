@@ -211,7 +211,7 @@ class PathPatching:
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk
-        most = rows_in(self.patching.budget - self.held_bytes(run), self.row_bytes(run))
+        most = rows_in(model, self.patching.budget - self.held_bytes(run), *self.row_size(run))
         found = [torch.zeros(0, chunk.batch.n_examples, device=model.device, dtype=model.dtype)]
         for start in range(0, len(senders), most):
             batch = senders[start : start + most]
@@ -219,11 +219,12 @@ class PathPatching:
             bar.update(len(batch))
         return torch.cat(found)
 
-    def row_bytes(self, run: PathRun) -> int:
-        """What patching one sender takes, its logits among it."""
+    def row_size(self, run: PathRun) -> tuple[int, int]:
+        """What patching one sender takes: bytes, its logits among them, and tokens that change."""
         model = self.patching.model
         logits = COPIES_OF_LOGITS * n_logits(model, [run.chunk], self.metric) * max(4, model.dtype.itemsize)
-        return run.row_bytes() + logits
+        size, n_changed = run.row_size()
+        return size + logits, n_changed
 
     def held_bytes(self, run: PathRun) -> int:
         """What is held between senders: the examples and the clean run."""

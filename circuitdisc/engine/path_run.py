@@ -141,13 +141,14 @@ class PathRun:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def row_bytes(self) -> int:
-        """What patching one sender takes: pass 1 (its change, what MLPs read and write), or what receivers see and pass 2."""
+    def row_size(self) -> tuple[int, int]:
+        """What patching one sender takes, in the larger of the two passes: bytes, and tokens that change."""
         spec, n_tokens = self.components.spec, len(self._tokens)
         itemsize = self.components.dtype.itemsize
         first = n_tokens * (PASS_ONE_COPIES * spec.d_model + 3 * d_mlp(self.components)) * itemsize
         seen = n_tokens * spec.d_model * len({self.graph.receivers[one].node.layer for one in self.target.receivers}) * itemsize
-        return max(first, seen + row_bytes(self.components, self.run.reach, self._plan))
+        second = seen + row_bytes(self.components, self.run.reach, self._plan)
+        return max(first, second), n_tokens if self._plan is None else self._plan.n_changed
 
     def held_bytes(self) -> int:
         """What is held of the clean run beside the chunk's own values."""
