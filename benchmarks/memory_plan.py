@@ -6,9 +6,9 @@
 
 Without a folder the model has SmolLM2-135M's shape and random weights (nothing is downloaded). Each case runs in a process of
 its own; measured is the rise of the largest resident set over its size once the model is loaded and a tiny run has been made.
-It is measured twice, as in attribution_memory.py: with an allocator that gives freed blocks back at once, which is what the
-plan counts, and with glibc's own heap. A search is stopped after some seconds: planned is the most that had been planned by
-then.
+It is measured, as in attribution_memory.py, with an allocator that gives freed blocks back at once, which is what the plan
+counts; with --heap once more with glibc's own heap, which keeps them in holes. A search is stopped after some seconds: planned
+is the most that had been planned by then.
 """
 
 import argparse
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a folder")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="cases to run")
     parser.add_argument("--seconds", type=int, default=60, help="when a search is stopped")
+    parser.add_argument("--heap", action="store_true", help="measure with glibc's own heap, too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
@@ -201,10 +202,10 @@ def main() -> None:
     rows = []
     for number, case in tqdm(chosen, unit="case"):
         planned, measured = in_a_process(args, number, gives_back=True)
-        _, with_holes = in_a_process(args, number, gives_back=False)
-        mib = [f"{size / 2**20:.0f}" for size in (planned, measured, with_holes)]
+        with_holes = f"{in_a_process(args, number, gives_back=False)[1] / 2**20:.0f}" if args.heap else ""
+        mib = [f"{size / 2**20:.0f}" for size in (planned, measured)]
         cells = [case.name, case.ablation, f"{case.n} x {case.length}", case.memory]
-        rows.append([*cells, mib[0], mib[1], f"{measured / max(1, planned):.2f}", mib[2]])
+        rows.append([*cells, *mib, f"{measured / max(1, planned):.2f}", with_holes])
         print(*rows[-1], file=sys.stderr)
     headers = [
         "command", "ablation", "prompts x tokens", "memory", "planned, MiB", "measured, MiB", "measured / planned",
@@ -218,8 +219,8 @@ def main() -> None:
             "",
             f"Model: {Path(args.model).name if args.model else 'random weights in the shape of SmolLM2-135M'}, float32, metric "
             "logit_diff, prompts of random tokens that differ everywhere. Rise of the largest resident set in a process of its "
-            "own, over the loaded model; with freed blocks given back at once (MALLOC_MMAP_THRESHOLD_=262144), and with "
-            f"glibc's own heap. Searches are stopped after {args.seconds} seconds. {machine()}",
+            "own, over the loaded model; with freed blocks given back at once (MALLOC_MMAP_THRESHOLD_=262144), or "
+            f"with glibc's own heap. Searches are stopped after {args.seconds} seconds. {machine()}",
             "",
             *markdown(headers, rows),
             "",

@@ -166,6 +166,7 @@ def walk_back(
             walk.visit(receiver)
         walk.removal.close()
         mask = walk.removal.mask
+        del walk  # before the next one runs the circuit
         journal.mark(name)
     return mask
 

@@ -57,7 +57,7 @@ class HookedRemoval:
         """Rows run one after the other: they take no more than the chunk's own run."""
         return 0, 0
 
-    def held_bytes(self) -> int:
+    def held_bytes(self, accepts: bool) -> int:
         """What is held between tries: the chunk."""
         return storage_bytes(self.chunk.tensors())
 

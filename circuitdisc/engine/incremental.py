@@ -88,12 +88,14 @@ class IncrementalRemoval(IncrementalRun):
         plan = self.reach.plan({receiver: self.reach.needed_in[receiver] & self.reach.may_change})
         return row_bytes(self.components, self.reach, plan), 0 if plan is None else plan.n_changed
 
-    def held_bytes(self) -> int:
+    def held_bytes(self, accepts: bool) -> int:
         """What is held between tries at most: chunk and run, and all that accepted cuts may write anew."""
-        written = [*self._inputs.values(), *self._qkv.values(), *self._patterns.values()]
-        recorded = {self.graph.receivers[receiver].node.name for receiver in self._inputs}
-        written += [self._values[sender] for sender in self._values if self.graph.senders[sender].name in recorded]
         held = storage_bytes([*self.chunk.tensors(), *self.tensors()])
+        if not accepts:
+            return held
+        recorded = {self.graph.receivers[receiver].node.name for receiver in self._inputs}
+        outputs = [value for sender, value in self._values.items() if self.graph.senders[sender].name in recorded]
+        written = (*self._inputs.values(), *self._qkv.values(), *self._patterns.values(), *outputs)
         return held + sum(tensor.nbytes for tensor in written)
 
     def accept(self, cuts: list[int]) -> None:

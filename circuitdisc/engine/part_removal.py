@@ -227,7 +227,7 @@ class PartRemoval:
                 idle.append(place)
         if by_receiver:
             first = min(group[0] for group in self.graph.groups if group[-1] >= min(by_receiver))  # with its q, k and v
-            removal = _Once(lambda: self.patching.removal(self.chunks, mask, self.metric, first))
+            removal = _Once(lambda: self.patching.removal(self.chunks, mask, self.metric, first, accepts=False))
             for receiver, edges in by_receiver.items():
                 places, senders = [place for place, _ in edges], [sender for _, sender in edges]
                 yield places, partial(self._cut, removal, mask, receiver, senders)

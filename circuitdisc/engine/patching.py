@@ -204,9 +204,11 @@ class Patching:
         full = self.graph.edge_mask
         return self.measure(chunks, full, metric), self.measure(chunks, np.zeros_like(full), metric)
 
-    def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
+    def removal(
+        self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int, *, accepts: bool = True
+    ) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
-        return Removal(self, chunks, mask, metric, first)
+        return Removal(self, chunks, mask, metric, first, accepts)
 
 
 class Removal:
@@ -216,10 +218,17 @@ class Removal:
         mask: the circuit to start from.
         first: index of the first (lowest) receiver that will be visited. Cuts are accepted from the last receiver backwards,
             so that the senders of a receiver have not changed when it is visited.
+        accepts: False if no cut will be accepted: what that would write anew is then not planned for.
     """
 
     def __init__(
-        self, patching: Patching, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
+        self,
+        patching: Patching,
+        chunks: Sequence[Chunk],
+        mask: Bool[np.ndarray, "R S"],
+        metric: Metric,
+        first: int,
+        accepts: bool,
     ) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.mask = mask.copy()
@@ -231,7 +240,7 @@ class Removal:
         self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
-        self.held_bytes = sum(part.held_bytes() for part in self.parts)
+        self.held_bytes = sum(part.held_bytes(accepts) for part in self.parts)
 
     def row_size(self, receiver: int) -> tuple[int, int]:
         """What trying one cut of an edge into `receiver` takes at most: bytes on all examples, and tokens that change."""
