@@ -128,9 +128,9 @@ def measure(folder: str | None, case: Case, seconds: int) -> tuple[int, int]:
     gc.collect()
     planned.most, before = 0, resident()
     reset_peak()
-    stop(seconds)
+    if case.name not in GRADIENTS:
+        stop(seconds)
     within(lambda: run(model, task, case, case.memory))
-    signal.alarm(0)
     if case.name in GRADIENTS:
         planned.most = of_attribution(model, task, case)
     return planned.most, rise(before)
@@ -173,6 +173,7 @@ def stop(seconds: int) -> None:
 def within(work: Callable[[], object]) -> None:
     with contextlib.suppress(_OutOfTime):
         work()
+    signal.alarm(0)
 
 
 def in_a_process(args: argparse.Namespace, number: int, gives_back: bool) -> tuple[int, int]:
