@@ -154,7 +154,7 @@ def test_hypothesis_tests_go_on_where_they_were(granularity, memory, tmp_path, m
         hypothesis_tests(model, task, circuit, **settings)
         assert len(runs) > first, "what was done is not run again"
     with pytest.raises(BadRun, match="another seed"):
-        hypothesis_tests(model, task, circuit, journal=journal, **{**settings, "seed": 5})
+        hypothesis_tests(model, task, circuit, journal=journal, **(settings | {"seed": 5}))
     with pytest.raises(BadRun, match="other train examples, other tested examples"):
         hypothesis_tests(model, random_task(model, 5, seed=2), circuit, journal=journal, **settings)
 

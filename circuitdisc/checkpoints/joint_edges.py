@@ -81,7 +81,9 @@ class Together:
 
     def __init__(self, removals: Sequence[Removal]) -> None:
         self.removals = removals
-        self.most_rows = min(removal.most_rows for removal in removals)
+
+    def most_rows(self, receiver: int) -> int:
+        return min(removal.most_rows(receiver) for removal in self.removals)
 
     @property
     def mask(self) -> Bool[np.ndarray, "R S"]:

@@ -27,6 +27,7 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking, not_tried, proposed
 from circuitdisc.discovery.rules import AUTO, Deciding, RuleOptions, rule_of
 from circuitdisc.discovery.time_left import TimeLeft
+from circuitdisc.engine.memory import MOST_ROWS
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
@@ -162,6 +163,7 @@ def walk_back(
             walk.visit(receiver)
         walk.end(group[0])
         mask = walk.removal.mask
+        del walk  # before the next one runs the circuit
         journal.mark(name)
     return mask
 
@@ -173,8 +175,7 @@ class Cuts(Protocol):
     def mask(self) -> Bool[np.ndarray, "R S"]: ...
     @property
     def value(self) -> Any: ...
-    @property
-    def most_rows(self) -> int: ...
+    def most_rows(self, receiver: int) -> int: ...
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> Sequence[Any]: ...
     def accept(self, cuts: list[int]) -> None: ...
     def drop(self, receivers: list[int]) -> None: ...
@@ -207,9 +208,7 @@ class Walk:
         self.rule = rule
         self.order, self.scores, self.clock = order, scores, clock
         self.n_tried, self.seconds = 0, 0.0
-        self.most = min(removal.most_rows, speculation or removal.most_rows)
-        self.adapts = speculation is None
-        self.rows = min(self.most, 16) if self.adapts else self.most
+        self.speculation, self.rows = speculation, speculation or 16
         self.guesses: dict[int, bool] = {}  # sender -> whether an edge from it is thought to be kept
 
     def expect(self, n_unvisited: int) -> None:
@@ -230,8 +229,9 @@ class Walk:
             self._drop_dead(receiver)
             return
         candidates = self._candidates(receiver)
+        most = self.removal.most_rows(receiver) if candidates else 1
         while candidates:
-            n_decided = self._try(receiver, candidates[: self.rows])
+            n_decided = self._try(receiver, candidates[: min(self.rows, most)])
             candidates = candidates[n_decided:]
 
     def _drop_dead(self, receiver: int) -> None:
@@ -276,9 +276,9 @@ class Walk:
             self.context.journal.write(edge=self.graph.edge_name(receiver, sender), kept=keep, metric=value)
         self.n_tried += n_decided
         self._advance(n_decided)
-        if self.adapts:  # twice as many after guesses that held, as many as were useful after one that did not
+        if self.speculation is None:  # twice as many after guesses that held, as many as were useful after one that did not
             held = n_decided == len(senders)
-            self.rows = min(self.most, 2 * self.rows if held else max(1, (self.rows + n_decided) // 2))
+            self.rows = min(MOST_ROWS, 2 * self.rows) if held else max(1, (len(senders) + n_decided) // 2)
         return n_decided
 
     def _guess(self, senders: list[int], spared: list[bool], values: Sequence[Any]) -> None:

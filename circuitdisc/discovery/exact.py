@@ -47,7 +47,7 @@ def exact(
         raise BadSetting("exact cuts edges; an attention pattern is no edge: use ablation.target=output")
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    removal = patching.removal(patching.hold(task.train), graph.edge_mask, get_metric(context.metric), first=0)
+    removal = patching.removal(patching.hold(task.train), graph.edge_mask, get_metric(context.metric), first=0, accepts=False)
     scores = np.full(graph.edge_mask.shape, np.nan)
     for line in journal.decisions:
         scores[graph.parse_edge(line["edge"])] = line["score"]
@@ -58,8 +58,9 @@ def exact(
         name = graph.receivers[receiver].name
         if name in finished:
             continue
-        for first in range(0, int(graph.n_upstream[receiver]), removal.most_rows):
-            senders = list(range(first, min(first + removal.most_rows, int(graph.n_upstream[receiver]))))
+        most = removal.most_rows(receiver)
+        for first in range(0, int(graph.n_upstream[receiver]), most):
+            senders = list(range(first, min(first + most, int(graph.n_upstream[receiver]))))
             for sender, value in zip(senders, removal.try_cuts(receiver, senders, [True] * len(senders)), strict=True):
                 scores[receiver, sender] = value - removal.value
                 journal.write(edge=graph.edge_name(receiver, sender), metric=value, score=scores[receiver, sender])

@@ -3,6 +3,7 @@
 Shape letters: S senders, B examples, T positions, D residual width, H heads.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -42,6 +43,12 @@ class Chunk:
     def n_tokens(self) -> int:
         """Tokens without padding."""
         return int(self.batch.is_token.sum())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is large in it."""
+        full = self.labels.full_logprobs
+        yield from (self.clean, self.ablated, *self.ablated_patterns.values(), *self._ablated_sums.values())
+        yield from () if full is None else (full,)
 
     def ablated_before(self, n_senders: int) -> Float[Tensor, "B T D"]:
         """Sum of the first senders' ablated values: what a receiver behind them reads when all its edges are cut."""

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.memory import storage_bytes
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.hooked import HookedModel
 
@@ -51,6 +52,14 @@ class HookedRemoval:
             rows.append(self._run(mask))
             mask[receiver, sender] = spare
         return torch.stack(rows)
+
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """Rows run one after the other: they take no more than the chunk's own run."""
+        return 0, 0
+
+    def held_bytes(self, accepts: bool) -> int:
+        """What is held between tries: the chunk."""
+        return storage_bytes(self.chunk.tensors())
 
     def accept(self, cuts: list[int]) -> None:
         """Cut some of the candidates just tried for good."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
+from circuitdisc.engine.memory import row_bytes, storage_bytes
 from circuitdisc.engine.reach import Tokens
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.components import Components
@@ -74,11 +75,28 @@ class IncrementalRemoval(IncrementalRun):
         tokens = plan.set_tokens[receiver]
         cuts = torch.stack([self._cut(sender, tokens) for sender, counts in zip(senders, seen, strict=True) if counts])
         stays = torch.from_numpy(~spared[seen]).to(cuts)[:, None, None]
-        cuts = cuts + (cuts * stays).cumsum(0) - cuts * stays
-        given = SetInput(tokens, self._inputs[receiver][tokens.flat] + cuts)
+        staying = cuts * stays
+        rows = (cuts + staying.cumsum(0)).sub_(staying).add_(self._inputs[receiver][tokens.flat])
+        del cuts, staying
+        given = SetInput(tokens, rows)
         tried.trial = Trial({receiver: given}, plan, int(seen.sum()))
         rows = torch.cat([self.run_again(tried.trial), self.residual()])  # row -1: nothing changed
         return rows[torch.from_numpy(tried.row_of).to(rows.device)]
+
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """What trying one cut of an edge into `receiver` takes at most: bytes, and tokens that change."""
+        plan = self.reach.plan({receiver: self.reach.needed_in[receiver] & self.reach.may_change})
+        return row_bytes(self.components, self.reach, plan), 0 if plan is None else plan.n_changed
+
+    def held_bytes(self, accepts: bool) -> int:
+        """What is held between tries at most: chunk and run, and all that accepted cuts may write anew."""
+        held = storage_bytes([*self.chunk.tensors(), *self.tensors()])
+        if not accepts:
+            return held
+        recorded = {self.graph.receivers[receiver].node.name for receiver in self._inputs}
+        outputs = [value for sender, value in self._values.items() if self.graph.senders[sender].name in recorded]
+        written = (*self._inputs.values(), *self._qkv.values(), *self._patterns.values(), *outputs)
+        return held + sum(tensor.nbytes for tensor in written)
 
     def accept(self, cuts: list[int]) -> None:
         """Cut some of the candidates just tried for good: the row of the last one has all of them cut, and no other."""

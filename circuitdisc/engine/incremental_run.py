@@ -9,6 +9,7 @@ Shape letters: C rows, B examples, T positions, N tokens (B * T), n some of them
 h heads, P query positions, D residual width, K head width, S senders, R receivers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
-from circuitdisc.engine.circuit_run import CircuitRun
-from circuitdisc.engine.reach import HeadsStep, MlpStep, RerunPlan, Tokens
+from circuitdisc.engine.circuit_run import CircuitRun, NodeState
+from circuitdisc.engine.reach import HeadsStep, MlpStep, Read, RerunPlan, Tokens
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.models.components import Components
 
@@ -84,6 +85,13 @@ class IncrementalRun:
         self._qkv = {receiver: x.reshape(n_tokens, -1) for receiver, x in state.qkv.items()}
         self._patterns = {sender: pattern[0] for sender, pattern in state.patterns.items()}
         self._values = {sender: value.reshape(n_tokens, -1) for sender, value in state.values.items()}
+        self.run.state = NodeState()  # so that what is written anew is not kept twice
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What is kept for the next runs, the chunk's own values among it."""
+        for values in (self._inputs, self._qkv, self._patterns, self._values):
+            yield from values.values()
+        yield from self.run.difference.tensors()
 
     def residual(self) -> Float[Tensor, "1 Nr D"]:
         """The final residual at the readings, with nothing set."""
@@ -113,18 +121,21 @@ class IncrementalRun:
     def _run_heads(self, trial: Trial, step: HeadsStep) -> None:
         """The layer's heads in two batches: those whose pattern changes, and those that only read other values."""
         for qkv, read in step.reads.items():
-            x = self._read_inputs(trial, read.receivers, read.tokens)
-            like = self._like(trial, read.receivers, read.tokens, x)
-            frame = self.run.frame.at(read.tokens.flat)
-            like = None if like is None else like[:, :, None]
-            new = self.components.read(step.layer, qkv, read.heads, x[:, :, None], frame, like)[:, :, 0]
-            trial.qkv |= {receiver: (read.tokens, row) for receiver, row in zip(read.receivers, new, strict=True)}
+            self._read_heads(trial, step.layer, qkv, read)
         turned = {head for qkv in ("q", "k") if qkv in step.reads for head in step.reads[qkv].heads}
         for looks_elsewhere in (True, False):
             chosen = [pair for pair in zip(step.heads, step.senders, strict=True) if (pair[0] in turned) == looks_elsewhere]
             if chosen:
                 heads, senders = [head for head, _ in chosen], [sender for _, sender in chosen]
                 self._attend(trial, step, heads, senders, looks_elsewhere)
+
+    def _read_heads(self, trial: Trial, layer: int, qkv: QKV, read: Read) -> None:
+        x = self._read_inputs(trial, read.receivers, read.tokens)
+        like = self._like(trial, read.receivers, read.tokens, x)
+        frame = self.run.frame.at(read.tokens.flat)
+        like = None if like is None else like[:, :, None]
+        new = self.components.read(layer, qkv, read.heads, x[:, :, None], frame, like)[:, :, 0]
+        trial.qkv |= {receiver: (read.tokens, row) for receiver, row in zip(read.receivers, new, strict=True)}
 
     def _attend(self, trial: Trial, step: HeadsStep, heads: list[int], senders: list[int], looks_elsewhere: bool) -> None:
         layer, positions = step.layer, step.positions
@@ -169,7 +180,7 @@ class IncrementalRun:
         rows: dict[tuple[bytes, bytes, int], Float[Tensor, "C n D"]] = {}
         for receiver in receivers:
             own = receiver if receiver in trial.set_inputs else -1
-            key = (self.mask[receiver].tobytes(), self.reach.needed_in[receiver].tobytes(), own)
+            key = (*self.reach.input_key(receiver), own)
             if key not in rows:
                 rows[key] = self._new_input(trial, receiver, tokens)
             trial.inputs[receiver] = tokens, rows[key]

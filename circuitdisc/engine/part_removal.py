@@ -227,7 +227,7 @@ class PartRemoval:
                 idle.append(place)
         if by_receiver:
             first = min(group[0] for group in self.graph.groups if group[-1] >= min(by_receiver))  # with its q, k and v
-            removal = _Once(lambda: self.patching.removal(self.chunks, mask, self.metric, first))
+            removal = _Once(lambda: self.patching.removal(self.chunks, mask, self.metric, first, accepts=False))
             for receiver, edges in by_receiver.items():
                 places, senders = [place for place, _ in edges], [sender for _, sender in edges]
                 yield places, partial(self._cut, removal, mask, receiver, senders)
@@ -238,8 +238,9 @@ class PartRemoval:
     def _cut(self, removal: "_Once", mask: Mask, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
         cut, found = removal.get(), []
         self._known.setdefault(np.packbits(mask).tobytes(), check_finite(cut.start_values, self.metric))
-        for start in range(0, len(senders), cut.most_rows):
-            found.append(cut.each_without(receiver, senders[start : start + cut.most_rows]))
+        most = cut.most_rows(receiver)
+        for start in range(0, len(senders), most):
+            found.append(cut.each_without(receiver, senders[start : start + most]))
         return check_finite(np.concatenate(found), self.metric)
 
     def know(self, mask: Mask, values: Values) -> None:

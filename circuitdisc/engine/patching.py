@@ -17,12 +17,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.circuit import kept_heads, live_nodes
+from circuitdisc.circuit import kept_heads
 from circuitdisc.engine.backends import runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
-from circuitdisc.engine.memory import bytes_per_token, examples_that_fit, parse_memory, rows_that_fit
+from circuitdisc.engine.memory import (
+    COPIES_OF_LOGITS,
+    COPIES_OF_SENDERS,
+    bytes_per_token,
+    examples_that_fit,
+    parse_memory,
+    rows_in,
+)
 from circuitdisc.engine.prepared import fit_ablation, prepare
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
@@ -92,6 +99,10 @@ class Patching:
     def _chunk_size(self, examples: Sequence[Example]) -> int:
         return examples_that_fit(self.model, self.budget // 2, max(len(example) for example in examples))
 
+    def chunk_bytes(self, examples: Sequence[Example]) -> int:
+        """What one chunk of them takes while circuits run on it."""
+        return min(self._chunk_size(examples), len(examples)) * max(map(len, examples)) * bytes_per_token(self.model)
+
     def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The examples made ready, as many at a time as fit."""
         self.cost.model_runs += 1 + self.ablation.method.runs_per_example
@@ -160,20 +171,26 @@ class Patching:
 
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
-    def hold(self, examples: Sequence[Example]) -> list[Chunk]:
+    def hold(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> list[Chunk]:
         """All examples made ready and held in memory, for a search.
+
+        Args:
+            copies: of what all senders write, at most at once.
 
         Raises:
             BadSetting: they do not fit the budget.
         """
-        n_tokens = len(examples) * max(len(example) for example in examples)
-        needed = n_tokens * bytes_per_token(self.model)
+        needed = self.hold_bytes(examples, copies)
         if needed > self.budget:
             raise BadSetting(
                 f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
                 f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
             )
         return list(self.chunks(examples))
+
+    def hold_bytes(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> int:
+        """What holding all examples for a search takes."""
+        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
         """Mean metric of a circuit over examples held in memory."""
@@ -187,9 +204,11 @@ class Patching:
         full = self.graph.edge_mask
         return self.measure(chunks, full, metric), self.measure(chunks, np.zeros_like(full), metric)
 
-    def removal(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int) -> "Removal":
+    def removal(
+        self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int, *, accepts: bool = True
+    ) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
-        return Removal(self, chunks, mask, metric, first)
+        return Removal(self, chunks, mask, metric, first, accepts)
 
 
 class Removal:
@@ -199,14 +218,21 @@ class Removal:
         mask: the circuit to start from.
         first: index of the first (lowest) receiver that will be visited. Cuts are accepted from the last receiver backwards,
             so that the senders of a receiver have not changed when it is visited.
+        accepts: False if no cut will be accepted: what that would write anew is then not planned for.
     """
 
     def __init__(
-        self, patching: Patching, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int
+        self,
+        patching: Patching,
+        chunks: Sequence[Chunk],
+        mask: Bool[np.ndarray, "R S"],
+        metric: Metric,
+        first: int,
+        accepts: bool,
     ) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.mask = mask.copy()
-        model, graph = patching.model, patching.graph
+        model = patching.model
         self.parts = [runner(model).removal(chunk, mask, first) for chunk in chunks]
         patching.cost.circuit_runs += 1
         outputs = [part.end() for part in self.parts]
@@ -214,10 +240,25 @@ class Removal:
         self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
-        senders, receivers = live_nodes(graph, mask)
-        tokens = max(chunk.batch.clean.numel() for chunk in chunks)
-        live = int(receivers[first:].sum()), int(senders.sum())
-        self.most_rows = rows_that_fit(model, patching.budget // 2, tokens, *live, n_logits(model, chunks, metric))
+        self.held_bytes = sum(part.held_bytes(accepts) for part in self.parts)
+
+    def row_size(self, receiver: int) -> tuple[int, int]:
+        """What trying one cut of an edge into `receiver` takes at most: bytes on all examples, and tokens that change."""
+        model = self.patching.model
+        sizes = [part.row_size(receiver) for part in self.parts]
+        logits = COPIES_OF_LOGITS * n_logits(model, self.chunks, self.metric) * max(4, model.dtype.itemsize)
+        return logits + sum(size for size, _ in sizes), max(n_changed for _, n_changed in sizes)
+
+    def planned_bytes(self, receiver: int, n_rows: int) -> int:
+        """What trying so many cuts of edges into `receiver` takes, with all that is held."""
+        return self.held_bytes + n_rows * self.row_size(receiver)[0]
+
+    def most_rows(self, receiver: int) -> int:
+        """How many cuts of edges into `receiver` are tried at once beside what is held."""
+        model = self.patching.model
+        if not model.can("partial runs"):
+            return 1
+        return rows_in(model, self.patching.budget - self.held_bytes, *self.row_size(receiver))
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.

@@ -26,7 +26,7 @@ from circuitdisc.ablation import get_ablation
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import n_logits, of_columns
 from circuitdisc.engine.measuring import Ablating
-from circuitdisc.engine.memory import COPIES_OF_LOGITS
+from circuitdisc.engine.memory import COPIES_OF_LOGITS, rows_in, storage_bytes
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.path_run import PathRun, PathTarget, Rerun
 from circuitdisc.engine.requirements import components_of
@@ -211,15 +211,24 @@ class PathPatching:
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk
-        logits = 2 * COPIES_OF_LOGITS * n_logits(model, [chunk], self.metric, in_blocks=False) * max(4, model.dtype.itemsize)
-        budget = self.patching.budget // 2
-        most = min(run.most_rows(budget // 2), max(1, budget // logits))
+        most = rows_in(model, self.patching.budget - self.held_bytes(run), *self.row_size(run))
         found = [torch.zeros(0, chunk.batch.n_examples, device=model.device, dtype=model.dtype)]
         for start in range(0, len(senders), most):
             batch = senders[start : start + most]
             found.append(self._values(run, run.residuals(batch)))
             bar.update(len(batch))
         return torch.cat(found)
+
+    def row_size(self, run: PathRun) -> tuple[int, int]:
+        """What patching one sender takes: bytes, its logits among them, and tokens that change."""
+        model = self.patching.model
+        logits = COPIES_OF_LOGITS * n_logits(model, [run.chunk], self.metric, in_blocks=False) * max(4, model.dtype.itemsize)
+        size, n_changed = run.row_size()
+        return size + logits, n_changed
+
+    def held_bytes(self, run: PathRun) -> int:
+        """What is held between senders: the examples and the clean run."""
+        return run.held_bytes() + storage_bytes(tensor for chunk in self.chunks for tensor in chunk.tensors())
 
     def _values(self, run: PathRun, final: Float[Tensor, "C Nr D"]) -> Float[Tensor, "C B"]:
         """The metric of every row, example by example."""

@@ -28,11 +28,10 @@ from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.incremental_run import IncrementalRun, SetInput, Trial
-from circuitdisc.engine.memory import MOST_ROWS
-from circuitdisc.engine.reach import HeadsStep, MlpStep, RerunPlan
-from circuitdisc.models.components import ModelSpec
+from circuitdisc.engine.memory import d_mlp, row_bytes, storage_bytes
 from circuitdisc.models.model import Model
 
+PASS_ONE_COPIES = 7  # the change, what an MLP reads and writes, and copies in passing
 Rerun = Literal["recompute", "freeze"]
 
 
@@ -142,24 +141,18 @@ class PathRun:
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
-    def most_rows(self, budget: int) -> int:
-        """How many senders can be patched at once: what one of them takes is known from the tokens that change."""
-        spec, itemsize = self.components.spec, self.components.dtype.itemsize
-        needed = 6 * len(self._tokens) * spec.d_model  # pass 1: the change, what an MLP reads and writes, and copies in passing
-        plan = self._plan
-        if plan is not None:
-            needed += 2 * plan.n_changed * spec.d_model
-            needed += sum(_floats_of_step(step, plan, spec, self.chunk) for step in plan.steps)
-            needed += sum(2 * len(tokens) for tokens in plan.set_tokens.values()) * spec.d_model
-        return max(1, min(MOST_ROWS, budget // max(1, needed * itemsize)))
+    def row_size(self) -> tuple[int, int]:
+        """What patching one sender takes, in the larger of the two passes: bytes, and tokens that change."""
+        spec, n_tokens = self.components.spec, len(self._tokens)
+        itemsize = self.components.dtype.itemsize
+        first = n_tokens * (PASS_ONE_COPIES * spec.d_model + 3 * d_mlp(self.components)) * itemsize
+        seen = n_tokens * spec.d_model * len({self.graph.receivers[one].node.layer for one in self.target.receivers}) * itemsize
+        second = seen + row_bytes(self.components, self.run.reach, self._plan)
+        return max(first, second), n_tokens if self._plan is None else self._plan.n_changed
 
-
-def _floats_of_step(step: MlpStep | HeadsStep, plan: RerunPlan, spec: ModelSpec, chunk: Chunk) -> int:
-    """What a step of the second pass keeps of one row: inputs, queries, keys, values, patterns, outputs and changes."""
-    written = (len(step.tokens) + plan.n_changed) * spec.d_model
-    if isinstance(step, MlpStep):
-        return len(step.tokens) * spec.d_model + written
-    read = sum(len(one.tokens) * (spec.d_model + len(one.heads) * spec.d_head) for one in step.reads.values())
-    n_examples, length = chunk.batch.clean.shape
-    patterns = len(step.heads) * n_examples * len(step.positions) * length
-    return read + patterns + 3 * len(step.heads) * n_examples * length * spec.d_head + len(step.heads) * written
+    def held_bytes(self) -> int:
+        """What is held of the clean run beside the chunk's own values."""
+        n_clean = self.graph.n_senders * len(self._tokens) * self.components.spec.d_model  # of `_clean_at_tokens`, and its MLPs
+        chunk = list(self.chunk.tensors())
+        own = storage_bytes([*chunk, *self.run.tensors()]) - storage_bytes(chunk)
+        return own + n_clean * self.components.dtype.itemsize

@@ -166,11 +166,20 @@ class Reach:
 
     def recomputed(self, sender: int) -> Int[np.ndarray, "n"]:
         """Tokens at which a sender is needed and may differ from its clean value."""
-        return np.flatnonzero(self.needed_out[sender] & self._may_change)
+        return np.flatnonzero(self.needed_out[sender] & self.may_change)
 
     @cached_property
-    def _may_change(self) -> Bool[np.ndarray, "N"]:
+    def may_change(self) -> Bool[np.ndarray, "N"]:
+        """Tokens at which a cut can change anything."""
         return self.chunk.may_change.reshape(-1).cpu().numpy()
+
+    def input_key(self, receiver: int) -> tuple[bytes, bytes]:
+        """Equal for receivers at one place that read the same."""
+        return self.mask[receiver].tobytes(), self.needed_in[receiver].tobytes()
+
+    def n_inputs(self, receivers: Collection[int]) -> int:
+        """How many different inputs receivers at one place read."""
+        return len({self.input_key(receiver) for receiver in receivers})
 
     # --- changed: from the inputs that were set forwards ------------------------------------------------------------------
 

@@ -33,6 +33,10 @@ class Written:
     def __getitem__(self, sender: int) -> Float[Tensor, "B T D"]:
         return self._buffer[self._row[sender]].view(self.shape)
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All that is kept."""
+        return self._buffer, self._total
+
     def __contains__(self, sender: int) -> bool:
         return sender in self._row
 

@@ -185,8 +185,8 @@ class Attribution:
         """Scores with the gradient at the clean run."""
         scores = self.empty_scores()
         for chunk in self.chunks():
-            gradients = self.gradients(chunk, chunk.clean)
-            add_scores(scores, self.graph, chunk.differences, gradients, self.groups)
+            add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, chunk.clean), self.groups)
+            del chunk  # before the next is made ready
         return self.finish(scores)
 
     def edges_between(self, points: PathPoints) -> Float[np.ndarray, "R S"]:
@@ -196,6 +196,7 @@ class Attribution:
             run = self.interpolated(chunk, self.groups[0], points.shares)
             ends.append(self._change_of_embedding(chunk, run, points))
             add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, points.factors), self.groups)
+            del run, chunk
         return self._add_up(self.finish(scores, len(points.shares)), ends, points)
 
     def edges_between_activations(self, points: PathPoints, of_embedding: PathPoints) -> Float[np.ndarray, "R S"]:
@@ -216,6 +217,8 @@ class Attribution:
                     ends.append(self._change_of_embedding(chunk, run, taken))
                 add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, taken.factors), [group])
                 self.bar.update(1)
+                del run
+            del chunk
         return self._add_up(self.finish(scores, len(points.shares)), ends, of_embedding)
 
     def _change_of_embedding(self, chunk: AttributionChunk, run: SegmentedRun, points: PathPoints) -> Float[Tensor, "B"]:

@@ -32,6 +32,7 @@ def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]
                 _add_pattern_scores(exact, attribution, chunk, step)
         attribution.count_backward(chunk, chunk.clean)
         add_scores(linear, attribution.graph, chunk.differences, gradients, attribution.groups)
+        del gradients, end, chunk  # before the next is made ready
     through = np.array([receiver.qkv in ("q", "k") for receiver in attribution.graph.receivers])
     rows = torch.from_numpy(through).to(linear.device)[:, None]
     return attribution.finish(torch.where(rows, exact, linear))

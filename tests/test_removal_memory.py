@@ -1,0 +1,78 @@
+"""The plan of a removal's memory against what its torch operations really allocate."""
+
+import gc
+import weakref
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from examples import random_examples
+from models import model_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.engine.patching import Patching
+from circuitdisc.metrics import METRICS
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make and something still holds, and remembers the largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: Counter[int] = Counter()
+        self.bytes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {id(tensor) for tensor in args if isinstance(tensor, torch.Tensor)}
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in known:
+                self._hold(tensor, args)
+        return out
+
+    def _hold(self, tensor: torch.Tensor, args: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        older = (one for one in args if isinstance(one, torch.Tensor))
+        if key not in self.bytes and any(one.untyped_storage().data_ptr() == key for one in older):
+            return  # a view of what was there before
+        self.holders[key] += 1
+        self.bytes[key] = storage.nbytes()
+        weakref.finalize(tensor, self._let_go, key)
+        self.most = max(self.most, sum(self.bytes.values()))
+
+    def _let_go(self, key: int) -> None:
+        self.holders[key] -= 1
+        if not self.holders[key]:
+            del self.bytes[key]
+
+
+def removal_of(family: str, mask_share: float, dtype: torch.dtype = torch.float32):
+    model = model_of(family, dtype)
+    patching = Patching(model, Ablation("resample"), random_examples(model, 12))
+    mask = model.graph.edge_mask & (np.random.default_rng(0).random(model.graph.edge_mask.shape) < mask_share)
+    chunks = patching.hold(random_examples(model, 12))
+    return patching.removal(chunks, mask, METRICS["logit_diff"], first=0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("mask_share", [1.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_take_no_more_than_planned(family, mask_share, dtype):
+    """And not much less where much changes: a plan that is too careful tries too few at once."""
+    removal = removal_of(family, mask_share, dtype)
+    graph = removal.patching.graph
+    spent = []
+    for receiver in range(graph.n_receivers):
+        senders = [int(sender) for sender in np.flatnonzero(removal.mask[receiver])] * 8
+        if senders:
+            gc.collect()
+            with LiveBytes() as live:
+                removal.parts[0].try_cuts(receiver, senders, np.ones(len(senders), dtype=bool))
+            spent.append(live.most / (len(senders) * removal.parts[0].row_size(receiver)[0]))
+    assert max(spent) <= 1
+    assert max(spent) > 0.7
