@@ -9,6 +9,7 @@ Shape letters: B examples, C rows, N readings, V vocabulary, W columns of the un
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
 
 Values = dict[str, dict[str, Float[Tensor, "B"]]]
+Keep = Callable[[str, Callable[[], Any]], Any]
 Variant = Callable[[Chunk], Float[Tensor, "N V"]]
 Unembed = Callable[[Int[Tensor, "N W"] | None], Float[Tensor, "*C N W"]]
 
@@ -30,24 +32,39 @@ def evaluate(
     variants: Mapping[str, Variant],
     metrics: Sequence[Metric],
     on_progress: Callable[[int], object] | None = None,
+    keep: Keep | None = None,
 ) -> Values:
     """Metric values of several variants.
 
     Args:
         variants: name -> what gives the logits of the whole vocabulary at a chunk's readings.
         on_progress: called with 1 after each variant of each chunk.
+        keep: (name of a unit, what computes its values) -> the values, maybe those of an earlier start. A unit is one
+            variant on one chunk; its values are plain lists by metric, in float64.
 
     Returns:
         variant -> metric -> values. [B]
     """
-    found: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in variants}
+    parts: dict[str, dict[str, list[Tensor]]] = {name: {metric.name: [] for metric in metrics} for name in variants}
+    first = 0
     for chunk in chunks:
         for name, run in variants.items():
-            for metric, values in of_logits(chunk.batch, chunk.labels, run(chunk), metrics).items():
-                found[name][metric].append(values)
+
+            def measure(chunk: Chunk = chunk, run: Variant = run) -> dict[str, Float[Tensor, "B"]]:
+                return of_logits(chunk.batch, chunk.labels, run(chunk), metrics)
+
+            values = measure() if keep is None else _kept(keep, f"{name}, examples from {first}", measure)
+            for metric in values:
+                parts[name][metric].append(values[metric])
             if on_progress is not None:
                 on_progress(1)
-    return {name: {metric: torch.cat(parts) for metric, parts in values.items()} for name, values in found.items()}
+        first += chunk.batch.n_examples
+    return {name: {metric: torch.cat(some) for metric, some in by_metric.items()} for name, by_metric in parts.items()}
+
+
+def _kept(keep: Keep, unit: str, measure: Callable[[], dict[str, Float[Tensor, "B"]]]) -> dict[str, Float[Tensor, "B"]]:
+    lists = keep(unit, lambda: {metric: values.double().tolist() for metric, values in measure().items()})
+    return {metric: torch.tensor(values, dtype=torch.float64) for metric, values in lists.items()}
 
 
 def of_logits(

@@ -20,7 +20,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads
 from circuitdisc.engine.backends import runner
 from circuitdisc.engine.chunk import Chunk
-from circuitdisc.engine.evaluate import Values, evaluate, n_logits, of_residual
+from circuitdisc.engine.evaluate import Keep, Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.memory import (
     COPIES_OF_LOGITS,
@@ -117,18 +117,20 @@ class Patching:
         masks: Mapping[str, Bool[np.ndarray, "R S"]],
         metrics: Sequence[Metric],
         on_progress: Callable[[int], object] | None = None,
+        keep: Keep | None = None,
     ) -> Values:
         """Metric values of several circuits, example by example.
 
         Args:
             masks: name -> edge mask.
             on_progress: called with 1 after each circuit of each chunk.
+            keep: as in `evaluate`: what is finished is kept with it, and taken over.
 
         Returns:
             circuit name -> metric name -> values. [B]
         """
         variants = {name: partial(self.circuit_logits, mask=mask) for name, mask in masks.items()}
-        return evaluate(self.chunks(examples), variants, metrics, on_progress)
+        return evaluate(self.chunks(examples), variants, metrics, on_progress, keep)
 
     def n_chunks(self, examples: Sequence[Example]) -> int:
         """How many chunks `evaluate` will go through."""

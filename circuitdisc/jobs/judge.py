@@ -163,7 +163,10 @@ def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Ju
             return None
 
     try:
-        first = Scores.from_dict(units.get("scores", lambda: score_circuit(model, task, circuit, config, progress).to_dict()))
+        own = run.path(f"judgement.{key}.scores{UNFINISHED}")
+        first = Scores.from_dict(
+            units.get("scores", lambda: score_circuit(model, task, circuit, config, progress, own).to_dict())
+        )
         results = {kind.name: None if kind.name in lacking else attempt(kind) for kind in kinds}
     finally:
         units.close()

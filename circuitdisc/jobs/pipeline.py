@@ -41,6 +41,7 @@ from circuitdisc.tasks.base import Task
 CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
 EDGE_SCORES = "edge_scores.npz"
 JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under way
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = Tru
         identity = identity_of_scores(config, model, task, circuit)
         if not changes:
             check_written(run.path(SCORES), identity, ("weights", "examples"))
-        scores = score_circuit(model, task, circuit, config, progress)
+        scores = score_circuit(model, task, circuit, config, progress, None if changes else run.path(UNSCORED))
         if not changes:
             run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
+            run.path(UNSCORED).unlink(missing_ok=True)
         return scores
 
 
@@ -272,8 +274,9 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
         check_written(run.path(SCORES), identity)
         scores = Scores.from_dict(_record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again"))
     else:
-        scores = score_circuit(model, task, circuit, config, config.get("progress", True))
+        scores = score_circuit(model, task, circuit, config, config.get("progress", True), run.path(UNSCORED))
         run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
+        run.path(UNSCORED).unlink(missing_ok=True)
     write_page(run.folder)
     return Outcome(run.folder, circuit, scores)
 
@@ -302,8 +305,14 @@ def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
     return found, resumed
 
 
-def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool) -> Scores:
-    """The scores of a circuit as a configuration asks for them."""
+def score_circuit(
+    model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool, journal: Path | None = None
+) -> Scores:
+    """The scores of a circuit as a configuration asks for them.
+
+    Args:
+        journal: where the values of each circuit are kept; None: nowhere.
+    """
     return score(
         model,
         task,
@@ -313,5 +322,6 @@ def score_circuit(model: Model, task: Task, circuit: Circuit, config: Mapping[st
         seed=config["seed"],
         memory=config["memory"],
         progress=progress,
+        journal=journal,
         **config["scoring"],
     )
