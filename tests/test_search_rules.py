@@ -108,6 +108,17 @@ def test_what_was_never_tried_is_said(lightweight):
     assert discovery.edge_scores is None
 
 
+def test_bisect_tries_what_was_proposed():
+    model = model_of("rms_rotary_grouped")
+    task, ablation, context = random_task(model, n=3), Ablation("mean"), SearchContext()
+    scores, _ = edge_ranking("eap_ig", model, task, ablation, context)
+    start = proposed(model.graph, scores, 40)
+    discovery = bisect(model, task, ablation, context, threshold=0.001, prune_first=40)
+    assert discovery.circuit.n_edges > 0
+    assert not (discovery.circuit.mask & ~start).any()
+    assert any(f"proposed {start.sum()} of the" in note for note in discovery.notes)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_resumes_to_the_same_circuit_and_journal(tmp_path, share, open_journal):
     model = model_of("bidirectional")

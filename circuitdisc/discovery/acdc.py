@@ -18,13 +18,13 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import EDGES, Whole, check_choice
+from circuitdisc.checks import Whole, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking, not_tried, proposed
+from circuitdisc.discovery.ranking import RANKINGS, Proposing, ascending, check_ranking, edge_ranking, not_tried, proposed
 from circuitdisc.discovery.rules import AUTO, Deciding, RuleOptions, rule_of
 from circuitdisc.discovery.time_left import TimeLeft
 from circuitdisc.engine.memory import MOST_ROWS
@@ -43,7 +43,7 @@ ORDERS_WITHOUT_SCORES = ("descending", "ascending", "random")
 ORDERS = (*ORDERS_WITHOUT_SCORES, BY_ATTRIBUTION)
 
 
-class Trying(TypedDict, total=False):
+class Trying(Proposing, total=False):
     """Which edges are tried, and in which order."""
 
     order: Annotated[
@@ -57,14 +57,6 @@ class Trying(TypedDict, total=False):
     speculation: Annotated[
         int | None,
         Option(None, "how many candidates are tried at once; None adapts. It never changes the result.", Whole(1, 1_000_000)),
-    ]
-    prune_first: Annotated[
-        int | None,
-        Option(
-            None,
-            "attribution proposes so many edges, and only these are tried; all others are cut at the start. None tries all.",
-            EDGES,
-        ),
     ]
     ranking: Annotated[
         str,

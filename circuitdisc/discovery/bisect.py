@@ -34,7 +34,7 @@ from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking
+from circuitdisc.discovery.ranking import RANKINGS, Proposing, ascending, check_ranking, edge_ranking, not_tried, proposed
 from circuitdisc.discovery.rules import Deciding, RuleOptions, rule_of
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
@@ -49,7 +49,7 @@ from circuitdisc.tasks.base import Task
 TESTS_PER_MARK = 50
 
 
-class BisectOptions(RuleOptions, total=False):
+class BisectOptions(RuleOptions, Proposing, total=False):
     """How bisection searches."""
 
     ranking: Annotated[
@@ -92,8 +92,12 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
-    bar = progress_bar(graph.n_edges, f"bisect on {model.name}", "edge", context.progress)
-    mask = _test_groups(graph, order, lambda mask: patching.measure(chunks, mask, metric), rule, journal, recorded, bar)
+    start, notes = graph.edge_mask, ()
+    if given["prune_first"] is not None:
+        start = proposed(graph, scores, given["prune_first"])
+        notes = (not_tried(Circuit(graph, start), ranking),)
+    bar = progress_bar(int(start.sum()), f"bisect on {model.name}", "edge", context.progress)
+    mask = _test_groups(start, order, lambda mask: patching.measure(chunks, mask, metric), graph, rule, journal, recorded, bar)
     if "groups" not in journal.marks:
         journal.mark("groups")
     sweep, n_before = 0, -1
@@ -113,22 +117,27 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
         journal.mark(f"walk {sweep}")
     bar.close()
     patching.cost.add(ranking_cost)
-    circuit, notes = Circuit(graph, mask).prune(), (rule.note(metric),)
+    circuit, notes = Circuit(graph, mask).prune(), (rule.note(metric), *notes)
     return Discovery(circuit, None, journal.decisions, patching.cost, notes=notes, ranking=scores)
 
 
 def _test_groups(
-    graph: ComputationGraph,
+    start: Bool[np.ndarray, "R S"],
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],
+    graph: ComputationGraph,
     rule: Deciding,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
 ) -> Bool[np.ndarray, "R S"]:
     """Step 2. Tests that the journal already holds are taken from there."""
-    mask = graph.edge_mask.copy()
-    baseline = _next(recorded, "start")["metric"] if recorded else _first(measure(mask), journal)
+    mask = start.copy()
+    baseline = (
+        _next(recorded, "start")["metric"]
+        if recorded
+        else _first(measure(mask), "full model" if (mask == graph.edge_mask).all() else "proposed edges", journal)
+    )
     groups = [order]
     while groups:
         group = groups.pop()
@@ -169,8 +178,8 @@ def _next(recorded: deque[dict], *keys: str) -> dict:
     return recorded.popleft()
 
 
-def _first(value: float, journal: Journal) -> float:
-    journal.write(start="full model", metric=value)
+def _first(value: float, start: str, journal: Journal) -> float:
+    journal.write(start=start, metric=value)
     return value
 
 

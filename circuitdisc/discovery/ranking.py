@@ -7,11 +7,14 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from typing_extensions import TypedDict
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import EDGES
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.selection import top_k
@@ -19,8 +22,23 @@ from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadRun, BadSetting, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
+
+
+class Proposing(TypedDict, total=False):
+    """Which edges are tried."""
+
+    prune_first: Annotated[
+        int | None,
+        Option(
+            None,
+            "attribution proposes so many edges, and only these are tried; all others are cut at the start. None tries all.",
+            EDGES,
+        ),
+    ]
+
 
 RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp", "exact", "random")
 
