@@ -209,7 +209,7 @@ def test_a_circuit_of_another_graph_is_refused():
 def test_numbers_out_of_bounds_are_refused(rule: dict[str, Any]):
     model = shared("attention_only")
     with pytest.raises(BadSetting, match=next(iter(rule))):
-        score(model, random_task(model), Circuit.full(model.graph), **{"ablation": "mean", **rule})
+        score(model, random_task(model), Circuit.full(model.graph), **({"ablation": "mean"} | rule))
 
 
 def test_unknown_metrics_and_ablations_are_refused():
@@ -217,7 +217,7 @@ def test_unknown_metrics_and_ablations_are_refused():
     rules: tuple[dict[str, Any], ...] = ({"metric": "logit_dif"}, {"ablation": "means"})
     for rule in rules:
         with pytest.raises(UnknownName, match="Did you mean"):
-            score(model, random_task(model), Circuit.full(model.graph), **{"ablation": "mean", **rule})
+            score(model, random_task(model), Circuit.full(model.graph), **({"ablation": "mean"} | rule))
 
 
 # --- undefined scores ----------------------------------------------------------------------------------------------------
