@@ -208,16 +208,18 @@ def test_a_circuit_of_another_graph_is_refused():
 @pytest.mark.parametrize("rule", [{"n_random": -1}, {"n_random": 1.5}, {"confidence": 0.0}, {"confidence": 1}])
 def test_numbers_out_of_bounds_are_refused(rule: dict[str, Any]):
     model = shared("attention_only")
+    settings: Any = {"ablation": "mean"} | rule
     with pytest.raises(BadSetting, match=next(iter(rule))):
-        score(model, random_task(model), Circuit.full(model.graph), **({"ablation": "mean"} | rule))
+        score(model, random_task(model), Circuit.full(model.graph), **settings)
 
 
 def test_unknown_metrics_and_ablations_are_refused():
     model = shared("attention_only")
     rules: tuple[dict[str, Any], ...] = ({"metric": "logit_dif"}, {"ablation": "means"})
     for rule in rules:
+        settings: Any = {"ablation": "mean"} | rule
         with pytest.raises(UnknownName, match="Did you mean"):
-            score(model, random_task(model), Circuit.full(model.graph), **({"ablation": "mean"} | rule))
+            score(model, random_task(model), Circuit.full(model.graph), **settings)
 
 
 # --- undefined scores ----------------------------------------------------------------------------------------------------
