@@ -11,6 +11,8 @@ from torch import Tensor
 
 from circuitdisc.ablation.base import Scope
 
+AT_ONCE = 16  # senders whose values are added together
+
 
 class Means:
     """Averages over examples, kept for each group and position. Summed in float64.
@@ -39,7 +41,9 @@ class Means:
             positions = torch.zeros_like(position_ids) if self.scope == "dataset" else position_ids
             length = int(positions[chosen].max()) + 1 if chosen.any() else 0
             sums = values.new_zeros(values.shape[0], length, values.shape[-1], dtype=torch.float64)
-            sums.index_add_(1, positions[chosen], values[:, chosen].double())
+            for some in range(0, len(values), AT_ONCE):  # a copy of all in float64 would be the largest of a run
+                part = values[some : some + AT_ONCE, chosen].double()
+                sums[some : some + AT_ONCE].index_add_(1, positions[chosen], part)
             self._merge(name, sums, torch.bincount(positions[chosen], minlength=length))
 
     def _key(self, group: str) -> str:
