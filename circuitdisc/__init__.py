@@ -155,9 +155,9 @@ def __getattr__(name: str) -> Any:
         return import_module(_ROOMS[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'circuitdisc' has no attribute '{name}'")
-    found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    member = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = member
+    return member
 
 
 def __dir__() -> list[str]:

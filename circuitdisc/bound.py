@@ -31,14 +31,14 @@ TRAIN, HELDOUT = "train examples", "held-out examples"
 
 def at_home(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration whose files and folders are found from anywhere: relative paths are made absolute."""
-    found = {name: dict(section) if isinstance(section, Mapping) else section for name, section in config.items()}
-    model, task, algorithm = (found.get(name) or {} for name in ("model", "task", "algorithm"))
+    settings = {name: dict(section) if isinstance(section, Mapping) else section for name, section in config.items()}
+    model, task, algorithm = (settings.get(name) or {} for name in ("model", "task", "algorithm"))
     if str(model.get("name")) not in shipped_models():
         _resolve(model, "name", Path.is_dir)
     _resolve(task, "path", Path.is_file)
     for name in [name for name, value in algorithm.items() if isinstance(value, str) and Path(value).suffix]:
         _resolve(algorithm, name, Path.is_file)
-    return found
+    return settings
 
 
 def _resolve(section: dict[str, Any], name: str, is_there: Any) -> None:
@@ -67,8 +67,8 @@ def identity_of_scores(config: Mapping[str, Any], model: Model, task: Task, circ
         "scoring": dict(config["scoring"]),
         "seed": config["seed"],
     }
-    found = identity_of(model, {TRAIN: task.train, HELDOUT: task.heldout}, settings, circuit)
-    return found.with_packages(REGISTRY.versions(metric))
+    identity = identity_of(model, {TRAIN: task.train, HELDOUT: task.heldout}, settings, circuit)
+    return identity.with_packages(REGISTRY.versions(metric))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Real:
         if isinstance(value, str) and value in self.words:
             return value
         if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-            return [self._check_number(name, one) for one in value]
+            return [self._check_number(name, number) for number in value]
         return self._check_number(name, value)
 
     def _check_number(self, name: str, value: Any) -> Any:
@@ -103,7 +103,7 @@ class Whole:
             BadSetting: it is not a whole number, or lies outside.
         """
         if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-            return [self._check_number(name, one) for one in value]
+            return [self._check_number(name, number) for number in value]
         return self._check_number(name, value)
 
     def _check_number(self, name: str, value: Any) -> int:

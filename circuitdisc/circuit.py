@@ -211,8 +211,8 @@ class Circuit(Shown):
     def __repr__(self) -> str:
         n_heads = self.graph.n_layers * self.graph.n_heads
         came = self.provenance
-        found = f", {came.algorithm} on {came.model}, task {came.task}" if came.algorithm else ""
-        return f"Circuit({self.n_edges:,} of {self.graph.n_edges:,} edges, {len(self.heads())} of {n_heads} heads{found})"
+        origin = f", {came.algorithm} on {came.model}, task {came.task}" if came.algorithm else ""
+        return f"Circuit({self.n_edges:,} of {self.graph.n_edges:,} edges, {len(self.heads())} of {n_heads} heads{origin})"
 
     def __hash__(self) -> int:
         return hash((self.graph, self.mask.tobytes()))

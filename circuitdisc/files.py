@@ -333,12 +333,15 @@ def read_arrays(path: Path, most: int = ARRAYS_BYTES) -> "dict[str, np.ndarray]"
     try:
         with zipfile.ZipFile(io.BytesIO(read_bytes(path, most + HEADERS))) as file:
             members = file.infolist()
-            total = sum(one.file_size for one in members)
+            total = sum(member.file_size for member in members)
             if total > most:
                 raise BadFile(
                     f"{path} unpacks to {size_words(total)}, more than the {size_words(most)} that its arrays may take"
                 )
-            return {one.filename.removesuffix(".npy"): _read_array(file.read(one), one.filename, path) for one in members}
+            return {
+                member.filename.removesuffix(".npy"): _read_array(file.read(member), member.filename, path)
+                for member in members
+            }
     except (ValueError, EOFError, RuntimeError, LookupError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise BadFile(f"{path} holds no arrays ({error}); was it cut short?") from error
 

@@ -82,7 +82,7 @@ class Identity:
             return None
         parts: Any = data if isinstance(data, Mapping) else {}
         tables = all(isinstance(parts.get(part), Mapping) for part in _PARTS)
-        if not tables or not all(isinstance(one, str) for part in ("weights", "examples") for one in parts[part].values()):
+        if not tables or not all(isinstance(value, str) for part in ("weights", "examples") for value in parts[part].values()):
             raise BadFile(
                 f"its identity is no table of hashes ({', '.join(_PARTS)}), so that what it belongs to is not known: the file "
                 "is damaged"
@@ -91,7 +91,7 @@ class Identity:
 
     def with_packages(self, versions: Mapping[str, str]) -> "Identity":
         """The same, of these versions of other packages, too: those whose algorithm, metric or score is used."""
-        return replace(self, version=", ".join([self.version, *(f"{name} {one}" for name, one in versions.items())]))
+        return replace(self, version=", ".join([self.version, *(f"{name} {version}" for name, version in versions.items())]))
 
     @property
     def digest(self) -> str:
@@ -107,18 +107,20 @@ class Identity:
             parts: what is compared.
             but: sections of the settings that may differ.
         """
-        parts, found = set(parts), list[str]()
+        parts, differences = set(parts), list[str]()
         for part in ("weights", "examples"):
             mine, theirs = getattr(self, part), getattr(other, part)
             if part in parts:
-                found += [f"other {what}" for what in dict.fromkeys((*mine, *theirs)) if mine.get(what) != theirs.get(what)]
+                differences += [
+                    f"other {what}" for what in dict.fromkeys((*mine, *theirs)) if mine.get(what) != theirs.get(what)
+                ]
         if "settings" in parts:
             for name, mine, theirs in _unequal(self.settings, other.settings, ""):
                 if name.partition(".")[0] not in but:
-                    found.append(f"another {name} ({_shown(mine)}, now {_shown(theirs)})")
+                    differences.append(f"another {name} ({_shown(mine)}, now {_shown(theirs)})")
         if "version" in parts and self.version != other.version:
-            found.append(f"another version of circuitdisc ({self.version}, now {other.version})")
-        return found
+            differences.append(f"another version of circuitdisc ({self.version}, now {other.version})")
+        return differences
 
 
 _PARTS = ("weights", "examples", "settings")
@@ -240,11 +242,11 @@ _VOLATILE = ("transformers_version", "dtype", "torch_dtype", "use_cache", "archi
 
 def hash_examples(examples: "Iterable[Example]") -> str:
     """A hash of everything in the examples but their text for people, in their order."""
-    return _digest(_line(one) for one in examples)
+    return _digest(_line(example) for example in examples)
 
 
 def _line(example: "Example") -> bytes:
-    parts = {one.name: getattr(example, one.name) for one in fields(example) if one.name != "text"}
+    parts = {entry.name: getattr(example, entry.name) for entry in fields(example) if entry.name != "text"}
     parts = {name: dict(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
     return json.dumps(parts, sort_keys=True, default=str).encode() + b"\n"
 
@@ -261,15 +263,15 @@ def with_contents(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadFile: a file is larger than any that a setting names.
     """
-    found = dict(settings)
+    contents = dict(settings)
     for name, value in settings.items():
         path = Path(value) if isinstance(value, str) and Path(value).suffix else None
         if path is None or not path.is_file():
             continue
         if (size := path.stat().st_size) > NAMED_BYTES:
             raise BadFile(f"{path} has {size_words(size)}; a file that a setting names has {size_words(NAMED_BYTES)} at most")
-        found[name] = f"a file with hash {hash_file(path)}"
-    return found
+        contents[name] = f"a file with hash {hash_file(path)}"
+    return contents
 
 
 def hash_file(path: Path) -> str:

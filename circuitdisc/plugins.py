@@ -164,17 +164,21 @@ def check_function(function: object, arguments: Sequence[str], keywords: Sequenc
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         raise Unfit("has no signature that can be read") from None
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+    if any(param.kind is param.VAR_KEYWORD for param in parameters):
         keywords = ()
-    named = [one for one in parameters if one.name in keywords and one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    if missing := [name for name in keywords if name not in [one.name for one in named]]:
+    named = [
+        param
+        for param in parameters
+        if param.name in keywords and param.kind in (param.KEYWORD_ONLY, param.POSITIONAL_OR_KEYWORD)
+    ]
+    if missing := [name for name in keywords if name not in [param.name for param in named]]:
         raise Unfit(f"does not take '{missing[0]}'")
-    rest = [one for one in parameters if one not in named]
-    first = [one for one in rest if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    needed = [one for one in first if one.default is one.empty]
-    takes_any = any(one.kind is one.VAR_POSITIONAL for one in rest)
+    rest = [param for param in parameters if param not in named]
+    first = [param for param in rest if param.kind in (param.POSITIONAL_ONLY, param.POSITIONAL_OR_KEYWORD)]
+    needed = [param for param in first if param.default is param.empty]
+    takes_any = any(param.kind is param.VAR_POSITIONAL for param in rest)
     if len(needed) > len(arguments) or (len(first) < len(arguments) and not takes_any):
         raise Unfit(f"takes {len(needed)} positional arguments")
-    if bare := [one.name for one in rest if one.kind is one.KEYWORD_ONLY and one.default is one.empty]:
+    if bare := [param.name for param in rest if param.kind is param.KEYWORD_ONLY and param.default is param.empty]:
         raise Unfit(f"has no default for its setting '{bare[0]}'")
     return (inspect.getdoc(function) or "").strip().partition("\n")[0]

@@ -157,7 +157,7 @@ def _keys(kind: type) -> dict[str, str]:
     """Key in a file -> name of the field or property."""
     keys = getattr(kind, "KEYS", ()) or ("*",)
     named = [name for key in keys for name in (field_names(kind) if key == "*" else [key])]
-    return {key: name or key for key, _, name in (one.partition("=") for one in named)}
+    return {key: name or key for key, _, name in (entry.partition("=") for entry in named)}
 
 
 @cache

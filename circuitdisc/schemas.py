@@ -126,9 +126,11 @@ def _schema(kind: Any, closed: bool) -> Any:
     if is_dataclass(kind):
         return _schema_of_dataclass(kind, closed)
     if origin is types.UnionType:
-        return reduce(or_, [one if one is type(None) else _schema(one, closed) for one in inside])
+        return reduce(
+            or_, [kind_inside if kind_inside is type(None) else _schema(kind_inside, closed) for kind_inside in inside]
+        )
     if origin is tuple:
-        return tuple[tuple(one if one is ... else _schema(one, closed) for one in inside)]
+        return tuple[tuple(kind_inside if kind_inside is ... else _schema(kind_inside, closed) for kind_inside in inside)]
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return dict[_schema(inside[0], closed), _schema(inside[1], closed)]
     if isinstance(origin, type) and issubclass(origin, Sequence):
@@ -139,7 +141,7 @@ def _schema(kind: Any, closed: bool) -> Any:
 
 
 def _schema_of_dataclass(kind: Any, closed: bool) -> Any:
-    table = _table(kind, tuple(one.name for one in fields(kind)), closed)
+    table = _table(kind, tuple(part.name for part in fields(kind)), closed)
     return Annotated[table, AfterValidator(lambda given: kind(**given))]
 
 
@@ -148,11 +150,11 @@ def _table(kind: Any, names: tuple[str, ...], closed: bool) -> Any:
     """What pydantic checks for these fields of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     keys = {
-        one.name: _schema(hints[one.name], closed)
-        if one.name in getattr(kind, "NEEDED", ()) or (one.default is MISSING and one.default_factory is MISSING)
-        else NotRequired[_schema(hints[one.name], closed)]
-        for one in fields(kind)
-        if one.name in names
+        part.name: _schema(hints[part.name], closed)
+        if part.name in getattr(kind, "NEEDED", ()) or (part.default is MISSING and part.default_factory is MISSING)
+        else NotRequired[_schema(hints[part.name], closed)]
+        for part in fields(kind)
+        if part.name in names
     }
     table: Any = TypedDict(kind.__name__, keys)  # pyright: ignore[reportArgumentType] - made at run time
     table.__pydantic_config__ = ConfigDict(extra="forbid" if closed and not getattr(kind, "OPEN", False) else "ignore")
@@ -165,7 +167,9 @@ def _array(kind: Any, data: Any) -> np.ndarray:
     try:
         raw = np.asarray(data, dtype=object)
         kinds = (bool, np.bool_) if "bool" in kind.dtypes else (int, float, type(None))
-        right = all(isinstance(one, kinds) and isinstance(one, bool | np.bool_) == ("bool" in kind.dtypes) for one in raw.flat)
+        right = all(
+            isinstance(item, kinds) and isinstance(item, bool | np.bool_) == ("bool" in kind.dtypes) for item in raw.flat
+        )
         made = raw.astype(bool if "bool" in kind.dtypes else np.float64) if right else None
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(wanted) from error

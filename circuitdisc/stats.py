@@ -178,9 +178,9 @@ def interval(
 
     Source: Efron & Tibshirani 1993, chapter 12.
     """
-    shape = np.broadcast_shapes(*(np.shape(one) for one in samples))
+    shape = np.broadcast_shapes(*(np.shape(sample) for sample in samples))
     over = groups if isinstance(groups, Partition) else partition(shape[-1], groups)
-    values = np.stack([np.broadcast_to(np.asarray(one, np.float64), shape) for one in samples]).reshape(
+    values = np.stack([np.broadcast_to(np.asarray(sample, np.float64), shape) for sample in samples]).reshape(
         len(samples), -1, shape[-1]
     )
     n_figures = values.shape[1]
@@ -190,7 +190,7 @@ def interval(
         for start in range(0, n_figures, at_once):
             some = slice(start, start + at_once)
             low[some], high[some], studentised[some] = _studentised(values[:, some], figure, over, confidence, seed)
-    low, high, studentised = (one.reshape(shape[:-1]) for one in (low, high, studentised))
+    low, high, studentised = (ends.reshape(shape[:-1]) for ends in (low, high, studentised))
     return Interval(low, high, studentised, over)
 
 
@@ -280,7 +280,7 @@ class _Grouped(Protocol):
 
 def partition_of(examples: Sequence[_Grouped]) -> Partition:
     """What is drawn again for intervals over these examples of a task."""
-    return partition(len(examples), [one.group for one in examples])
+    return partition(len(examples), [example.group for example in examples])
 
 
 def plain(value: float) -> float | None:
@@ -304,9 +304,9 @@ def _studentised(
     apart = np.where(spread[..., None] > 0, apart, 0.0)  # a constant stays one in every resample
     figures, errors = [], []
     for counts in _with_sample(n, seed):
-        found = _figures_and_errors(centre, apart, sizes, spread, counts, figure)
-        figures.append(found[0])
-        errors.append(found[1])
+        drawn = _figures_and_errors(centre, apart, sizes, spread, counts, figure)
+        figures.append(drawn[0])
+        errors.append(drawn[1])
     figures_XW, errors_XW = np.concatenate(figures, -1), np.concatenate(errors, -1)
     value, error = figures_XW[:, 0], errors_XW[:, 0]
     scale = np.maximum(np.abs(value), error)[:, None]
@@ -363,7 +363,7 @@ def _figures_and_errors(
 
 def _slopes(figure: Figure, means: Float[np.ndarray, "V X W"], spread: Float[np.ndarray, "V X"]) -> Float[np.ndarray, "V X W"]:
     """Derivatives of the figure by each mean, from central differences; 0 for a mean that never changes."""
-    found = np.zeros_like(means)
+    slopes = np.zeros_like(means)
     for v in range(len(means)):
         step = _STEP * spread[v][:, None]
         if not step.any():
@@ -371,8 +371,8 @@ def _slopes(figure: Figure, means: Float[np.ndarray, "V X W"], spread: Float[np.
         up, down = means.copy(), means.copy()
         up[v] += step
         down[v] -= step
-        found[v] = np.where(step > 0, (figure(up) - figure(down)) / (2 * np.where(step > 0, step, 1.0)), 0.0)
-    return found
+        slopes[v] = np.where(step > 0, (figure(up) - figure(down)) / (2 * np.where(step > 0, step, 1.0)), 0.0)
+    return slopes
 
 
 def _with_sample(n: int, seed: int) -> Iterator[Float[np.ndarray, "G W"]]:

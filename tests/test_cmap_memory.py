@@ -81,7 +81,7 @@ def test_the_plan_counts_what_the_runs_do(family, positions):
 def test_what_is_kept_shares_no_memory_with_the_model():
     one = model("llama", "tuned")
     given = keep_activations(one, task_of("llama").heldout, [(0, N)], STORED, [])
-    held = {tensor.untyped_storage().data_ptr() for tensors in given._held.values() for tensor in tensors.values()}
+    held = {tensor.untyped_storage().data_ptr() for tensors in given._tensors.values() for tensor in tensors.values()}
     assert held
     assert not held & {parameter.untyped_storage().data_ptr() for parameter in one.module.parameters()}
 

@@ -248,7 +248,7 @@ def test_the_edge_run_is_the_toy_and_the_circuit_run(name):
         run = EdgeRun(toy, graph, tokens, carried)
         # the same cuts as swaps at every position
         swaps = {(int(r), int(s)): torch.ones(tokens.shape, dtype=torch.bool) for r, s in np.argwhere(cut.numpy())}
-        same = EdgeRun(toy, graph, tokens, Carried(ablated, torch.zeros_like(carried.cut), ablated, swaps))
+        same = EdgeRun(toy, graph, tokens, Carried(ablated, torch.zeros_like(carried.removed), ablated, swaps))
     torch.testing.assert_close(run.logits, same.logits, rtol=0, atol=1e-12)
     patching = Patching(cut_toy(toy), Ablation("resample"), examples)
     (chunk,) = patching.chunks(examples)

@@ -57,7 +57,7 @@ def folded_values(components: Components) -> list[Float[Tensor, "H K"]]:
     Raises:
         BadSetting: a norm behind attention couples the heads, and there are biases, so that no head has a constant of its own.
     """
-    found = []
+    values = []
     for layer, block in enumerate(components.weights.layers):
         constant = block.W_V.new_zeros(block.W_V.shape[0], block.W_V.shape[-1])
         if block.norm_attention.shift is not None:
@@ -69,5 +69,5 @@ def folded_values(components: Components) -> list[Float[Tensor, "H K"]]:
                 f"ablation=zero_folded moves what heads write from value biases into b_O, and in layer {layer} a norm behind "
                 "attention divides it by the size of all heads together: use ablation=zero"
             )
-        found.append(constant.repeat_interleave(components.spec.n_heads // components.spec.n_kv_heads, 0))
-    return found
+        values.append(constant.repeat_interleave(components.spec.n_heads // components.spec.n_kv_heads, 0))
+    return values

@@ -122,19 +122,19 @@ def attention_difference(
         UnknownName: the examples have no such role, or there is no such split.
         BadSetting: a key lies behind the query in every example of a causal model, or a model has no fast components.
     """
-    check_same([one if isinstance(one, Model) else str(one) for one in (base, tuned)])
+    check_same([checkpoint if isinstance(checkpoint, Model) else str(checkpoint) for checkpoint in (base, tuned)])
     given: Any = options
     settings, examples = of_others(OnSplitOfModels, given), examples_of(task, given["split"])
     chosen = default_keys(examples, query) if keys is None else tuple(as_list("keys", keys))
-    found, names = [], ()
-    for one in (base, tuned):
-        model = one if isinstance(one, Model) else load(str(one), **settings)
-        found.append(attention_between(model, examples, query, chosen, given["memory"], given["progress"]))
+    measured, names = [], ()
+    for checkpoint in (base, tuned):
+        model = checkpoint if isinstance(checkpoint, Model) else load(str(checkpoint), **settings)
+        measured.append(attention_between(model, examples, query, chosen, given["memory"], given["progress"]))
         names = tuple(model.graph.heads)
         del model
         gc.collect()
     drawn = (given["split"], given["confidence"], given["seed"], partition_of(examples))
-    return compare_attention(names, found[0], found[1], query, chosen, *drawn)
+    return compare_attention(names, measured[0], measured[1], query, chosen, *drawn)
 
 
 def compare_attention(
@@ -156,12 +156,12 @@ def compare_attention(
 def default_keys(examples: Sequence[Example], query: str | int) -> tuple[str, ...]:
     """`first` and the roles that every example has, not behind the query in any; one position is named once."""
     at = [position_of(example, query) for example in examples]
-    found: dict[tuple[int, ...], str] = {}
+    by_place: dict[tuple[int, ...], str] = {}
     for name in ("first", *reversed(role_names(examples))):  # a role that says more stands last: `correct_object`
         where = tuple(position_of(example, name) for example in examples)
         if all(key <= end for key, end in zip(where, at, strict=True)):
-            found.setdefault(where, name)
-    return tuple(found.values())
+            by_place.setdefault(where, name)
+    return tuple(by_place.values())
 
 
 def attention_between(

@@ -93,9 +93,9 @@ class Baselines(Result):
         Raises:
             KeyError: it was not measured.
         """
-        for one in self.figures:
-            if (one.checkpoint, one.name, one.on) == (checkpoint, name, on):
-                return one
+        for figure in self.figures:
+            if (figure.checkpoint, figure.name, figure.on) == (checkpoint, name, on):
+                return figure
         raise KeyError(f"no '{name}' of {checkpoint} on '{on}'")
 
     def table(self, on: str = HELDOUT) -> list[Row]:
@@ -103,12 +103,12 @@ class Baselines(Result):
         rows: list[Row] = []
         for checkpoint in self.checkpoints:
             row: Row = {"checkpoint": checkpoint}
-            mine = [one for one in self.figures if (one.checkpoint, one.on) == (checkpoint, on)]
-            for one in mine:
+            mine = [figure for figure in self.figures if (figure.checkpoint, figure.on) == (checkpoint, on)]
+            for figure in mine:
                 row |= {
-                    FIGURES[one.name]: one.value,
-                    f"{FIGURES[one.name]} low": one.low,
-                    f"{FIGURES[one.name]} high": one.high,
+                    FIGURES[figure.name]: figure.value,
+                    f"{FIGURES[figure.name]} low": figure.low,
+                    f"{FIGURES[figure.name]} high": figure.high,
                 }
             rows.append({**row, "n": mine[0].n if mine else 0})
         return plain_rows(rows)
@@ -148,19 +148,19 @@ def baselines(
     first: Model | None = load(names[0], **(model_settings or {}))
     need_choice(first, "a baseline table")
     sets, words = evaluation_sets(first, task, others, text, n_others, seed)
-    check_prompts(names, [one for examples in sets.values() for one in examples])
-    found: list[Figure] = []
+    check_prompts(names, [example for examples in sets.values() for example in examples])
+    figures: list[Figure] = []
     with progress_bar(len(names) * len(sets), "baselines", "set", given["progress"]) as bar:
         for name in names:
             model, first = first or load(name, **(model_settings or {})), None  # one checkpoint in memory at a time
             for on, examples in sets.items():
-                found += _figures(model, name, on, examples, confidence, seed, budget)
+                figures += _figures(model, name, on, examples, confidence, seed, budget)
                 bar.update(1)
             del model
             gc.collect()
     judged = task.name if isinstance(task, Task) else str(task["name"])
     settings = {"task": dict(task.settings if isinstance(task, Task) else task), "seed": seed, "n_others": n_others}
-    return Baselines(tuple(names), judged, words, tuple(found), confidence, settings)
+    return Baselines(tuple(names), judged, words, tuple(figures), confidence, settings)
 
 
 # --- the figures ----------------------------------------------------------------------------------------------------------
@@ -169,13 +169,13 @@ def baselines(
 def _figures(
     model: Model, checkpoint: str, on: str, examples: Sequence[Example], confidence: float, seed: int, budget: int
 ) -> list[Figure]:
-    paired = all(all(one.wrong) for one in examples)
+    paired = all(all(example.wrong) for example in examples)
     names = [name for name in FIGURES if paired or not get_metric(name).needs_wrong]
     values = values_of(model, examples, [get_metric(name) for name in names], budget)
-    weights = np.array([len(one.positions) for one in examples], dtype=np.float64)
+    weights = np.array([len(example.positions) for example in examples], dtype=np.float64)
     n = int(weights.sum()) if on == TEXT else len(examples)
     over = partition_of(examples)
-    found = []
+    figures = []
     for name in names:
         sums = values[name] * weights
         if name in ("accuracy", "pair_accuracy"):
@@ -183,8 +183,8 @@ def _figures(
         else:
             ends = interval((sums, weights), _per_reading, groups=over, confidence=confidence, seed=seed)
         value = float(sums.sum() / weights.sum())
-        found.append(Figure(checkpoint, on, name, value, float(ends.low), float(ends.high), n, ends.method))
-    return found
+        figures.append(Figure(checkpoint, on, name, value, float(ends.low), float(ends.high), n, ends.method))
+    return figures
 
 
 def _per_reading(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
@@ -201,12 +201,12 @@ def values_of(
     Args:
         budget: bytes for logits; examples are taken as many at a time as fit.
     """
-    longest = max(len(one) for one in examples)
+    longest = max(len(example) for example in examples)
     at_once = max(1, min(500, budget // (COPIES_OF_LOGITS * longest * model.d_vocab_out * max(4, model.dtype.itemsize))))
-    found: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
+    by_metric: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
     for start in range(0, len(examples), at_once):
         batch = collate(examples[start : start + at_once], device=model.device)
         logits = model.own_logits(batch.clean, batch.is_token.long(), batch.position_ids)[batch.reads]
         for name, values in of_logits(batch, batch.labels, logits, metrics).items():
-            found[name].append(values.double().cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            by_metric[name].append(values.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in by_metric.items()}

@@ -105,11 +105,11 @@ class Drift(OverExamples):
 
     def change(self, values: Float[np.ndarray, "C L H B"]) -> Float[np.ndarray, "C L H B"]:
         """Values minus those of each checkpoint's reference, example by example; NaN for the first."""
-        found = np.full_like(values, np.nan)
+        change = np.full_like(values, np.nan)
         for place, reference in enumerate(self.references):
             if reference is not None:
-                found[place] = values[place] - values[self._reference(place)]
-        return found
+                change[place] = values[place] - values[self._reference(place)]
+        return change
 
     def _reference(self, place: int) -> int:
         return 0 if self.against == "first" else place - 1
@@ -149,7 +149,7 @@ class Drift(OverExamples):
             for name, values in (("attention", attention), ("attribution", attribution))
         }
         means = attribution.mean(-1).ravel()
-        held = [
+        roles = [
             ", ".join(role for role in self.roles[place].roles if head in self.roles[place].heads(role)) for head in self.heads
         ]
         cosine = _mean_defined(self.cosine[place]).ravel()
@@ -166,15 +166,15 @@ class Drift(OverExamples):
                 "its high": ends["attention"][1][h],
                 **{f"{name} moved": self.weights[name][place].ravel()[h] for name in PRODUCTS},
                 "cosine": cosine[h],
-                "roles": held[h],
+                "roles": roles[h],
             }
             for h in np.argsort(-np.abs(np.nan_to_num(means)), kind="stable").tolist()
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every example's values, by name."""
-        found = {name: getattr(self, name) for name in ("attention", "attribution", "logit_diff", "cosine")}
-        return found | {f"weights_{name}": values for name, values in self.weights.items()}
+        arrays = {name: getattr(self, name) for name in ("attention", "attribution", "logit_diff", "cosine")}
+        return arrays | {f"weights_{name}": values for name, values in self.weights.items()}
 
 
 @takes(RoleRules)
@@ -220,8 +220,8 @@ def drift(
     common: dict[str, Any] = {name: given[name] for name in ("seed", "memory", "confidence")}
     role_settings: dict[str, Any] = {name: given[name] for name in ("roles", "threshold", "min_share")} | common
     with progress_bar(len(ladder), "drift", "checkpoint", given["progress"]) as bar:
-        for one in ladder:
-            model = one if isinstance(one, Model) else load(one, **(model_settings or {}))
+        for checkpoint in ladder:
+            model = checkpoint if isinstance(checkpoint, Model) else load(checkpoint, **(model_settings or {}))
             if not examples:
                 own = _draw(task, model, given["seed"]) if isinstance(task, Mapping) else task
                 examples = examples_of(own, given["split"])
@@ -229,14 +229,17 @@ def drift(
                 heads = tuple(model.graph.heads)
             weights = head_weights(components_of(model, "drift"))
             outputs = head_outputs(model, examples, at, given["memory"])
-            found = {"roles": head_roles(model, examples, **role_settings), **_now(model, examples, heads, query, key, common)}
-            measured.append(found | _changes(weights, outputs, reference, len(examples)))
+            figures = {
+                "roles": head_roles(model, examples, **role_settings),
+                **_now(model, examples, heads, query, key, common),
+            }
+            measured.append(figures | _changes(weights, outputs, reference, len(examples)))
             names.append(model.name)
             references.append(reference[0] if reference else None)
             if reference is None or against == "previous":
                 reference = model.name, weights, outputs
             bar.update(1)
-    stacked = {name: np.stack([found[name] for found in measured]) for name in measured[0] if name != "roles"}
+    stacked = {name: np.stack([figures[name] for figures in measured]) for name in measured[0] if name != "roles"}
     return Drift(
         checkpoints=tuple(names),
         references=tuple(references),
@@ -244,7 +247,7 @@ def drift(
         attention=stacked["attention"],
         attribution=stacked["attribution"],
         logit_diff=stacked["logit_diff"],
-        roles=tuple(found["roles"] for found in measured),
+        roles=tuple(figures["roles"] for figures in measured),
         weights={name: stacked[name] for name in PRODUCTS},
         cosine=stacked["cosine"],
         query=str(query),
@@ -261,12 +264,12 @@ def drift(
 def _ladder(checkpoints: str | Sequence[str | Model]) -> Sequence[str | Model]:
     """The checkpoints in order, seen to be there and to fit together."""
     given = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-    if any(isinstance(one, Model) for one in given):
+    if any(isinstance(checkpoint, Model) for checkpoint in given):
         if len(given) < 2:
             raise BadSetting(f"drift needs at least 2 checkpoints, not {len(given)}")
         check_same(given)
         return given
-    return read_checkpoints([str(one) for one in given], least=2, what="drift")
+    return read_checkpoints([str(checkpoint) for checkpoint in given], least=2, what="drift")
 
 
 def _draw(settings: Mapping[str, Any], model: Model, seed: int) -> Task:
@@ -300,10 +303,10 @@ def cosines(new: HeadOutputs, reference: HeadOutputs, n: int) -> Float[np.ndarra
     a, b = new.values.double(), reference.values.double()
     norms = a.norm(dim=-1) * b.norm(dim=-1)
     cosine = torch.where(norms > 0, (a * b).sum(-1) / norms, torch.nan).numpy()
-    found = np.full((*cosine.shape[:2], n), np.nan)
+    cosines = np.full((*cosine.shape[:2], n), np.nan)
     for example in range(n):
-        found[..., example] = _mean_defined(cosine[..., new.example == example])
-    return found
+        cosines[..., example] = _mean_defined(cosine[..., new.example == example])
+    return cosines
 
 
 def _mean_defined(values: Float[np.ndarray, "*X B"]) -> Float[np.ndarray, "*X"]:

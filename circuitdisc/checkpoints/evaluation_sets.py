@@ -67,7 +67,7 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
     kind = _kind(settings)
     if kind is None or kind.n is None:
         return True
-    return all(settings.get(name, one.default) == one.default for name, one in kind.settings.items())
+    return all(settings.get(name, parameter.default) == parameter.default for name, parameter in kind.settings.items())
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,25 +83,25 @@ def any_length(model: TaskModel, settings: Mapping[str, Any]) -> tuple[Example, 
         examples = load_task(model=model, **{**_renamed(settings), "first_token": True}).heldout
     except BadTask:
         return ()
-    return examples if any(one.whole for one in examples) else ()
+    return examples if any(example.whole for example in examples) else ()
 
 
 def own_answers_of_corrupted(examples: Sequence[Example]) -> tuple[Example, ...]:
     """The corrupted prompts as clean ones, with the first wrong answer as the right one; none unless all have both."""
-    if not all(one.corrupted is not None and all(one.wrong) for one in examples):
+    if not all(example.corrupted is not None and all(example.wrong) for example in examples):
         return ()
     return tuple(
         replace(
-            one,
-            clean=one.corrupted or (),
+            example,
+            clean=example.corrupted or (),
             corrupted=None,
-            answers=tuple(wrong[:1] for wrong in one.wrong),
-            wrong=tuple((*right, *wrong[1:]) for right, wrong in zip(one.answers, one.wrong, strict=True)),
+            answers=tuple(wrong[:1] for wrong in example.wrong),
+            wrong=tuple((*right, *wrong[1:]) for right, wrong in zip(example.answers, example.wrong, strict=True)),
             text="",
             roles={},
             whole=(),
         )
-        for one in examples
+        for example in examples
     )
 
 

@@ -100,11 +100,11 @@ def joint_discover(
     identity = _identity(models, task, algorithm, ablation, context, donor, settings)
     context.journal.bind(identity)
     started = perf_counter()
-    found = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
-    found.cost.seconds = perf_counter() - started
+    discovery = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
+    discovery.cost.seconds = perf_counter() - started
     names = [model.name for model in models]
     cancels = [
-        cancelling_note(model, task, ablation, get_metric(context.metric), found, algorithm, False, memory=share)
+        cancelling_note(model, task, ablation, get_metric(context.metric), discovery, algorithm, False, memory=share)
         for model in models
     ]
     blind = cancels[0] if all(cancels) else None  # the changes of one checkpoint suffice to decide
@@ -123,10 +123,10 @@ def joint_discover(
         },
         seed=context.seed,
         versions=versions(),
-        notes=tuple(dict.fromkeys((*task.notes, *found.notes, *((blind,) if blind else ())))),
+        notes=tuple(dict.fromkeys((*task.notes, *discovery.notes, *((blind,) if blind else ())))),
         identity=identity.to_dict(),
     )
-    return replace(found, circuit=found.circuit.with_provenance(provenance))
+    return replace(discovery, circuit=discovery.circuit.with_provenance(provenance))
 
 
 def _identity(
@@ -163,11 +163,11 @@ def share_of_memory(models: Sequence[Model], examples: Sequence[Example], memory
     budget = parse_memory(memory)
     weights = sum(tensor.numel() * tensor.element_size() for model in models for tensor in model.module.state_dict().values())
     n_tokens = len(examples) * max(len(example) for example in examples)
-    held = sum(n_tokens * bytes_per_token(model) for model in models)
-    if weights + held > budget:
+    values = sum(n_tokens * bytes_per_token(model) for model in models)
+    if weights + values > budget:
         raise BadSetting(
-            f"a joint search holds all {len(models)} checkpoints at once: about {size_words(weights + held)} "
-            f"({size_words(weights)} of weights, {size_words(held)} of activations on {len(examples)} examples), over the "
+            f"a joint search holds all {len(models)} checkpoints at once: about {size_words(weights + values)} "
+            f"({size_words(weights)} of weights, {size_words(values)} of activations on {len(examples)} examples), over the "
             f"budget of {size_words(budget)}: raise memory=, take fewer examples (task.n=), or name fewer (joint=[...])"
         )
     return (budget - weights) // len(models)

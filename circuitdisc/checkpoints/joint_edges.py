@@ -59,13 +59,13 @@ def joint_acdc(
     check_order(ablation, order, ORDERS_WITHOUT_SCORES)
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
-    held = [patching.hold(task.train) for patching in patchings]
+    kept = [patching.hold(task.train) for patching in patchings]
     clock = TimeLeft(graph)
     with time_bar(f"acdc on {' + '.join(model.name for model in models)}", context.progress) as bar:
 
         def begin(mask: Bool[np.ndarray, "R S"], first: int) -> JointWalk:
             removals = [
-                patching.removal(chunks, mask, metric, first=first) for patching, chunks in zip(patchings, held, strict=True)
+                patching.removal(chunks, mask, metric, first=first) for patching, chunks in zip(patchings, kept, strict=True)
             ]
             return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared, clock)
 
@@ -136,4 +136,4 @@ class JointWalk(Walk):
         return left if self.spared is None else left & ~self.spared[receiver]
 
     def _passes(self, before: Values, value: Values) -> bool:
-        return all(self.rule.passes(one, other) for one, other in zip(before, value, strict=True))
+        return all(self.rule.passes(old, other) for old, other in zip(before, value, strict=True))

@@ -70,9 +70,9 @@ def joint_head_ablation(
     for layer in layers_in_order(graph.n_layers, order, context.seed):
         if f"layer {layer}" in finished:
             continue
-        baselines = [one.value for one in search]
+        baselines = [removal.value for removal in search]
         for head in np.flatnonzero(asked[layer]).tolist():
-            values = [one.try_ablating(layer, head) for one in search]
+            values = [removal.try_ablating(layer, head) for removal in search]
             keep = not _passes(rule, baselines, values)
             if not keep:
                 _set(search, layer, head, keep=False)
@@ -94,18 +94,18 @@ def _passes(rule: Rule, baselines: Sequence[float], values: Sequence[float]) -> 
 
 
 def _set(removals: Sequence[HeadRemoval], layer: int, head: int, keep: bool) -> list[float]:
-    return [one.set_head(layer, head, keep) for one in removals]
+    return [removal.set_head(layer, head, keep) for removal in removals]
 
 
 def _verify(
     search: Sequence[HeadRemoval], second: Sequence[HeadRemoval], layer: int, rule: Rule
 ) -> list[tuple[int, list[float]]]:
     """Step 4 for one layer; returns the heads restored, with the metrics on the second set."""
-    baselines = [one.value for one in second]
+    baselines = [removal.value for removal in second]
     for head in np.flatnonzero(~search[0].kept[layer]).tolist():
         _set(second, layer, head, keep=False)
     restored = []
-    while not _passes(rule, baselines, [one.value for one in second]) and not second[0].kept[layer].all():
+    while not _passes(rule, baselines, [removal.value for removal in second]) and not second[0].kept[layer].all():
         margins = {}
         for head in np.flatnonzero(~second[0].kept[layer]).tolist():
             margins[head] = min(map(rule.margin, baselines, _set(second, layer, head, keep=True)))

@@ -82,18 +82,18 @@ def read_checkpoints(
         BadModel: they do not fit together.
     """
     given = [names] if isinstance(names, str | Path) else list(names)
-    found = [name for one in given for name in _expand(str(one))]
-    if twice := next((name for name in found if found.count(name) > 1), None):
+    expanded = [name for entry in given for name in _expand(str(entry))]
+    if twice := next((name for name in expanded if expanded.count(name) > 1), None):
         raise BadSetting(f"the checkpoint {twice} is named twice: name each once")
-    if len(found) < least:
+    if len(expanded) < least:
         raise BadSetting(
-            f"{what} needs at least {least} checkpoint{'s' if least > 1 else ''}, not {len(found)}: "
+            f"{what} needs at least {least} checkpoint{'s' if least > 1 else ''}, not {len(expanded)}: "
             "give them as checkpoints=[tpp/base,tpp/lightweight], or the folder of a ladder"
         )
-    checkpoints = [find_checkpoint(name) for name in found]
+    checkpoints = [find_checkpoint(name) for name in expanded]
     if same:
         check_same(checkpoints)
-    return found
+    return expanded
 
 
 def find_checkpoint(name: str | Path) -> Checkpoint:
@@ -136,7 +136,7 @@ def check_same(checkpoints: Sequence[Checkpoint | Model | str]) -> None:
     Raises:
         BadModel: one differs; the message says in what.
     """
-    rest = [find_checkpoint(one) if isinstance(one, str) else one for one in checkpoints]
+    rest = [find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint for checkpoint in checkpoints]
     if len(rest) < 2:
         return
     first = rest[0]
@@ -167,51 +167,53 @@ def check_prompts(checkpoints: Sequence[Checkpoint | Model | str], examples: Seq
         BadModel: a checkpoint reads one of them otherwise; the message shows it.
     """
     texts = list(dict.fromkeys(example.text for example in examples if example.text))
-    tokens = sorted({token for one in examples for right in (*one.answers, *one.wrong) for token in right})
+    tokens = sorted({token for example in examples for right in (*example.answers, *example.wrong) for token in right})
     first: tuple[str, list[list[int]], list[str]] | None = None
-    for one in checkpoints:
-        one = find_checkpoint(one) if isinstance(one, str) else one
-        tokenizer = one.tokenizer if isinstance(one, Model) else one.tokenizer()
+    for checkpoint in checkpoints:
+        checkpoint = find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+        tokenizer = checkpoint.tokenizer if isinstance(checkpoint, Model) else checkpoint.tokenizer()
         if tokenizer is None:
             continue
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         words = tokenizer.convert_ids_to_tokens(tokens)
         if first is None:
-            first = one.name, ids, words
+            first = checkpoint.name, ids, words
             continue
         odd = next((text for text, mine, theirs in zip(texts, first[1], ids, strict=True) if mine != theirs), None)
         odd = odd or next((str(mine) for mine, theirs in zip(first[2], words, strict=True) if mine != theirs), None)
         if odd is not None:
             raise BadModel(
-                f"the tokenizers of {first[0]} and {one.name} read {odd[:60]!r} differently: "
+                f"the tokenizers of {first[0]} and {checkpoint.name} read {odd[:60]!r} differently: "
                 "checkpoints are compared on the same tokens, so they must share a tokenizer"
             )
 
 
 def _check_vocabularies(checkpoints: Sequence[Checkpoint | Model]) -> None:
     first: tuple[str, dict[str, int]] | None = None
-    for one in checkpoints:
-        tokenizer = one.tokenizer if isinstance(one, Model) else one.tokenizer()
+    for checkpoint in checkpoints:
+        tokenizer = checkpoint.tokenizer if isinstance(checkpoint, Model) else checkpoint.tokenizer()
         if tokenizer is None:
             continue
         vocabulary = tokenizer.get_vocab()
         if first is None:
-            first = one.name, vocabulary
+            first = checkpoint.name, vocabulary
             continue
         shared = first[1].keys() & vocabulary.keys()
         odd = next((token for token in sorted(shared) if first[1][token] != vocabulary[token]), None)
         if odd is not None or not shared:
             token = "no token" if odd is None else f"the token {odd!r} has another number"
-            raise BadModel(f"the tokenizers of {first[0]} and {one.name} differ ({token} in both): they must share a tokenizer")
+            raise BadModel(
+                f"the tokenizers of {first[0]} and {checkpoint.name} differ ({token} in both): they must share a tokenizer"
+            )
 
 
-def _sizes_of(one: Checkpoint | Model) -> Mapping[str, Any]:
-    if isinstance(one, Checkpoint):
-        return one.sizes
-    config = getattr(one.module, "config", None)
+def _sizes_of(checkpoint: Checkpoint | Model) -> Mapping[str, Any]:
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint.sizes
+    config = getattr(checkpoint.module, "config", None)
     if hasattr(config, "model_type"):
         return _sizes(config)
-    return {"n_layers": one.graph.n_layers, "n_heads": one.graph.n_heads, "d_vocab": one.d_vocab}
+    return {"n_layers": checkpoint.graph.n_layers, "n_heads": checkpoint.graph.n_heads, "d_vocab": checkpoint.d_vocab}
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------
@@ -230,10 +232,10 @@ def _expand(name: str) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     path = Path(pattern).expanduser()
     root = Path(*path.parts[: next(at for at, part in enumerate(path.parts) if "*" in part)])
-    found = [str(one) for one in root.glob(str(path.relative_to(root))) if (one / "config.json").is_file()]
-    if not found:
+    folders = [str(folder) for folder in root.glob(str(path.relative_to(root))) if (folder / "config.json").is_file()]
+    if not folders:
         raise BadFile(f"no folder with a config.json matches {pattern}")
-    return sorted(found, key=lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
+    return sorted(folders, key=lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
 
 
 def read_ladder(folder: Path) -> list[str]:

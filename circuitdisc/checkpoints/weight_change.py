@@ -53,21 +53,22 @@ def head_weights(components: Components) -> HeadWeights:
         left["ov"].append(read(block.W_V, shared))
         right["ov"].append(block.W_O.double().cpu().transpose(1, 2))
     return HeadWeights(
-        {name: torch.stack(found) for name, found in left.items()}, {name: torch.stack(found) for name, found in right.items()}
+        {name: torch.stack(weights) for name, weights in left.items()},
+        {name: torch.stack(weights) for name, weights in right.items()},
     )
 
 
 def weight_change(new: HeadWeights, reference: HeadWeights) -> dict[str, Float[np.ndarray, "L H"]]:
     """|new product - reference product| / |reference product| of every head, by product; NaN where the reference is zero."""
-    found = {}
+    changes = {}
     for name in PRODUCTS:
         moved = _norm(
             torch.cat([new.left[name], -reference.left[name]], dim=-1),
             torch.cat([new.right[name], reference.right[name]], dim=-1),
         )
         was = _norm(reference.left[name], reference.right[name])
-        found[name] = torch.where(was > 0, moved / was, torch.nan).numpy()
-    return found
+        changes[name] = torch.where(was > 0, moved / was, torch.nan).numpy()
+    return changes
 
 
 def _norm(left: Float[Tensor, "L H D X"], right: Float[Tensor, "L H D X"]) -> Float[Tensor, "L H"]:

@@ -36,7 +36,7 @@ class Algorithm:
     def settings(self) -> dict[str, Any]:
         """Keyword-only parameters and their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
-        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def adopt_algorithm(name: str, function: Any) -> Algorithm:

@@ -43,7 +43,7 @@ def cancelling_note(
     task: Task,
     ablation: Ablation,
     metric: Metric,
-    found: Discovery,
+    discovery: Discovery,
     algorithm: str,
     by_mean: bool,
     full: Float[Tensor, "B"] | None = None,
@@ -52,29 +52,29 @@ def cancelling_note(
     """What a reader must know where everything cancels, in a sentence; None where it does not.
 
     Args:
-        found: what the search gave.
+        discovery: what the search gave.
         algorithm: name of the algorithm.
         by_mean: its edge scores are means of changes over examples, or estimates of them.
         full: the full model's metric on the train examples; None measures it where it is needed.
     """
     if metric.zero_at_full:
         return None  # no change is above 0, so that none makes up for another
-    masks = _given_up(found, by_mean)
-    scored = found.edge_scores is not None
-    if not masks or (scored and full is not None and not _near_nothing(found, full)):
+    masks = _given_up(discovery, by_mean)
+    scored = discovery.edge_scores is not None
+    if not masks or (scored and full is not None and not _near_nothing(discovery, full)):
         return None
     patching = Patching(model, ablation, task.train, memory=memory)
     usable = [METRICS[name] for name in OTHERS if name != metric.name and _can_use(METRICS[name], model, task)]
     values = patching.evaluate(task.train, {"full": model.graph.edge_mask, **masks}, [metric, *usable])
-    if scored and not _near_nothing(found, values["full"][metric.name]):
+    if scored and not _near_nothing(discovery, values["full"][metric.name]):
         return None
     mean, size, scale = _mean_and_size(values, metric)
     if size <= ROUNDING * scale or mean >= CANCELS * size:
         return None
-    others = [one for one in usable if _sees(values, one)]
+    others = [other for other in usable if _sees(values, other)]
     what = "an edge is cut" if scored else "all that the search gave up is cut"
     why = f": {ablation.method.cancels}" if ablation.method.cancels else ""
-    advice = f"metric={' or metric='.join(one.name for one in others)} sees it" if others else "try another ablation"
+    advice = f"metric={' or metric='.join(other.name for other in others)} sees it" if others else "try another ablation"
     return (
         f"Everything cancels: when {what}, {metric.name} changes by {size:.3g} on an example, up or down, and by {mean:.2g} in "
         f"the mean over {len(task.train)} examples, by which {algorithm} decides{why}. "
@@ -82,13 +82,13 @@ def cancelling_note(
     )
 
 
-def _given_up(found: Discovery, by_mean: bool) -> dict[str, Bool[np.ndarray, "R S"]]:
+def _given_up(discovery: Discovery, by_mean: bool) -> dict[str, Bool[np.ndarray, "R S"]]:
     """The circuits whose change is looked at: the empty one that a search left, or single cuts of its best-scored edges."""
-    circuit, graph = found.circuit, found.circuit.graph
-    if found.edge_scores is None:
+    circuit, graph = discovery.circuit, discovery.circuit.graph
+    if discovery.edge_scores is None:
         nothing = not circuit.heads() if circuit.granularity == "head" else circuit.n_edges == 0
         return {"nothing": circuit.mask} if nothing else {}
-    return _single_cuts(graph, found.edge_scores) if by_mean else {}
+    return _single_cuts(graph, discovery.edge_scores) if by_mean else {}
 
 
 def _single_cuts(graph: ComputationGraph, scores: Float[np.ndarray, "R S"]) -> dict[str, Bool[np.ndarray, "R S"]]:
@@ -101,10 +101,10 @@ def _single_cuts(graph: ComputationGraph, scores: Float[np.ndarray, "R S"]) -> d
     return cuts
 
 
-def _near_nothing(found: Discovery, full: Float[Tensor, "B"]) -> bool:
+def _near_nothing(discovery: Discovery, full: Float[Tensor, "B"]) -> bool:
     """True if the largest score is small beside the metric's spread over examples."""
     spread = float(full.double().std()) if len(full) > 1 else 0.0
-    return found.edge_scores is not None and float(np.nanmax(np.abs(found.edge_scores))) < NEAR_NOTHING * spread
+    return discovery.edge_scores is not None and float(np.nanmax(np.abs(discovery.edge_scores))) < NEAR_NOTHING * spread
 
 
 def _can_use(metric: Metric, model: Model, task: Task) -> bool:

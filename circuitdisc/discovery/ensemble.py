@@ -92,13 +92,13 @@ def ensemble(
     edges, cost, notes = model.graph.edge_mask, Cost(), list[str]()
     mean = np.where(edges, 0.0, np.nan)
     for algorithm in chosen:
-        found = algorithm.function(model, task, ablation, replace(context, journal=Journal()))
-        if found.edge_scores is None:
+        discovery = algorithm.function(model, task, ablation, replace(context, journal=Journal()))
+        if discovery.edge_scores is None:
             raise _no_scores(algorithm.name)
-        scores = found.edge_scores[edges].astype(np.float64)
+        scores = discovery.edge_scores[edges].astype(np.float64)
         mean[edges] += SCALES[normalise](np.abs(scores) if unsigned else scores) / len(chosen)
-        cost.add(found.cost)
-        notes += found.notes
+        cost.add(discovery.cost)
+        notes += discovery.notes
     notes.append(f"ensemble: every score is an estimate, {WORDS[normalise].format(names)}.")
     if unsigned:
         notes.append(f"ensemble: scores of {', '.join(unsigned)} have no sign, so that all count by their size.")

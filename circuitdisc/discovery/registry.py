@@ -128,11 +128,11 @@ def discover(
     notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
     context = SearchContext(measure, memory, seed, journal, given["progress"])
     started = perf_counter()
-    found = chosen.function(model, task, ablation, context, **settings)
-    if not isinstance(found, Discovery):
-        raise BadSetting(f"algorithm '{algorithm}' gave a {type(found).__name__}: an algorithm must return a Discovery")
-    found.cost.seconds = perf_counter() - started
-    cancels = cancelling_note(model, task, ablation, measure, found, algorithm, chosen.by_mean, full, memory)
+    discovery = chosen.function(model, task, ablation, context, **settings)
+    if not isinstance(discovery, Discovery):
+        raise BadSetting(f"algorithm '{algorithm}' gave a {type(discovery).__name__}: an algorithm must return a Discovery")
+    discovery.cost.seconds = perf_counter() - started
+    cancels = cancelling_note(model, task, ablation, measure, discovery, algorithm, chosen.by_mean, full, memory)
     if cancels is not None:
         warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(
@@ -144,10 +144,10 @@ def discover(
         settings={**known, **settings},
         seed=seed,
         versions=versions() | _packages(algorithm, settings) | ablation.versions | METRIC_REGISTRY.versions(measure.name),
-        notes=tuple(dict.fromkeys((*notes, *found.notes, *((cancels,) if cancels else ())))),
+        notes=tuple(dict.fromkeys((*notes, *discovery.notes, *((cancels,) if cancels else ())))),
         identity=identity.to_dict(),
     )
-    return replace(found, circuit=found.circuit.with_provenance(provenance))
+    return replace(discovery, circuit=discovery.circuit.with_provenance(provenance))
 
 
 def search_identity(
@@ -202,7 +202,7 @@ def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> F
     metric = METRICS["squared_error" if numeric else usual]
     patching = Patching(model, Ablation("zero"), task.train)
     measured = measured or metric
-    both = list({one.name: one for one in (metric, measured)}.values())  # each once: values are collected by name
+    both = list({each.name: each for each in (metric, measured)}.values())  # each once: values are collected by name
     values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, both)["full"]
     full = values[metric.name].double().cpu()
     chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]

@@ -84,8 +84,8 @@ class SoftTopK:
     def scores(self) -> Float[Tensor, "R S"]:
         """How far each edge lies above the worst one; only their order and their distances mean something."""
         values = self.parameters["scores"].detach()
-        found = torch.zeros(self.is_edge.shape, dtype=values.dtype, device=values.device)
-        return found.masked_scatter(self.is_edge, values - values.min())
+        scores = torch.zeros(self.is_edge.shape, dtype=values.dtype, device=values.device)
+        return scores.masked_scatter(self.is_edge, values - values.min())
 
 
 def soft_top_k(scores: Float[Tensor, "n"], k: float, temperature: float) -> Float[Tensor, "n"]:

@@ -34,7 +34,7 @@ from circuitdisc.tasks.base import Example
 
 
 @dataclass(frozen=True)
-class Held:
+class Ready:
     """Examples made ready for runs with changed heads.
 
     Args:
@@ -71,7 +71,7 @@ class Held:
 class HeadChange(Protocol):
     """What is done to heads, for examples at hand."""
 
-    def hooks(self, held: Held) -> Hooks: ...
+    def hooks(self, ready: Ready) -> Hooks: ...
 
 
 class MixedHeads:
@@ -91,15 +91,15 @@ class MixedHeads:
         self,
         mask: Float[Tensor, "C"],
         members: Bool[Tensor, "C L H"],
-        places: Callable[[Held], Bool[Tensor, "C B T"]],
+        places: Callable[[Ready], Bool[Tensor, "C B T"]],
         n_embed: int,
         per_layer: int,
     ) -> None:
         self.mask, self.members, self.places = mask, members, places
         self.n_embed, self.per_layer = n_embed, per_layer
 
-    def hooks(self, held: Held) -> Hooks:
-        places = self.places(held)
+    def hooks(self, ready: Ready) -> Hooks:
+        places = self.places(ready)
 
         def mix(layer: int, result: Float[Tensor, "H B T D"]) -> Float[Tensor, "H B T D"]:
             here = self.members[:, layer].any(-1).nonzero().flatten()
@@ -109,34 +109,33 @@ class MixedHeads:
             share = self.mask[here, None, None, None] * self.members[here, layer, :, None, None] * where[:, None]
             share = 1 - (1 - share).prod(0)
             first = self.n_embed + layer * self.per_layer
-            corrupted = held.chunk.ablated[first : first + result.shape[0]]
+            corrupted = ready.chunk.ablated[first : first + result.shape[0]]
             return result + share.to(result.dtype)[..., None] * (corrupted - result)
 
         return {"result": mix}
 
 
-def changed_residual(model: Model, held: Held, hooks: Hooks) -> Float[Tensor, "N D"]:
+def changed_residual(model: Model, ready: Ready, hooks: Hooks) -> Float[Tensor, "N D"]:
     """The final residual at the readings under hooks, with gradients to whatever they are made of."""
-    x = forward(
-        model.components, model.graph, held.frame, held.residual, hooks, first=held.first, past=Past(held.before, held.start)
-    )
-    return x[held.reads]
+    past = Past(ready.before, ready.start)
+    x = forward(model.components, model.graph, ready.frame, ready.residual, hooks, first=ready.first, past=past)
+    return x[ready.reads]
 
 
-def changed_logits(model: Model, held: Held, change: HeadChange | None, columns: bool = False) -> Float[Tensor, "N W"]:
+def changed_logits(model: Model, ready: Ready, change: HeadChange | None, columns: bool = False) -> Float[Tensor, "N W"]:
     """Logits at the readings under a change, with gradients to whatever it is made of.
 
     Args:
         change: None changes nothing.
         columns: of the answers' tokens alone, as `Labels.columns` has them; else of the whole vocabulary.
     """
-    final = changed_residual(model, held, {} if change is None else change.hooks(held))
-    return model.components.unembed(final[None], held.chunk.labels.columns if columns else None)[0]
+    final = changed_residual(model, ready, {} if change is None else change.hooks(ready))
+    return model.components.unembed(final[None], ready.chunk.labels.columns if columns else None)[0]
 
 
-def metric_values(model: Model, held: Held, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:
+def metric_values(model: Model, ready: Ready, change: HeadChange, metric: Metric) -> Float[Tensor, "B"]:
     """A metric under a change, example by example."""
-    return of_residual(model, held.chunk, changed_residual(model, held, change.hooks(held))[None], metric)[0]
+    return of_residual(model, ready.chunk, changed_residual(model, ready, change.hooks(ready))[None], metric)[0]
 
 
 def hold(
@@ -150,7 +149,7 @@ def hold(
     positions: Positions = ALL,
     memory: str | int = "4GiB",
     name: str = "changed heads",
-) -> list[list[Held]]:
+) -> list[list[Ready]]:
     """Examples made ready in mini-batches, each in as few pieces as fit the budget.
 
     Args:
@@ -166,14 +165,14 @@ def hold(
     """
     components, graph = gradients_of(model, ablation, metric, name), model.graph
     piece = examples_in_piece(Shapes.of(components, metric), graph, ablation, examples, batch, parse_memory(memory))
-    found: list[list[Held]] = []
+    batches: list[list[Ready]] = []
     for at in range(0, len(examples), batch):
         chunks = prepare(model, ablation, examples[at : at + batch], None, piece)
-        found.append([_held(components, graph, chunk, first, positions) for chunk in chunks])
-    return found
+        batches.append([_make_ready(components, graph, chunk, first, positions) for chunk in chunks])
+    return batches
 
 
-def _held(components: Components, graph: ComputationGraph, chunk: Chunk, first: int, positions: Positions) -> Held:
+def _make_ready(components: Components, graph: ComputationGraph, chunk: Chunk, first: int, positions: Positions) -> Ready:
     """One piece made ready, and what is not needed of it let go."""
     frame, n_embed = chunk.frame, int(graph.n_upstream[0])
     assert frame is not None, "components need a frame"
@@ -198,23 +197,23 @@ def _held(components: Components, graph: ComputationGraph, chunk: Chunk, first: 
         before[layer] = (k[:, :, :start].clone(), v[:, :, :start].clone())
     ablated = chunk.ablated if chunk.ablated.shape[2] == 1 or not start else chunk.ablated[:, :, start:].clone()
     kept = replace(chunk, clean=chunk.clean[:n_embed].clone(), ablated=ablated)
-    return Held(kept, residuals[first][:, start:].clone(), tail, first, start, before)
+    return Ready(kept, residuals[first][:, start:].clone(), tail, first, start, before)
 
 
 @torch.no_grad()
-def head_values(model: Model, helds: Sequence[Held]) -> Float[Tensor, "L H K"]:
+def head_values(model: Model, examples: Sequence[Ready]) -> Float[Tensor, "L H K"]:
     """Mean over examples of every head's pattern-weighted values z where the last answer is read."""
     total, n = torch.zeros(()), 0
-    for held in helds:
+    for ready in examples:
         layers: list[Float[Tensor, "H B T K"]] = []
 
         def keep(layer: int, z: Tensor, layers: list[Tensor] = layers) -> Tensor:
             layers.append(z)
             return z
 
-        changed_residual(model, held, {"z": keep})
-        at = held.chunk.batch.position("end") - held.start
-        rows = torch.arange(held.n, device=at.device)
+        changed_residual(model, ready, {"z": keep})
+        at = ready.chunk.batch.position("end") - ready.start
+        rows = torch.arange(ready.n, device=at.device)
         total = total.to(at.device) + torch.stack([z[:, rows, at].double().sum(1) for z in layers])
-        n += held.n
+        n += ready.n
     return (total / n).to(model.dtype)

@@ -202,11 +202,11 @@ def for_heads(components: Components, x: Float[Tensor, "G ..."]) -> Float[Tensor
 
 def joined(*parts: Hooks) -> Hooks:
     """Several sets of hooks as one; at a point where two have one, the later sees what the earlier gives."""
-    found: dict[str, Hook] = {}
+    hooks: dict[str, Hook] = {}
     for part in parts:
         for point, hook in part.items():
-            found[point] = _then(found[point], hook) if point in found else hook
-    return found
+            hooks[point] = _then(hooks[point], hook) if point in hooks else hook
+    return hooks
 
 
 def _then(first: Hook, second: Hook) -> Hook:

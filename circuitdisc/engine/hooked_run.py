@@ -21,10 +21,10 @@ def hooked_run(
 ) -> Float[Tensor, "N V"]:
     """Logits at the readings when the circuit `mask` runs. N readings, V vocabulary."""
     batch = chunk.batch
-    cut = torch.from_numpy(graph.edge_mask & ~mask).to(chunk.clean)
+    removed = torch.from_numpy(graph.edge_mask & ~mask).to(chunk.clean)
 
     def receive(receivers: list[int], read: Tensor, senders: Tensor) -> Tensor:
-        return read - torch.einsum("ns,sbtd->nbtd", cut[receivers], senders - chunk.ablated)
+        return read - torch.einsum("ns,sbtd->nbtd", removed[receivers], senders - chunk.ablated)
 
     _, _, logits = hooked.run(batch.clean, batch.is_token.long(), batch.position_ids, receive)
     return logits[batch.read_example, batch.read_position]

@@ -83,12 +83,12 @@ class Flow:
             of_heads[row] = self._of_messages(node.layer, node.head, at, read)
         total = of_plain.sum(0) + of_heads.sum((0, 2)) + _proximity(wide(constant).expand_as(read), read)
         share = torch.where(total > 0, 1 / total, 0.0)
-        found = Importances(
+        importances = Importances(
             read.new_zeros(len(plain), *wanted.shape), read.new_zeros(len(heads), *wanted.shape, wanted.shape[1])
         )
-        found.plain[:, *at] = of_plain * share
-        found.heads[:, *at] = of_heads * share[:, None]
-        return found
+        importances.plain[:, *at] = of_plain * share
+        importances.heads[:, *at] = of_heads * share[:, None]
+        return importances
 
     def _of_messages(self, layer: int, head: int, at: tuple[Tensor, ...], read: Float[Tensor, "n D"]) -> Float[Tensor, "n T2"]:
         """Proximities of one head's messages, some rows at a time."""
@@ -131,9 +131,9 @@ def edge_widths(flow: Flow, attention: bool) -> Float[Tensor, "R S B"]:
     """
     graph, batch = flow.graph, flow.batch
     shape = batch.clean.shape
-    found = flow.run.senders.new_zeros(graph.n_receivers, graph.n_senders, shape[0], dtype=torch.float64)
-    at_mlp = {sender: found.new_zeros(shape) for sender in flow.plain}
-    at_heads = found.new_zeros(len(flow.heads), *shape, shape[1])
+    edges = flow.run.senders.new_zeros(graph.n_receivers, graph.n_senders, shape[0], dtype=torch.float64)
+    at_mlp = {sender: edges.new_zeros(shape) for sender in flow.plain}
+    at_heads = edges.new_zeros(len(flow.heads), *shape, shape[1])
     for group in reversed(graph.groups):
         widths = torch.stack([_receiver_width(flow, receiver, at_mlp, at_heads, attention) for receiver in group])
         n_senders = int(graph.n_upstream[group[0]])
@@ -143,13 +143,13 @@ def edge_widths(flow: Flow, attention: bool) -> Float[Tensor, "R S B"]:
         plain, heads = flow.plain[: len(shares.plain)], flow.heads[: len(shares.heads)]
         for receiver, width in zip(group, widths, strict=True):
             through = torch.minimum(width, shares.plain.double())
-            found[receiver, plain] = through.amax(-1)
+            edges[receiver, plain] = through.amax(-1)
             for row, sender in enumerate(plain):
                 at_mlp[sender] = torch.maximum(at_mlp[sender], through[row])
             through = torch.minimum(width[..., None], shares.heads.double())
-            found[receiver, heads] = through.amax((-2, -1))
+            edges[receiver, heads] = through.amax((-2, -1))
             at_heads[: len(heads)] = torch.maximum(at_heads[: len(heads)], through)
-    return found
+    return edges
 
 
 def _receiver_width(
@@ -172,8 +172,10 @@ def _receiver_width(
 
 
 def _constant(components: Components, graph: ComputationGraph, receiver: int) -> Float[Tensor, "D"]:
-    one = graph.receivers[receiver]
-    return components.constant_before(graph.n_layers if one.kind == "logits" else one.node.layer, mlp=one.kind == "mlp")
+    reader = graph.receivers[receiver]
+    return components.constant_before(
+        graph.n_layers if reader.kind == "logits" else reader.node.layer, mlp=reader.kind == "mlp"
+    )
 
 
 @torch.no_grad()

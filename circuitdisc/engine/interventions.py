@@ -91,9 +91,9 @@ def check_interventions(model: Model, interventions: Sequence[Intervention]) -> 
     """
     components_of(model, "changing a head")
     heads = model.graph.heads
-    for one in interventions:
-        if one.head not in heads:
-            raise UnknownName("head", one.head, heads, f"{model.name} has {model.graph.describe()}, counted from 0.")
+    for intervention in interventions:
+        if intervention.head not in heads:
+            raise UnknownName("head", intervention.head, heads, f"{model.name} has {model.graph.describe()}, counted from 0.")
 
 
 def evaluate_interventions(

@@ -124,7 +124,7 @@ def row_bytes(components: Components, reach: Reach, plan: RerunPlan | None) -> i
         n_heads = len(step.heads)
         reading = 0
         for read in step.reads.values():
-            n_read, computed = len(read.tokens), [one for one in read.receivers if one not in plan.set_tokens]
+            n_read, computed = len(read.tokens), [receiver for receiver in read.receivers if receiver not in plan.set_tokens]
             n_inputs = reach.n_inputs(computed)
             kept += n_read * (n_inputs * D + len(read.heads) * K)
             alike = n_inputs + len(read.receivers) - len(computed) == 1

@@ -11,7 +11,7 @@ W columns of the unembedding.
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitdisc.engine.changed_heads import Held
+from circuitdisc.engine.changed_heads import Ready
 from circuitdisc.engine.masked_run import MaskedRun
 from circuitdisc.models.model import Model
 
@@ -19,9 +19,9 @@ from circuitdisc.models.model import Model
 class _PlacedRun(MaskedRun):
     """The run of a soft mask that holds at some positions alone."""
 
-    def __init__(self, model: Model, held: Held, kept: Float[Tensor, "R S"], places: Bool[Tensor, "B T"]) -> None:
-        self.places, self.live = places[..., None], held.residual.new_zeros(())
-        super().__init__(model.components, model.graph, held.chunk, kept)
+    def __init__(self, model: Model, ready: Ready, kept: Float[Tensor, "R S"], places: Bool[Tensor, "B T"]) -> None:
+        self.places, self.live = places[..., None], ready.residual.new_zeros(())
+        super().__init__(model.components, model.graph, ready.chunk, kept)
 
     def _write(self, live: Float[Tensor, "s B T D"]) -> None:
         super()._write(live)
@@ -32,17 +32,17 @@ class _PlacedRun(MaskedRun):
 
 
 def mixed_logits(
-    model: Model, held: Held, mask: Float[Tensor, "R S"], places: Bool[Tensor, "B T"], columns: bool = False
+    model: Model, ready: Ready, mask: Float[Tensor, "R S"], places: Bool[Tensor, "B T"], columns: bool = False
 ) -> Float[Tensor, "N W"]:
     """Logits at the readings, with gradients to the mask.
 
     Args:
-        held: with all its tokens (`hold` without positions).
+        ready: with all its tokens (`hold` without positions).
         mask: the share of the corrupted value on each edge; 0 where nothing is patched. [R, S]
         places: where edges are patched. [B, T]
         columns: of the answers' tokens alone; else of the whole vocabulary.
     """
-    assert not held.start, "masked edges need all tokens"
-    run = _PlacedRun(model, held, 1 - mask, places)
-    wanted = held.chunk.labels.columns if columns else None
-    return model.components.unembed(run.residual[held.reads][None], wanted)[0]
+    assert not ready.start, "masked edges need all tokens"
+    run = _PlacedRun(model, ready, 1 - mask, places)
+    wanted = ready.chunk.labels.columns if columns else None
+    return model.components.unembed(run.residual[ready.reads][None], wanted)[0]

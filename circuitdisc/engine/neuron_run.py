@@ -122,22 +122,22 @@ class NeuronRuns:
 
     def _trace(self, chunk: Chunk, layers: Sequence[int], kept: Bool[np.ndarray, "L H"] | None) -> NeuronTrace:
         at = chunk.batch.reads
-        found = NeuronTrace(chunk.clean[0][at])
+        trace = NeuronTrace(chunk.clean[0][at])
 
         def look(layer: int, hidden: Tensor) -> Tensor:
             if layer not in layers:
                 return hidden
-            found.hidden[layer] = hidden[at]
+            trace.hidden[layer] = hidden[at]
             block = self.components.weights.layers[layer]
             if block.norm_after_mlp is not None and block.W_out is not None:
                 out = hidden[at] @ block.W_out
                 out = (out if block.b_out is None else out + block.b_out).to(torch.promote_types(out.dtype, torch.float32))
                 scale = torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + self.components.spec.eps)
-                found.after_scale[layer] = scale.to(hidden.dtype)
+                trace.after_scale[layer] = scale.to(hidden.dtype)
             return hidden
 
         def before_mlp(layer: int, written: Tensor) -> Tensor:
-            found.before[layer] = written[at]
+            trace.before[layer] = written[at]
             return written
 
         def residual(layer: int, x: Tensor) -> Tensor:
@@ -146,9 +146,9 @@ class NeuronRuns:
 
         before: dict[int, Tensor] = {}
         hooks: Hooks = {"resid_pre": residual, "attn_out": before_mlp, "mlp_post": look}
-        found.final = self._run(chunk, kept, hooks)[at]
-        found.before = {layer: before[layer] + written for layer, written in found.before.items()}
-        return found
+        trace.final = self._run(chunk, kept, hooks)[at]
+        trace.before = {layer: before[layer] + written for layer, written in trace.before.items()}
+        return trace
 
     def _ablated(self, layer: int, chunk: Chunk, like: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
         """What the layer's neurons carry when ablated."""

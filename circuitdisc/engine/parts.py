@@ -51,22 +51,22 @@ def check_parts(names: Iterable[str], parts: Iterable[str], what: str) -> tuple[
     if isinstance(names, str):
         raise BadSetting(f"{what}={names!r} is one word: give a list of names")
     known = set(parts)
-    found = tuple(dict.fromkeys(names))
-    for name in found:
+    wanted = tuple(dict.fromkeys(names))
+    for name in wanted:
         if name not in known:
             raise GraphMismatch(
                 f"'{name}' ({what}) is not among the {len(known)} parts of the circuit: name only parts that it has"
             )
-    return found
+    return wanted
 
 
 def without(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], names: Iterable[str]) -> Bool[np.ndarray, "R S"]:
     """An edge mask with these nodes or edges taken out."""
-    found = mask.copy()
+    left = mask.copy()
     for name in names:
         if "->" in name:
-            found[graph.parse_edge(name)] = False
+            left[graph.parse_edge(name)] = False
         else:
-            found[:, graph.sender_index[name]] = False
-            found[list(graph.node_receivers[name])] = False
-    return found
+            left[:, graph.sender_index[name]] = False
+            left[list(graph.node_receivers[name])] = False
+    return left

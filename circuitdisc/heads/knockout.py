@@ -89,7 +89,7 @@ class KnockoutCurve(ValuesOverExamples):
     @property
     def random_areas(self) -> Float[np.ndarray, "R"]:
         """The same area for each random order in place of this one: how large it gets by chance."""
-        return np.array([self._area(one) for one in self.random])
+        return np.array([self._area(curve) for curve in self.random])
 
     def _area(self, means: Float[np.ndarray, "K"]) -> float:
         share = np.array(self.sizes) / self.n_heads

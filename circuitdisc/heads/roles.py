@@ -104,8 +104,8 @@ class HeadRoles(OverExamples):
         for layer in range(n_layers):
             for head in range(n_heads):
                 scores = {role: self.mean[p, layer, head] for p, role in enumerate(self.roles)}
-                held = [role for p, role in enumerate(self.roles) if self.holds[p, layer, head]]
-                rows.append({"head": f"a{layer}.h{head}", **scores, "roles": ", ".join(held)})
+                roles = [role for p, role in enumerate(self.roles) if self.holds[p, layer, head]]
+                rows.append({"head": f"a{layer}.h{head}", **scores, "roles": ", ".join(roles)})
         return plain_rows(rows)
 
     def by_role(self) -> list[Row]:
@@ -174,8 +174,8 @@ def _scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
     targets = torch.stack([role_keys(some, role) for role in roles]).double()  # [P, B, T, T2]
     n_queries = targets.sum((-1, -2))
     weights = targets / n_queries.clamp(min=1)[..., None, None]
-    found = [torch.einsum("hbij,pbij->phb", pattern.double(), weights) for pattern in some.patterns.values()]
-    return torch.where(n_queries[:, None, None] > 0, torch.stack(found, dim=1), torch.nan)
+    scores = [torch.einsum("hbij,pbij->phb", pattern.double(), weights) for pattern in some.patterns.values()]
+    return torch.where(n_queries[:, None, None] > 0, torch.stack(scores, dim=1), torch.nan)
 
 
 def role_keys(some: Attended, role: str) -> Bool[Tensor, "B T T2"]:

@@ -55,10 +55,10 @@ def get_metric(*wanted: str | Metric | None) -> Metric:
         UnknownName: there is none of this name; the message offers the nearest ones.
         BadSetting: an object that is no metric, or one with the name of another metric; or another package's cannot be used.
     """
-    given = [one for one in wanted if one is not None and one != ""]
+    given = [metric for metric in wanted if metric is not None and metric != ""]
     if not given:
         raise BadSetting(f"no metric is named: give metric=, one of {', '.join(REGISTRY.names)}")
-    own = {one.name: one for one in given if isinstance(one, Metric)}
+    own = {metric.name: metric for metric in given if isinstance(metric, Metric)}
     first = given[0]
     if isinstance(first, Metric):
         if not isinstance(first.name, str) or (first.name in REGISTRY.names and REGISTRY.get(first.name) != first):

@@ -65,12 +65,12 @@ def read_model(
         raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
     device = _check_device(device)
     name = _check_name(name)
-    found = model_folder(name)
-    folder = _hub_folder(name) if found is None else found
+    directory = model_folder(name)
+    folder = _hub_folder(name) if directory is None else directory
     config = read_config(folder)
     if "model_type" in config:
         module = load_pretrained(folder, DTYPES[dtype]).to(device)
-        tokenizer = load_tokenizer(folder if found is not None else name)
+        tokenizer = load_tokenizer(folder if directory is not None else name)
         return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components)
     if "n_layers" not in config:
         raise BadFile(
@@ -179,7 +179,7 @@ def _detached(weights: Any) -> Any:
     if isinstance(weights, Tensor):
         return weights.detach()
     if isinstance(weights, tuple):
-        return tuple(_detached(one) for one in weights)
+        return tuple(_detached(part) for part in weights)
     if is_dataclass(weights):
         return type(weights)(**{field.name: _detached(getattr(weights, field.name)) for field in fields(weights)})
     return weights

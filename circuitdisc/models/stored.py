@@ -141,7 +141,7 @@ def read_tensors(files: Collection[Path]) -> dict[str, Tensor]:
 def without_prefixes(tensors: Mapping[str, Tensor], expected: Collection[str], where: str) -> dict[str, Tensor]:
     """Tensors under the names that the model expects, without what a training wrapper has put before them; warns of it."""
     renamed, taken = dict(tensors), []
-    while prefix := next((one for one in PREFIXES if _all_begin(renamed, one) and not _any_begin(expected, one)), None):
+    while prefix := next((start for start in PREFIXES if _all_begin(renamed, start) and not _any_begin(expected, start)), None):
         renamed = {name.removeprefix(prefix): tensor for name, tensor in renamed.items()}
         taken.append(prefix)
     inner = {name.replace("._orig_mod.", "."): tensor for name, tensor in renamed.items()}

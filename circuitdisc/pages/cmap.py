@@ -30,70 +30,73 @@ GIB, MIB = 2**30, 2**20
 
 
 @describe.register
-def _(found: CrossModel) -> Description:
+def _(result: CrossModel) -> Description:
     said = Verdict(())
     sections: list[Section] = []
-    for at, one in enumerate(found.maps):
-        said += _said(found, one)
-        named = f", {one.direction.replace('_', ' ')}" if len(found.maps) > 1 else ""
-        sections += _sections(found, one, f"d{at}", named) if _ranks(one) else _unranked(found, one, named)
-    where = "at all tokens" if found.positions is None else f"at {', '.join(found.positions)} alone"
+    for at, cross_map in enumerate(result.maps):
+        said += _said(result, cross_map)
+        named = f", {cross_map.direction.replace('_', ' ')}" if len(result.maps) > 1 else ""
+        sections += _sections(result, cross_map, f"d{at}", named) if _ranks(cross_map) else _unranked(result, cross_map, named)
+    where = "at all tokens" if result.positions is None else f"at {', '.join(result.positions)} alone"
     how = f"Activations are taken over {where}."
-    if any(_ranks(one) for one in found.maps):
+    if any(_ranks(cross_map) for cross_map in result.maps):
         how += (
-            f" A score is the share of the gap between the two models' mean {found.metric} that a patch closes; intervals: "
-            f"{next(one.gap.method for one in found.maps) or 'none'}."
+            f" A score is the share of the gap between the two models' mean {result.metric} that a patch closes; intervals: "
+            f"{next(cross_map.gap.method for cross_map in result.maps) or 'none'}."
         )
-    if found.attention is not None:
-        sections.append(_attention(found.attention))
-    return Description(said + Verdict((how,), tuple(few_caveats(found.n))), tuple(sections))
+    if result.attention is not None:
+        sections.append(_attention(result.attention))
+    return Description(said + Verdict((how,), tuple(few_caveats(result.n))), tuple(sections))
 
 
-def _ranks(one: CrossMap) -> bool:
+def _ranks(cross_map: CrossMap) -> bool:
     """Whether there is a gap that scores can be shares of."""
-    return not one.gap.undefined and not may_be_zero(*one.gap.difference[1:])
+    return not cross_map.gap.undefined and not may_be_zero(*cross_map.gap.difference[1:])
 
 
-def _said(found: CrossModel, one: CrossMap) -> Verdict:
-    gap, low, high = one.gap.difference
-    taker, giver = (number(float(values.mean())) for values in (one.gap.taker, one.gap.giver))
-    where = f"On {found.n:,} {SPLIT_WORDS[found.split]}"
-    ends = f"{where} the mean {found.metric} is {taker} in {one.taker} and {giver} in {one.giver}"
-    if not _ranks(one):
-        why = one.gap.undefined or f"the gap, {number(gap)} ({number(low)} to {number(high)}), may be zero"
+def _said(result: CrossModel, cross_map: CrossMap) -> Verdict:
+    gap, low, high = cross_map.gap.difference
+    taker, giver = (number(float(values.mean())) for values in (cross_map.gap.taker, cross_map.gap.giver))
+    where = f"On {result.n:,} {SPLIT_WORDS[result.split]}"
+    ends = f"{where} the mean {result.metric} is {taker} in {cross_map.taker} and {giver} in {cross_map.giver}"
+    if not _ranks(cross_map):
+        why = cross_map.gap.undefined or f"the gap, {number(gap)} ({number(low)} to {number(high)}), may be zero"
         return Verdict((f"There is nothing to rank: {why}, and every score would be a share of it. {ends}.",))
     lines, caveats = [f"{ends}: a gap of {number(gap)} ({number(low)} to {number(high)})."], []
-    best = one.ranked.order[0]
+    best = cross_map.ranked.order[0]
     kinds = [
         f"{kind} {percent(float(unit.score.ravel()[unit.order[0]]))} ({unit.names[unit.order[0]]})"
-        for kind, unit in one.maps.items()
+        for kind, unit in cross_map.maps.items()
     ]
     best_score, best_low, best_high = (
-        float(values.ravel()[best]) for values in (one.ranked.score, one.ranked.low, one.ranked.high)
+        float(values.ravel()[best]) for values in (cross_map.ranked.score, cross_map.ranked.low, cross_map.ranked.high)
     )
     most = (
         "closes more of the gap by itself than any other" if best_score > 0 else "is the highest, and closes nothing of the gap"
     )
     lines.append(
-        f"Of {one.giver} put into {one.taker}, {one.ranked.names[best]} {most}: {_interval(best_score, best_low, best_high)}. "
+        f"Of {cross_map.giver} put into {cross_map.taker}, {cross_map.ranked.names[best]} {most}: "
+        f"{_interval(best_score, best_low, best_high)}. "
         f"Highest by kind: {'; '.join(kinds)}."
     )
     if may_be_zero(best_low, best_high):
         caveats.append(
-            f"The interval of {one.ranked.names[best]}'s score holds 0, although it is the highest of "
-            f"{len(one.ranked.order):,}: by itself it may close nothing."
+            f"The interval of {cross_map.ranked.names[best]}'s score holds 0, although it is the highest of "
+            f"{len(cross_map.ranked.order):,}: by itself it may close nothing."
         )
     if best_score > OVERSHOOT:
         caveats.append(
-            f"More than 100 % is no merit: with {one.ranked.names[best]} patched the metric goes past {one.giver}'s."
+            f"More than 100 % is no merit: with {cross_map.ranked.names[best]} patched the metric goes past "
+            f"{cross_map.giver}'s."
         )
-    if one.parts and found.positions is None:
-        whole, heads = one.part("everything"), one.part("all heads")
+    if cross_map.parts and result.positions is None:
+        whole, heads = cross_map.part("everything"), cross_map.part("all heads")
         lines.append(
-            f"With everything patched the metric is {number(whole.metric)}, with nothing {number(one.part('nothing').metric)}; "
+            f"With everything patched the metric is {number(whole.metric)}, with nothing "
+            f"{number(cross_map.part('nothing').metric)}; "
             f"all heads' outputs together close {_spanned(heads)} of the gap."
         )
-    for group in one.groups:
+    for group in cross_map.groups:
         caveats += [f"Group {group.patched.name}, {group.kind}: {text}" for text in _group_caveats(group)]
     return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
 
@@ -104,19 +107,21 @@ def _group_caveats(group: GroupScore) -> Iterator[str]:
     yield from chance_caveats("random sets of heads", "score at least as high", group.random.tolist(), group.n_as_high)
 
 
-def _unranked(found: CrossModel, one: CrossMap, named: str) -> Iterator[Section]:
+def _unranked(result: CrossModel, cross_map: CrossMap, named: str) -> Iterator[Section]:
     """What was measured, in the models' own order and without scores."""
-    if one.parts:
-        rows: list[Row] = [{"patched": part.name, found.metric: part.metric} for part in one.parts]
+    if cross_map.parts:
+        rows: list[Row] = [{"patched": part.name, result.metric: part.metric} for part in cross_map.parts]
         yield Section(
-            f"The model in pieces{named}", rows, f"Mean {found.metric} with each part patched. No scores: see the verdict"
+            f"The model in pieces{named}", rows, f"Mean {result.metric} with each part patched. No scores: see the verdict"
         )
 
 
-def _sections(found: CrossModel, one: CrossMap, name: str, named: str) -> Iterator[Section]:
-    yield Section(f"Strongest heads{named}", _strongest(found, one), _note(found, one))
-    largest = max(float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in one.maps.values())  # one scale for all maps
-    for kind, unit in one.maps.items():
+def _sections(result: CrossModel, cross_map: CrossMap, name: str, named: str) -> Iterator[Section]:
+    yield Section(f"Strongest heads{named}", _strongest(result, cross_map), _note(result, cross_map))
+    largest = max(
+        float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in cross_map.maps.values()
+    )  # one scale for all maps
+    for kind, unit in cross_map.maps.items():
         shared = len(unit.heads[0])
         note = (
             f" Heads in groups of {shared} share a {kind} and are patched together: their cells are one score."
@@ -127,48 +132,52 @@ def _sections(found: CrossModel, one: CrossMap, name: str, named: str) -> Iterat
             f"{name}-{kind}", head_map(unit.by_head, signed=True, largest=largest), f"Score of every head, {kind} patched."
         )
         yield Section(f"{kind.capitalize()}{named}", picture=shown, caption=f"Patched: {_KINDS[kind]}. {_MAP}{note}")
-    kinds = list(one.maps)
+    kinds = list(cross_map.maps)
     if len(kinds) > 1:
-        first, second = one.maps[kinds[0]], one.maps[kinds[1]]
+        first, second = cross_map.maps[kinds[0]], cross_map.maps[kinds[1]]
         shown = picture(f"{name}-scatter", scatter_figure(first, second), "Scores of the first two kinds; the maps have them.")
         words = "A head on the dotted line does as much by the one as by the other."
         yield Section(f"{kinds[0].capitalize()} against {kinds[1]}{named}", picture=shown, caption=words)
-    if one.groups:
+    if cross_map.groups:
         note = (
             "All heads of a group at once. random: median (lowest to highest) of sets with as many in each layer; as high: how "
             "many of them score at least as high"
         )
-        yield Section(f"Groups{named}", [_group(group) for group in one.groups], note)
-    if one.parts:
-        shown = picture(f"{name}-layers", layers_figure(one.parts), "Scores by layer; the table has them.")
-        rows: list[Row] = [{"patched": part.name, found.metric: part.metric, "score": _spanned(part)} for part in one.parts]
+        yield Section(f"Groups{named}", [_group(group) for group in cross_map.groups], note)
+    if cross_map.parts:
+        shown = picture(f"{name}-layers", layers_figure(cross_map.parts), "Scores by layer; the table has them.")
+        rows: list[Row] = [
+            {"patched": part.name, result.metric: part.metric, "score": _spanned(part)} for part in cross_map.parts
+        ]
         note = "everything: embedding, all heads, all MLPs, attention biases and readout (final norm and unembedding)"
         yield Section(f"The model in pieces{named}", rows, note, shown, "")
-    if one.pairs:
+    if cross_map.pairs:
         pairs: list[Row] = [
-            {"pair": pair.name, "score": _spanned(pair), "sum of both alone": percent(total)} for pair, total in one.pairs
+            {"pair": pair.name, "score": _spanned(pair), "sum of both alone": percent(total)} for pair, total in cross_map.pairs
         ]
-        yield Section(f"Pairs{named}", pairs, f"Two of the best at once, {one.ranked.kind} patched")
-    if one.growth is not None:
-        shown = picture(f"{name}-growth", growth_figure(one.growth), "Score over the number of parts; the table has them.")
-        rows = [_growth_row(row) for row in one.growth.table()]
+        yield Section(f"Pairs{named}", pairs, f"Two of the best at once, {cross_map.ranked.kind} patched")
+    if cross_map.growth is not None:
+        shown = picture(
+            f"{name}-growth", growth_figure(cross_map.growth), "Score over the number of parts; the table has them."
+        )
+        rows = [_growth_row(row) for row in cross_map.growth.table()]
         yield Section(f"More and more{named}", rows, "last: what is added last. Order: score on the search examples", shown, "")
 
 
-def _note(found: CrossModel, one: CrossMap) -> str:
+def _note(result: CrossModel, cross_map: CrossMap) -> str:
     words = "Share of the gap closed by the head alone, with its interval"
-    if any(len(unit.heads[0]) > 1 for unit in one.maps.values()):
+    if any(len(unit.heads[0]) > 1 for unit in cross_map.maps.values()):
         words += "; in brackets the heads that are patched with it, since they share what is patched"
-    if found.attention is not None:
-        words += f". attention: from {found.attention.query} to where it goes most, {found.base} → {found.tuned}"
+    if result.attention is not None:
+        words += f". attention: from {result.attention.query} to where it goes most, {result.base} → {result.tuned}"
     return words
 
 
-def _strongest(found: CrossModel, one: CrossMap) -> list[Row]:
+def _strongest(result: CrossModel, cross_map: CrossMap) -> list[Row]:
     rows: list[Row] = []
-    for given in found.table(one.direction, STRONGEST):
+    for given in result.table(cross_map.direction, STRONGEST):
         row: Row = {"head": given["head"]}
-        for kind in one.maps:
+        for kind in cross_map.maps:
             shared = f" [{given[f'{kind} with']}]" if f"{kind} with" in given else ""
             row[kind] = _interval(given[kind], given[f"{kind} low"], given[f"{kind} high"]) + shared
         if "attention" in given:
@@ -197,13 +206,14 @@ def _growth_row(row: Row) -> Row:
     return shown | {name: percent(row[name]) for name in ("random median", "random highest")}
 
 
-def _attention(found: AttentionDifference) -> Section:
-    key = found.keys[found.largest]
-    figure = head_map(found.difference[found.largest], signed=True)
+def _attention(difference: AttentionDifference) -> Section:
+    key = difference.keys[difference.largest]
+    figure = head_map(difference.difference[difference.largest], signed=True)
     shown = picture("attention", figure, f"Difference of attention to {key} for every head; the table has it.")
-    note = f"Mean attention from {found.query} to {key}, {found.n:,} prompts; difference: tuned minus base, with its interval"
-    caption = f"Attention from {found.query} to {key}, tuned minus base. Layers are rows, heads are columns."
-    return Section("Attention of both models", found.table()[:STRONGEST], note, shown, caption)
+    note = f"Mean attention from {difference.query} to {key}, {difference.n:,} prompts; difference: "
+    note += "tuned minus base, with its interval"
+    caption = f"Attention from {difference.query} to {key}, tuned minus base. Layers are rows, heads are columns."
+    return Section("Attention of both models", difference.table()[:STRONGEST], note, shown, caption)
 
 
 def _spanned(part: Scored) -> str:

@@ -83,13 +83,13 @@ def overlap_rows(comparison: Comparison) -> list[Row]:
     """For heads, nodes and edges: sizes, number shared, shares, and both chances."""
     return [
         (
-            found.kind,
-            *(number(count) for count in (found.n_all, found.n_a, found.n_b, found.n_shared)),
-            *(percent(share) if share is not None else "-" for share in (found.jaccard, found.precision, found.recall)),
-            *_chance_cells(found.uniform),
-            *_chance_cells(found.matched),
+            overlap.kind,
+            *(number(count) for count in (overlap.n_all, overlap.n_a, overlap.n_b, overlap.n_shared)),
+            *(percent(share) if share is not None else "-" for share in (overlap.jaccard, overlap.precision, overlap.recall)),
+            *_chance_cells(overlap.uniform),
+            *_chance_cells(overlap.matched),
         )
-        for found in comparison.overlaps.values()
+        for overlap in comparison.overlaps.values()
     ]
 
 
@@ -142,8 +142,8 @@ def _value(effect: Effect, value: float) -> str:
 def changed_words(comparison: Comparison) -> str:
     """What was done to the heads, once for all tasks: `a1.h0 a2.h3: output x 0`."""
     heads: dict[str, list[str]] = {}
-    for one in next(iter(comparison.effects.values()))[0].interventions:
-        heads.setdefault(one.change, []).append(one.head)
+    for intervention in next(iter(comparison.effects.values()))[0].interventions:
+        heads.setdefault(intervention.change, []).append(intervention.head)
     return "; ".join(f"{' '.join(names)}: {change}" for change, names in heads.items())
 
 
@@ -152,7 +152,7 @@ def changed_words(comparison: Comparison) -> str:
 
 def comparison_verdict(comparison: Comparison) -> Verdict:
     """The result in one sentence, and all that speaks against believing it."""
-    notes = [*(found.note for found in comparison.overlaps.values() if found.note), *comparison.notes]
+    notes = [*(overlap.note for overlap in comparison.overlaps.values() if overlap.note), *comparison.notes]
     caveats = (
         *_overlap_caveats(comparison),
         *as_sentences(notes),
@@ -251,7 +251,7 @@ def write_comparison(path: str | PathLike[str], comparison: Comparison) -> Path:
 
 def _setting(value: object) -> str:
     if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {_setting(one)}" for name, one in value.items())
+        return "\n".join(f"{name}: {_setting(inner)}" for name, inner in value.items())
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -24,38 +24,38 @@ NAMED_AT_MOST = 12
 
 
 @describe.register
-def _(found: Dcm) -> Description:
-    one = found.found[0]
-    sizes = (f"{one.sizes[split]:,}" for split in ("train", "choose", "report"))
+def _(result: Dcm) -> Description:
+    first = result.found[0]
+    sizes = (f"{first.sizes[split]:,}" for split in ("train", "choose", "report"))
     lead = [
         "A patched component carries what it carries on the corrupted prompt: (1 - m) x clean + m x corrupted, with masks m "
         "rounded at 0.5. met: share of the n examples on which the patched model says the target.",
         "Masks were trained on {} examples, chosen on {} others and are reported on {} others.".format(*sizes),
     ]
-    lead += [_sentence(found, each) for each in found.found]
-    caveats = [f"{each.desideratum}: {text}" for each in found.found for text in _met_caveats(found, each)]
-    caveats += few_caveats(one.patched.n)
+    lead += [_sentence(result, each) for each in result.found]
+    caveats = [f"{each.desideratum}: {text}" for each in result.found for text in _met_caveats(result, each)]
+    caveats += few_caveats(first.patched.n)
     note = (
-        f"Third split. Intervals: Wilson, {percent(found.confidence)}. random: median and highest of sets of equal size; p: "
+        f"Third split. Intervals: Wilson, {percent(result.confidence)}. random: median and highest of sets of equal size; p: "
         "share of these sets, the mask among them, that do as well. all, none masked: all components patched, or none. "
         "clean answer: share on which the patched model still gives it"
     )
-    sections = [Section("Desiderata", [_narrow(row) for row in found.table()], note)]
-    if found.groups:
+    sections = [Section("Desiderata", [_narrow(row) for row in result.table()], note)]
+    if result.groups:
         grouped = "Each group patched whole and alone, beside random sets of as many heads at the same positions"
-        sections.append(Section("What each group carries", [_narrow(row) for row in found.group_table()], grouped))
-    for each in found.found:
+        sections.append(Section("What each group carries", [_narrow(row) for row in result.group_table()], grouped))
+    for each in result.found:
         shown = picture(
             f"mask-{each.desideratum}",
-            head_map(found.head_map(each.desideratum), largest=None if found.over == "edge" else 1.0),
+            head_map(result.head_map(each.desideratum), largest=None if result.over == "edge" else 1.0),
             f"Mask of every head for {each.desideratum}.",
         )
-        caption = "Patched edges that leave each head." if found.over == "edge" else "Mask of every head before rounding."
+        caption = "Patched edges that leave each head." if result.over == "edge" else "Mask of every head before rounding."
         trials: list[Row] = [
             {
                 "penalty": trial.penalty,
                 "seed": trial.seed,
-                f"{found.over}s masked": trial.size,
+                f"{result.over}s masked": trial.size,
                 "met, second split": trial.chosen_by,
                 "": "chosen" if index == each.best else "",
             }
@@ -77,79 +77,79 @@ def _narrow(row: Row) -> Row:
     return narrow
 
 
-def _sentence(found: Dcm, one: FoundMask) -> str:
-    names = list(one.masked[:NAMED_AT_MOST])
-    more = len(one.masked) - len(names)
-    what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {found.over}"
-    low, high = (percent(end) for end in (one.patched.low, one.patched.high))
+def _sentence(result: Dcm, mask: FoundMask) -> str:
+    names = list(mask.masked[:NAMED_AT_MOST])
+    more = len(mask.masked) - len(names)
+    what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {result.over}"
+    low, high = (percent(end) for end in (mask.patched.low, mask.patched.high))
     sentence = (
-        f"{one.desideratum}: the mask holds {what}; so patched, the model says the target on {percent(one.patched.share)} "
-        f"({low} to {high}) of {one.patched.n:,} examples, with nothing patched on {percent(one.nothing.share)}, with all "
-        f"on {percent(one.everything.share)}"
+        f"{mask.desideratum}: the mask holds {what}; so patched, the model says the target on {percent(mask.patched.share)} "
+        f"({low} to {high}) of {mask.patched.n:,} examples, with nothing patched on {percent(mask.nothing.share)}, with all "
+        f"on {percent(mask.everything.share)}"
     )
-    if one.random:
-        ends = f"{percent(min(one.random))} to {percent(max(one.random))}"
-        sentence += f"; with random sets of equal size on {ends} (median {percent(float(np.median(one.random)))})"
+    if mask.random:
+        ends = f"{percent(min(mask.random))} to {percent(max(mask.random))}"
+        sentence += f"; with random sets of equal size on {ends} (median {percent(float(np.median(mask.random)))})"
     return f"{sentence}."
 
 
-def _met_caveats(found: Dcm, one: FoundMask) -> Iterator[str]:
+def _met_caveats(result: Dcm, mask: FoundMask) -> Iterator[str]:
     """Why a desideratum that is met may say nothing of the mask."""
-    if not one.masked:
+    if not mask.masked:
         yield "The mask is empty: nothing is patched, so that what is met is met by the clean model."
         return
-    if len(one.masked) == len(one.components):
-        yield f"The mask holds every {found.over}: it tells none from any other."
-    if one.patched.share <= one.nothing.share:
+    if len(mask.masked) == len(mask.components):
+        yield f"The mask holds every {result.over}: it tells none from any other."
+    if mask.patched.share <= mask.nothing.share:
         yield "With the mask patched it is met no more often than with nothing patched."
-    as_good = sum(share >= one.patched.share for share in one.random)
-    yield from chance_caveats("random sets of equal size", "meet it at least as often", one.random, as_good)
+    as_good = sum(share >= mask.patched.share for share in mask.random)
+    yield from chance_caveats("random sets of equal size", "meet it at least as often", mask.random, as_good)
 
 
 @describe.register
-def _(found: Localised) -> Description:
-    heads, first = found.edit.heads, found.effects[0]
+def _(result: Localised) -> Description:
+    heads, first = result.edit.heads, result.effects[0]
     named = ", ".join(heads[:NAMED_AT_MOST]) + (
         f" and {len(heads) - NAMED_AT_MOST:,} more" if len(heads) > NAMED_AT_MOST else ""
     )
-    lead = [f"{named}: {_KINDS[found.kind]}."]
-    lead += [_effect_sentence(one) for one in found.effects]
-    caveats = [f"{one.metric}: {text}" for one in found.effects for text in _effect_caveats(one)]
-    best = found.learned.best
+    lead = [f"{named}: {_KINDS[result.kind]}."]
+    lead += [_effect_sentence(effect) for effect in result.effects]
+    caveats = [f"{effect.metric}: {text}" for effect in result.effects for text in _effect_caveats(effect)]
+    best = result.learned.best
     lead.append(
-        f"Learned on {found.sizes['train']:,} examples; chosen on {found.sizes['choose']:,} others, where the mean "
-        f"{first.metric} is {cell(best['chosen by'])} with the edit and {cell(found.unedited)} without one."
+        f"Learned on {result.sizes['train']:,} examples; chosen on {result.sizes['choose']:,} others, where the mean "
+        f"{first.metric} is {cell(best['chosen by'])} with the edit and {cell(result.unedited)} without one."
     )
-    if float(best["chosen by"]) <= found.unedited:
+    if float(best["chosen by"]) <= result.unedited:
         caveats.append(f"On the examples that it was chosen on, the edit does not raise the mean {first.metric}.")
     caveats += few_caveats(first.n)
-    shown = picture("heads", head_map(found.head_map()), "How much each head is edited; the table has the numbers.")
-    draws = len(found.controls)
+    shown = picture("heads", head_map(result.head_map()), "How much each head is edited; the table has the numbers.")
+    draws = len(result.controls)
     random = f"random: median and highest of {draws:,} draws of as many heads, each learned anew"
     note = f"Held-out examples, with intervals. {random}"
-    norms: list[Row] = [{"head": head, "norm of its scaling": norm} for head, norm in found.norms.items()]
+    norms: list[Row] = [{"head": head, "norm of its scaling": norm} for head, norm in result.norms.items()]
     parts = [
-        Section("Effect", found.table(), note),
-        Section("Heads", found.head_table(), "How much each head is edited", shown, _MAP),
-        Section("Candidates", list(found.learned.history), "chosen by: mean metric on the second split; the highest is taken"),
+        Section("Effect", result.table(), note),
+        Section("Heads", result.head_table(), "How much each head is edited", shown, _MAP),
+        Section("Candidates", list(result.learned.history), "chosen by: mean metric on the second split; the highest is taken"),
     ]
     if norms:
         parts.append(Section("LoFiT's first step", norms, "Size of every head's learned scaling, largest first"))
     return Description(Verdict(tuple(lead), tuple(dict.fromkeys(caveats))), tuple(parts))
 
 
-def _effect_sentence(one: EditEffect) -> str:
+def _effect_sentence(effect: EditEffect) -> str:
     sentence = (
-        f"On {one.n:,} held-out examples {one.metric} goes from {number(one.before)} to {number(one.after)}: a change of "
-        f"{number(one.difference)} ({number(one.low)} to {number(one.high)})"
+        f"On {effect.n:,} held-out examples {effect.metric} goes from {number(effect.before)} to {number(effect.after)}: a "
+        f"change of {number(effect.difference)} ({number(effect.low)} to {number(effect.high)})"
     )
-    if one.controls:
-        sentence += f"; with random heads edited, of {number(min(one.controls))} to {number(max(one.controls))}"
+    if effect.controls:
+        sentence += f"; with random heads edited, of {number(min(effect.controls))} to {number(max(effect.controls))}"
     return f"{sentence}."
 
 
-def _effect_caveats(one: EditEffect) -> Iterator[str]:
-    if may_be_zero(one.low, one.high):
+def _effect_caveats(effect: EditEffect) -> Iterator[str]:
+    if may_be_zero(effect.low, effect.high):
         yield "The interval of the change holds 0: it may be none."
-    as_good = sum(control >= one.difference for control in one.controls)
-    yield from chance_caveats("random draws of as many heads", "raise it at least as much", one.controls, as_good)
+    as_good = sum(control >= effect.difference for control in effect.controls)
+    yield from chance_caveats("random draws of as many heads", "raise it at least as much", effect.controls, as_good)

@@ -73,9 +73,9 @@ def cell(value: object) -> str:
 
 
 @singledispatch
-def describe(found: object) -> Description:
+def describe(result: object) -> Description:
     """Words, figures and tables of a result."""
-    raise TypeError(f"there is no description of {type(found).__name__}")
+    raise TypeError(f"there is no description of {type(result).__name__}")
 
 
 def description_text(description: Description) -> str:
@@ -118,15 +118,15 @@ def write_description(
         said=description.said,
         sections=[
             {
-                "title": one.title,
-                "headers": one.headers,
-                "words": one.words,
-                "rows": one.cells(LISTED_AT_MOST),
-                "note": one.note,
-                "picture": one.picture,
-                "caption": one.caption,
+                "title": section.title,
+                "headers": section.headers,
+                "words": section.words,
+                "rows": section.cells(LISTED_AT_MOST),
+                "note": section.note,
+                "picture": section.picture,
+                "caption": section.caption,
             }
-            for one in description.sections
+            for section in description.sections
         ],
         settings=[(name.replace("_", " "), _words(value)) for name, value in settings.items() if value is not None],
     )

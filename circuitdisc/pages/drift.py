@@ -14,45 +14,45 @@ _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's n
 
 
 @describe.register
-def _(found: Drift) -> Description:
-    rows = found.by_checkpoint()
-    column = f"attention {found.query} to {found.key}"
+def _(drift: Drift) -> Description:
+    rows = drift.by_checkpoint()
+    column = f"attention {drift.query} to {drift.key}"
     first, last = rows[0], rows[-1]
     lead = [
-        f"On {found.n:,} {SPLIT_WORDS[found.split]}, mean attention of all heads from '{found.query}' to '{found.key}' goes "
+        f"On {drift.n:,} {SPLIT_WORDS[drift.split]}, mean attention of all heads from '{drift.query}' to '{drift.key}' goes "
         f"from {_interval(first, column)} in {first['checkpoint']} to {_interval(last, column)} in {last['checkpoint']}.",
-        _most_changed(found),
-        f"Changes are against the {'first checkpoint' if found.against == 'first' else 'checkpoint before'}; outputs are "
-        f"compared at {'all tokens' if found.at == 'all' else found.at}.",
+        _most_changed(drift),
+        f"Changes are against the {'first checkpoint' if drift.against == 'first' else 'checkpoint before'}; outputs are "
+        f"compared at {'all tokens' if drift.at == 'all' else drift.at}.",
     ]
     sections = [
         Section(
             "Checkpoints",
             rows,
-            f"Attention: mean over heads and examples; {intervals_over(found.over)}. Roles: how many heads hold them "
-            f"(attention above {found.roles[0].threshold:g} in more than {found.roles[0].min_share:.0%} of the examples)",
+            f"Attention: mean over heads and examples; {intervals_over(drift.over)}. Roles: how many heads hold them "
+            f"(attention above {drift.roles[0].threshold:g} in more than {drift.roles[0].min_share:.0%} of the examples)",
         )
     ]
-    for place, name in enumerate(found.checkpoints):
-        sections += _checkpoint(found, place, name)
-    return Description(Verdict(tuple(lead), (*_change_caveats(found), *few_caveats(found.n))), tuple(sections))
+    for place, name in enumerate(drift.checkpoints):
+        sections += _checkpoint(drift, place, name)
+    return Description(Verdict(tuple(lead), (*_change_caveats(drift), *few_caveats(drift.n))), tuple(sections))
 
 
 def _interval(row: Row, column: str) -> str:
     return f"{cell(row[column])} ({cell(row['low'])} to {cell(row['high'])})"
 
 
-def _most_changed(found: Drift) -> str:
-    row = found.table()[0]
+def _most_changed(drift: Drift) -> str:
+    row = drift.table()[0]
     return (
-        f"In {found.checkpoints[-1]} {row['head']} has changed most in what it adds to the logit difference: by "
+        f"In {drift.checkpoints[-1]} {row['head']} has changed most in what it adds to the logit difference: by "
         f"{cell(row['change'])} ({cell(row['change low'])} to {cell(row['change high'])}), to {cell(row['adds'])}."
     )
 
 
-def _change_caveats(found: Drift) -> tuple[str, ...]:
+def _change_caveats(drift: Drift) -> tuple[str, ...]:
     """Whether the largest change is one."""
-    rows = found.table()
+    rows = drift.table()
     clear = [row["head"] for row in rows if not may_be_zero(row["change low"], row["change high"])]
     if not clear:
         return ("No head's change of what it adds is clear: the interval of each holds 0.",)
@@ -63,18 +63,18 @@ def _change_caveats(found: Drift) -> tuple[str, ...]:
     )
 
 
-def _checkpoint(found: Drift, place: int, name: str) -> list[Section]:
+def _checkpoint(drift: Drift, place: int, name: str) -> list[Section]:
     """The maps of one checkpoint, and for all but the first the table of changes."""
-    reference = found.references[place]
-    attention = found.attention[place].mean(-1)
+    reference = drift.references[place]
+    attention = drift.attention[place].mean(-1)
     sections = [
         _map(
-            f"{name}: attention", f"attention-{place}", attention, f"Attention from {found.query} to {found.key}.", largest=1.0
+            f"{name}: attention", f"attention-{place}", attention, f"Attention from {drift.query} to {drift.key}.", largest=1.0
         )
     ]
     if reference is None:
         return sections
-    attended, added = (found.change(values)[place].mean(-1) for values in (found.attention, found.attribution))
+    attended, added = (drift.change(values)[place].mean(-1) for values in (drift.attention, drift.attribution))
     against = f"{name} minus {reference}"
     sections.append(
         _map(f"{against}: attention", f"attention-change-{place}", attended, "Difference of attention.", signed=True)
@@ -88,12 +88,12 @@ def _checkpoint(found: Drift, place: int, name: str) -> list[Section]:
             True,
         )
     )
-    rows: list[Row] = found.table(place)
+    rows: list[Row] = drift.table(place)
     note = (
         "adds: to the logit difference; qk, ov moved: change of W_Q W_K^T and of W_V W_O relative to the reference's; cosine: "
-        f"of what the head writes in both; {intervals_over(found.over)}"
+        f"of what the head writes in both; {intervals_over(drift.over)}"
     )
-    moved = np.nanmax(np.stack([found.weights["qk"][place], found.weights["ov"][place]]))
+    moved = np.nanmax(np.stack([drift.weights["qk"][place], drift.weights["ov"][place]]))
     sections.append(Section(f"{against}: heads", rows, f"{note}. Largest relative change of weights: {number(float(moved))}"))
     return sections
 

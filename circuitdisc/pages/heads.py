@@ -19,29 +19,29 @@ _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's n
 
 
 @describe.register
-def _(found: LogitAttribution) -> Description:
-    row = found.table()[0]
+def _(result: LogitAttribution) -> Description:
+    row = result.table()[0]
     lead = [
-        f"On {found.n:,} {SPLIT_WORDS[found.split]} the logit difference is {number(float(found.logit_diff.mean()))}; "
+        f"On {result.n:,} {SPLIT_WORDS[result.split]} the logit difference is {number(float(result.logit_diff.mean()))}; "
         f"the largest part of it, of either sign, is that of {row['component']}: {_with_ends(row, 'adds')}.",
-        f"The parts add up to it within {number(found.error)}.",
+        f"The parts add up to it within {number(result.error)}.",
     ]
     by_layer = Section(
         "By layer",
-        found.by_layer(),
+        result.by_layer(),
         "Means over examples. after: the difference if nothing later wrote anything, with its interval",
-        picture("layers", layers_figure(found), "What each layer adds to the logit difference; the table has the numbers."),
+        picture("layers", layers_figure(result), "What each layer adds to the logit difference; the table has the numbers."),
         "Bars: what a layer adds. Line: the difference after it, the final norm's scale held at its final value.",
     )
-    heads = picture("heads", head_map(found.heads, signed=True), "Every head's part.")
+    heads = picture("heads", head_map(result.heads, signed=True), "Every head's part.")
     parts = Section(
         "Components",
-        found.table(),
-        f"The largest part, of either sign, first; {intervals_over(found.over)}",
+        result.table(),
+        f"The largest part, of either sign, first; {intervals_over(result.over)}",
         heads,
         f"What every head adds. {_MAP}",
     )
-    caveats = (*as_sentences([found.note or ""]), *_first_caveats(row, f"the part of {row['component']}", found.n))
+    caveats = (*as_sentences([result.note or ""]), *_first_caveats(row, f"the part of {row['component']}", result.n))
     return Description(Verdict(tuple(lead), caveats), (by_layer, parts))
 
 
@@ -58,97 +58,99 @@ def _first_caveats(row: Row, what: str, n: int) -> tuple[str, ...]:
 
 
 @describe.register
-def _(found: HeadRoles) -> Description:
-    words = f"{found.n:,} {'prompts of random tokens said twice' if found.prompts == 'repeated' else 'prompts of the task'}"
-    held = {role: found.heads(role) for role in found.roles if found.heads(role)}
+def _(result: HeadRoles) -> Description:
+    words = f"{result.n:,} {'prompts of random tokens said twice' if result.prompts == 'repeated' else 'prompts of the task'}"
+    by_role = {role: result.heads(role) for role in result.roles if result.heads(role)}
     lead = [
-        f"On {words}: " + "; ".join(f"{role}: {', '.join(heads)}" for role, heads in held.items()) + "."
-        if held
+        f"On {words}: " + "; ".join(f"{role}: {', '.join(heads)}" for role, heads in by_role.items()) + "."
+        if by_role
         else f"On {words} no head holds a role.",
-        f"A head holds a role if its score lies above {found.threshold:g} in more than {percent(found.min_share)} of the "
+        f"A head holds a role if its score lies above {result.threshold:g} in more than {percent(result.min_share)} of the "
         "examples.",
     ]
-    if not all(found.n_defined):
+    if not all(result.n_defined):
         lead.append("Where no prompt has a query for a role (n/a), prompts=repeated measures it on random tokens said twice.")
-    sections = [Section("Roles", found.by_role(), "In how many examples the role is defined, and the heads that hold it")]
-    for p, role in enumerate(found.roles):
-        if found.n_defined[p]:
-            shown = picture(f"role-{role}", head_map(found.mean[p], largest=1.0), f"Score of every head as {role}.")
+    sections = [Section("Roles", result.by_role(), "In how many examples the role is defined, and the heads that hold it")]
+    for p, role in enumerate(result.roles):
+        if result.n_defined[p]:
+            shown = picture(f"role-{role}", head_map(result.mean[p], largest=1.0), f"Score of every head as {role}.")
             sections.append(Section(role.replace("_", " ").capitalize(), picture=shown, caption=_MAP))
-    sections.append(Section("Scores", found.table(), "Mean attention to the role's key, over the examples where it is defined"))
-    return Description(Verdict(tuple(lead), tuple(few_caveats(found.n))), tuple(sections))
+    sections.append(
+        Section("Scores", result.table(), "Mean attention to the role's key, over the examples where it is defined")
+    )
+    return Description(Verdict(tuple(lead), tuple(few_caveats(result.n))), tuple(sections))
 
 
 @describe.register
-def _(found: AttentionTo) -> Description:
-    rows = found.table()
+def _(result: AttentionTo) -> Description:
+    rows = result.table()
     lead = (
-        f"From '{found.query}' to '{found.key}' on {found.n:,} {found.prompts} prompts ({SPLIT_WORDS[found.split]}): "
+        f"From '{result.query}' to '{result.key}' on {result.n:,} {result.prompts} prompts ({SPLIT_WORDS[result.split]}): "
         f"{rows[0]['head']} pays most attention, {cell(rows[0]['attention'])} on average.",
     )
-    shown = picture("attention", head_map(found.mean, largest=1.0), "Attention of every head; the table has the numbers.")
-    said = Verdict(lead, tuple(few_caveats(found.n)))
-    return Description(said, (Section("Heads", rows, f"Mean attention; {intervals_over(found.over)}", shown, _MAP),))
+    shown = picture("attention", head_map(result.mean, largest=1.0), "Attention of every head; the table has the numbers.")
+    said = Verdict(lead, tuple(few_caveats(result.n)))
+    return Description(said, (Section("Heads", rows, f"Mean attention; {intervals_over(result.over)}", shown, _MAP),))
 
 
 @describe.register
-def _(found: HeadEffects) -> Description:
-    rows = found.table()
+def _(result: HeadEffects) -> Description:
+    rows = result.table()
     first = rows[0]
     falls = is_number(first["effect"]) and first["effect"] < 0
     which = "the largest fall" if falls else "the lowest change of all heads: without no head does it fall"
     lead = (
-        f"On {found.n:,} {SPLIT_WORDS[found.split]} the full model's {found.metric} is {number(float(found.full.mean()))}; "
+        f"On {result.n:,} {SPLIT_WORDS[result.split]} the full model's {result.metric} is {number(float(result.full.mean()))}; "
         f"without {first['head']} it changes by {_with_ends(first, 'effect')}, {which}.",
-        f"An ablated head carries: {found.ablation}.",
+        f"An ablated head carries: {result.ablation}.",
     )
-    said = Verdict(lead, _first_caveats(first, f"the effect of {first['head']}", found.n))
-    shown = picture("effects", head_map(found.mean, signed=True), "Effect of every head.")
-    note = f"Metric with the head ablated minus the full model's; {intervals_over(found.over)}"
-    return Description(said, (Section("Heads", rows, note, shown, f"Change of {found.metric}. {_MAP}"),))
+    said = Verdict(lead, _first_caveats(first, f"the effect of {first['head']}", result.n))
+    shown = picture("effects", head_map(result.mean, signed=True), "Effect of every head.")
+    note = f"Metric with the head ablated minus the full model's; {intervals_over(result.over)}"
+    return Description(said, (Section("Heads", rows, note, shown, f"Change of {result.metric}. {_MAP}"),))
 
 
 @describe.register
-def _(found: KnockoutCurve) -> Description:
+def _(result: KnockoutCurve) -> Description:
     lead = [
-        f"On {found.n:,} {SPLIT_WORDS[found.split]} {found.metric} goes from {number(float(found.mean[0]))} with "
-        f"{found.sizes[0]} heads ablated to {number(float(found.mean[-1]))} with {found.sizes[-1]}. "
-        f"An ablated head carries: {found.ablation}."
+        f"On {result.n:,} {SPLIT_WORDS[result.split]} {result.metric} goes from {number(float(result.mean[0]))} with "
+        f"{result.sizes[0]} heads ablated to {number(float(result.mean[-1]))} with {result.sizes[-1]}. "
+        f"An ablated head carries: {result.ablation}."
     ]
-    areas = found.random_areas.tolist() if len(found.random) else []
-    as_large = sum(area >= found.area for area in areas)
+    areas = result.random_areas.tolist() if len(result.random) else []
+    as_large = sum(area >= result.area for area in areas)
     if areas:
         lead.append(
-            f"Between the random orders' median and this order lies an area of {number(found.area)} (mean difference of the "
+            f"Between the random orders' median and this order lies an area of {number(result.area)} (mean difference of the "
             f"metric over the curve); {as_large:,} of {len(areas):,} random orders reach as much."
         )
-    caveats = [*chance_caveats("random orders", "reach as much", areas, as_large), *few_caveats(found.n)]
-    if found.area < 0:
+    caveats = [*chance_caveats("random orders", "reach as much", areas, as_large), *few_caveats(result.n)]
+    if result.area < 0:
         caveats.append("The area is below 0: ablated in this order the heads do less harm than in the random ones.")
-    curve = picture("curve", curve_figure(found), "The metric over the number of ablated heads; the table has the numbers.")
-    ends = f"{percent(found.confidence)} {intervals_over(found.over)}"
+    curve = picture("curve", curve_figure(result), "The metric over the number of ablated heads; the table has the numbers.")
+    ends = f"{percent(result.confidence)} {intervals_over(result.over)}"
     note = f"last: the head that is ablated last at this point; low, high: {ends}"
-    sections = [Section("Curve", found.table(), note, curve, "")]
-    if found.effects is not None:
-        shown = picture("effects", head_map(found.effects, signed=True), "Effect of every head.")
+    sections = [Section("Curve", result.table(), note, curve, "")]
+    if result.effects is not None:
+        shown = picture("effects", head_map(result.effects, signed=True), "Effect of every head.")
         sections.append(
             Section(
                 "Effects on the search examples",
                 picture=shown,
-                caption=f"Change of {found.metric} with every head ablated alone. {_MAP}",
+                caption=f"Change of {result.metric} with every head ablated alone. {_MAP}",
             )
         )
     return Description(Verdict(tuple(lead), tuple(caveats)), tuple(sections))
 
 
 @describe.register
-def _(found: NeuronAnalysis) -> Description:
-    importance, table = found.importance, found.table
-    rows = importance.table(max(1, len(found.tokens)), found.by)
+def _(result: NeuronAnalysis) -> Description:
+    importance, table = result.importance, result.table
+    rows = importance.table(max(1, len(result.tokens)), result.by)
     heads = ", ".join(importance.knocked_out)
-    what = f"importance lost without {heads}" if found.by == "change" else "importance for the right answer"
+    what = f"importance lost without {heads}" if result.by == "change" else "importance for the right answer"
     lead = (
-        f"By {what} {rows[0]['neuron']} comes first ({_with_ends(rows[0], found.by)}, in nats, on {importance.n:,} search "
+        f"By {what} {rows[0]['neuron']} comes first ({_with_ends(rows[0], result.by)}, in nats, on {importance.n:,} search "
         "examples).",
         f"Importance: the rise of the right answer's log-probability when a neuron's output is {importance.method} "
         f"{'to the residual of its layer' if importance.method == 'added' else 'from the final residual'}, the final norm's "
@@ -160,11 +162,11 @@ def _(found: NeuronAnalysis) -> Description:
     bars = picture(
         "neurons", bars_figure(names, series, "importance, in nats"), "The first neurons; the table has the numbers."
     )
-    note = f"Means over examples; the interval is that of the {found.by}. activation: mean at the answer position"
+    note = f"Means over examples; the interval is that of the {result.by}. activation: mean at the answer position"
     masked = picture("masked", masked_figure(table), "Metric with neurons masked, or alone kept; the table has the numbers.")
     layers = ", ".join(map(str, table.layers))
     return Description(
-        Verdict(lead, _first_caveats(rows[0], f"the {found.by} of {names[0]}", importance.n)),
+        Verdict(lead, _first_caveats(rows[0], f"the {result.by} of {names[0]}", importance.n)),
         (
             Section("Neurons", rows, note, bars, "The first neurons of the order."),
             Section(
@@ -175,7 +177,7 @@ def _(found: NeuronAnalysis) -> Description:
                 masked,
                 "",
             ),
-            Section("Tokens", [one.row() for one in found.tokens], "What a neuron's output raises and lowers most"),
+            Section("Tokens", [tokens.row() for tokens in result.tokens], "What a neuron's output raises and lowers most"),
         ),
     )
 

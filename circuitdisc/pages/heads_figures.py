@@ -89,16 +89,16 @@ def curve_figure(curve: KnockoutCurve) -> go.Figure:
     return figure
 
 
-def layers_figure(found: LogitAttribution) -> go.Figure:
+def layers_figure(result: LogitAttribution) -> go.Figure:
     """What each layer's heads and MLP add, as bars, and the difference after each layer, as a line."""
-    rows, figure = found.by_layer(), go.Figure()
+    rows, figure = result.by_layer(), go.Figure()
     labels = [str(row["layer"]) for row in rows]
     for part, colour in (("heads", KIND_COLOURS["v"]), ("bias", GRID), ("mlp", KIND_COLOURS["mlp"])):
         values = [row[part] or 0.0 for row in rows]
         if any(values):
             name = {"heads": "heads", "bias": "attention bias", "mlp": "MLP"}[part]
             figure.add_bar(x=labels, y=values, marker={"color": colour}, name=f"added by {name}")
-    running = found.after_layer.mean(1)
+    running = result.after_layer.mean(1)
     figure.add_scatter(x=labels, y=running, mode="lines+markers", line={"color": MAIN}, name="difference after the layer")
     _frame(figure, _WIDTH, 380, left=80)
     figure.update_layout(barmode="relative")

@@ -104,7 +104,7 @@ def write_report(
     if stability is not None:
         said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
-    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*one) for one in later)]
+    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*drawn) for drawn in later)]
     page = render(
         "page.html.j2",
         heading=f"Circuit for {task or 'an unnamed task'} in {model or 'an unnamed model'}",
@@ -115,7 +115,7 @@ def write_report(
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
         how=" ".join(how_lines(scores)) if scores else "",
-        pictures={one.name: one for one in pictures},
+        pictures={drawn.name: drawn for drawn in pictures},
         rounds=rounds,
         circuit_caption=_CAPTIONS[circuit.granularity],
         splits=_splits(scores),
@@ -183,9 +183,9 @@ def picture(name: str, figure: go.Figure, label: str) -> Picture:
 
 def _splits(scores: Scores | None) -> list[str]:
     """The splits that were scored: `train`, `heldout`, then any other."""
-    found = dict.fromkeys(score.split for score in (scores.scores if scores else ()))
-    known = [split for split in SPLIT_WORDS if split in found]
-    return known + [split for split in found if split not in known]
+    splits = dict.fromkeys(score.split for score in (scores.scores if scores else ()))
+    known = [split for split in SPLIT_WORDS if split in splits]
+    return known + [split for split in splits if split not in known]
 
 
 def _main_metric(scores: Scores | None) -> str:

@@ -52,12 +52,12 @@ def _row(graph: ComputationGraph, line: Mapping[str, Any], draw: bool) -> RoundR
     )
     positions = line["plan"]["positions"]
     at = "" if positions == "all" else f" at {positions if isinstance(positions, str) else ', '.join(map(str, positions))}"
-    found = "; ".join(f"{name} {_effect(effects[name])}" for name in line["found"]) or "no head passes"
+    outcome = "; ".join(f"{name} {_effect(effects[name])}" for name in line["found"]) or "no head passes"
     if not effects:
-        found = "no head comes before the receivers" if receivers else "nothing was found that it could start from"
+        outcome = "no head comes before the receivers" if receivers else "nothing was found that it could start from"
     relative = all(effect["relative"] is not None for effect in effects.values())
     figure = head_map(_values(graph, effects, relative), signed=True) if draw else None
-    return RoundRow(line["round"], (into or "nothing") + at, found, "%" if relative else "the metric's own units", figure)
+    return RoundRow(line["round"], (into or "nothing") + at, outcome, "%" if relative else "the metric's own units", figure)
 
 
 def _effect(effect: Mapping[str, float | None]) -> str:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Found, Part, brackets, frame, reads
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, brackets, frame, reads
 from circuitdisc.pages.scores.minimality import BARS_AT_MOST
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS
@@ -17,28 +17,28 @@ from circuitdisc.wording import is_number, number, percent, share, span
 _FEW_SAMPLES = 10
 
 
-def stability_part(found: Found, circuit: Circuit) -> Part:
+def stability_part(score: ScoreData, circuit: Circuit) -> Part:
     """How alike the circuits of bootstrap samples are, and which parts are found each time.
 
     Args:
-        found: as `Stability.to_dict` gives it.
+        score: as `Stability.to_dict` gives it.
 
     Raises:
         BadFile: it is not a stability.
     """
     with reads("stability.json", "a stability", "circuitdisc stability RUN"):
-        return _part(found, circuit)
+        return _part(score, circuit)
 
 
-def _part(found: Found, circuit: Circuit) -> Part:
-    settings, by_chance = found["settings"], found.get("random", {})
-    rows = tuple(_likeness_row(row, by_chance.get(row["of"])) for row in found["table"])
+def _part(score: ScoreData, circuit: Circuit) -> Part:
+    settings, by_chance = score["settings"], score.get("random", {})
+    rows = tuple(_likeness_row(row, by_chance.get(row["of"])) for row in score["table"])
     kind = "heads" if circuit.granularity == "head" else "edges"
     kept = frozenset(circuit.heads() if kind == "heads" else (edge.name for edge in circuit.edges()))
-    figure = stability_figure(found["shares"][kind], kept, kind, found["n"])
-    label = f"The share of {found['n']} bootstrap samples in which each of the {kind} was found."
+    figure = stability_figure(score["shares"][kind], kept, kind, score["n"])
+    label = f"The share of {score['n']} bootstrap samples in which each of the {kind} was found."
     caption = (
-        f"{found['n']} bootstrap samples of {found['n_examples']:,} search examples; {settings['algorithm']}, metric "
+        f"{score['n']} bootstrap samples of {score['n_examples']:,} search examples; {settings['algorithm']}, metric "
         f"{settings['metric']}, ablation {get_ablation(settings['ablation']).label}. Those never found are left out."
     )
     headers = ("Of", "Mean Jaccard index", "Interval", "n", "Random circuits", "With the whole split's", "Ever found", "Always")
@@ -47,10 +47,10 @@ def _part(found: Found, circuit: Circuit) -> Part:
     return Part("Stability", "", (), headers, rows, note, figures)
 
 
-def _likeness_row(row: Found, by_chance: float | None) -> tuple[str, ...]:
+def _likeness_row(row: ScoreData, by_chance: float | None) -> tuple[str, ...]:
     counts = f"{row['n']:,}", "–" if by_chance is None else number(by_chance)
-    found = number(row["with whole"]), f"{row['ever found']:,}", f"{row['always found']:,}"
-    return row["of"], number(row["Jaccard"]), span("jaccard", row["low"], row["high"]) or "–", *counts, *found
+    cells = number(row["with whole"]), f"{row['ever found']:,}", f"{row['always found']:,}"
+    return row["of"], number(row["Jaccard"]), span("jaccard", row["low"], row["high"]) or "–", *counts, *cells
 
 
 def stability_figure(shares: Mapping[str, float], kept: frozenset[str], kind: str, n: int) -> go.Figure | None:
@@ -90,29 +90,29 @@ def stability_figure(shares: Mapping[str, float], kept: frozenset[str], kind: st
     return figure
 
 
-def stability_verdict(found: Found, circuit: Circuit) -> Verdict:
+def stability_verdict(score: ScoreData, circuit: Circuit) -> Verdict:
     """Whether other examples of the same task would have given the same circuit.
 
     Args:
-        found: as `Stability.to_dict` gives it.
+        score: as `Stability.to_dict` gives it.
 
     Raises:
         BadFile: it is not a stability.
     """
     with reads("stability.json", "a stability", "circuitdisc stability RUN"):
-        return _stable(found, circuit)
+        return _stable(score, circuit)
 
 
-def _stable(found: Found, circuit: Circuit) -> Verdict:
+def _stable(score: ScoreData, circuit: Circuit) -> Verdict:
     lines, caveats = [], []
-    by_chance, n, sizes = found.get("random", {}), found["n"], found["sizes"]
-    for row in found["table"]:
+    by_chance, n, sizes = score.get("random", {}), score["n"], score["sizes"]
+    for row in score["table"]:
         lines.append(_likeness(row, n, by_chance.get(row["of"])))
         caveats += _likeness_caveats(row, by_chance.get(row["of"]))
     heads = circuit.granularity == "head"
     kind = "heads" if heads else "edges"
     kept = circuit.heads() if heads else circuit.edge_names()
-    always = sum(found["shares"][kind].get(name, 0.0) == 1.0 for name in kept)
+    always = sum(score["shares"][kind].get(name, 0.0) == 1.0 for name in kept)
     lines.append(f"{always:,} of this circuit's {len(kept):,} {kind} ({share(always, len(kept))}) are found on every sample.")
     graph = circuit.graph
     if empty := sum(size == 0 for size in sizes):
@@ -124,7 +124,7 @@ def _stable(found: Found, circuit: Circuit) -> Verdict:
     return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
 
 
-def _likeness(row: Found, n: int, by_chance: float | None) -> str:
+def _likeness(row: ScoreData, n: int, by_chance: float | None) -> str:
     mean, low, high = float(row["Jaccard"]), row["low"], row["high"]
     beside = "" if by_chance is None else f"; {RANDOM_CIRCUITS} have {number(by_chance)}"
     word = "stable" if mean > STABLE else "not stable"
@@ -136,7 +136,7 @@ def _likeness(row: Found, n: int, by_chance: float | None) -> str:
     )
 
 
-def _likeness_caveats(row: Found, by_chance: float | None) -> Iterator[str]:
+def _likeness_caveats(row: ScoreData, by_chance: float | None) -> Iterator[str]:
     if not is_number(row["low"]):
         yield "No interval: it takes three samples at least."
     if by_chance is None:

@@ -92,15 +92,15 @@ def how_lines(scores: Scores) -> list[str]:
         if methods:
             lines.append(f"Intervals, {SPLIT_WORDS.get(split, split)}: {'; '.join(methods)}.")
     matched = dict.fromkeys(score.matched for score in scores.scores if score.matched)
-    return [*lines, *(f"Controls: {one}." for one in matched)]
+    return [*lines, *(f"Controls: {words}." for words in matched)]
 
 
 def accuracy_table(scores: Scores, model: str = "") -> str:
     """Accuracies of the model, the circuit and random circuits beside each other, a line a kind and split; "" without any."""
-    found = {(score.name, score.split): score for score in scores.scores}
+    by_name = {(score.name, score.split): score for score in scores.scores}
     rows, kinds, ablation = [], {}, ""
-    for (name, split), circuit in found.items():
-        full, ratio = found.get((f"full_{name}", split)), found.get((f"{name}_ratio", split))
+    for (name, split), circuit in by_name.items():
+        full, ratio = by_name.get((f"full_{name}", split)), by_name.get((f"{name}_ratio", split))
         if name not in ACCURACIES or full is None:
             continue
         cells = [valued(full), valued(circuit), controls_words(circuit) or "-"]

@@ -38,45 +38,45 @@ Row = tuple[str, ...]
 # --- tables ---------------------------------------------------------------------------------------------------------------
 
 
-def transfer_text(found: Transfer) -> str:
+def transfer_text(result: Transfer) -> str:
     """The transfer as plain text: circuits, the held-out matrix of the first scores, and what stands out."""
-    parts = [text_table(CIRCUIT_HEADERS, circuit_rows(found), "llrrl")]
-    for name, metric in shown_kinds(found):
-        headers = ("circuit of \\ on", *found.checkpoints)
+    parts = [text_table(CIRCUIT_HEADERS, circuit_rows(result), "llrrl")]
+    for name, metric in shown_kinds(result):
+        headers = ("circuit of \\ on", *result.checkpoints)
         parts.append(
-            f"{matrix_caption(found, name, metric, 'heldout')}\n\n{text_table(headers, matrix_rows(found, name, metric))}"
+            f"{matrix_caption(result, name, metric, 'heldout')}\n\n{text_table(headers, matrix_rows(result, name, metric))}"
         )
-    return plain_text("\n\n".join([*parts, transfer_verdict(found).text]))
+    return plain_text("\n\n".join([*parts, transfer_verdict(result).text]))
 
 
-def circuit_rows(found: Transfer) -> list[Row]:
+def circuit_rows(result: Transfer) -> list[Row]:
     """Each circuit with its size."""
     return [
         (
-            one.label,
-            ", ".join(one.found_on) or "-",
-            share_words(one),
-            f"{len(one.circuit.heads())} of {one.circuit.graph.n_layers * one.circuit.graph.n_heads}",
-            one.note,
+            circuit.label,
+            ", ".join(circuit.found_on) or "-",
+            share_words(circuit),
+            f"{len(circuit.circuit.heads())} of {circuit.circuit.graph.n_layers * circuit.circuit.graph.n_heads}",
+            circuit.note,
         )
-        for one in found.circuits
+        for circuit in result.circuits
     ]
 
 
-def matrix_caption(found: Transfer, name: str, metric: str, split: str) -> str:
+def matrix_caption(result: Transfer, name: str, metric: str, split: str) -> str:
     """What a matrix shows, and of what."""
-    n = found.get(found.labels[0], found.checkpoints[0], name, split, metric).n
-    return f"{kind_words(name, metric)} on {n:,} {SPLIT_WORDS[split]}, ablation {found.ablation}"
+    n = result.get(result.labels[0], result.checkpoints[0], name, split, metric).n
+    return f"{kind_words(name, metric)} on {n:,} {SPLIT_WORDS[split]}, ablation {result.ablation}"
 
 
-def matrix_rows(found: Transfer, name: str, metric: str, split: str = "heldout") -> list[Row]:
+def matrix_rows(result: Transfer, name: str, metric: str, split: str = "heldout") -> list[Row]:
     """A row a circuit, a column a checkpoint: value and interval; below each circuit random ones, above all the full model."""
     rows: list[Row] = []
-    if name in ACCURACIES and (f"full_{name}", metric) in found.kinds():
-        full = [found.get(found.labels[0], column, f"full_{name}", split, metric) for column in found.checkpoints]
+    if name in ACCURACIES and (f"full_{name}", metric) in result.kinds():
+        full = [result.get(result.labels[0], column, f"full_{name}", split, metric) for column in result.checkpoints]
         rows.append(("the full model", *(_cell(score) for score in full)))
-    for label in found.labels:
-        scores = [found.get(label, column, name, split, metric) for column in found.checkpoints]
+    for label in result.labels:
+        scores = [result.get(label, column, name, split, metric) for column in result.checkpoints]
         rows.append((label, *(_cell(score) for score in scores)))
         if any(score.controls for score in scores):
             drawn = ("-" if within_noise(score) else controls_words(score) or "-" for score in scores)
@@ -93,25 +93,25 @@ def _cell(score: Score) -> str:
     return score_value(score.name, score.value) + (f" [{between}]" if between else "")
 
 
-def cell_rows(found: Transfer, name: str, metric: str, split: str) -> list[Row]:
+def cell_rows(result: Transfer, name: str, metric: str, split: str) -> list[Row]:
     """A row a cell: the value, its interval, and random circuits."""
     rows = []
-    for label in found.labels:
-        for column in found.checkpoints:
-            score = found.get(label, column, name, split, metric)
+    for label in result.labels:
+        for column in result.checkpoints:
+            score = result.get(label, column, name, split, metric)
             value = score_value(name, score.value) if score.value is not None else undefined(score.note)
             rows.append((label, column, value, span(name, score.low, score.high) or "–", controls_words(score) or "–"))
     return rows
 
 
-def pair_rows(found: Transfer, own: bool) -> list[Row]:
+def pair_rows(result: Transfer, own: bool) -> list[Row]:
     """What two circuits share, heads then edges.
 
     Args:
         own: pairs of the ladder; else all other pairs.
     """
-    along = set(found.ladder.labels)
-    pairs = [pair for pair in found.ladder.pairs if ({pair.a, pair.b} <= along) == own]
+    along = set(result.ladder.labels)
+    pairs = [pair for pair in result.ladder.pairs if ({pair.a, pair.b} <= along) == own]
     return [_pair_row(pair, shared) for pair in pairs for shared in pair.overlaps.values() if shared.note != HEADS_DECIDE]
 
 
@@ -133,9 +133,9 @@ def _chance(chance: OverlapChance | None) -> tuple[str, str]:
     return ("–", "–") if chance is None else (number(chance.expected), number(chance.p_value))
 
 
-def step_rows(found: Transfer) -> list[tuple[str | list[str], ...]]:
+def step_rows(result: Transfer) -> list[tuple[str | list[str], ...]]:
     """What is kept, gained and lost from each circuit of the ladder to the next."""
-    return [_step_row(step) for step in found.ladder.steps]
+    return [_step_row(step) for step in result.ladder.steps]
 
 
 def _step_row(step: Step) -> tuple[str | list[str], ...]:
@@ -152,45 +152,47 @@ def _names(names: tuple[str, ...]) -> list[str]:
 # --- words ----------------------------------------------------------------------------------------------------------------
 
 
-def transfer_verdict(found: Transfer) -> Verdict:
+def transfer_verdict(result: Transfer) -> Verdict:
     """Which circuit comes first on each checkpoint, and all that speaks against believing it."""
-    able = [name for name in found.checkpoints if name not in found.notes]
-    caveats = [f"On {name}: {text}" for name in able for text in _headline_caveats(found, name)]
-    circuits = [f"Circuit of {one.label}: {text}" for one in found.circuits for text in circuit_caveats(one.circuit)]
-    lines = headlines(found) or ["No checkpoint does the task, so that no circuit serves one."]
-    return Verdict(tuple(lines), tuple(dict.fromkeys((*as_sentences(notes(found)), *caveats, *circuits))))
+    able = [name for name in result.checkpoints if name not in result.notes]
+    caveats = [f"On {name}: {text}" for name in able for text in _headline_caveats(result, name)]
+    circuits = [
+        f"Circuit of {circuit.label}: {text}" for circuit in result.circuits for text in circuit_caveats(circuit.circuit)
+    ]
+    lines = headlines(result) or ["No checkpoint does the task, so that no circuit serves one."]
+    return Verdict(tuple(lines), tuple(dict.fromkeys((*as_sentences(notes(result)), *caveats, *circuits))))
 
 
-def headlines(found: Transfer) -> list[str]:
+def headlines(result: Transfer) -> list[str]:
     """For each checkpoint that does the task: which circuit comes first, chosen on search examples and judged on others."""
-    return [_headline(found, name) for name in found.checkpoints if name not in found.notes]
+    return [_headline(result, name) for name in result.checkpoints if name not in result.notes]
 
 
-def _headline(found: Transfer, name: str) -> str:
-    best, score = found.best_for(name), found.metric
-    here = found.get(best.label, name, score)
-    words = f"On {name}: by {score} on the {found.get(best.label, name, score, 'train').n:,} search examples"
-    own = next((one for one in found.circuits if one.kind == "own" and one.label == name), None)
+def _headline(result: Transfer, name: str) -> str:
+    best, score = result.best_for(name), result.metric
+    here = result.get(best.label, name, score)
+    words = f"On {name}: by {score} on the {result.get(best.label, name, score, 'train').n:,} search examples"
+    own = next((circuit for circuit in result.circuits if circuit.kind == "own" and circuit.label == name), None)
     if own is None or best.label == own.label:
         which = "its own circuit" if own is not None else f"the circuit {best.label}"
         return f"{words} {which} comes first; {score} on {here.n:,} held-out examples {_words(here)}."
-    there = found.get(own.label, name, score)
+    there = result.get(own.label, name, score)
     return (
         f"{words} {_the(best)} comes first; {score} on {here.n:,} held-out examples {_words(here)}, against "
         f"{_words(there)} with its own."
     )
 
 
-def _headline_caveats(found: Transfer, name: str) -> Iterator[str]:
-    best, score = found.best_for(name), found.metric
-    here = found.get(best.label, name, score)
+def _headline_caveats(result: Transfer, name: str) -> Iterator[str]:
+    best, score = result.best_for(name), result.metric
+    here = result.get(best.label, name, score)
     if not is_number(here.value):
         return
     yield from few_caveats(here.n)
     sign, value = (-1 if score in LOW_IS_GOOD else 1), float(here.value or 0.0)
-    own = next((one for one in found.circuits if one.kind == "own" and one.label == name), None)
+    own = next((each for each in result.circuits if each.kind == "own" and each.label == name), None)
     if own is not None and own is not best:
-        there = found.get(own.label, name, score)
+        there = result.get(own.label, name, score)
         if is_number(there.value) and sign * float(there.value or 0.0) > sign * value:
             yield f"On the held-out examples its own circuit is ahead of {_the(best)}."
         elif _overlap(here, there):
@@ -198,27 +200,27 @@ def _headline_caveats(found: Transfer, name: str) -> Iterator[str]:
     as_good = sum(sign * control >= sign * value for control in defined(here.controls))
     doing = f"have {score} at least as {'low' if sign < 0 else 'high'}"
     yield from chance_caveats(RANDOM_CIRCUITS, doing, here.controls, as_good)
-    faithful = next((one for one in found.cells[best.label, name] if _is_faithfulness(one, score)), None)
+    faithful = next((each for each in result.cells[best.label, name] if _is_faithfulness(each, score)), None)
     if faithful is not None and is_number(faithful.value) and float(faithful.value or 0.0) > OVERSHOOT:
         yield f"The faithfulness of {_the(best)}, {_words(faithful)}, passes 100 %, which is no merit."
 
 
-def _is_faithfulness(one: Score, metric: str) -> bool:
-    return (one.name, one.metric, one.split) == ("faithfulness", metric, "heldout") and not within_noise(one)
+def _is_faithfulness(cell: Score, metric: str) -> bool:
+    return (cell.name, cell.metric, cell.split) == ("faithfulness", metric, "heldout") and not within_noise(cell)
 
 
-def _overlap(one: Score, other: Score) -> bool:
-    ends = (one.low, one.high, other.low, other.high)
+def _overlap(cell: Score, other: Score) -> bool:
+    ends = (cell.low, cell.high, other.low, other.high)
     if not all(is_number(end) for end in ends):
         return True
     low, high, other_low, other_high = (float(end or 0.0) for end in ends)
     return low <= other_high and other_low <= high
 
 
-def _the(one: FoundCircuit) -> str:
-    if one.kind == "joint":
+def _the(circuit: FoundCircuit) -> str:
+    if circuit.kind == "joint":
         return "the joint circuit"
-    return f"the circuit of {one.label}" if one.kind == "own" else f"the circuit '{one.label}'"
+    return f"the circuit of {circuit.label}" if circuit.kind == "own" else f"the circuit '{circuit.label}'"
 
 
 def _words(score: Score) -> str:
@@ -228,15 +230,15 @@ def _words(score: Score) -> str:
     return score_value(score.name, score.value) + (f" ({between})" if between else "")
 
 
-def notes(found: Transfer) -> list[str]:
+def notes(result: Transfer) -> list[str]:
     """What a reader must know."""
-    lines = [f"{name}: {note}" for name, note in found.notes.items()]
-    left = [one.label for one in found.circuits if one.kind == "own" and one.label not in found.ladder.labels]
+    lines = [f"{name}: {note}" for name, note in result.notes.items()]
+    left = [circuit.label for circuit in result.circuits if circuit.kind == "own" and circuit.label not in result.ladder.labels]
     if left:
         lines.append(
             f"The ladder of circuits leaves out {', '.join(left)}: a circuit found where the task is not done is none of it"
         )
-    if any(one.circuit.granularity == "head" for one in found.circuits):
+    if any(circuit.circuit.granularity == "head" for circuit in result.circuits):
         lines.append(
             "Head circuits: the empty circuit, against which faithfulness is measured, has every head cut and every MLP kept"
         )
@@ -246,7 +248,7 @@ def notes(found: Transfer) -> list[str]:
 # --- the page -------------------------------------------------------------------------------------------------------------
 
 
-def write_transfer(path: str | PathLike[str], found: Transfer, command: str = "") -> Path:
+def write_transfer(path: str | PathLike[str], result: Transfer, command: str = "") -> Path:
     """Write the page of a transfer.
 
     Args:
@@ -260,34 +262,34 @@ def write_transfer(path: str | PathLike[str], found: Transfer, command: str = ""
     steps = "The circuits of the ladder side by side, every node at the same place. The table below lists what changed."
     page = render(
         "transfer.html.j2",
-        heading=f"Circuits for {found.settings.get('task', {}).get('name', 'a task')}, each on every checkpoint",
-        subject=", ".join(found.checkpoints),
-        said=transfer_verdict(found),
-        matrix=picture("matrix", matrix_figure(found), matrix),
-        ladder=picture("ladder", ladder_figure(found), steps),
+        heading=f"Circuits for {result.settings.get('task', {}).get('name', 'a task')}, each on every checkpoint",
+        subject=", ".join(result.checkpoints),
+        said=transfer_verdict(result),
+        matrix=picture("matrix", matrix_figure(result), matrix),
+        ladder=picture("ladder", ladder_figure(result), steps),
         circuit_headers=CIRCUIT_HEADERS,
-        circuits=circuit_rows(found),
-        scores=list(_score_tables(found)),
+        circuits=circuit_rows(result),
+        scores=list(_score_tables(result)),
         pair_headers=PAIR_HEADERS,
-        pairs=pair_rows(found, own=True),
-        other_pairs=pair_rows(found, own=False),
+        pairs=pair_rows(result, own=True),
+        other_pairs=pair_rows(result, own=False),
         step_headers=STEP_HEADERS,
-        steps=step_rows(found),
-        kept=[(kind, len(names), _names(names)) for kind, names in found.ladder.kept_by_all.items()],
-        settings=[("command", command), *_settings(found)] if command else list(_settings(found)),
+        steps=step_rows(result),
+        kept=[(kind, len(names), _names(names)) for kind, names in result.ladder.kept_by_all.items()],
+        settings=[("command", command), *_settings(result)] if command else list(_settings(result)),
     )
     write_text(path, page)
     return path
 
 
-def _score_tables(found: Transfer) -> Iterator[tuple[str, list[Row]]]:
-    for name, metric in shown_kinds(found):
+def _score_tables(result: Transfer) -> Iterator[tuple[str, list[Row]]]:
+    for name, metric in shown_kinds(result):
         for split in ("heldout", "train"):
-            yield matrix_caption(found, name, metric, split), cell_rows(found, name, metric, split)
+            yield matrix_caption(result, name, metric, split), cell_rows(result, name, metric, split)
 
 
-def _settings(found: Transfer) -> Iterator[tuple[str, str]]:
-    for name, value in found.settings.items():
+def _settings(result: Transfer) -> Iterator[tuple[str, str]]:
+    for name, value in result.settings.items():
         if value in (None, [], {}, False) or name == "circuits":
             continue
         yield name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

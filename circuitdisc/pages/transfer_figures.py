@@ -35,12 +35,12 @@ LOW_IS_GOOD = ("kl", "difference")
 # --- the matrix -----------------------------------------------------------------------------------------------------------
 
 
-def shown_kinds(found: Transfer) -> list[tuple[str, str]]:
+def shown_kinds(result: Transfer) -> list[tuple[str, str]]:
     """Name and metric of the scores that are shown: accuracy and its ratio to the model's, means, faithfulness, KL."""
-    means = [(name, metric) for name, metric in found.kinds() if name == metric and name not in (*ACCURACIES, "kl")]
-    faithful = [(name, metric) for name, metric in found.kinds() if name == "faithfulness"]
-    ratio = [kind for kind in found.kinds() if kind[0] == "accuracy_ratio"]
-    accuracies = [(name, name) for name in ACCURACIES if (name, name) in found.kinds()]
+    means = [(name, metric) for name, metric in result.kinds() if name == metric and name not in (*ACCURACIES, "kl")]
+    faithful = [(name, metric) for name, metric in result.kinds() if name == "faithfulness"]
+    ratio = [kind for kind in result.kinds() if kind[0] == "accuracy_ratio"]
+    accuracies = [(name, name) for name in ACCURACIES if (name, name) in result.kinds()]
     return [*accuracies, *ratio, *means, *faithful, ("kl", "kl")]
 
 
@@ -51,14 +51,14 @@ def kind_words(name: str, metric: str) -> str:
     return name if name == metric else f"{name} of {metric}"
 
 
-def matrix_figure(found: Transfer) -> go.Figure:
+def matrix_figure(result: Transfer) -> go.Figure:
     """The transfer matrix: a heat map for every score on either split, one shown at a time."""
-    kinds = [(name, metric, split) for split in ("heldout", "train") for name, metric in shown_kinds(found)]
-    figure = go.Figure([_heat_map(found, *kind, visible=index == 0) for index, kind in enumerate(kinds)])
-    width = max(_LEFT + _CELL * len(found.checkpoints) + 90, 620)
-    height = 128 + _ROW * len(found.labels) + 46
+    kinds = [(name, metric, split) for split in ("heldout", "train") for name, metric in shown_kinds(result)]
+    figure = go.Figure([_heat_map(result, *kind, visible=index == 0) for index, kind in enumerate(kinds)])
+    width = max(_LEFT + _CELL * len(result.checkpoints) + 90, 620)
+    height = 128 + _ROW * len(result.labels) + 46
     figure.update_layout(
-        **plain_layout(width, height, title=_heat_title(found, *kinds[0])), margin={"l": _LEFT, "r": 20, "t": 128, "b": 46}
+        **plain_layout(width, height, title=_heat_title(result, *kinds[0])), margin={"l": _LEFT, "r": 20, "t": 128, "b": 46}
     )
     buttons = [
         {
@@ -66,7 +66,7 @@ def matrix_figure(found: Transfer) -> go.Figure:
             "method": "update",
             "args": [
                 {"visible": [other == index for other in range(len(kinds))]},
-                {"title.text": _heat_title(found, name, metric, split)},
+                {"title.text": _heat_title(result, name, metric, split)},
             ],
         }
         for index, (name, metric, split) in enumerate(kinds)
@@ -75,22 +75,22 @@ def matrix_figure(found: Transfer) -> go.Figure:
     figure.update_layout(updatemenus=[{"buttons": buttons, **menu}])
     figure.update_xaxes(side="top", showgrid=False, zeroline=False, tickfont={"color": INK}, ticks="")
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, tickfont={"color": INK}, ticks="")
-    for row, one in enumerate(found.circuits):  # a frame around each circuit on the checkpoint that it was found on
-        for column, name in enumerate(found.checkpoints):
-            if one.kind == "own" and one.label == name:
+    for row, circuit in enumerate(result.circuits):  # a frame around each circuit on the checkpoint that it was found on
+        for column, name in enumerate(result.checkpoints):
+            if circuit.kind == "own" and circuit.label == name:
                 place = {"x0": column - 0.47, "x1": column + 0.47, "y0": row - 0.46, "y1": row + 0.46}
                 figure.add_shape(type="rect", line={"color": KIND_COLOURS["logits"], "width": 2.5}, **place)
     return figure
 
 
-def _heat_map(found: Transfer, name: str, metric: str, split: str, visible: bool) -> go.Heatmap:
-    cells = [[found.get(row, column, name, split, metric) for column in found.checkpoints] for row in found.labels]
+def _heat_map(result: Transfer, name: str, metric: str, split: str, visible: bool) -> go.Heatmap:
+    cells = [[result.get(row, column, name, split, metric) for column in result.checkpoints] for row in result.labels]
     values = np.array([[cell.value for cell in row] for row in cells], dtype=float)
     low, high = _range(name, values)
     return go.Heatmap(
         z=values,
-        x=[_broken(column) for column in found.checkpoints],
-        y=[_broken(label) for label in found.labels],
+        x=[_broken(column) for column in result.checkpoints],
+        y=[_broken(label) for label in result.labels],
         zmin=low,
         zmax=high,
         colorscale="Blues_r" if name in LOW_IS_GOOD else "Blues",
@@ -100,8 +100,8 @@ def _heat_map(found: Transfer, name: str, metric: str, split: str, visible: bool
         texttemplate="%{text}",
         textfont={"size": 12},
         hovertext=[
-            [_hover(found, one, column, cell) for column, cell in zip(found.checkpoints, row, strict=True)]
-            for one, row in zip(found.circuits, cells, strict=True)
+            [_hover(result, circuit, column, cell) for column, cell in zip(result.checkpoints, row, strict=True)]
+            for circuit, row in zip(result.circuits, cells, strict=True)
         ],
         hoverinfo="text",
         visible=visible,
@@ -125,9 +125,9 @@ def _cell_words(cell: Score) -> str:
     return f"{words}<br>random {score_value(cell.name, float(np.median(drawn)))}" if drawn else words
 
 
-def _hover(found: Transfer, one: FoundCircuit, column: str, cell: Score) -> str:
+def _hover(result: Transfer, circuit: FoundCircuit, column: str, cell: Score) -> str:
     lines = [
-        f"<b>circuit of {escape(one.label)}</b> on <b>{escape(column)}</b>",
+        f"<b>circuit of {escape(circuit.label)}</b> on <b>{escape(column)}</b>",
         f"{kind_words(cell.name, cell.metric)}: "
         + (score_value(cell.name, cell.value) if cell.value is not None else undefined(escape(cell.note))),
     ]
@@ -136,14 +136,14 @@ def _hover(found: Transfer, one: FoundCircuit, column: str, cell: Score) -> str:
     if drawn := controls_words(cell):
         lines.append(f"random circuits: {drawn}")
     lines += [f"n = {cell.n:,} {SPLIT_WORDS[cell.split]}", f"ablation: {cell.ablation}", f"metric: {cell.metric}"]
-    lines += [f"{which}: {escape(note)}" for which, note in ((column, found.notes.get(column)),) if note]
+    lines += [f"{which}: {escape(note)}" for which, note in ((column, result.notes.get(column)),) if note]
     return "<br>".join(lines)
 
 
-def _heat_title(found: Transfer, name: str, metric: str, split: str) -> str:
-    n = found.get(found.labels[0], found.checkpoints[0], name, split, metric).n
+def _heat_title(result: Transfer, name: str, metric: str, split: str) -> str:
+    n = result.get(result.labels[0], result.checkpoints[0], name, split, metric).n
     words = f"<b>{kind_words(name, metric)}</b> on {n:,} {SPLIT_WORDS[split]}"
-    small = f"ablation {found.ablation}"
+    small = f"ablation {result.ablation}"
     return f"{words}<br><span style='font-size:12px'>{small}</span>"
 
 
@@ -159,31 +159,31 @@ def _broken(label: str) -> str:
 # --- the ladder -----------------------------------------------------------------------------------------------------------
 
 
-def ladder_figure(found: Transfer) -> go.Figure:
+def ladder_figure(result: Transfer) -> go.Figure:
     """The circuits of the ladder side by side: every node at the same place in each."""
-    by_label = {one.label: one.circuit for one in found.circuits}
-    circuits = {label: by_label[label] for label in found.ladder.labels}
+    by_label = {each.label: each.circuit for each in result.circuits}
+    circuits = {label: by_label[label] for label in result.ladder.labels}
     columns = min(_PANELS_A_ROW, len(circuits))
     rows = -(-len(circuits) // columns)
     layout = Layout(next(iter(circuits.values())).graph)
-    is_grid = all(one.granularity == "head" for one in circuits.values())
+    is_grid = all(each.granularity == "head" for each in circuits.values())
     (left, right), (bottom, top) = _ranges(layout, is_grid)
     height = max(190.0, (top - bottom) * min(72.0, _PANEL / (right - left) * 1.35))
-    titles = [f"<b>{escape(label)}</b><br>{_size(one)}" for label, one in circuits.items()]
+    titles = [f"<b>{escape(label)}</b><br>{_size(each)}" for label, each in circuits.items()]
     figure = make_subplots(
         rows=rows, cols=columns, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=min(0.14, 0.5 / rows)
     )
     scale = min((_PANEL - 20) / (right - left), height / (top - bottom))
     before: Circuit | None = None
-    for index, one in enumerate(circuits.values()):
+    for index, each in enumerate(circuits.values()):
         where = {"row": index // columns + 1, "col": index % columns + 1}
-        classes = classes_of(list(circuits.values()), one, before, is_grid)
+        classes = classes_of(list(circuits.values()), each, before, is_grid)
         if is_grid:
             _add_heads(figure, classes, 0.84 * scale, where)
         else:
-            _add_edges(figure, layout, classes, one, before, where)
-            _add_nodes(figure, layout, one, min(13.0, 0.42 * scale), where)
-        before = one
+            _add_edges(figure, layout, classes, each, before, where)
+            _add_nodes(figure, layout, each, min(13.0, 0.42 * scale), where)
+        before = each
     _add_legend(figure, is_grid, len(circuits) > 1)
     small = {"showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"color": GRID, "size": 10}}
     figure.update_xaxes(range=[left, right], showticklabels=False, **small)
@@ -211,14 +211,14 @@ def _size(circuit: Circuit) -> str:
 
 
 def classes_of(
-    circuits: Sequence[Circuit], one: Circuit, before: Circuit | None, of_heads: bool
+    circuits: Sequence[Circuit], shown: Circuit, before: Circuit | None, of_heads: bool
 ) -> dict[str, Bool[np.ndarray, "..."]]:
     """Which heads (edges) of a circuit belong to each of `CLASSES`, as masks."""
 
     def mask(circuit: Circuit) -> np.ndarray:
         return kept_heads(circuit.graph, circuit.mask) if of_heads else np.asarray(circuit.mask)
 
-    now, then = mask(one), mask(one if before is None else before)
+    now, then = mask(shown), mask(shown if before is None else before)
     in_all = np.logical_and.reduce([mask(circuit) for circuit in circuits])
     return {"all": in_all, "as before": now & then & ~in_all, "gained": now & ~then, "lost": then & ~now}
 
@@ -254,11 +254,11 @@ def _add_edges(
     figure: go.Figure,
     layout: Layout,
     classes: Mapping[str, Bool[np.ndarray, "R S"]],
-    one: Circuit,
+    circuit: Circuit,
     before: Circuit | None,
     where: dict[str, int],
 ) -> None:
-    touched = kept_heads(one.graph, one.mask if before is None else one.mask | before.mask)
+    touched = kept_heads(circuit.graph, circuit.mask if before is None else circuit.mask | before.mask)
     for name, chosen in classes.items():
         edges = np.argwhere(chosen)
         if not len(edges):
@@ -281,7 +281,7 @@ def _add_edges(
             **where,
         )
         middle = curves[:, points // 2].astype(np.float32)
-        names = [one.graph.edge_name(int(receiver), int(sender)) for receiver, sender in edges]
+        names = [circuit.graph.edge_name(int(receiver), int(sender)) for receiver, sender in edges]
         figure.add_scatter(
             x=middle[:, 0],
             y=middle[:, 1],
@@ -330,7 +330,7 @@ def _add_legend(figure: go.Figure, is_grid: bool, compared: bool) -> None:
         figure.add_scatter(x=[None], y=[None], name=word, **style)
 
 
-def share_words(found: FoundCircuit) -> str:
+def share_words(circuit: FoundCircuit) -> str:
     """How large a circuit is, in words."""
-    graph = found.circuit.graph
-    return f"{found.circuit.n_edges:,} ({percent(found.circuit.n_edges / graph.n_edges)})"
+    graph = circuit.circuit.graph
+    return f"{circuit.circuit.n_edges:,} ({percent(circuit.circuit.n_edges / graph.n_edges)})"

@@ -276,8 +276,8 @@ def _end_caveats(score: Score, ends: Mapping[str, float] | None) -> Iterator[str
 
 def _accuracy_caveats(scores: Scores, split: str, value: float) -> Iterator[str]:
     """Top-1 accuracy and pair accuracy tell other things than the metric, and than each other."""
-    found = {score.name: score for score in scores.scores if score.split == split and is_number(score.value)}
-    full, full_pair = found.get("full_accuracy"), found.get("full_pair_accuracy")
+    by_name = {score.name: score for score in scores.scores if score.split == split and is_number(score.value)}
+    full, full_pair = by_name.get("full_accuracy"), by_name.get("full_pair_accuracy")
     if full is not None and float(full.value or 0.0) < _MANY_RIGHT:
         pairs = f", and a right answer lies above every wrong one on {_of(full_pair)}" if full_pair is not None else ""
         yield (
@@ -286,7 +286,7 @@ def _accuracy_caveats(scores: Scores, split: str, value: float) -> Iterator[str]
         )
     names = {"accuracy": "The most likely token is right", "pair_accuracy": "A right answer lies above every wrong one"}
     for name, words in names.items():
-        mine, whole = found.get(name), found.get(f"full_{name}")
+        mine, whole = by_name.get(name), by_name.get(f"full_{name}")
         if mine is None or whole is None or not is_number(mine.high) or not is_number(whole.low):
             continue
         if value > _MANY_RIGHT and float(mine.high or 0.0) < float(whole.low or 0.0):
@@ -323,12 +323,12 @@ def _split_caveats(scores: Scores, score: Score) -> Iterator[str]:
     except KeyError:
         return
     ends = (train.low, train.high, score.low, score.high)
-    if not all(is_number(one) for one in (train.value, score.value, *ends)) or within_noise(train) or within_noise(score):
+    if not all(is_number(each) for each in (train.value, score.value, *ends)) or within_noise(train) or within_noise(score):
         return
     train_low, train_high, low, high = (float(end or 0.0) for end in ends)
     if train_low <= high and low <= train_high:
         return
-    far, here = (abs(1 - float(one.value or 0.0)) for one in (train, score))
+    far, here = (abs(1 - float(each.value or 0.0)) for each in (train, score))
     which = "nearer to" if far < here else "farther from" if far > here else "as far from"
     yield (
         f"On the {train.n:,} search examples the circuit lies {which} 100 %: {score.name} {percent(train.value)} "

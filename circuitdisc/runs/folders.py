@@ -82,8 +82,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 def _writer(folder: Path) -> str:
     try:
-        found = read_json(folder / WRITER)
-        return f"process {int(found['pid'])} on {str(found['host'])[:80]} since {str(found['since'])[:40]}"
+        writer = read_json(folder / WRITER)
+        return f"process {int(writer['pid'])} on {str(writer['host'])[:80]} since {str(writer['since'])[:40]}"
     except (BadFile, TypeError, KeyError, ValueError, json.JSONDecodeError):
         return "another process"  # it has just begun, or is just ending
 

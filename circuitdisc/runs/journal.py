@@ -33,9 +33,9 @@ class Journal:
         self.call: dict[str, Any] | None = None
         self._file = None
         if path is not None:
-            found = Journal.read(path)
-            last = max((index for index, line in enumerate(found.lines) if MARK in line), default=-1)
-            self.lines, self.identity, self.call = found.lines[: last + 1], found.identity, found.call
+            earlier = Journal.read(path)
+            last = max((index for index, line in enumerate(earlier.lines) if MARK in line), default=-1)
+            self.lines, self.identity, self.call = earlier.lines[: last + 1], earlier.identity, earlier.call
             first = [] if self.identity is None else [self._first_line()]
             text = "".join(json.dumps(line) + "\n" for line in (*first, *self.lines))
             self._file = begin_file(path, text)

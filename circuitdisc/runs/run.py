@@ -26,13 +26,13 @@ PACKAGES = ("torch", "transformer-lens", "transformers", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "circuitdisc": package_version()}
+    versions = {"python": platform.python_version(), "circuitdisc": package_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 class Run:
@@ -83,8 +83,8 @@ class Run:
             raise BadRun(f"{path} is not a run: {error}") from error
         if not isinstance(config, dict):
             raise BadRun(f"{path} is not a run: {path / 'config.json'} holds no settings")
-        found = config.get("versions")
-        made_by = str(found.get("circuitdisc", "unknown") if isinstance(found, Mapping) else "unknown")
+        recorded = config.get("versions")
+        made_by = str(recorded.get("circuitdisc", "unknown") if isinstance(recorded, Mapping) else "unknown")
         if made_by != package_version():
             warnings.warn(
                 f"{path} is a run of circuitdisc {made_by[:40]}, and this is {package_version()}: what it says may differ from "

@@ -62,8 +62,8 @@ def _works(folder: Path) -> Iterator[Work]:
             yield Work("transfer", ("circuitdisc", "transfer", f"out={place}"), Path.cwd())
             return
         yield Work("discover", ("circuitdisc", "resume", place), Path.cwd())
-        found = {work.words: work for pattern in PARTIAL for path in sorted(folder.glob(pattern)) for work in _begun(path)}
-        yield from found.values()
+        by_words = {work.words: work for pattern in PARTIAL for path in sorted(folder.glob(pattern)) for work in _begun(path)}
+        yield from by_words.values()
     elif (folder / JOURNAL).exists():
         if not (works := list(_begun(folder / JOURNAL))):
             raise BadRun(

@@ -141,15 +141,15 @@ class TruthScores(Result):
 
     def roc(self) -> dict[str, dict[str, np.ndarray]]:
         """`edges` and `nodes` -> the rates along the ROC curve."""
-        return {one.kind: {"fpr": one.curve.fpr, "tpr": one.curve.tpr} for one in (self.edges, self.nodes)}
+        return {truth.kind: {"fpr": truth.curve.fpr, "tpr": truth.curve.tpr} for truth in (self.edges, self.nodes)}
 
     def missed(self) -> dict[str, list[str]]:
         """`edges` and `nodes` -> true ones that were not taken."""
-        return {one.kind: one.missed() for one in (self.edges, self.nodes)}
+        return {truth.kind: truth.missed() for truth in (self.edges, self.nodes)}
 
     def wrong(self) -> dict[str, list[str]]:
         """`edges` and `nodes` -> taken ones that are not true."""
-        return {one.kind: one.wrong() for one in (self.edges, self.nodes)}
+        return {truth.kind: truth.wrong() for truth in (self.edges, self.nodes)}
 
 
 def against_truth(
@@ -197,10 +197,10 @@ def against_truth(
     return TruthScores(truth.name, label_of(ablation), _of_edges(true, keys, scored), _of_nodes(true, keys, scored), scored)
 
 
-def _parts(found: Discovery | Circuit | np.ndarray) -> tuple[np.ndarray | None, Circuit | None]:
-    if isinstance(found, Discovery):
-        return found.edge_scores, found.circuit
-    return (None, found) if isinstance(found, Circuit) else (np.asarray(found, dtype=np.float64), None)
+def _parts(discovery: Discovery | Circuit | np.ndarray) -> tuple[np.ndarray | None, Circuit | None]:
+    if isinstance(discovery, Discovery):
+        return discovery.edge_scores, discovery.circuit
+    return (None, discovery) if isinstance(discovery, Circuit) else (np.asarray(discovery, dtype=np.float64), None)
 
 
 def _keys(graph: ComputationGraph, scores: np.ndarray, by: str) -> Float[np.ndarray, "N"]:

@@ -74,7 +74,9 @@ class TopAgreement(Result):
     def table(self) -> list[Row]:
         """A line for the circuit, one for the empty circuit."""
         return [
-            {"of": of, **row} for of, one in (("circuit", self.circuit), ("empty circuit", self.empty)) for row in one.table()
+            {"of": of, **row}
+            for of, agreement in (("circuit", self.circuit), ("empty circuit", self.empty))
+            for row in agreement.table()
         ]
 
     def describe(self) -> ScoreDescription:
@@ -142,8 +144,8 @@ def agreement(
     masks = {name: mask for name, mask in masks_of(circuit, controls).items() if name != "full"}
     patching = setup.patching()
     with setup.bar(patching.n_chunks(examples) * len(masks), "agreement", "run") as bar:
-        found = patching.evaluate(examples, masks, [AGREES], bar.update)
-    values = {name: by_metric[AGREES.name].double().cpu().numpy() for name, by_metric in found.items()}
+        by_name = patching.evaluate(examples, masks, [AGREES], bar.update)
+    values = {name: by_metric[AGREES.name].double().cpu().numpy() for name, by_metric in by_name.items()}
     labels = (setup.split, setup.ablation.label, AGREES.name, len(examples))
 
     def share(name: str, drawn: tuple[float, ...] = (), matched: str = "") -> Score:

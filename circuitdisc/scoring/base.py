@@ -119,7 +119,7 @@ class Scores(Result):
 
     def table(self) -> list[Row]:
         """A line a score, those of held-out examples first."""
-        return [row for one in sorted(self.scores, key=_searched) for row in one.table()]
+        return [row for score in sorted(self.scores, key=_searched) for row in score.table()]
 
 
 def _searched(score: Score) -> bool:
@@ -156,7 +156,9 @@ def check_one_ablation(provenances: Iterable[Provenance], mix: bool = False) -> 
     Raises:
         BadSetting: they name different ablations.
     """
-    labels = list(dict.fromkeys(get_ablation(dict(one.ablation)).label for one in provenances if one.ablation))
+    labels = list(
+        dict.fromkeys(get_ablation(dict(provenance.ablation)).label for provenance in provenances if provenance.ablation)
+    )
     if len(labels) > 1 and not mix:
         raise BadSetting(
             f"the circuits were found under different ablations ({' and '.join(labels)}), under which different edges count: "

@@ -172,49 +172,51 @@ def completeness(
     given: Any = options
     confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
     greedy_size, width, starts = (given[f"greedy_{name}"] for name in ("size", "width", "starts"))
-    one = subject(model, task, circuit, by, options)
-    named = class_sets(one, classes)
+    judged = subject(model, task, circuit, by, options)
+    named = class_sets(judged, classes)
     generator = np.random.default_rng(seed)
-    steps = starts * min(greedy_size, len(one.parts))
+    steps = starts * min(greedy_size, len(judged.parts))
     drawn = random_circuits(circuit, n_controls if n_random else 0, generator)
     n_sets = (1 + n_random + len(named) + bool(steps)) + steps + len(drawn) * n_random
     with progress_bar(n_sets, "completeness", "set", progress) as bar:
         sets = [("empty", "nothing", ())]
-        sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(one.parts, n_random, generator))]
+        sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(judged.parts, n_random, generator))]
         sets += [("class", name, members) for name, members in named.items()]
         if steps:
-            sets.append(("greedy", "greedy", _greedy(one, greedy_size, width, starts, generator, bar.update)))
-        pairs = _pairs(one, circuit, [k for _, _, k in sets], bar.update)
-        controls = tuple(_control(one, other, n_random, generator, bar.update) for other in drawn.circuits)
-        left = _complement(one, confidence, seed)
-    gaps, mean, method = _gaps(one, sets, pairs, confidence, seed)
-    one.patching.cost.seconds = time.perf_counter() - started
-    label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    labels = (one.by, one.parts, one.n, one.split, label, one.metric.name, confidence)
+            sets.append(("greedy", "greedy", _greedy(judged, greedy_size, width, starts, generator, bar.update)))
+        pairs = _pairs(judged, circuit, [k for _, _, k in sets], bar.update)
+        controls = tuple(_control(judged, other, n_random, generator, bar.update) for other in drawn.circuits)
+        left = _complement(judged, confidence, seed)
+    gaps, mean, method = _gaps(judged, sets, pairs, confidence, seed)
+    judged.patching.cost.seconds = time.perf_counter() - started
+    label, cost = judged.patching.ablation.label, dict(vars(judged.patching.cost))
+    labels = (judged.by, judged.parts, judged.n, judged.split, label, judged.metric.name, confidence)
     return Completeness(gaps, *mean, left, controls, *labels, cost, method, drawn.words)
 
 
-def _pairs(one: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:
+def _pairs(subject: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:
     """Metric values of the circuit and of the model without each K."""
-    values = [one.judge.sets_removed(mask, sets) for mask in (circuit.mask, one.full)]
+    values = [subject.judge.sets_removed(mask, sets) for mask in (circuit.mask, subject.full)]
     on_step(len(sets))
     return np.stack(values, axis=1)
 
 
-def _greedy(one: Subject, size: int, width: int, starts: int, generator: np.random.Generator, on_step: Any) -> Names:
+def _greedy(subject: Subject, size: int, width: int, starts: int, generator: np.random.Generator, on_step: Any) -> Names:
     def gaps(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
-        circuit, full = (one.search.added_removed(mask, grown, candidates).mean(1) for mask in (one.circuit.mask, one.full))
+        circuit, full = (
+            subject.search.added_removed(mask, grown, candidates).mean(1) for mask in (subject.circuit.mask, subject.full)
+        )
         return np.abs(circuit - full)
 
-    found = [grow(one.parts, gaps, size, width, generator, on_step) for _ in range(starts)]
-    return max(found, key=lambda pair: pair[1])[0]
+    grown_sets = [grow(subject.parts, gaps, size, width, generator, on_step) for _ in range(starts)]
+    return max(grown_sets, key=lambda pair: pair[1])[0]
 
 
 def _gaps(
-    one: Subject, sets: list[tuple[str, str, Names]], pairs: Float[np.ndarray, "K 2 B"], confidence: float, seed: int
+    subject: Subject, sets: list[tuple[str, str, Names]], pairs: Float[np.ndarray, "K 2 B"], confidence: float, seed: int
 ) -> tuple[tuple[Gap, ...], tuple[float | None, float | None, float | None], str]:
     """The gap of each set, and the mean gap of the random ones, with intervals; and how these were made."""
-    means, over = pairs.mean(-1), partition_of(one.task.split(one.split))
+    means, over = pairs.mean(-1), partition_of(subject.task.split(subject.split))
     apart = pairs[:, 0] - pairs[:, 1]
     ends = interval((apart,), groups=over, confidence=confidence, seed=seed).size()
     gaps = tuple(
@@ -232,28 +234,28 @@ def _mean_size(means: Float[np.ndarray, "K *W"]) -> Float[np.ndarray, "*W"]:
     return np.abs(means).mean(0)
 
 
-def _control(one: Subject, circuit: Circuit, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
+def _control(subject: Subject, circuit: Circuit, n_random: int, generator: np.random.Generator, on_step: Any) -> Chance:
     """Random K taken out of a random circuit."""
-    pairs = _pairs(one, circuit, list(random_sets(parts_of(circuit, one.by), n_random, generator)), on_step)
+    pairs = _pairs(subject, circuit, list(random_sets(parts_of(circuit, subject.by), n_random, generator)), on_step)
     gaps = np.abs(np.diff(pairs.mean(-1), axis=1))
     return Chance(float(gaps.mean()), float(gaps.max()))
 
 
-def _complement(one: Subject, confidence: float, seed: int) -> Score:
+def _complement(subject: Subject, confidence: float, seed: int) -> Score:
     """Faithfulness of everything but the circuit: the other heads of a head circuit, the other edges of any other."""
-    graph, circuit = one.circuit.graph, one.circuit
+    graph, circuit = subject.circuit.graph, subject.circuit
     whole_heads = circuit.granularity == "head"
     empty = (Circuit.from_heads(graph, []) if whole_heads else Circuit.empty(graph)).mask
-    others: Bool[np.ndarray, "R S"] = without(graph, one.full, circuit.heads()) if whole_heads else (~circuit).mask
-    values = np.stack([one.judge.values(mask) for mask in (one.full, others, empty)])
+    others: Bool[np.ndarray, "R S"] = without(graph, subject.full, circuit.heads()) if whole_heads else (~circuit).mask
+    values = np.stack([subject.judge.values(mask) for mask in (subject.full, others, empty)])
     full, rest, nothing = values.mean(-1)
-    labels = ("complement", one.split, one.patching.ablation.label, one.metric.name, one.n)
+    labels = ("complement", subject.split, subject.patching.ablation.label, subject.metric.name, subject.n)
     if why := why_undefined(full, nothing):
         return Score(*labels, None, confidence=confidence, note=why)
-    over = partition_of(one.task.split(one.split))
-    found = interval(tuple(values), normalised, groups=over, confidence=confidence, seed=seed)
+    over = partition_of(subject.task.split(subject.split))
+    ends = interval(tuple(values), normalised, groups=over, confidence=confidence, seed=seed)
     value = float(normalised(np.array([full, rest, nothing])))
-    return Score(*labels, value, *found.ends, confidence, method=found.method)
+    return Score(*labels, value, *ends.ends, confidence, method=ends.method)
 
 
 SCORE = ScoreKind(

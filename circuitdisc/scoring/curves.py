@@ -169,11 +169,11 @@ def curve(
     empty = Circuit.from_heads(model.graph, []) if whole_heads else Circuit.empty(model.graph)
     curves = [circuits] + [_control(model.graph, circuits, shares, grow, by, whole_heads, generator) for _ in range(n_random)]
     masks = {"full": model.graph.edge_mask, "empty": empty.mask}
-    masks |= {f"{row}.{at}": one.mask for row, line in enumerate(curves) for at, one in enumerate(line)}
+    masks |= {f"{row}.{at}": each.mask for row, line in enumerate(curves) for at, each in enumerate(line)}
     patching, examples = setup.patching(), setup.examples
     with setup.bar(patching.n_chunks(examples) * len(masks), "curve", "run") as bar:
-        found = patching.evaluate(examples, masks, [measure], bar.update)
-    values = {name: check_finite(one[measure.name].double().cpu().numpy(), measure) for name, one in found.items()}
+        evaluated = patching.evaluate(examples, masks, [measure], bar.update)
+    values = {name: check_finite(each[measure.name].double().cpu().numpy(), measure) for name, each in evaluated.items()}
     full, nothing = values.pop("full"), values.pop("empty")
     values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
     patching.cost.seconds = time.perf_counter() - started
@@ -194,10 +194,10 @@ def area(shares: Sequence[float], heights: Float[np.ndarray, "X *W"]) -> Float[n
 def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
     if isinstance(shares, str) or not isinstance(shares, Sequence) or len(shares) < 2:
         raise BadSetting(f"shares={shares!r} cannot be used: give at least two shares of the edges, such as (.01, .1, 1)")
-    found = tuple(map(float, shares))
-    if found[0] <= 0 or any(a >= b for a, b in pairwise(found)):
+    checked = tuple(map(float, shares))
+    if checked[0] <= 0 or any(a >= b for a, b in pairwise(checked)):
         raise BadSetting(f"shares={tuple(shares)} must grow from above 0 to at most 1")
-    return found
+    return checked
 
 
 def n_edges(graph: ComputationGraph, share: float) -> int:
@@ -217,11 +217,11 @@ def _circuits(
             f"a source of type {type(source).__name__} has no circuits of all sizes: "
             "give a Discovery, or a function of a number of edges"
         )
-    found = [source(size) for size in sizes]
-    for size, circuit in zip(sizes, found, strict=True):
+    circuits = [source(size) for size in sizes]
+    for size, circuit in zip(sizes, circuits, strict=True):
         if not isinstance(circuit, Circuit):
             raise BadSetting(f"the function gave a {type(circuit).__name__} for {size} edges: it must give a Circuit")
-    return found
+    return circuits
 
 
 def _whole_heads(circuits: Sequence[Circuit]) -> bool:
@@ -286,7 +286,7 @@ def _figures(
             return Score(name, *labels, None, confidence=confidence, note=why)
 
         def figure(means: Float[np.ndarray, "V *W"]) -> Float[np.ndarray, "*W"]:
-            full, empty = (np.broadcast_to(one, means[2:].shape) for one in means[:2])
+            full, empty = (np.broadcast_to(mean, means[2:].shape) for mean in means[:2])
             return of(normalised(np.stack([full, means[2:], empty])))
 
         ends = interval((full, empty, *values[0]), figure, groups=over, confidence=confidence, seed=seed)

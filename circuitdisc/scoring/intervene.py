@@ -106,7 +106,7 @@ def effects(
         seed: of the draws and the bootstrap.
         memory: budget for activations.
     """
-    measures = list({one.name: one for one in (metric_for(model, task, each) for each in metrics)}.values())
+    measures = list({chosen.name: chosen for chosen in (metric_for(model, task, name) for name in metrics)}.values())
     if not interventions:
         raise BadSetting('no head is to be changed: give at least one, for example Intervention("a3.h1", scale=0)')
     if split not in SPLITS or not task.split(split):
@@ -118,12 +118,12 @@ def effects(
     sets = {"before": (), "after": tuple(interventions), **controls}
     with progress_bar(len(sets) * len(examples), "intervene", "prompt", progress) as bar:
         values = evaluate_interventions(model, examples, sets, measures, memory=memory, on_progress=bar.update)
-    found = []
+    effects = []
     for measure in measures:
         arrays = {name: by_metric[measure.name].double().cpu().numpy() for name, by_metric in values.items()}
         moved = arrays["after"] - arrays["before"]
         ends = interval((moved,), groups=partition_of(examples), confidence=confidence, seed=seed)
-        found.append(
+        effects.append(
             Effect(
                 tuple(interventions),
                 measure.name,
@@ -137,7 +137,7 @@ def effects(
                 ends.method,
             )
         )
-    return tuple(found)
+    return tuple(effects)
 
 
 def random_heads(
@@ -147,26 +147,26 @@ def random_heads(
 
     The draws differ from each other and from the interventions themselves; where a layer has few heads, there are fewer than n.
     """
-    seen, found = {frozenset(interventions)}, []
+    seen, sets = {frozenset(interventions)}, []
     for _ in range(_TRIES * n):
-        if len(found) == n:
+        if len(sets) == n:
             break
         drawn = tuple(_redrawn(graph, interventions, generator))
         if frozenset(drawn) not in seen:
             seen.add(frozenset(drawn))
-            found.append(drawn)
-    return found
+            sets.append(drawn)
+    return sets
 
 
 def _redrawn(
     graph: ComputationGraph, interventions: Sequence[Intervention], generator: np.random.Generator
 ) -> Iterator[Intervention]:
     places, in_layer = graph.heads, defaultdict(list)
-    for head in dict.fromkeys(one.head for one in interventions):
+    for head in dict.fromkeys(intervention.head for intervention in interventions):
         in_layer[places[head][0]].append(head)
     other = {
         head: f"a{layer}.h{number}"
         for layer, heads in in_layer.items()
         for head, number in zip(heads, generator.choice(graph.n_heads, len(heads), replace=False), strict=True)
     }
-    return (replace(one, head=other[one.head]) for one in interventions)
+    return (replace(intervention, head=other[intervention.head]) for intervention in interventions)

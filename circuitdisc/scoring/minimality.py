@@ -168,33 +168,33 @@ def minimality(
     started = time.perf_counter()
     given: Any = options
     confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
-    one = subject(model, task, circuit, by, options)
-    full = float(one.judge.values(one.full).mean())
-    if one.metric.zero_at_full or full == 0:
+    judged = subject(model, task, circuit, by, options)
+    full = float(judged.judge.values(judged.full).mean())
+    if judged.metric.zero_at_full or full == 0:
         raise BadSetting(
-            f"metric '{one.metric.name}' is 0 for the full model, and no part can change a fraction of 0: "
+            f"metric '{judged.metric.name}' is 0 for the full model, and no part can change a fraction of 0: "
             "use another metric, such as logit_diff"
         )
     generator = np.random.default_rng(seed)
-    named = class_sets(one, classes)
-    sets = {"empty": (), **{f"random {i + 1}": k for i, k in enumerate(random_sets(one.parts, n_random, generator))}}
-    steps = len(one.parts) * min(size, len(one.parts) - 1)
+    named = class_sets(judged, classes)
+    sets = {"empty": (), **{f"random {i + 1}": k for i, k in enumerate(random_sets(judged.parts, n_random, generator))}}
+    steps = len(judged.parts) * min(size, len(judged.parts) - 1)
     with progress_bar(len(sets) + len(named) + steps, "minimality", "set", progress) as bar:
         chosen = _Chosen()
         for name, removed in sets.items():
-            chosen.offer(name, removed, *_outside(one, removed))
+            chosen.offer(name, removed, *_outside(judged, removed))
             bar.update(1)
         for name, removed in named.items():
-            chosen.offer(name, removed, *_outside(one, removed))
-            _offer_inside(one, chosen, name, removed)
+            chosen.offer(name, removed, *_outside(judged, removed))
+            _offer_inside(judged, chosen, name, removed)
             bar.update(1)
-        for part in one.parts if size else ():
-            grown, change = _greedy(one, part, size, greedy_width, generator, bar.update)
+        for part in judged.parts if size else ():
+            grown, change = _greedy(judged, part, size, greedy_width, generator, bar.update)
             chosen.offer("greedy", grown, (part,), (change,))
-        needs, method = _judged(one, chosen, full, threshold, confidence, seed)
-    one.patching.cost.seconds = time.perf_counter() - started
-    label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
-    labels = (one.by, one.n, one.split, label, one.metric.name, confidence)
+        needs, method = _judged(judged, chosen, full, threshold, confidence, seed)
+    judged.patching.cost.seconds = time.perf_counter() - started
+    label, cost = judged.patching.ablation.label, dict(vars(judged.patching.cost))
+    labels = (judged.by, judged.n, judged.split, label, judged.metric.name, confidence)
     return Minimality(needs, full, float(threshold), *labels, cost, method)
 
 
@@ -221,47 +221,47 @@ def _mean_changes(removal: PartRemoval, circuit: Circuit, removed: Names, parts:
     return np.abs(np.diff(_changes(removal, circuit, removed, parts).mean(-1), axis=1))[:, 0]
 
 
-def _outside(one: Subject, removed: Names) -> tuple[Names, Float[np.ndarray, "P"]]:
+def _outside(subject: Subject, removed: Names) -> tuple[Names, Float[np.ndarray, "P"]]:
     """The parts that K does not hold, and how much each changes in its absence."""
-    parts = tuple(part for part in one.parts if part not in set(removed))
-    return parts, _mean_changes(one.search, one.circuit, removed, parts)
+    parts = tuple(part for part in subject.parts if part not in set(removed))
+    return parts, _mean_changes(subject.search, subject.circuit, removed, parts)
 
 
-def _offer_inside(one: Subject, chosen: _Chosen, name: str, members: Names) -> None:
+def _offer_inside(subject: Subject, chosen: _Chosen, name: str, members: Names) -> None:
     """A class also serves its own members: K is the rest of the class."""
     for part in members:
         rest = tuple(other for other in members if other != part)
-        chosen.offer(name, rest, (part,), _mean_changes(one.search, one.circuit, rest, (part,)))
+        chosen.offer(name, rest, (part,), _mean_changes(subject.search, subject.circuit, rest, (part,)))
 
 
 def _greedy(
-    one: Subject, part: str, size: int, width: int, generator: np.random.Generator, on_step: Any
+    subject: Subject, part: str, size: int, width: int, generator: np.random.Generator, on_step: Any
 ) -> tuple[Names, float]:
     """The set in whose absence this part changes most, grown greedily."""
-    mask = one.circuit.mask
+    mask = subject.circuit.mask
 
     def changes(grown: Names, candidates: Names) -> Float[np.ndarray, "P"]:
         with_part, without_part = (
-            one.search.added_removed(mask, removed, candidates).mean(1) for removed in (grown, (*grown, part))
+            subject.search.added_removed(mask, removed, candidates).mean(1) for removed in (grown, (*grown, part))
         )
         return np.abs(without_part - with_part)
 
-    others = tuple(other for other in one.parts if other != part)
+    others = tuple(other for other in subject.parts if other != part)
     return grow(others, changes, size, width, generator, on_step)
 
 
 def _judged(
-    one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
+    subject: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
 ) -> tuple[tuple[Need, ...], str]:
     """Each part's change under its chosen K, on the split that figures are given for; and how their intervals were made."""
     pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
     for removed, parts in _by_set(chosen):
-        pairs |= zip(parts, _changes(one.judge, one.circuit, removed, parts), strict=True)
-    values = np.stack([pairs[part] for part in one.parts])
-    over = partition_of(one.task.split(one.split))
+        pairs |= zip(parts, _changes(subject.judge, subject.circuit, removed, parts), strict=True)
+    values = np.stack([pairs[part] for part in subject.parts])
+    over = partition_of(subject.task.split(subject.split))
     ends = interval((values[:, 1] - values[:, 0],), groups=over, confidence=confidence, seed=seed).size()
     needs = []
-    for row, part in enumerate(one.parts):
+    for row, part in enumerate(subject.parts):
         before, after = (float(mean) for mean in values[row].mean(-1))
         _, kind, removed = chosen.best[part]
         change, share = abs(after - before), abs(after - before) / abs(full)
@@ -272,10 +272,10 @@ def _judged(
 
 def _by_set(chosen: _Chosen) -> Iterator[tuple[Names, Names]]:
     """Each chosen K with the parts that it was chosen for, so that they are measured together."""
-    found: dict[Names, list[str]] = defaultdict(list)
+    by_set: dict[Names, list[str]] = defaultdict(list)
     for part, (_, _, removed) in chosen.best.items():
-        found[removed].append(part)
-    for removed, parts in found.items():
+        by_set[removed].append(part)
+    for removed, parts in by_set.items():
         yield removed, tuple(parts)
 
 

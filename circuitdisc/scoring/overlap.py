@@ -115,14 +115,14 @@ def overlap(a: Circuit, b: Circuit, *, mix: bool = False) -> dict[str, Overlap]:
     graph = a.graph
     nodes = [node.name for node in graph.senders if node.kind in ("head", "mlp")]
     in_layer = {node.name: (node.kind, node.layer) for node in graph.senders}
-    found = {
+    overlaps = {
         "heads": _of_names("heads", list(graph.heads), in_layer, a.heads(), b.heads()),
         "nodes": _of_names("nodes", nodes, in_layer, a.nodes(), b.nodes()),
         "edges": _of_edges(a, b),
     }
     if "head" in (a.granularity, b.granularity):
-        found |= {kind: _without_chance(found[kind]) for kind in ("nodes", "edges")}
-    return found
+        overlaps |= {kind: _without_chance(overlaps[kind]) for kind in ("nodes", "edges")}
+    return overlaps
 
 
 def _of_names(kind: str, names: list[str], stratum: dict[str, Any], a: Sequence[str], b: Sequence[str]) -> Overlap:
@@ -153,8 +153,8 @@ def _of_edges(a: Circuit, b: Circuit) -> Overlap:
     return Overlap("edges", a.graph.n_edges, a.n_edges, b.n_edges, int((in_a & in_b).sum()), *chances)
 
 
-def _without_chance(found: Overlap) -> Overlap:
-    return Overlap(**{**vars(found), "uniform": None, "matched": None, "note": HEADS_DECIDE})
+def _without_chance(overlap: Overlap) -> Overlap:
+    return Overlap(**{**vars(overlap), "uniform": None, "matched": None, "note": HEADS_DECIDE})
 
 
 def _chances(

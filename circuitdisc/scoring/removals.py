@@ -92,7 +92,9 @@ def class_sets(subject: Subject, classes: Mapping[str, Sequence[str]] | None) ->
     if classes is None:
         if subject.by == "edge":
             return {}
-        groups = {name: tuple(one for one in heads if one in subject.parts) for name, heads in subject.circuit.groups.items()}
+        groups = {
+            name: tuple(head for head in heads if head in subject.parts) for name, heads in subject.circuit.groups.items()
+        }
         return {name: heads for name, heads in groups.items() if heads}
     if not isinstance(classes, Mapping):
         raise BadSetting(f"classes={classes!r} cannot be used: give a table of name: list of {subject.by}s")
@@ -137,10 +139,10 @@ def grow(
         rest = [part for part in parts if part not in grown]
         drawn = generator.choice(len(rest), min(width, len(rest)), replace=False)
         candidates = tuple(rest[place] for place in sorted(drawn))
-        found = gains(grown, candidates)
-        winner = int(np.argmax(found))
+        changes = gains(grown, candidates)
+        winner = int(np.argmax(changes))
         grown = tuple(sorted((*grown, candidates[winner]), key=order.__getitem__))
-        if clearly_larger(float(found[winner]), best[1]):
-            best = grown, float(found[winner])
+        if clearly_larger(float(changes[winner]), best[1]):
+            best = grown, float(changes[winner])
         on_step(1)
     return best

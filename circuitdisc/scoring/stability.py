@@ -100,23 +100,23 @@ class Stability(Result):
         """A line for edges, a line for heads."""
         return [
             {
-                "of": one.kind,
-                "Jaccard": one.mean,
-                "low": one.low,
-                "high": one.high,
-                "stable": one.mean > STABLE,
-                "with whole": float(one.with_whole.mean()),
-                "ever found": int((one.shares > 0).sum()),
-                "always found": int((one.shares == 1).sum()),
+                "of": likeness.kind,
+                "Jaccard": likeness.mean,
+                "low": likeness.low,
+                "high": likeness.high,
+                "stable": likeness.mean > STABLE,
+                "with whole": float(likeness.with_whole.mean()),
+                "ever found": int((likeness.shares > 0).sum()),
+                "always found": int((likeness.shares == 1).sum()),
                 "n": self.n,
             }
-            for one in (self.edges, self.heads)
+            for likeness in (self.edges, self.heads)
         ]
 
     @property
     def shares(self) -> dict[str, dict[str, float]]:
         """`edges` and `heads` -> name -> share of the circuits that have it; what none has is left out."""
-        return {one.kind: {row["name"]: row["share"] for row in one.table()} for one in (self.edges, self.heads)}
+        return {likeness.kind: {row["name"]: row["share"] for row in likeness.table()} for likeness in (self.edges, self.heads)}
 
     @property
     def sizes(self) -> list[int]:
@@ -162,7 +162,7 @@ def stability(
             f"the train split of '{task.name}' has {n} examples: a bootstrap needs two at least, and better a hundred"
         )
     generator = np.random.default_rng(seed)
-    found: list[Circuit] = []
+    circuits: list[Circuit] = []
     own = {name: value for name, value in settings.items() if name not in _OF_DISCOVER}
     ablation, metric = settings.get("ablation", "mean"), settings.get("metric")
     search = search_identity(model, task, algorithm, ablation, metric, seed, own)
@@ -183,17 +183,17 @@ def stability(
                 own = seed + 1 + index if vary_seed else seed
                 with warnings.catch_warnings():  # what there is to know was said of the whole split, once
                     warnings.simplefilter("ignore", CircuitdiscWarning)
-                    found.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
+                    circuits.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
                 bar.update()
     finally:
         units.close()
-    names, sets = _edges(model.graph, [*found, whole])
-    head_names, head_sets = _heads(model.graph, [*found, whole])
+    names, sets = _edges(model.graph, [*circuits, whole])
+    head_names, head_sets = _heads(model.graph, [*circuits, whole])
     done = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, **whole.provenance.to_dict()}
     return Stability(
         likeness("edges", names, sets[:-1], sets[-1], confidence),
         likeness("heads", head_names, head_sets[:-1], head_sets[-1], confidence),
-        tuple(found),
+        tuple(circuits),
         whole,
         n_bootstrap,
         n,

@@ -26,8 +26,8 @@ def _describe(folder: Path) -> str:
     layers, heads = (config.get(long, config.get(short)) for long, short in (("n_layer", "n_layers"), ("n_head", "n_heads")))
     words = f"{config.get('model_type', 'TransformerLens toy')}, {layers} layers x {heads} heads"
     results = folder.parent / "RESULTS.json"
-    found = read_json(results).get("checkpoints", {}).get(folder.name, {}) if results.is_file() else {}
-    if "tasks" in found:
-        return f"{words}; accuracy on " + ", ".join(f"{task} {share:.1%}" for task, share in found["tasks"].items())
-    accuracy = found.get("accuracy", found.get("tpp", {}).get("accuracy"))
+    figures = read_json(results).get("checkpoints", {}).get(folder.name, {}) if results.is_file() else {}
+    if "tasks" in figures:
+        return f"{words}; accuracy on " + ", ".join(f"{task} {share:.1%}" for task, share in figures["tasks"].items())
+    accuracy = figures.get("accuracy", figures.get("tpp", {}).get("accuracy"))
     return words if accuracy is None else f"{words}; accuracy on {folder.parent.name} {accuracy:.1%}"

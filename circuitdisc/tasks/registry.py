@@ -61,7 +61,10 @@ class TaskKind:
     @property
     def defaults(self) -> dict[str, object]:
         """What a file in conf/task holds beside the name."""
-        own = {name: UNSET if one.default is one.empty else one.default for name, one in self.settings.items()}
+        own = {
+            name: UNSET if parameter.default is parameter.empty else parameter.default
+            for name, parameter in self.settings.items()
+        }
         return {"n": self.n, "n_heldout": self.n, **own}
 
 

@@ -83,12 +83,12 @@ def cmap(
         folder=None if folder is None else Path(folder),
         model_settings=of_others(CrossPatching, given),
     )
-    check_same([one if isinstance(one, Model) else str(one) for one in (base, tuned)])
+    check_same([checkpoint if isinstance(checkpoint, Model) else str(checkpoint) for checkpoint in (base, tuned)])
     clock, maps, looks = time.perf_counter(), list[CrossMap](), dict[str, np.ndarray]()
     job, names = None, ()
     for name in directions:
-        job, found, names = _one_direction(call, name, task if job is None else job.task, looks)
-        maps.append(found)
+        job, cross_map, names = _one_direction(call, name, task if job is None else job.task, looks)
+        maps.append(cross_map)
     assert job is not None, "there is a direction"
     cost = {"forwards": job.forwards * len(maps), "seconds": round(time.perf_counter() - clock, 3)}
     return CrossModel(
@@ -120,11 +120,11 @@ def _one_direction(
         del model  # only one model in memory
         gc.collect()
         model = call.open(taker)
-        found = job.run(direction, model, given)
+        cross_map = job.run(direction, model, given)
         if call.attention and taker not in looks:
             looks[taker] = job.attention(model)
         names = tuple(model.graph.heads)
-    return job, found, names
+    return job, cross_map, names
 
 
 def _attention(call: CrossCall, names: tuple[str, ...], looks: Mapping[str, np.ndarray], job: CrossJob) -> AttentionDifference:

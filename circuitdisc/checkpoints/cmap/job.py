@@ -110,12 +110,12 @@ class CrossCall:
 
     def open(self, which: str) -> Model:
         """The `base` or the `tuned` model."""
-        one = getattr(self, which)
-        return one if isinstance(one, Model) else load(str(one), **self.model_settings)
+        checkpoint = getattr(self, which)
+        return checkpoint if isinstance(checkpoint, Model) else load(str(checkpoint), **self.model_settings)
 
     def name_of(self, which: str) -> str:
-        one = getattr(self, which)
-        return one.name if isinstance(one, Model) else str(one)
+        checkpoint = getattr(self, which)
+        return checkpoint.name if isinstance(checkpoint, Model) else str(checkpoint)
 
     def wanted(self, model: Model) -> Wanted:
         components = components_of(model, "cross-model patching")
@@ -212,5 +212,5 @@ class CrossJob:
     def _values(self, run: CrossRun, patches: Mapping[Label, Any], chunks: Sequence[int]) -> dict[Label, np.ndarray]:
         total = len(set(patches.values())) * len(chunks)
         with progress_bar(total, f"patching {run.model.name}", "run", self.call.progress) as bar:
-            found = run.values(self.examples, list(patches.values()), [self.measure], chunks=chunks, on_progress=bar.update)
-        return dict(zip(patches, found[self.measure.name], strict=True))
+            by_metric = run.values(self.examples, list(patches.values()), [self.measure], chunks=chunks, on_progress=bar.update)
+        return dict(zip(patches, by_metric[self.measure.name], strict=True))

@@ -67,23 +67,23 @@ def passes_of(shapes: CrossShapes, wanted: Wanted, everywhere: bool = True) -> t
     judged = wanted.patches(list(range(len(ranked))))
     words = {"unit": "one by one", "part": "model in pieces", "group": "groups", "random": "random groups", "pair": "pairs"}
     words |= {"grow": "growing set"}
-    found = {"giver, activations kept": 1.0}
+    passes = {"giver, activations kept": 1.0}
     if wanted.needs_order:
-        found[f"{wanted.what[0]}, one by one, on the search examples"] = forwards_of(shapes, ranked.values(), everywhere)
+        passes[f"{wanted.what[0]}, one by one, on the search examples"] = forwards_of(shapes, ranked.values(), everywhere)
     for name, patches in _by_purpose(judged, words).items():
-        found[name] = forwards_of(shapes, patches.values(), everywhere)
+        passes[name] = forwards_of(shapes, patches.values(), everywhere)
     total = forwards_of(shapes, judged.values(), everywhere)
     if wanted.needs_order:
         total += forwards_of(shapes, ranked.values(), everywhere)
-    return found, total
+    return passes, total
 
 
 def _by_purpose(patches: Mapping[Label, Patch], words: Mapping[str, str]) -> dict[str, dict[Label, Patch]]:
-    found: dict[str, dict[Label, Patch]] = {}
+    by_purpose: dict[str, dict[Label, Patch]] = {}
     for label, patch in patches.items():
         name = f"{label[1]}, {words['unit']}" if label[0] == "unit" else words[str(label[0])]
-        found.setdefault(name, {})[label] = patch
-    return found
+        by_purpose.setdefault(name, {})[label] = patch
+    return by_purpose
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class PlanModel:
         return shapes_from_config(self.config, DTYPES[dtype].itemsize)
 
     def _size(self, *names: str) -> int:
-        found = next((self.config[name] for name in names if self.config.get(name) is not None), None)
-        if found is None:
+        size = next((self.config[name] for name in names if self.config.get(name) is not None), None)
+        if size is None:
             raise BadModel(f"the configuration of {self.name} has no {names[0]}")
-        return int(found)
+        return int(size)
 
 
 def plan_model(name: str | Path) -> PlanModel:

@@ -52,8 +52,8 @@ class ModelGap:
         if self.undefined:
             return np.full((2, *values.shape[:-1]), math.nan)
         # differences from the taker, so that what changes nothing scores 0 in every resample
-        found = self._interval(values - self.taker, self.giver - self.taker)
-        return np.stack([found.low, found.high])
+        ends = self._interval(values - self.taker, self.giver - self.taker)
+        return np.stack([ends.low, ends.high])
 
     def _interval(self, *rows: Float[np.ndarray, "*X B"]) -> Interval:
         """Of the mean of the first, or of its ratio to the mean of the second."""
@@ -68,8 +68,8 @@ class ModelGap:
     @property
     def difference(self) -> tuple[float, float, float]:
         """m(giver) - m(taker), with its interval."""
-        found = self._interval(self.giver - self.taker)
-        return float((self.giver - self.taker).mean()), float(found.low), float(found.high)
+        ends = self._interval(self.giver - self.taker)
+        return float((self.giver - self.taker).mean()), float(ends.low), float(ends.high)
 
 
 def _share(means: Float[np.ndarray, "2 *W"]) -> Float[np.ndarray, "*W"]:
@@ -292,21 +292,21 @@ class CrossModel(Result):
 
     def direction(self, name: str) -> CrossMap:
         """The map of one direction."""
-        return next(one for one in self.maps if one.direction == name)
+        return next(cross_map for cross_map in self.maps if cross_map.direction == name)
 
     def table(self, direction: str | None = None, most: int | None = None) -> list[Row]:
         """Heads by their score of the first kind, the highest first: scores of all kinds, and where both models look."""
-        found = self.maps[0] if direction is None else self.direction(direction)
+        cross_map = self.maps[0] if direction is None else self.direction(direction)
         rows: list[Row] = []
-        for at in found.ranked.order[:most]:
-            for head in found.ranked.heads[at]:
+        for at in cross_map.ranked.order[:most]:
+            for head in cross_map.ranked.heads[at]:
                 row: Row = {"head": head}
-                for kind, one in found.maps.items():
-                    unit = one.of_head(head)
-                    row |= {kind: one.score.ravel()[unit], f"{kind} low": one.low.ravel()[unit]}
-                    row |= {f"{kind} high": one.high.ravel()[unit]}
-                    if len(one.heads[unit]) > 1:
-                        row[f"{kind} with"] = one.names[unit]
+                for kind, units in cross_map.maps.items():
+                    unit = units.of_head(head)
+                    row |= {kind: units.score.ravel()[unit], f"{kind} low": units.low.ravel()[unit]}
+                    row |= {f"{kind} high": units.high.ravel()[unit]}
+                    if len(units.heads[unit]) > 1:
+                        row[f"{kind} with"] = units.names[unit]
                 if self.attention is not None:
                     row["attention"] = self.attention.words(self.attention.names.index(head))
                 rows.append(row)
@@ -314,10 +314,10 @@ class CrossModel(Result):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every example's values, by name, for an .npz file."""
-        found: dict[str, np.ndarray] = {}
-        for one in self.maps:
-            found |= {f"{one.direction}_giver": one.gap.giver, f"{one.direction}_taker": one.gap.taker}
-            found |= {f"{one.direction}_{kind}": unit.values for kind, unit in one.maps.items()}
+        arrays: dict[str, np.ndarray] = {}
+        for cross_map in self.maps:
+            arrays |= {f"{cross_map.direction}_giver": cross_map.gap.giver, f"{cross_map.direction}_taker": cross_map.gap.taker}
+            arrays |= {f"{cross_map.direction}_{kind}": unit.values for kind, unit in cross_map.maps.items()}
         if self.attention is not None:
-            found |= {"attention_base": self.attention.base, "attention_tuned": self.attention.tuned}
-        return found
+            arrays |= {"attention_base": self.attention.base, "attention_tuned": self.attention.tuned}
+        return arrays

@@ -80,20 +80,20 @@ class Wanted:
         Args:
             order: units of the first kind, the best on the search examples first.
         """
-        found: dict[Label, Patch] = {}
+        patches: dict[Label, Patch] = {}
         for kind in self.what:
-            found |= self.singles(kind)
+            patches |= self.singles(kind)
         if self.parts:
-            found |= {("part", name): patch for name, patch in self.pieces().items()}
+            patches |= {("part", name): patch for name, patch in self.pieces().items()}
         for name in self.groups:
             for kind in self.what:
-                found |= self._group(name, kind)
-        return found | self._pairs(order) | self._growing(order)
+                patches |= self._group(name, kind)
+        return patches | self._pairs(order) | self._growing(order)
 
     def pieces(self) -> dict[str, Patch]:
         """The model in pieces, whole first."""
         n_layers, whole = self.counts.n_layers, everything(self.counts, self.has_mlp)
-        found = {
+        pieces = {
             NOTHING: Patch(),
             EVERYTHING: whole,
             "embedding": Patch(residual=frozenset({0})),
@@ -103,12 +103,12 @@ class Wanted:
             "attention biases": Patch(biases=True),
             "readout": Patch(readout=True),
         }
-        found |= {f"m{layer}": Patch(mlps=frozenset({layer})) for layer in sorted(whole.mlps)}
-        found |= {f"residual before layer {layer}": Patch(residual=frozenset({layer})) for layer in range(1, n_layers)}
-        found[FINAL] = Patch(residual=frozenset({n_layers}))
+        pieces |= {f"m{layer}": Patch(mlps=frozenset({layer})) for layer in sorted(whole.mlps)}
+        pieces |= {f"residual before layer {layer}": Patch(residual=frozenset({layer})) for layer in range(1, n_layers)}
+        pieces[FINAL] = Patch(residual=frozenset({n_layers}))
         if not self.has_mlp:
-            found = {name: patch for name, patch in found.items() if "MLP" not in name}
-        return found
+            pieces = {name: patch for name, patch in pieces.items() if "MLP" not in name}
+        return pieces
 
     # --- groups ------------------------------------------------------------------------------------------------------
 
@@ -118,10 +118,10 @@ class Wanted:
 
     def _group(self, name: str, kind: str) -> dict[Label, Patch]:
         units = self.group_units(name, kind)
-        found: dict[Label, Patch] = {("group", name, kind): Patch(units)}
+        patches: dict[Label, Patch] = {("group", name, kind): Patch(units)}
         for at, drawn in enumerate(self._random_sets(units, kind, name)):
-            found["random", name, kind, at] = Patch(drawn)
-        return found
+            patches["random", name, kind, at] = Patch(drawn)
+        return patches
 
     def _random_sets(self, units: frozenset[Unit], kind: str, name: str) -> list[frozenset[Unit]]:
         """As many units of each layer as the group has there, drawn without replacement; no draw twice."""
@@ -134,8 +134,8 @@ class Wanted:
         counts, itself = [len(own[layer]) for layer in layers], tuple(tuple(own[layer]) for layer in layers)
         drawn = different_sets([n] * len(layers), counts, self.n_random, generator, {itself})
         return [
-            frozenset((kind, layer, number) for layer, numbers in zip(layers, one, strict=True) for number in numbers)
-            for one in drawn
+            frozenset((kind, layer, number) for layer, numbers in zip(layers, of_layers, strict=True) for number in numbers)
+            for of_layers in drawn
         ]
 
     # --- several of the best ------------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ class Wanted:
         generator = np.random.default_rng(self.seed)
         orders = [list(order), *(generator.permutation(len(units)).tolist() for _ in range(self.n_random if self.sizes else 0))]
         return {
-            ("grow", which, size): Patch(frozenset(units[at] for at in one[:size]))
-            for which, one in enumerate(orders)
+            ("grow", which, size): Patch(frozenset(units[at] for at in ranking[:size]))
+            for which, ranking in enumerate(orders)
             for size in self.sizes
         }
 

@@ -73,15 +73,15 @@ def draw_pool(model: TaskModel, task: Mapping[str, Any] | Task, n_pool: int | No
     """
     need_choice(model, "fine-tuning")
     if isinstance(task, Task):
-        return _cut(task, task.train, {one.clean for one in task.heldout}, n_pool)
+        return _cut(task, task.train, {example.clean for example in task.heldout}, n_pool)
     settings = dict(task)
     name = str(settings.pop("name"))
     judged = load_task(name, model, **settings)
     own = {key: value for key, value in settings.items() if key not in ("n", "n_heldout", "seed")}
     if name not in TASKS.names or TASKS.get(name).n is None:
         default = load_task(name, model, **{**settings, "seed": 0})
-        return _cut(judged, judged.train, {one.clean for one in (*judged.heldout, *default.heldout)}, n_pool)
-    protected = {one.clean for one in (*judged.train, *judged.heldout, *_default_heldout(name, model, own))}
+        return _cut(judged, judged.train, {example.clean for example in (*judged.heldout, *default.heldout)}, n_pool)
+    protected = {example.clean for example in (*judged.train, *judged.heldout, *_default_heldout(name, model, own))}
     return _draw(judged, name, model, own, protected, N_POOL if n_pool is None else n_pool, int(settings.get("seed", 0)))
 
 
@@ -93,7 +93,7 @@ def _default_heldout(name: str, model: TaskModel, own: Mapping[str, Any]) -> tup
 
 
 def _cut(task: Task, examples: Sequence[Example], protected: set[tuple[int, ...]], n_pool: int | None) -> Pool:
-    kept = [one for one in examples if one.clean not in protected]
+    kept = [example for example in examples if example.clean not in protected]
     if len(kept) < (n_pool or 1):
         raise BadTask(
             f"task '{task.name}' has {len(kept)} examples that are not held out, but n_pool={n_pool or 1} are asked for: "
@@ -115,7 +115,7 @@ def _draw(
     wanted, kept = n_pool, []
     for _ in range(ROUNDS):
         drawn = load_task(name, model, n=wanted, n_heldout=1, seed=POOL_SEED + seed, **own).train
-        kept = [one for one in drawn if one.clean not in protected]
+        kept = [example for example in drawn if example.clean not in protected]
         if len(kept) >= n_pool:
             return Pool(judged, tuple(kept[:n_pool]), len(drawn) - len(kept))
         wanted += 2 * (n_pool - len(kept))
@@ -139,13 +139,13 @@ def training_rows(examples: Sequence[Example], n_ctx: int, seed: int) -> list[di
     """
     generator = np.random.default_rng(seed)
     rows = []
-    for one in examples:
-        ids = [*one.clean, *one.whole[:-1]]
+    for example in examples:
+        ids = [*example.clean, *example.whole[:-1]]
         labels = [UNLEARNED] * len(ids)
-        for position, answers in zip(one.positions, one.answers, strict=True):
+        for position, answers in zip(example.positions, example.answers, strict=True):
             labels[position] = answers[0] if len(answers) == 1 else answers[int(generator.integers(len(answers)))]
-        for offset, token in enumerate(one.whole):
-            labels[len(one.clean) - 1 + offset] = token
+        for offset, token in enumerate(example.whole):
+            labels[len(example.clean) - 1 + offset] = token
         if len(ids) > n_ctx:
             raise BadTask(f"a prompt with its answer has {len(ids)} tokens, but the model reads at most {n_ctx}: shorten it")
         rows.append({"input_ids": ids, "labels": labels})
@@ -157,11 +157,11 @@ def pad_rows(rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Int[Tenso
     width = max(len(row["input_ids"]) for row in rows)
 
     def padded(values: list[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*one, *[fill] * (width - len(one))] for one in values])
+        return torch.tensor([[*tokens, *[fill] * (width - len(tokens))] for tokens in values])
 
     ids = [row["input_ids"] for row in rows]
     return {
         "input_ids": padded(ids, 0),
-        "attention_mask": padded([[1] * len(one) for one in ids], 0),
+        "attention_mask": padded([[1] * len(tokens) for tokens in ids], 0),
         "labels": padded([row["labels"] for row in rows], UNLEARNED),
     }

@@ -59,12 +59,12 @@ def head_parameters(module: Any, heads: Bool[np.ndarray, "L H"]) -> dict[str, Bo
                     values[row].fill_(1)
                     expected += values[row].numel()
     masks = {name: parameter != 0 for name, parameter in ghost.named_parameters()}
-    found = {name: mask for name, mask in masks.items() if mask.any()}
-    if sum(int(mask.sum()) for mask in found.values()) != expected:
+    trained = {name: mask for name, mask in masks.items() if mask.any()}
+    if sum(int(mask.sum()) for mask in trained.values()) != expected:
         raise BadModel(
             f"the heads of '{module.config.model_type}' are not views of its parameters: method=heads cannot train them"
         )
-    return found
+    return trained
 
 
 class HeadsOnly(TrainerCallback):

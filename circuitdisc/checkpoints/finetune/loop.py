@@ -204,15 +204,15 @@ def train_checkpoint(
             )
             trainer.pop_callback(PrinterCallback)
             module.train()
-            found = trainer.train(resume_from_checkpoint=last_whole(part / "trainer", memo, label))
+            outcome = trainer.train(resume_from_checkpoint=last_whole(part / "trainer", memo, label))
             module.eval()
             losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
             if not math.isfinite(losses[-1]):
                 raise BadSetting(f"the loss of {label} is no longer a number: lower lr={recipe.lr:g}, or raise warmup=")
             done = finish(module, True)
             save_checkpoint(done, tokenizer, part / "final", recipe.dtype)
-            seconds = round(float(found.metrics["train_runtime"]), 1)
-            trained = Trained(int(found.global_step), len(rows), n_trained, seconds, float(losses[-1]), _steps(part))
+            seconds = round(float(outcome.metrics["train_runtime"]), 1)
+            trained = Trained(int(outcome.global_step), len(rows), n_trained, seconds, float(losses[-1]), _steps(part))
             write_json(part / "final" / TRAINING, asdict(trained))
             memo.register(folder.name, part / "final")
             return _keep(part, folder, trained)

@@ -124,9 +124,9 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 def _numbers(name: str, value: object) -> list[float]:
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not values or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+    if not values or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in values):
         raise BadSetting(f"{name}={value!r} cannot be used: give a number, or a list of numbers")
-    return [one for one in values if isinstance(one, int | float)]
+    return [number for number in values if isinstance(number, int | float)]
 
 
 def make_rungs(model: Model, settings: Mapping[str, Any]) -> list[Rung]:

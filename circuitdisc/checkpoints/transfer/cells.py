@@ -37,7 +37,7 @@ def judged_metrics(task: Task, searched: str | Metric) -> list[Metric]:
     examples = (*task.train, *task.heldout)
     plain = "logit_diff" if task.has_wrong else "log_prob"
     plain = "squared_error" if is_numeric(examples) else plain
-    return list({one.name: one for one in (get_metric(searched), METRICS[plain])}.values())
+    return list({metric.name: metric for metric in (get_metric(searched), METRICS[plain])}.values())
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Judge:
         self.patching = Patching(self.model, self.ablation, self.task.train, memory=self.memory)
         self.metrics = judged_metrics(self.task, self.searched)
         others = beside(self.model, self.metrics[0], "accuracy", *(("pair_accuracy",) if self.task.has_wrong else ()), "kl")
-        self.measured = list({one.name: one for one in (*self.metrics, *others)}.values())
+        self.measured = list({metric.name: metric for metric in (*self.metrics, *others)}.values())
 
     def score(self, circuit: Circuit) -> tuple[Score, ...]:
         """Every score of a circuit here, on both splits.
@@ -77,7 +77,7 @@ class Judge:
         for split in SPLITS:
             values = self._evaluate(split, masks)
             for metric in self.metrics:
-                found = faithfulness_scores(
+                scored = faithfulness_scores(
                     values,
                     [name for name in masks if name.startswith("random")],
                     split=split,
@@ -89,7 +89,7 @@ class Judge:
                     seed=self.seed,
                 )
                 first = metric is self.metrics[0]
-                scores += [one for one in found if first or one.name in UNSIGNED]
+                scores += [figure for figure in scored if first or figure.name in UNSIGNED]
                 if metric.name not in ("accuracy", "pair_accuracy", "kl"):
                     scores.append(self._mean(metric.name, split, values, controls.words))
         return tuple(scores)
@@ -97,7 +97,7 @@ class Judge:
     def _masks(self, circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
         graph = circuit.graph
         empty = Circuit.from_heads(graph, []) if circuit.granularity == "head" else Circuit.empty(graph)
-        drawn = {f"random{index}": one.mask for index, one in enumerate(controls.circuits)}
+        drawn = {f"random{index}": control.mask for index, control in enumerate(controls.circuits)}
         return {"full": graph.edge_mask, "circuit": circuit.mask, "empty": empty.mask, **drawn}
 
     def _evaluate(self, split: str, masks: Mapping[str, Bool[np.ndarray, "R S"]]) -> dict[str, PerMetric]:
@@ -107,9 +107,9 @@ class Judge:
         new = {key: name for name, key in reversed(keys.items()) if key not in known}  # of equal masks the first by name
         if new:
             wanted = {name: masks[name] for name in new.values()}
-            found = self.patching.evaluate(self.task.split(split), wanted, self.measured)
+            by_mask = self.patching.evaluate(self.task.split(split), wanted, self.measured)
             for key, name in new.items():
-                known[key] = {metric: values.double().cpu().numpy() for metric, values in found[name].items()}
+                known[key] = {metric: values.double().cpu().numpy() for metric, values in by_mask[name].items()}
         self._values |= {keys[name]: known[keys[name]] for name in ("full", "circuit", "empty")}
         return {name: known[key] for name, key in keys.items()}
 
@@ -117,11 +117,11 @@ class Judge:
         """The metric itself: its mean when the circuit runs."""
         circuit, full = (values[which][metric] for which in ("circuit", "full"))
         over = partition_of(self.task.split(split))
-        found = interval((circuit,), groups=over, confidence=self.confidence, seed=self.seed)
-        drawn = tuple(float(one[metric].mean()) for name, one in values.items() if name.startswith("random"))
+        ends = interval((circuit,), groups=over, confidence=self.confidence, seed=self.seed)
+        drawn = tuple(float(by_metric[metric].mean()) for name, by_metric in values.items() if name.startswith("random"))
         note, value = f"full model {full.mean():.3g}", float(circuit.mean())
         labels = (metric, split, self.ablation.label, metric, len(circuit))
-        return Score(*labels, value, *found.ends, self.confidence, drawn, note, found.method, matched)
+        return Score(*labels, value, *ends.ends, self.confidence, drawn, note, ends.method, matched)
 
 
 def find_score(scores: Sequence[Score], name: str, split: str, metric: str | None = None) -> Score:

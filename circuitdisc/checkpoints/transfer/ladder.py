@@ -26,7 +26,7 @@ class Pair(Result):
     overlaps: Mapping[str, Overlap]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"a": self.a, "b": self.b, **{kind: found.to_dict() for kind, found in self.overlaps.items()}}
+        return {"a": self.a, "b": self.b, **{kind: overlap.to_dict() for kind, overlap in self.overlaps.items()}}
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ def ladder(circuits: Mapping[str, Circuit], order: Sequence[str] | None = None) 
     for a, b in combinations(circuits, 2):
         shared = overlap(circuits[a], circuits[b])
         pairs.append(Pair(a, b, {kind: shared[kind] for kind in KINDS}))
-    followed = [kind for kind in KINDS if kind == "heads" or not any(one.granularity == "head" for one in along.values())]
-    names = {kind: {label: _names(one, kind) for label, one in along.items()} for kind in followed}
+    followed = [
+        kind for kind in KINDS if kind == "heads" or not any(circuit.granularity == "head" for circuit in along.values())
+    ]
+    names = {kind: {label: _names(circuit, kind) for label, circuit in along.items()} for kind in followed}
     steps = [
         _step(before, after, kind, names[kind])
         for kind in followed
@@ -113,8 +115,8 @@ def _names(circuit: Circuit, kind: str) -> list[str]:
 
 
 def _in_all(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    rest = [set(one) for one in names[1:]]
-    return tuple(name for name in names[0] if all(name in one for one in rest)) if names else ()
+    rest = [set(names_of) for names_of in names[1:]]
+    return tuple(name for name in names[0] if all(name in names_of for names_of in rest)) if names else ()
 
 
 def _step(before: str, after: str, kind: str, names: Mapping[str, Sequence[str]]) -> Step:

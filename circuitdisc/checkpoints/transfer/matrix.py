@@ -102,7 +102,7 @@ class Transfer(Result):
     @property
     def labels(self) -> tuple[str, ...]:
         """The rows' names."""
-        return tuple(found.label for found in self.circuits)
+        return tuple(circuit.label for circuit in self.circuits)
 
     def get(
         self, circuit: str, checkpoint: str, name: str = "accuracy", split: str = "heldout", metric: str | None = None
@@ -128,29 +128,29 @@ class Transfer(Result):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All matrices: `<score>_<metric>_<split>` [C, K], with `_low` and `_high`, and `_random` [C, K, N]."""
-        found: dict[str, np.ndarray] = {"circuits": np.array(self.labels), "checkpoints": np.array(self.checkpoints)}
+        arrays: dict[str, np.ndarray] = {"circuits": np.array(self.labels), "checkpoints": np.array(self.checkpoints)}
         for name, metric in self.kinds():
             for split in ("train", "heldout"):
                 cells = [[self.get(row, column, name, split, metric) for column in self.checkpoints] for row in self.labels]
                 key = f"{name}_{metric}_{split}" if name != metric else f"{name}_{split}"
                 for part in ("value", "low", "high"):
                     values = [[getattr(cell, part) for cell in row] for row in cells]
-                    found[key if part == "value" else f"{key}_{part}"] = np.array(values, dtype=float)
-                found[f"{key}_random"] = _padded([[cell.controls for cell in row] for row in cells])
-        return found
+                    arrays[key if part == "value" else f"{key}_{part}"] = np.array(values, dtype=float)
+                arrays[f"{key}_random"] = _padded([[cell.controls for cell in row] for row in cells])
+        return arrays
 
     def table(self, name: str = "accuracy", split: str = "heldout", metric: str | None = None) -> list[Row]:
         """A line a cell: value, interval, n, random circuits, and under what it was measured."""
         return [
-            self._line(found, column, self.get(found.label, column, name, split, metric))
-            for found in self.circuits
+            self._line(circuit, column, self.get(circuit.label, column, name, split, metric))
+            for circuit in self.circuits
             for column in self.checkpoints
         ]
 
-    def _line(self, found: FoundCircuit, column: str, score: Score) -> Row:
-        drawn = [one for one in score.controls if one is not None]
+    def _line(self, circuit: FoundCircuit, column: str, score: Score) -> Row:
+        drawn = [control for control in score.controls if control is not None]
         return {
-            "circuit of": found.label,
+            "circuit of": circuit.label,
             "on": column,
             "score": score.name,
             "value": score.value,
@@ -177,12 +177,12 @@ class Transfer(Result):
             name: of the score; None: the mean of the metric that was searched with. KL and difference are best when small.
         """
         name = name or self.metric
-        able = [found for found in self.circuits if found.kind != "own" or found.label in self.ladder.labels]
+        able = [circuit for circuit in self.circuits if circuit.kind != "own" or circuit.label in self.ladder.labels]
         sign = -1.0 if name in ("kl", "difference") else 1.0
 
-        def rank(found: FoundCircuit) -> tuple[float, int]:
-            value = self.get(found.label, checkpoint, name, "train", metric).value
-            return (-np.inf if value is None else sign * value, -found.circuit.n_edges)
+        def rank(circuit: FoundCircuit) -> tuple[float, int]:
+            value = self.get(circuit.label, checkpoint, name, "train", metric).value
+            return (-np.inf if value is None else sign * value, -circuit.circuit.n_edges)
 
         return max(able, key=rank)
 

@@ -62,7 +62,7 @@ def make_plan(
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
-    joined = [_known(one, names, "joint") for one in joint] if joint and not isinstance(joint, bool) else []
+    joined = [_known(checkpoint, names, "joint") for checkpoint in joint] if joint and not isinstance(joint, bool) else []
     if joined and (len(set(joined)) < 2 or len(set(joined)) < len(joined)):
         raise BadSetting(f"joint={list(joined)} must name at least two different checkpoints")
     pairs = _pairs(donor or (), names)
@@ -70,7 +70,11 @@ def make_plan(
         raise BadSetting("donor= starts from circuits that are found here: leave out circuits=, or donor=")
     if joint or pairs or donor == "all":
         check_joint(algorithm, dict(settings))
-    may_fail = allow_chance if isinstance(allow_chance, bool) else [_known(one, names, "allow_chance") for one in allow_chance]
+    may_fail = (
+        allow_chance
+        if isinstance(allow_chance, bool)
+        else [_known(checkpoint, names, "allow_chance") for checkpoint in allow_chance]
+    )
     return TransferPlan(tuple(joined), joint is True, () if donor == "all" else tuple(pairs), donor == "all", may_fail)
 
 
@@ -84,7 +88,7 @@ def _pairs(donor: str | Sequence[str | tuple[str, str]], names: Sequence[str]) -
     if donor == "all":
         return list(permutations(names, 2))
     given = [donor] if isinstance(donor, str) else donor
-    pairs = [_pair(one, names) if isinstance(one, str) else (one[0], one[1]) for one in given]
+    pairs = [_pair(entry, names) if isinstance(entry, str) else (entry[0], entry[1]) for entry in given]
     for a, b in pairs:
         _known(a, names, "donor")
         _known(b, names, "donor")
@@ -117,20 +121,20 @@ def read_given(circuits: Sequence[str | Path | Circuit] | Mapping[str, Circuit] 
         GraphMismatch: two belong to different architectures.
     """
     if isinstance(circuits, Mapping):
-        found = {str(label): one for label, one in circuits.items()}
+        by_label = {str(label): entry for label, entry in circuits.items()}
     else:
-        found = {}
-        for one in circuits or ():
-            label, circuit = (one.provenance.model or "given", one) if isinstance(one, Circuit) else _read(Path(one))
-            found[_free(label, found)] = circuit
-    every = list(found.items())
+        by_label = {}
+        for entry in circuits or ():
+            label, circuit = (entry.provenance.model or "given", entry) if isinstance(entry, Circuit) else _read(Path(entry))
+            by_label[_free(label, by_label)] = circuit
+    every = list(by_label.items())
     for label, circuit in every[1:]:
         if circuit.graph != every[0][1].graph:
             raise GraphMismatch(
                 f"the circuits {every[0][0]} and {label} belong to different architectures: "
                 f"{every[0][1].graph.describe()} and {circuit.graph.describe()}"
             )
-    return found
+    return by_label
 
 
 def _read(path: Path) -> tuple[str, Circuit]:

@@ -116,7 +116,7 @@ def transfer(
     ablation, metric, confidence, seed, memory, n_random = (given_options[name] for name in _SHARED)
     settings, progress = of_others(OfSearch, given_options), given_options["progress"]
     parse_memory(memory)
-    cut = get_ablation(ablation)
+    kind = get_ablation(ablation)
     measure = None if metric is None else get_metric(metric)
     names = read_checkpoints([checkpoints] if isinstance(checkpoints, str | Path) else checkpoints, least=2, what="transfer")
     given = read_given(circuits)
@@ -124,16 +124,16 @@ def transfer(
     wanted = {"name": task} if isinstance(task, str) else dict(task)
     asked = {
         "checkpoints": names, "task": wanted, "algorithm": algorithm, "algorithm_settings": settings,
-        "circuits": {label: one.to_dict() for label, one in given.items()} or None, "joint": list(plan.joint),
+        "circuits": {label: circuit.to_dict() for label, circuit in given.items()} or None, "joint": list(plan.joint),
         "joint_of_those_that_do_it": plan.joint_if_able, "donor": [list(pair) for pair in plan.donors],
-        "donors_that_do_it": plan.donors_if_able, "ablation": cut.to_dict(), "metric": measure and measure.name,
+        "donors_that_do_it": plan.donors_if_able, "ablation": kind.to_dict(), "metric": measure and measure.name,
         "allow_chance": plan.allow_chance, "n_random": n_random, "confidence": confidence,
         "model": dict(model_settings or {}), "seed": seed, "memory": memory,
     }  # fmt: skip
-    identity = Identity(settings={**asked, "circuits": {label: hash_circuit(one) for label, one in given.items()}})
+    identity = Identity(settings={**asked, "circuits": {label: hash_circuit(circuit) for label, circuit in given.items()}})
     if out is None:
         with closing(Memo(None, identity)) as memo:
-            return _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, memo, progress).run()
+            return _Work(names, plan, given, wanted, algorithm, settings, kind, measure, asked, memo, progress).run()
     folder = Path(out)
     if (folder / CONFIG).is_file():
         read_settings(folder)
@@ -144,10 +144,10 @@ def transfer(
             write_settings(folder, asked)
         with closing(Memo(folder / JOURNAL, identity)) as memo:
             write_settings(folder, asked)  # an earlier call that has finished nothing may have had others
-            found = _Work(names, plan, given, wanted, algorithm, settings, cut, measure, asked, memo, progress).run()
-        write_json(folder / RESULT, found.to_dict())
-        write_arrays(folder / ARRAYS, found.arrays())
-    return found
+            result = _Work(names, plan, given, wanted, algorithm, settings, kind, measure, asked, memo, progress).run()
+        write_json(folder / RESULT, result.to_dict())
+        write_arrays(folder / ARRAYS, result.arrays())
+    return result
 
 
 def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
@@ -159,7 +159,7 @@ def resume_transfer(folder: str | Path, progress: bool = False) -> Transfer:
     folder = Path(folder).resolve()
     asked = read_settings(folder)
     validate(TransferSettings, asked, f"{folder}/config.json", error=BadRun)
-    given = {label: Circuit.from_dict(one) for label, one in (asked["circuits"] or {}).items()}
+    given = {label: Circuit.from_dict(circuit) for label, circuit in (asked["circuits"] or {}).items()}
     names = (*_SHARED, "allow_chance")
     with chdir(begun_in(folder)):
         return transfer(
@@ -214,27 +214,27 @@ class _Work:
         if not all(self.plan.may_fail(name) for name in self.names):  # before anything is searched
             for name in self.names:
                 self._known(name)
-        found: list[FoundCircuit] = []
+        circuits: list[FoundCircuit] = []
         if self.given:
             for name in self.names:
                 self._known(name)
-            found += [_given(label, circuit, self.ablation) for label, circuit in self.given.items()]
+            circuits += [_given(label, circuit, self.ablation) for label, circuit in self.given.items()]
         else:
-            found += [self._own(name) for name in self.names]
+            circuits += [self._own(name) for name in self.names]
         notes = {name: note for name in self.names if (note := self._known(name).note)}
         able = [name for name in self.names if name not in notes]
-        along = [one.label for one in found if one.kind == "given" or one.label in able]
-        found += self._joint(able, notes)
-        found += [self._donor(a, b) for a, b in self._donor_pairs(able)]
-        cells = self._cells(found)
+        along = [each.label for each in circuits if each.kind == "given" or each.label in able]
+        circuits += self._joint(able, notes)
+        circuits += [self._donor(a, b) for a, b in self._donor_pairs(able)]
+        cells = self._cells(circuits)
         for name in self.names:  # what was taken over whole from an earlier start is of these weights and examples, too
             if name not in self.seen:
                 self._load(name)
         return Transfer(
             tuple(self.names),
-            tuple(found),
+            tuple(circuits),
             cells,
-            ladder({one.label: one.circuit for one in found}, along if len(along) > 1 else None),
+            ladder({each.label: each.circuit for each in circuits}, along if len(along) > 1 else None),
             self._known(self.names[0]).metric,
             self.ablation.label,
             notes,
@@ -259,7 +259,7 @@ class _Work:
             check_prompts(self.names, (*self.task.train, *self.task.heldout))
             if n_joint := len(self.names) if self.plan.joint_if_able else len(self.plan.joint):
                 share_of_memory([model] * n_joint, self.task.train, self.asked["memory"])
-        if odd := next((one for one in self.given.values() if one.graph != model.graph), None):
+        if odd := next((circuit for circuit in self.given.values() if circuit.graph != model.graph), None):
             raise GraphMismatch(
                 f"a given circuit belongs to a model of {odd.graph.describe()}; {name} has {model.graph.describe()}: "
                 "give circuits of the checkpoints' own architecture"
@@ -346,8 +346,10 @@ class _Work:
             with closing(self.memo.journal(f"{file}.journal.jsonl")) as journal:
                 metric = metric_for(models[0], self.task, self.metric)
                 context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
-                found = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=start, **self.settings)
-            return found.circuit.to_dict()
+                discovery = joint_discover(
+                    models, self.task, self.algorithm, self.ablation, context, donor=start, **self.settings
+                )
+            return discovery.circuit.to_dict()
 
         return Circuit.from_dict(self.memo.get_file(f"{file}.json", search))
 
@@ -356,11 +358,11 @@ class _Work:
 
     # --- cells ---------------------------------------------------------------------------------------------------------------
 
-    def _cells(self, found: Sequence[FoundCircuit]) -> dict[tuple[str, str], tuple[Score, ...]]:
+    def _cells(self, circuits: Sequence[FoundCircuit]) -> dict[tuple[str, str], tuple[Score, ...]]:
         """Every cell, computed column by column where it is missing."""
         files = {
-            (one.label, name): f"cells/{slug(row, one.label)}.{self._slug(name)}.json"
-            for row, one in enumerate(found)
+            (circuit.label, name): f"cells/{slug(row, circuit.label)}.{self._slug(name)}.json"
+            for row, circuit in enumerate(circuits)
             for name in self.names
         }
         n_missing = sum(not self.memo.has(file) for file in files.values())
@@ -368,9 +370,9 @@ class _Work:
         with progress_bar(n_missing, "transfer", "cell", self.progress) as bar:
             for name in self.names:
                 judge = cache(partial(self._judge, name))  # its model is loaded for the first cell that is missing
-                for one in found:
-                    place = one.label, name
-                    data = self.memo.get_file(files[place], partial(_cell, judge, one, name, bar))
+                for circuit in circuits:
+                    place = circuit.label, name
+                    data = self.memo.get_file(files[place], partial(_cell, judge, circuit, name, bar))
                     cells[place] = validate(_Cell, data, files[place]).scores
         return {place: cells[place] for place in files}
 
@@ -378,7 +380,7 @@ class _Work:
         model, task = self._load(name)
         names = ("n_random", "confidence", "seed", "memory")
         measure = metric_for(model, task, self.metric)
-        return Judge(model, task, self.ablation, measure, **{one: self.asked[one] for one in names})
+        return Judge(model, task, self.ablation, measure, **{setting: self.asked[setting] for setting in names})
 
 
 def _cell(judge: Callable[[], Judge], row: FoundCircuit, column: str, bar: tqdm) -> dict[str, Any]:

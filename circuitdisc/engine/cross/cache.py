@@ -48,7 +48,7 @@ class Given:
     metrics: dict[str, Float[Tensor, "B"]] = field(default_factory=dict)
     log_probs: dict[int, Float[Tensor, "N V"]] = field(default_factory=dict)
     n_bytes: int = 0
-    _held: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def put(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a name.
@@ -59,7 +59,7 @@ class Given:
         self.n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         if self.folder is None:
             # copies: a weight's storage may be a whole file, which would stay in memory with it
-            self._held[part] = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            self._tensors[part] = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             return
         from safetensors import SafetensorError
         from safetensors.torch import save_file
@@ -75,8 +75,8 @@ class Given:
     def get(self, part: str, name: str, device: torch.device) -> Tensor | None:
         """A tensor that was kept; None if the model has none of that name."""
         if self.folder is None:
-            found = self._held.get(part, {}).get(name)
-            return None if found is None else found.to(device)
+            value = self._tensors.get(part, {}).get(name)
+            return None if value is None else value.to(device)
         from safetensors import safe_open
 
         if not (self.folder / f"{part}.safetensors").exists():
@@ -86,9 +86,9 @@ class Given:
 
     def of(self, chunk: int, layer: int, kind: str, device: torch.device) -> Tensor:
         """Activations of one kind at one layer, packed to the tokens that are patched."""
-        found = self.get(part_name(chunk, layer), kind, device)
-        assert found is not None, f"{kind} was not kept"
-        return found
+        matrix = self.get(part_name(chunk, layer), kind, device)
+        assert matrix is not None, f"{kind} was not kept"
+        return matrix
 
     def W_O(self, layer: int, device: torch.device) -> Float[Tensor, "HK D"]:
         """What turns the weighted values of a layer's heads into what they write; a norm after attention's weights included."""
@@ -99,7 +99,7 @@ class Given:
         return self.get("biases", f"b_O{layer:03d}", device)
 
     def _matrix(self, part: str, name: str, device: torch.device) -> Float[Tensor, "m n"]:
-        plain, turned = (self.get(part, one, device) for one in (name, f"{name}_turned"))
+        plain, turned = (self.get(part, stored, device) for stored in (name, f"{name}_turned"))
         matrix = turned.T if plain is None and turned is not None else plain
         assert matrix is not None, f"{name} was not kept"
         return matrix
@@ -197,10 +197,10 @@ def _packed(
     state: LayerState, kinds: Sequence[str], tokens: Int[Tensor, "n"], head_scale: Float[Tensor, "B T 1"] | None
 ) -> dict[str, Tensor]:
     """The activations of one layer that are kept."""
-    found = {"residual": state.x.flatten(0, 1)[tokens]} if "residual" in kinds else {}
+    packed = {"residual": state.x.flatten(0, 1)[tokens]} if "residual" in kinds else {}
     z = state.z if head_scale is None else state.z * head_scale
     of_heads = {"output": z, "value": state.v, "query": state.q, "key": state.k, "pattern": state.pattern}
-    found |= {kind: x.flatten(1, 2)[:, tokens] for kind, x in of_heads.items() if kind in kinds}
+    packed |= {kind: x.flatten(1, 2)[:, tokens] for kind, x in of_heads.items() if kind in kinds}
     if "mlp" in kinds and state.mlp is not None:
-        found["mlp"] = state.mlp.flatten(0, 1)[tokens]
-    return found
+        packed["mlp"] = state.mlp.flatten(0, 1)[tokens]
+    return packed

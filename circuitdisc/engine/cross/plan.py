@@ -94,10 +94,10 @@ def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> CrossShapes:
     """
 
     def size(*names: str, default: int | None = None) -> int:
-        found = next((config[name] for name in names if config.get(name) is not None), default)
-        if found is None:
+        number = next((config[name] for name in names if config.get(name) is not None), default)
+        if number is None:
             raise BadModel(f"the configuration has no {names[0]}: memory cannot be planned without it")
-        return int(found)
+        return int(number)
 
     heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
     family = find_family(config.get("model_type"))
@@ -154,8 +154,8 @@ class CrossPlan:
         return sum(self.cache.values()) + self.given_weights
 
     def to_dict(self) -> dict[str, Any]:
-        found = dict(vars(self)) | {"chunks": len(self.chunks)}
-        return found | {"peak": self.peak, "cache_bytes": self.cache_bytes}
+        record = dict(vars(self)) | {"chunks": len(self.chunks)}
+        return record | {"peak": self.peak, "cache_bytes": self.cache_bytes}
 
 
 def plan_cross(
@@ -206,10 +206,10 @@ def plan_cross(
     patched = widest if patched_per_prompt is None else patched_per_prompt * max(last - first for first, last in chunks)
     one_layer = patched * sum(_kept_bytes(shapes, kind, longest) // _layers(shapes, kind) for kind in kinds) + W_O
     # in memory, W_O and the unembedding are the other model's own tensors; on disk, one layer is read at a time, or the readout
-    held = total if in_memory else max(one_layer, 2 * unembedding)
+    weights = total if in_memory else max(one_layer, 2 * unembedding)
     padded = max((last - first) * max(lengths[first:last]) for first, last in chunks)
     store = MEMORY if in_memory else DISK
-    return CrossPlan(shapes.weights, chunks, per_token * padded, store, kept, held, given_weights)
+    return CrossPlan(shapes.weights, chunks, per_token * padded, store, kept, weights, given_weights)
 
 
 def activation_bytes(shapes: CrossShapes, length: int) -> int:
@@ -251,13 +251,13 @@ def _kept_bytes(shapes: CrossShapes, kind: str, length: int) -> int:
 
 def _chunks(lengths: Sequence[int], most: int, splits: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """As many examples a chunk as keep its padded tokens below `most`, and at least one."""
-    found, first, longest = [], 0, 0
+    chunks, first, longest = [], 0, 0
     for example, length in enumerate(lengths):
         longest = max(longest, length)
         if example > first and (longest * (example - first + 1) > most or example in splits):
-            found.append((first, example))
+            chunks.append((first, example))
             first, longest = example, length
-    return (*found, (first, len(lengths)))
+    return (*chunks, (first, len(lengths)))
 
 
 # --- passes ---------------------------------------------------------------------------------------------------------------

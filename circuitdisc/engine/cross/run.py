@@ -79,7 +79,7 @@ class CrossRun:
         """
         distinct = sorted(dict.fromkeys(patches), key=lambda patch: patch.first(self.model.graph.n_layers))
         where = {patch: row for row, patch in enumerate(distinct)}
-        found: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
+        by_metric: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
         chosen = list(range(len(self.given.chunks)) if chunks is None else chunks)
         n = sum(self.given.chunks[chunk][1] - self.given.chunks[chunk][0] for chunk in chosen)
         for chunk in chosen:
@@ -93,9 +93,9 @@ class CrossRun:
                 if on_progress is not None:
                     on_progress(1)
             for name, values in rows.items():
-                found[name].append(torch.stack(values).numpy())
+                by_metric[name].append(torch.stack(values).numpy())
         rows_of = [where[patch] for patch in patches]
-        return {name: np.concatenate(parts, axis=1)[rows_of] for name, parts in found.items()}
+        return {name: np.concatenate(parts, axis=1)[rows_of] for name, parts in by_metric.items()}
 
 
 class _ChunkRun:
@@ -249,11 +249,11 @@ class _ChunkRun:
         """Activations of the other model at one layer, or its W_O; read once while a layer runs."""
         if self._taken[0] != layer:
             self._taken = (layer, {})
-        held = self._taken[1]
-        if kind not in held:
+        taken = self._taken[1]
+        if kind not in taken:
             device = self.components.device
-            held[kind] = self.given.W_O(layer, device) if kind == "W_O" else self.given.of(self.chunk, layer, kind, device)
-        return held[kind]
+            taken[kind] = self.given.W_O(layer, device) if kind == "W_O" else self.given.of(self.chunk, layer, kind, device)
+        return taken[kind]
 
     def _put(self, x: Tensor, packed: Tensor, heads: bool = False) -> Tensor:
         """A copy of [B, T, X], or of [n, B, T, X] for heads, with other values at the tokens that are patched."""

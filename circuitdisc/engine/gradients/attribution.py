@@ -132,8 +132,8 @@ class Attribution:
         residuals[graph.n_layers, HEADS] = clean.residual
         residuals[0, HEADS] = x
         full = log_probabilities(components, clean.residual, batch) if self.metric.zero_at_full else None
-        found = differences(self.source, self.ablation, batch, record, self.fitted)
-        return AttributionChunk(batch, frame, found, clean, full, residuals)
+        prepared = differences(self.source, self.ablation, batch, record, self.fitted)
+        return AttributionChunk(batch, frame, prepared, clean, full, residuals)
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -161,11 +161,11 @@ class Attribution:
         into = self._readout(chunk, run.residual).into
         if factors is not None:
             into = into * into.new_tensor(factors)[:, None, None, None]
-        found = Gradients(self.components, chunk.differences.tokens, at_tokens(into, chunk.differences.tokens))
+        gradients = Gradients(self.components, chunk.differences.tokens, at_tokens(into, chunk.differences.tokens))
         for step in run.backward(into):
-            found.add(step)
+            gradients.add(step)
         self.count_backward(chunk, run)
-        return found
+        return gradients
 
     def count_backward(self, chunk: AttributionChunk, run: SegmentedRun) -> None:
         part = (self.graph.n_layers - run.start[0]) / self.graph.n_layers

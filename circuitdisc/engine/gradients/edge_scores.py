@@ -88,7 +88,7 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
     divided = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps)
     d *= divided
     of_scale, constants = _vectors(block, H)
-    projected = torch.stack([chosen(one) for one in step.projections]) - constants
+    projected = torch.stack([chosen(projection) for projection in step.projections]) - constants
     along = (d * projected).sum(-1, keepdim=True).flatten(0, 1).transpose(0, 1) / spec.d_model
     d = d.sum(2)
     offset = (d * of_scale).sum(-1, keepdim=True).flatten(0, 1) / spec.d_model if spec.norm == "layer" else None

@@ -53,7 +53,7 @@ def sender_groups(graph: ComputationGraph) -> list[SenderGroup]:
 def projections(components: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:
     """Every query head's q, k and v before rotation, from the layer's input behind its norm. [H, C, B, T, K] each"""
     block = components.weights.layers[layer]
-    found = []
+    inputs = []
     for weight, bias in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)):
         n, D, K = weight.shape
         flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
@@ -61,8 +61,8 @@ def projections(components: Components, layer: int, normed: Float[Tensor, "C B T
             flat = flat + bias.reshape(-1)
         heads = flat.view(*normed.shape[:-1], n, K).permute(3, 0, 1, 2, 4)
         shared = components.spec.n_heads // n
-        found.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
-    return found[0], found[1], found[2]
+        inputs.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
+    return inputs[0], inputs[1], inputs[2]
 
 
 def heads_sum(components: Components, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:

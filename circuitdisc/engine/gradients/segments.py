@@ -130,7 +130,7 @@ class SegmentedRun:
         q, k, v = projections(components, layer, components.norm(x, block.norm_attention))
         with torch.set_grad_enabled(self.gradients):
             if self.gradients:
-                q, k, v = (one.requires_grad_() for one in (q, k, v))
+                q, k, v = (leaf.requires_grad_() for leaf in (q, k, v))
             z = components.pattern(layer, components.rotate(q, frame), components.rotate(k, frame), frame) @ v
         if self.gradients:
             self._attention[layer] = _Attention(x, (q, k, v), z)
@@ -207,7 +207,7 @@ class SegmentedRun:
             x = kept.x.detach().requires_grad_()
             y = components.norm(x, block.norm_attention)
             (into_x,) = torch.autograd.grad(y, x, normed) if y is not x else (normed,)
-        q, k, v = (one.detach() for one in kept.projections)
+        q, k, v = (kept_input.detach() for kept_input in kept.projections)
         return HeadsSegment(layer, kept.x, (q, k, v), into, out), into_x
 
 

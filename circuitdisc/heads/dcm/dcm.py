@@ -30,7 +30,7 @@ from typing_extensions import Unpack
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import N_RANDOM, bounded
 from circuitdisc.circuit import Circuit
-from circuitdisc.engine.changed_heads import Held, hold
+from circuitdisc.engine.changed_heads import Ready, hold
 from circuitdisc.engine.path_effects import Positions
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import heads_where
@@ -98,37 +98,41 @@ def dcm(
     fit = from_options(MaskFit, given, penalties=penalties, seeds=tuple(as_list("seeds", given["seeds"])))
     if not fit.penalties or not fit.seeds:
         raise BadSetting("penalties= and seeds= need at least one value each")
-    places: list[Positions | Mapping[str, Positions]] = [one.positions if positions is None else positions for one in chosen]
+    places: list[Positions | Mapping[str, Positions]] = [
+        desideratum.positions if positions is None else positions for desideratum in chosen
+    ]
     parts = [parts_of(model.graph, over, circuit, named, at) for at in places]
     table = [HeadParts(model.graph, named, at) if named else None for at in places]
     identity = _identity(model, over, fit, chosen, parts, places)
-    found, by_group = [], []
+    masks, by_group = [], []
     steps = len(chosen) * len(fit.penalties) * len(fit.seeds)
     bar_of = progress_bar(steps, f"dcm on {model.name}", "mask", given["progress"])
     with closing(Memo(journal, identity)) as memo, bar_of as bar:
-        for one, own, of_groups in zip(chosen, parts, table, strict=True):
+        for desideratum, own, of_groups in zip(chosen, parts, table, strict=True):
             needed = together([each.needed for each in (own, of_groups) if each is not None])
             how: dict[str, Any] = {"positions": needed, "memory": given["memory"], "name": "dcm"}
-            helds = {
-                split: hold(model, Ablation("resample"), getattr(one, split), TARGET_LOGIT, batch=size, **how)
+            batches = {
+                split: hold(model, Ablation("resample"), getattr(desideratum, split), TARGET_LOGIT, batch=size, **how)
                 for split, size in (("train", fit.batch), ("choose", AT_ONCE), ("report", AT_ONCE))
             }
             trials = []
             for penalty, order in ((p, s) for p in fit.penalties for s in fit.seeds):
 
-                def learn(penalty: float = penalty, order: int = order, own: Parts = own, helds: Any = helds) -> dict[str, Any]:
-                    mask = train_mask(model, own, helds["train"], fit, penalty, order)
-                    met = _measure(model, helds["choose"], [(own, _rounded(mask))])["met"][0]
+                def learn(
+                    penalty: float = penalty, order: int = order, own: Parts = own, batches: Any = batches
+                ) -> dict[str, Any]:
+                    mask = train_mask(model, own, batches["train"], fit, penalty, order)
+                    met = _measure(model, batches["choose"], [(own, _rounded(mask))])["met"][0]
                     return MaskTrial(penalty, order, tuple(mask.tolist()), float(met.mean())).to_dict()
 
-                trials.append(MaskTrial.from_dict(memo.get(f"{one.name}, penalty {penalty!r}, seed {order}", learn)))
+                trials.append(MaskTrial.from_dict(memo.get(f"{desideratum.name}, penalty {penalty!r}, seed {order}", learn)))
                 bar.update(1)
             settings = (n_random, given["confidence"], given["seed"])
-            found.append(_report(model, one, own, trials, helds["report"], settings))
+            masks.append(_report(model, desideratum, own, trials, batches["report"], settings))
             if of_groups is not None:
-                by_group += _report_groups(model, one, of_groups, helds["report"], settings)
+                by_group += _report_groups(model, desideratum, of_groups, batches["report"], settings)
     graph = model.graph
-    return Dcm(over, tuple(found), tuple(by_group), (graph.n_layers, graph.n_heads), n_random, given["confidence"])
+    return Dcm(over, tuple(masks), tuple(by_group), (graph.n_layers, graph.n_heads), n_random, given["confidence"])
 
 
 def _rounded(mask: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
@@ -137,7 +141,7 @@ def _rounded(mask: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
 
 @torch.no_grad()
 def _measure(
-    model: Model, batches: Sequence[Sequence[Held]], sets: Sequence[tuple[Parts, Float[Tensor, "C"]]]
+    model: Model, batches: Sequence[Sequence[Ready]], sets: Sequence[tuple[Parts, Float[Tensor, "C"]]]
 ) -> dict[str, Float[np.ndarray, "X B"]]:
     """What several patched models say.
 
@@ -146,30 +150,30 @@ def _measure(
         logit: the target's.
     """
     rows: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in sets] for name in ("met", "kept", "logit")}
-    for held in (held for batch in batches for held in batch):
-        labels, batch = held.chunk.labels, held.chunk.batch
+    for ready in (ready for batch in batches for ready in batch):
+        labels, batch = ready.chunk.labels, ready.chunk.batch
         for index, (parts, mask) in enumerate(sets):
-            logits = parts.logits(model, held, mask)
+            logits = parts.logits(model, ready, mask)
             top = logits.argmax(-1, keepdim=True)
             met = ((top == labels.answers) & labels.answers_mask).any(-1)
             kept = ((top == labels.wrong) & labels.wrong_mask).any(-1)
             values = {"met": met.double(), "kept": kept.double(), "logit": TARGET_LOGIT(logits, labels).double()}
             for name, readings in values.items():
                 rows[name][index].append(batch.per_example(readings).cpu().numpy())
-    found = {name: np.stack([np.concatenate(parts) for parts in each]) for name, each in rows.items()}
-    return {name: np.floor(values + 1e-9) if name != "logit" else values for name, values in found.items()}
+    stacked = {name: np.stack([np.concatenate(parts) for parts in each]) for name, each in rows.items()}
+    return {name: np.floor(values + 1e-9) if name != "logit" else values for name, values in stacked.items()}
 
 
 def _report(
     model: Model,
-    one: Desideratum,
+    desideratum: Desideratum,
     parts: Parts,
     trials: Sequence[MaskTrial],
-    batches: Sequence[Sequence[Held]],
+    batches: Sequence[Sequence[Ready]],
     settings: tuple[int, float, int],
 ) -> FoundMask:
     """The chosen mask of one desideratum on the third split."""
-    (n_random, confidence, seed), over = settings, partition_of(one.report)
+    (n_random, confidence, seed), over = settings, partition_of(desideratum.report)
     best = min(range(len(trials)), key=lambda i: (-trials[i].chosen_by, trials[i].size, i))
     mask = torch.tensor(trials[best].mask, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
     kept = (mask > 0.5).cpu().numpy()
@@ -181,21 +185,21 @@ def _report(
         Met.of(values["met"][i], values["kept"][i], values["logit"][i], confidence, over) for i in range(len(sets) + len(drawn))
     )
     return FoundMask(
-        one.name, parts.names, tuple(trials), best, patched, everything, nothing, tuple(each.share for each in random),
-        {name: len(getattr(one, name)) for name in ("train", "choose", "report")}, values["met"],
+        desideratum.name, parts.names, tuple(trials), best, patched, everything, nothing, tuple(each.share for each in random),
+        {name: len(getattr(desideratum, name)) for name in ("train", "choose", "report")}, values["met"],
     )  # fmt: skip
 
 
 def _report_groups(
     model: Model,
-    one: Desideratum,
+    desideratum: Desideratum,
     groups: HeadParts,
-    batches: Sequence[Sequence[Held]],
+    batches: Sequence[Sequence[Ready]],
     settings: tuple[int, float, int],
 ) -> list[GroupMet]:
     """Every whole group patched alone, beside random sets of as many heads at the same positions."""
-    (n_random, confidence, seed), over = settings, partition_of(one.report)
-    found = []
+    (n_random, confidence, seed), over = settings, partition_of(desideratum.report)
+    reports = []
     n = len(groups.names)
     ones = torch.ones(1, dtype=torch.promote_types(model.dtype, torch.float32), device=model.device)
     for index, name in enumerate(groups.names):
@@ -208,8 +212,8 @@ def _report_groups(
         )
         heads = tuple(heads_where(groups.members[index]))
         at = groups.positions[index if len(groups.positions) > 1 else 0]
-        found.append(GroupMet(one.name, name, heads, words_of(at), met, tuple(each.share for each in random)))
-    return found
+        reports.append(GroupMet(desideratum.name, name, heads, words_of(at), met, tuple(each.share for each in random)))
+    return reports
 
 
 def words_of(positions: Positions) -> str:
@@ -220,11 +224,11 @@ def words_of(positions: Positions) -> str:
 def _as_desiderata(given: Task | Desideratum | Sequence[Desideratum]) -> list[Desideratum]:
     if isinstance(given, Task):
         return [of_task(given)]
-    found = [given] if isinstance(given, Desideratum) else list(given)
-    names = [one.name for one in found]
-    if not found or len(set(names)) < len(names):
+    desiderata = [given] if isinstance(given, Desideratum) else list(given)
+    names = [desideratum.name for desideratum in desiderata]
+    if not desiderata or len(set(names)) < len(names):
         raise BadSetting(f"desiderata={names!r} cannot be used: give at least one, each with a name of its own")
-    return found
+    return desiderata
 
 
 def as_list_of_numbers(name: str, value: float | Sequence[float]) -> list[float]:
@@ -237,7 +241,11 @@ def _identity(
 ) -> Identity:
     """What the trained masks belong to. The examples of the report are no part of it: it is made each time."""
     examples = {
-        f"{split} examples of desideratum '{one.name}'": getattr(one, split) for one in chosen for split in ("train", "choose")
+        f"{split} examples of desideratum '{desideratum.name}'": getattr(desideratum, split)
+        for desideratum in chosen
+        for split in ("train", "choose")
     }
-    components = {one.name: [list(own.names), str(place)] for one, own, place in zip(chosen, parts, places, strict=True)}
+    components = {
+        desideratum.name: [list(own.names), str(place)] for desideratum, own, place in zip(chosen, parts, places, strict=True)
+    }
     return identity_of(model, examples, {"over": over, **fit.to_dict(), "components": components})

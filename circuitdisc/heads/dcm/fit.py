@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.checks import BATCH, EPOCHS, RATE, SHARE, Real, Whole
-from circuitdisc.engine.changed_heads import Held
+from circuitdisc.engine.changed_heads import Ready
 from circuitdisc.errors import BadSetting
 from circuitdisc.heads.dcm.parts import Parts
 from circuitdisc.metrics import Metric, model_output
@@ -58,7 +58,7 @@ class MaskFit:
 
 
 def train_mask(
-    model: Model, parts: Parts, batches: Sequence[Sequence[Held]], fit: MaskFit, penalty: float, seed: int
+    model: Model, parts: Parts, batches: Sequence[Sequence[Ready]], fit: MaskFit, penalty: float, seed: int
 ) -> Float[Tensor, "C"]:
     """Train one mask; returns its values before rounding.
 
@@ -80,12 +80,12 @@ def train_mask(
     return mask.detach()
 
 
-def target_loss(model: Model, parts: Parts, batch: Sequence[Held], mask: Float[Tensor, "C"], penalty: float) -> float:
+def target_loss(model: Model, parts: Parts, batch: Sequence[Ready], mask: Float[Tensor, "C"], penalty: float) -> float:
     """-logit of the target (mean over examples) + penalty * sum of the mask; its gradient is added to `mask.grad`."""
-    n, total = sum(held.n for held in batch), 0.0
-    for held in batch:
-        logits = parts.logits(model, held, mask, columns=True)
-        loss = -held.chunk.batch.per_example(TARGET_LOGIT(logits, held.chunk.labels.among_columns())).sum() / n
+    n, total = sum(ready.n for ready in batch), 0.0
+    for ready in batch:
+        logits = parts.logits(model, ready, mask, columns=True)
+        loss = -ready.chunk.batch.per_example(TARGET_LOGIT(logits, ready.chunk.labels.among_columns())).sum() / n
         loss.backward()
         total += float(loss.detach())
     price = penalty * mask.sum()

@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import different_sets
-from circuitdisc.engine.changed_heads import Held, MixedHeads, changed_logits
+from circuitdisc.engine.changed_heads import MixedHeads, Ready, changed_logits
 from circuitdisc.engine.mixed_edges import mixed_logits
 from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
@@ -40,7 +40,7 @@ class Parts(Protocol):
         """Where runs of it, and of its random sets, may change the model."""
         ...
 
-    def logits(self, model: Model, held: Held, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
+    def logits(self, model: Model, ready: Ready, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
         """Logits at the readings with every component patched by its share, with gradients to the mask."""
         ...
 
@@ -80,14 +80,14 @@ class HeadParts:
     def needed(self) -> Positions:
         return together(self.positions)
 
-    def places(self, held: Held) -> Bool[Tensor, "C B T"]:
-        return torch.stack([held.places(at) for at in self.positions])
+    def places(self, ready: Ready) -> Bool[Tensor, "C B T"]:
+        return torch.stack([ready.places(at) for at in self.positions])
 
-    def logits(self, model: Model, held: Held, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
+    def logits(self, model: Model, ready: Ready, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
         graph = self.graph
         n_embed, per_layer = int(graph.n_upstream[0]), graph.n_heads + graph.has_mlp
         members = self._members.to(mask.device)
-        return changed_logits(model, held, MixedHeads(mask, members, self.places, n_embed, per_layer), columns)
+        return changed_logits(model, ready, MixedHeads(mask, members, self.places, n_embed, per_layer), columns)
 
     def random(self, kept: Bool[np.ndarray, "C"], n: int, generator: np.random.Generator) -> list[Parts]:
         """Other sets of as many heads, of all the model's, patched wherever one of the masked components is."""
@@ -115,17 +115,17 @@ class EdgeParts:
 
     needed: Positions = ALL  # the run of a mask on edges begins at the embedding
 
-    def logits(self, model: Model, held: Held, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
+    def logits(self, model: Model, ready: Ready, mask: Float[Tensor, "C"], columns: bool = False) -> Float[Tensor, "N V"]:
         at = torch.from_numpy(self.rows).to(mask.device), torch.from_numpy(self.columns).to(mask.device)
         whole = mask.new_zeros(self.graph.edge_mask.shape).index_put(at, mask)
-        return mixed_logits(model, held, whole, held.places(self.positions), columns)
+        return mixed_logits(model, ready, whole, ready.places(self.positions), columns)
 
     def random(self, kept: Bool[np.ndarray, "C"], n: int, generator: np.random.Generator) -> list[Parts]:
         """Other sets of as many of these edges."""
-        found: list[Parts] = []
+        sets: list[Parts] = []
         for drawn in draws(self.names, frozenset(np.flatnonzero(kept).tolist()), n, generator):
-            found.append(_Together(self, sorted(drawn)))
-        return found
+            sets.append(_Together(self, sorted(drawn)))
+        return sets
 
 
 class _Together:
@@ -137,10 +137,10 @@ class _Together:
     def __init__(self, parts: EdgeParts, chosen: Sequence[int]) -> None:
         self.parts, self.chosen = parts, list(chosen)
 
-    def logits(self, model: Model, held: Held, mask: Float[Tensor, "1"], columns: bool = False) -> Float[Tensor, "N V"]:
+    def logits(self, model: Model, ready: Ready, mask: Float[Tensor, "1"], columns: bool = False) -> Float[Tensor, "N V"]:
         whole = mask.new_zeros(len(self.parts.names))
         whole[self.chosen] = mask[0]
-        return self.parts.logits(model, held, whole, columns)
+        return self.parts.logits(model, ready, whole, columns)
 
     def random(self, kept: Bool[np.ndarray, "C"], n: int, generator: np.random.Generator) -> list[Parts]:
         return []

@@ -146,7 +146,7 @@ class GroupMet(Result):
 
 def p_value(share: float, random: Sequence[float]) -> float | None:
     """Share of the sets, this one among them, that meet the desideratum at least as often; None without random ones."""
-    return (1 + sum(one >= share for one in random)) / (1 + len(random)) if random else None
+    return (1 + sum(drawn >= share for drawn in random)) / (1 + len(random)) if random else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,7 +174,7 @@ class Dcm(Result):
     @property
     def n(self) -> int:
         """Examples of the third split, over all desiderata."""
-        return sum(one.patched.n for one in self.found)
+        return sum(mask.patched.n for mask in self.found)
 
     def get(self, desideratum: str) -> FoundMask:
         """One desideratum.
@@ -182,47 +182,47 @@ class Dcm(Result):
         Raises:
             UnknownName: there is none of this name.
         """
-        for one in self.found:
-            if one.desideratum == desideratum:
-                return one
-        raise UnknownName("desideratum", desideratum, [one.desideratum for one in self.found])
+        for mask in self.found:
+            if mask.desideratum == desideratum:
+                return mask
+        raise UnknownName("desideratum", desideratum, [mask.desideratum for mask in self.found])
 
     def table(self) -> list[Row]:
         """A line a desideratum: the chosen mask on the third split."""
         return plain_rows(
             {
-                "desideratum": one.desideratum,
-                f"{self.over}s masked": one.trial.size,
-                "of": len(one.components),
-                "penalty": one.trial.penalty,
-                "n": one.patched.n,
-                "met": one.patched.share,
-                "low": one.patched.low,
-                "high": one.patched.high,
-                **_random(one.random, one.patched.share),
-                "all masked": one.everything.share,
-                "none masked": one.nothing.share,
-                "clean answer": one.patched.kept,
+                "desideratum": mask.desideratum,
+                f"{self.over}s masked": mask.trial.size,
+                "of": len(mask.components),
+                "penalty": mask.trial.penalty,
+                "n": mask.patched.n,
+                "met": mask.patched.share,
+                "low": mask.patched.low,
+                "high": mask.patched.high,
+                **_random(mask.random, mask.patched.share),
+                "all masked": mask.everything.share,
+                "none masked": mask.nothing.share,
+                "clean answer": mask.patched.kept,
             }
-            for one in self.found
+            for mask in self.found
         )
 
     def group_table(self) -> list[Row]:
         """A line a desideratum and group: the whole group patched alone."""
         return plain_rows(
             {
-                "desideratum": one.desideratum,
-                "group": one.group,
-                "heads": len(one.heads),
-                "at": one.positions,
-                "n": one.met.n,
-                "met": one.met.share,
-                "low": one.met.low,
-                "high": one.met.high,
-                **_random(one.random, one.met.share),
-                "clean answer": one.met.kept,
+                "desideratum": group.desideratum,
+                "group": group.group,
+                "heads": len(group.heads),
+                "at": group.positions,
+                "n": group.met.n,
+                "met": group.met.share,
+                "low": group.met.low,
+                "high": group.met.high,
+                **_random(group.random, group.met.share),
+                "clean answer": group.met.kept,
             }
-            for one in self.groups
+            for group in self.groups
         )
 
     def head_map(self, desideratum: str) -> Float[np.ndarray, "L H"]:
@@ -230,11 +230,11 @@ class Dcm(Result):
 
         A head of several groups shows the largest; over edges it shows how many of a head's outgoing edges are patched.
         """
-        found, values = self.get(desideratum), np.full(self.shape, math.nan)
-        members = {name: (name,) for name in found.components}
+        mask, values = self.get(desideratum), np.full(self.shape, math.nan)
+        members = {name: (name,) for name in mask.components}
         if self.over == "group":
-            members = {one.group: one.heads for one in self.groups if one.desideratum == desideratum}
-        for name, value in zip(found.components, found.trial.mask, strict=True):
+            members = {group.group: group.heads for group in self.groups if group.desideratum == desideratum}
+        for name, value in zip(mask.components, mask.trial.mask, strict=True):
             if self.over == "edge":
                 sender = Node.parse(name.partition("->")[0])
                 if sender.kind == "head":
@@ -247,11 +247,11 @@ class Dcm(Result):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All masks [trials, C] and which examples meet each desideratum [X, B], by name."""
-        found: dict[str, np.ndarray] = {}
-        for one in self.found:
-            found[f"masks_{one.desideratum}"] = np.array([trial.mask for trial in one.trials])
-            found[f"met_{one.desideratum}"] = one.met
-        return found
+        arrays: dict[str, np.ndarray] = {}
+        for mask in self.found:
+            arrays[f"masks_{mask.desideratum}"] = np.array([trial.mask for trial in mask.trials])
+            arrays[f"met_{mask.desideratum}"] = mask.met
+        return arrays
 
 
 def _random(random: Sequence[float], share: float) -> Row:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import BATCH, EPOCHS, RATE, Real
-from circuitdisc.engine.changed_heads import Held, head_values, hold, metric_values
+from circuitdisc.engine.changed_heads import Ready, head_values, hold, metric_values
 from circuitdisc.engine.path_effects import ALL, Positions
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.heads.localised.head_edits import HeadEdit, edit_values
@@ -72,9 +72,9 @@ class Splits:
     examples: dict[str, Sequence[Example]]
     batch: int
     memory: str | int
-    _ready: dict[tuple[str, int, Positions], list[list[Held]]] = field(default_factory=dict)
+    _ready: dict[tuple[str, int, Positions], list[list[Ready]]] = field(default_factory=dict)
 
-    def batches(self, split: str, edit: HeadEdit | None) -> list[list[Held]]:
+    def batches(self, split: str, edit: HeadEdit | None) -> list[list[Ready]]:
         """A split, for runs with an edit of these heads and this kind."""
         first = self.model.graph.n_layers if edit is None else edit.first_layer(self.model.graph)
         at = ALL if edit is None else edit.positions
@@ -87,9 +87,9 @@ class Splits:
 
     def values(self, split: str, edit: HeadEdit | None, metrics: Sequence[Metric]) -> dict[str, Float[np.ndarray, "B"]]:
         """Metric values of a split, example by example."""
-        helds = [held for pieces in self.batches(split, edit) for held in pieces]
-        found = edit_values(self.model, helds, edit, metrics)
-        return {name: values.double().cpu().numpy() for name, values in found.items()}
+        examples = [ready for pieces in self.batches(split, edit) for ready in pieces]
+        by_metric = edit_values(self.model, examples, edit, metrics)
+        return {name: values.double().cpu().numpy() for name, values in by_metric.items()}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _LearnedLine:
 def task_vectors(model: Model, examples: Sequence[Example], batch: int, memory: str | int) -> Float[Tensor, "L H K"]:
     """Mean over examples of every head's values where the last answer is read."""
     batches = hold(model, Ablation("zero"), examples, LOSS, batch=batch, positions="end", memory=memory, name="localised")
-    return head_values(model, [held for pieces in batches for held in pieces])
+    return head_values(model, [ready for pieces in batches for ready in pieces])
 
 
 def learn(splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors: Float[Tensor, "L H K"] | None) -> Learned:
@@ -144,12 +144,12 @@ def learn(splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors
     Raises:
         BadSetting: the loss stops being finite.
     """
-    found: list[tuple[HeadEdit, Row]] = []
+    candidates: list[tuple[HeadEdit, Row]] = []
     if kind == "first_token":
         for factor in fit.factors:
             edit = HeadEdit("first_token", tuple(heads), factor=factor)
             train, choose = (_mean(splits, split, edit, fit.metric) for split in ("train", "choose"))
-            found.append((edit, {"factor": factor, "train": train, "chosen by": choose}))
+            candidates.append((edit, {"factor": factor, "train": train, "chosen by": choose}))
     else:
         for l1 in fit.l1 if kind == "offset" else (0.0,):
             learner = Learner(splits, kind, heads, fit, vectors)
@@ -158,9 +158,9 @@ def learn(splits: Splits, kind: str, heads: Sequence[str], fit: EditFit, vectors
                 edit = learner.edit()
                 row: Row = {"l1": l1} if kind == "offset" else {}
                 row |= {"epoch": epoch + 1, "train loss": loss, "chosen by": _mean(splits, "choose", edit, fit.metric)}
-                found.append((edit, row))
-    best = max(range(len(found)), key=lambda i: found[i][1]["chosen by"])
-    return Learned(found[best][0], tuple(row for _, row in found))
+                candidates.append((edit, row))
+    best = max(range(len(candidates)), key=lambda i: candidates[i][1]["chosen by"])
+    return Learned(candidates[best][0], tuple(row for _, row in candidates))
 
 
 def head_norms(splits: Splits, fit: EditFit, l1: float) -> dict[str, float]:
@@ -220,11 +220,11 @@ class Learner:
             self.optimizer.step()
         return float(np.mean(losses))
 
-    def loss(self, batch: Sequence[Held]) -> float:
+    def loss(self, batch: Sequence[Ready]) -> float:
         """Minus the mean log-probability of the right answer; its gradient is added to that of the parameter."""
-        n, total = sum(held.n for held in batch), 0.0
-        for held in batch:
-            loss = -metric_values(self.splits.model, held, self.edit(with_gradient=True), LOSS).sum() / n
+        n, total = sum(ready.n for ready in batch), 0.0
+        for ready in batch:
+            loss = -metric_values(self.splits.model, ready, self.edit(with_gradient=True), LOSS).sum() / n
             loss.backward()
             total += float(loss.detach())
         return total

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
-from circuitdisc.engine.changed_heads import Held, changed_logits, hold
+from circuitdisc.engine.changed_heads import Ready, changed_logits, hold
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.forward import Hooks
 from circuitdisc.engine.path_effects import ALL, Positions, positions_mask
@@ -105,7 +105,9 @@ class HeadEdit:
 
     def to(self, model: Model) -> "HeadEdit":
         """In the model's dtype, on its device."""
-        vectors, shares = (None if one is None else one.to(model.device, model.dtype) for one in (self.vectors, self.shares))
+        vectors, shares = (
+            None if tensor is None else tensor.to(model.device, model.dtype) for tensor in (self.vectors, self.shares)
+        )
         return HeadEdit(self.kind, self.heads, vectors, shares, self.factor)
 
     def _here(self, layer: int) -> tuple[list[int], list[int]]:
@@ -114,11 +116,11 @@ class HeadEdit:
         rows = [row for row, node in enumerate(nodes) if node.layer == layer]
         return rows, [nodes[row].head for row in rows]
 
-    def hooks(self, held: Held) -> Hooks:
+    def hooks(self, ready: Ready) -> Hooks:
         """The edit as hooks on z, or on the patterns."""
         if self.kind == "first_token":
-            return {"pattern": partial(self._weigh_first, is_first=positions_mask(held.chunk.batch, "first")[:, None, :])}
-        return {"z": partial(self._change_z, at_end=held.places("end") if self.kind == "inject" else None)}
+            return {"pattern": partial(self._weigh_first, is_first=positions_mask(ready.chunk.batch, "first")[:, None, :])}
+        return {"z": partial(self._change_z, at_end=ready.places("end") if self.kind == "inject" else None)}
 
     def _change_z(
         self, layer: int, z: Float[Tensor, "H B T K"], at_end: Bool[Tensor, "B T"] | None
@@ -240,20 +242,20 @@ def evaluate_edit(
     first = model.graph.n_layers if edit is None else edit.first_layer(model.graph)
     at, loss = ALL if edit is None else edit.positions, get_metric("log_prob")
     batches = hold(model, Ablation("zero"), examples, loss, batch=batch, first=first, positions=at, memory=memory)
-    return edit_values(model, [held for pieces in batches for held in pieces], edit, metrics)
+    return edit_values(model, [ready for pieces in batches for ready in pieces], edit, metrics)
 
 
 @torch.no_grad()
 def edit_values(
-    model: Model, helds: Sequence[Held], edit: HeadEdit | None, metrics: Sequence[str | Metric]
+    model: Model, examples: Sequence[Ready], edit: HeadEdit | None, metrics: Sequence[str | Metric]
 ) -> dict[str, Float[Tensor, "B"]]:
     """As `evaluate_edit`, on examples made ready."""
     change = None if edit is None else edit.to(model)
     measures = [get_metric(metric) for metric in metrics]
-    found: dict[str, list[Tensor]] = {metric.name: [] for metric in measures}
-    for held in helds:
+    by_metric: dict[str, list[Tensor]] = {metric.name: [] for metric in measures}
+    for ready in examples:
         for name, values in of_logits(
-            held.chunk.batch, held.chunk.labels, changed_logits(model, held, change), measures
+            ready.chunk.batch, ready.chunk.labels, changed_logits(model, ready, change), measures
         ).items():
-            found[name].append(values)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            by_metric[name].append(values)
+    return {name: torch.cat(parts) for name, parts in by_metric.items()}

@@ -105,7 +105,9 @@ def localised(
             vectors = task_vectors(model, demonstrations or examples["train"], fit.batch, given["memory"])
         names = list(model.graph.heads)
         own = frozenset(names.index(head) for head in chosen)
-        drawn = [[names[i] for i in sorted(one)] for one in draws(names, own, n_random, np.random.default_rng(fit.seed))]
+        drawn = [
+            [names[i] for i in sorted(indices)] for indices in draws(names, own, n_random, np.random.default_rng(fit.seed))
+        ]
         learned = []
         with progress_bar(1 + len(drawn), f"{kind} on {model.name}", "set of heads", given["progress"]) as bar:
             for number, some in enumerate([chosen, *drawn]):
@@ -122,12 +124,12 @@ def _report(
     metrics = beside(splits.model, fit.metric, "accuracy")
     over = partition_of(splits.examples["report"])
     before = splits.values("report", None, metrics)
-    after = [splits.values("report", one.edit, metrics) for one in learned]
+    after = [splits.values("report", each.edit, metrics) for each in learned]
     effects = []
     for name in (metric.name for metric in metrics):
         rows = np.stack([before[name], after[0][name], after[0][name] - before[name]])
         low, high = mean_intervals(rows, over, confidence, fit.seed)
-        (b, a, d), controls = rows.mean(1).tolist(), (float((one[name] - before[name]).mean()) for one in after[1:])
+        (b, a, d), controls = rows.mean(1).tolist(), (float((each[name] - before[name]).mean()) for each in after[1:])
         ends = [float(end) for pair in zip(low, high, strict=True) for end in pair]
         effects.append(
             EditEffect(name, rows.shape[1], b, ends[0], ends[1], a, ends[2], ends[3], d, ends[4], ends[5], tuple(controls))
@@ -194,10 +196,10 @@ def _size(model: Model, k: int | None) -> int:
 
 
 def _numbers(name: str, value: float | Sequence[float]) -> list[float]:
-    found: list[float] = [value] if isinstance(value, int | float) else as_list(name, value)
-    if not found:
+    numbers: list[float] = [value] if isinstance(value, int | float) else as_list(name, value)
+    if not numbers:
         raise BadSetting(f"{name}= is empty: give at least one number")
-    return found
+    return numbers
 
 
 def _identity(

@@ -121,24 +121,24 @@ class Localised(Result):
 
     def get(self, metric: str) -> EditEffect:
         """The effect on one metric."""
-        return {one.metric: one for one in self.effects}[metric]
+        return {effect.metric: effect for effect in self.effects}[metric]
 
     def table(self) -> list[Row]:
         """A line a metric."""
         return plain_rows(
             {
-                "metric": one.metric,
-                "n": one.n,
-                "before": one.before,
-                "after": one.after,
-                "difference": one.difference,
-                "low": one.low,
-                "high": one.high,
-                "random heads": float(np.median(one.controls)) if one.controls else None,
-                "random high": max(one.controls) if one.controls else None,
-                "p": one.p_value,
+                "metric": effect.metric,
+                "n": effect.n,
+                "before": effect.before,
+                "after": effect.after,
+                "difference": effect.difference,
+                "low": effect.low,
+                "high": effect.high,
+                "random heads": float(np.median(effect.controls)) if effect.controls else None,
+                "random high": max(effect.controls) if effect.controls else None,
+                "p": effect.p_value,
             }
-            for one in self.effects
+            for effect in self.effects
         )
 
     def head_table(self) -> list[Row]:

@@ -90,9 +90,9 @@ def neuron_analysis(
     shared: Any = dict(options)
     of_table = {name: shared.pop(name) for name in ("metric", "seed", "n_random")}
     wanted = as_list("sizes", shared.pop("sizes"))
-    found = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
-    by = by or ("importance" if found.without is None else "change")
-    order = found.order(by)
+    of_neurons = neurons(model, task, knock_out=knock_out, layers=layers, method=method, **shared)
+    by = by or ("importance" if of_neurons.without is None else "change")
+    order = of_neurons.order(by)
     fitting = [size for size in wanted if size <= len(order)] or [len(order)]
-    table = neuron_table(model, task, order, sizes=fitting, layers=found.layers, **of_table, **shared)
-    return NeuronAnalysis(found, table, tuple(neuron_tokens(model, order[:top], k=n_tokens)), by)
+    table = neuron_table(model, task, order, sizes=fitting, layers=of_neurons.layers, **of_table, **shared)
+    return NeuronAnalysis(of_neurons, table, tuple(neuron_tokens(model, order[:top], k=n_tokens)), by)

@@ -60,15 +60,15 @@ def neuron_importance(
     readouts = [Readout(components, trace.final.to(wide)) for trace in traces]
     runs = [_moves(readout, trace, layer, method) for readout, trace in zip(readouts, traces, strict=True)]
     directions, W_U = output_directions(components, readouts[0], layer), components.weights.W_U.to(wide)
-    found = [torch.empty_like(run.amount) for run in runs]
+    scores = [torch.empty_like(run.amount) for run in runs]
     for neurons in _blocks(directions.shape[0], W_U, budget):
         logits = directions[neurons] @ W_U  # [m, V]
-        for run, importance in zip(runs, found, strict=True):
+        for run, importance in zip(runs, scores, strict=True):
             for reading in range(len(run.base)):
                 answers = labels.answers[reading][labels.answers_mask[reading]]
                 by = rise(components.spec.logit_softcap, run.base[reading], run.amount[reading, neurons], logits, answers)
                 importance[reading, neurons] = by if method == "added" else -by
-    return found
+    return scores
 
 
 def _moves(readout: Readout, trace: NeuronTrace, layer: int, method: Method) -> _Moves:
@@ -113,11 +113,11 @@ def rise(
     added = amount[:, None] * logits
     right = torch.expm1(added[:, answers]) @ base[answers].softmax(-1)
     whole = added.expm1_() @ p
-    found = right.log1p() - whole.log1p()
-    lost = ~torch.isfinite(found) | (torch.minimum(right, whole) < LEAST_LEFT - 1)
+    change = right.log1p() - whole.log1p()
+    lost = ~torch.isfinite(change) | (torch.minimum(right, whole) < LEAST_LEFT - 1)
     if lost.any():
-        found[lost] = _rise_from_logits(None, base, amount[lost], logits[lost], answers)
-    return found
+        change[lost] = _rise_from_logits(None, base, amount[lost], logits[lost], answers)
+    return change
 
 
 def _rise_from_logits(

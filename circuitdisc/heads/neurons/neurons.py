@@ -146,11 +146,11 @@ def neurons(
     if method not in ("added", "removed"):
         raise UnknownName("method", str(method), ("added", "removed"))
     need_choice(model, "neuron importance")
-    examples, cut = examples_of(task, split), get_ablation(ablation)
+    examples, kind = examples_of(task, split), get_ablation(ablation)
     heads = tuple(as_list("knock_out", knock_out))
     dropped = head_mask(model.graph, heads)
     chosen = checked_layers(layers, model.graph.n_layers)
-    patching = Patching(model, cut, examples_of(task, "train"), memory=memory)
+    patching = Patching(model, kind, examples_of(task, "train"), memory=memory)
     runs = NeuronRuns(patching, None)
     traces = [runs.trace(examples, chosen, None)]
     traces += [runs.trace(examples, chosen, ~dropped)] if heads else []
@@ -158,11 +158,11 @@ def neurons(
     full, without, activations = [], [], []
     with progress_bar(len(chosen), "neurons", "layer", progress) as bar:
         for layer in chosen:
-            found = neuron_importance(runs.components, batch.labels, traces, layer, method, parse_memory(memory) // 2)
-            values = [batch.per_example(one.T).cpu().numpy() for one in found]
+            importance = neuron_importance(runs.components, batch.labels, traces, layer, method, parse_memory(memory) // 2)
+            values = [batch.per_example(values_of.T).cpu().numpy() for values_of in importance]
             full.append(values[0])
             without += values[1:]
-            activations.append(traces[0].hidden[layer].to(found[0].dtype).mean(0).cpu().numpy())
+            activations.append(traces[0].hidden[layer].to(importance[0].dtype).mean(0).cpu().numpy())
             bar.update(1)
     return NeuronImportance(
         layers=chosen,
@@ -171,7 +171,7 @@ def neurons(
         activations=np.stack(activations),
         knocked_out=heads,
         method=method,
-        ablation=cut.label,
+        ablation=kind.label,
         split=split,
         confidence=confidence,
         over=partition_of(examples),
@@ -186,7 +186,7 @@ def checked_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ..
     """
     if layers is None:
         return tuple(range(n_layers))
-    found = sorted(set(as_list("layers", layers)))
-    if not found or found[-1] >= n_layers:
+    chosen = sorted(set(as_list("layers", layers)))
+    if not chosen or chosen[-1] >= n_layers:
         raise BadSetting(f"layers={layers!r}: give layers from 0 to {n_layers - 1}, as in [0, 1]")
-    return tuple(found)
+    return tuple(chosen)

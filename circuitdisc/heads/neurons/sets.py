@@ -30,7 +30,7 @@ def mlps_of_neurons(graph: ComputationGraph, neurons: Iterable[tuple[int, int]])
     Raises:
         GraphMismatch: a layer has no MLP.
     """
-    layers = sorted({Neuron(*one).layer for one in neurons})
+    layers = sorted({Neuron(*neuron).layer for neuron in neurons})
     for layer in layers:
         if f"m{layer}" not in graph.sender_index:
             raise GraphMismatch(f"there is no MLP in layer {layer} of this graph ({graph.describe()}), so it has no neurons")

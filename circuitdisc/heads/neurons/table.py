@@ -86,17 +86,17 @@ class NeuronTable(Result):
 
     def _cells(self, values: Float[np.ndarray, "B"], random: Float[np.ndarray, "R"] | None, title: str) -> Row:
         low, high = self._interval(values, title)
-        found: Row = {title: float(values.mean()), f"{title} low": low, f"{title} high": high}
+        cells: Row = {title: float(values.mean()), f"{title} low": low, f"{title} high": high}
         drawn = [] if random is None else random[~np.isnan(random)].tolist()
-        found[f"{title}, random"] = float(np.median(drawn)) if drawn else None
-        found[f"{title}, random low"] = min(drawn) if drawn else None
-        found[f"{title}, random high"] = max(drawn) if drawn else None
-        return found
+        cells[f"{title}, random"] = float(np.median(drawn)) if drawn else None
+        cells[f"{title}, random low"] = min(drawn) if drawn else None
+        cells[f"{title}, random high"] = max(drawn) if drawn else None
+        return cells
 
     def _interval(self, values: Float[np.ndarray, "B"], title: str) -> tuple[float, float]:
         if title == "accuracy":
-            found = share_interval(values, groups=self.over, confidence=self.confidence)
-            return float(found.low), float(found.high)
+            ends = share_interval(values, groups=self.over, confidence=self.confidence)
+            return float(ends.low), float(ends.high)
         low, high = mean_intervals(values, self.over, self.confidence)
         return float(low), float(high)
 
@@ -157,18 +157,20 @@ def neuron_table(
     runs = NeuronRuns(patching, examples_of(task, "train"))
     metrics = beside(model, setup.metric, "accuracy")
     with setup.bar(len(masks) * patching.n_chunks(setup.examples), "neuron table", "run") as bar:
-        found = runs.evaluate(setup.examples, masks, metrics, bar.update)
-    values = {name: {m: one.double().cpu().numpy() for m, one in by_metric.items()} for name, by_metric in found.items()}
+        by_set = runs.evaluate(setup.examples, masks, metrics, bar.update)
+    values = {
+        name: {m: readings.double().cpu().numpy() for m, readings in by_metric.items()} for name, by_metric in by_set.items()
+    }
 
     def tops(name: str, doing: str) -> np.ndarray:
         return np.stack([values[f"{doing} {size}"][name] for size in sizes])
 
     def randoms(name: str, doing: str) -> np.ndarray:
         drawn = [[f"{doing} {size} random {r}" for r in range(n_random)] for size in sizes]
-        rows = [[values[one][name].mean() if one in values else np.nan for one in of_size] for of_size in drawn]
+        rows = [[values[label][name].mean() if label in values else np.nan for label in of_size] for of_size in drawn]
         return np.array(rows).reshape(len(sizes), n_random)
 
-    names = [one.name for one in metrics]
+    names = [metric.name for metric in metrics]
     return NeuronTable(
         sizes=sizes,
         full={name: values["full"][name] for name in names},
@@ -214,10 +216,10 @@ def _as_many_in_each_layer(
 ) -> list[Bool[np.ndarray, "L M"]]:
     """Other neurons, as many in each layer, no draw twice; fewer than n draws where there are no more."""
     own = tuple(tuple(np.flatnonzero(layer).tolist()) for layer in top)
-    found = []
+    sets = []
     for choice in different_sets([top.shape[1]] * len(top), top.sum(1).tolist(), n, generator, {own}):
         drawn = np.zeros_like(top)
         for layer, neurons in enumerate(choice):
             drawn[layer, list(neurons)] = True
-        found.append(drawn)
-    return found
+        sets.append(drawn)
+    return sets

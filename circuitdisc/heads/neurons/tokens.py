@@ -63,7 +63,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
     wide = torch.promote_types(components.dtype, torch.float32)
     readout = Readout(components, torch.ones(1, components.spec.d_model, dtype=wide, device=model.device))
     W_U = components.weights.W_U.to(wide)
-    directions, found = {}, []
+    directions, rows = {}, []
     for name in names:
         layer, index = neuron_index(name, model.graph.n_layers, width)
         if layer not in directions:
@@ -71,7 +71,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
         logits = directions[layer][index] @ W_U
         logits = logits - logits.mean()
         up, down = logits.topk(k), (-logits).topk(k)
-        found.append(
+        rows.append(
             NeuronTokens(
                 neuron=name,
                 raised=tuple(token_text(model, token) for token in up.indices.tolist()),
@@ -80,7 +80,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
                 lowered_by=tuple((-down.values).tolist()),
             )
         )
-    return found
+    return rows
 
 
 def token_text(model: Model, token: int) -> str:

@@ -89,7 +89,7 @@ def true_edges(toy: ToyTransformer, graph: ComputationGraph, examples: Sequence[
             change = ablated[name][sender] - sent[sender]
             if (change @ plain.read_matrix(graph.receivers[receiver])).abs().max() > LEAST_CHANGE:
                 edges["differs"].add(edge)
-            moved = plain.run(clean, cut=(receiver, change))[1] - logits
+            moved = plain.run(clean, removed=(receiver, change))[1] - logits
             if moved[is_read].abs().max() > LEAST_CHANGE:
                 edges["shows"].add(edge)
         differing[name], showing[name] = frozenset(edges["differs"]), frozenset(edges["shows"])
@@ -135,19 +135,19 @@ class PlainRun:
         return self.weights[f"{layer}.attn.W_{kind.upper()}"][receiver.node.head]
 
     def run(
-        self, tokens: Int[Tensor, "B T"], cut: tuple[int, Float[Tensor, "B T D"]] | None = None
+        self, tokens: Int[Tensor, "B T"], removed: tuple[int, Float[Tensor, "B T D"]] | None = None
     ) -> tuple[Float[Tensor, "S B T D"], Float[Tensor, "B T Vout"]]:
         """What every sender writes, and the logits.
 
         Args:
-            cut: a receiver, and what is added to its input: the ablated minus the clean value of one sender.
+            removed: a receiver, and what is added to its input: the ablated minus the clean value of one sender.
         """
         sent = self._embed(tokens)
 
         def read(receiver: Receiver) -> Tensor:
             row = self.graph.receiver_index[receiver.name]
             residual = torch.stack(sent[: int(self.graph.n_upstream[row])]).sum(0)
-            residual = residual + cut[1] if cut is not None and cut[0] == row else residual
+            residual = residual + removed[1] if removed is not None and removed[0] == row else residual
             return residual @ self.read_matrix(receiver)
 
         for node in self.graph.senders[len(sent) :]:

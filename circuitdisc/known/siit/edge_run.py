@@ -27,13 +27,13 @@ class Carried:
 
     Args:
         other: what senders write on another prompt (or on average); carried by the edges that are cut. [S B T D]
-        cut: which edges, for each prompt, at all positions. [B R S]
+        removed: which edges, for each prompt, at all positions. [B R S]
         source: what senders write on the source prompt. [S B T D]
         swapped: (receiver, sender) -> where that edge carries the source's value; such an edge is not cut. Each [B T]
     """
 
     other: Float[Tensor, "S B T D"]
-    cut: Bool[Tensor, "B R S"]
+    removed: Bool[Tensor, "B R S"]
     source: Float[Tensor, "S B T D"]
     swapped: Mapping[tuple[int, int], Bool[Tensor, "B T"]] = field(default_factory=dict)
 
@@ -74,9 +74,9 @@ class EdgeRun:
         first, self.n_read = self.n_read, self.n_read + n
         if self.carried is None:
             return self.total[None]
-        here, cut = len(self.sent), self.carried.cut[:, first : first + n, : len(self.sent)]
+        here, removed = len(self.sent), self.carried.removed[:, first : first + n, : len(self.sent)]
         difference = self.carried.other[:here].transpose(0, 1) - torch.stack(self.sent, dim=1)  # [B S T D]
-        moved = (cut.to(difference.dtype) @ difference.flatten(2)).unflatten(2, difference.shape[2:])
+        moved = (removed.to(difference.dtype) @ difference.flatten(2)).unflatten(2, difference.shape[2:])
         read = list((self.total[:, None] + moved).unbind(1))
         for (receiver, sender), where in self.carried.swapped.items():
             if first <= receiver < first + n:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.pages.scores import completeness, curve, hypotheses, minimality
-from circuitdisc.pages.scores.base import Found, Part, ShownScore, reads
+from circuitdisc.pages.scores.base import Part, ScoreData, ShownScore, reads
 from circuitdisc.pages.scores.described import described
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict
@@ -46,7 +46,7 @@ def judgement_parts(judgement: Mapping[str, Any]) -> list[Part]:
         return list(_parts(judgement))
 
 
-def judged(judgement: Found) -> Verdict:
+def judged(judgement: ScoreData) -> Verdict:
     """What the scores say; nothing of those that were not computed.
 
     Args:
@@ -90,12 +90,12 @@ def _parts(judgement: Mapping[str, Any]) -> Iterator[Part]:
     missing = judgement["missing"]
     needed = [kind.name for kind in SCORES.values() if kind.always]
     for name in _in_order("page", [*needed, *judgement]):
-        found = judgement[name]
-        if found is None and name in needed and not {name, SCORES[name].words} & set(missing):
+        data = judgement[name]
+        if data is None and name in needed and not {name, SCORES[name].words} & set(missing):
             yield Part(f"No {name}", lines=("It was not computed for this circuit.",))
-        elif found is not None:
+        elif data is not None:
             shown = _shown(name)
-            yield shown.part(found) if shown else Part(f"No {name}", lines=("No package that is installed here can show it.",))
+            yield shown.part(data) if shown else Part(f"No {name}", lines=("No package that is installed here can show it.",))
     for name, why in missing.items():
         yield Part(f"No {name}", lines=(f"It could not be computed: {why}",))
 

@@ -16,7 +16,7 @@ CIRCUIT, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
 WIDTH = 1000
 NAMED_AT_MOST = 5  # parts of one set in a label
 
-Found = Mapping[str, Any]
+ScoreData = Mapping[str, Any]
 """What judgement.json holds of one score."""
 
 Table = tuple[str, Sequence[Mapping[str, Any]]]
@@ -55,8 +55,8 @@ class ShownScore:
         tables: those of the terminal, from the score itself; what `part` says stands below the first.
     """
 
-    part: Callable[[Found], Part]
-    verdict: Callable[[Found], Verdict]
+    part: Callable[[ScoreData], Part]
+    verdict: Callable[[ScoreData], Verdict]
     tables: Callable[[Any], Sequence[Table]]
 
 
@@ -79,10 +79,10 @@ def of_words(n: int, split: str, metric: str, ablation: str, confidence: float |
     return words + ("" if confidence is None else f"; {percent(confidence)} intervals{method and f', {method}'}")
 
 
-def about(found: Found) -> str:
+def about(score: ScoreData) -> str:
     """The same of a score."""
-    method = str(found.get("method") or found.get("cmd", {}).get("method") or "")
-    return of_words(found["n"], found["split"], found["metric"], found["ablation"], found["confidence"], method)
+    method = str(score.get("method") or score.get("cmd", {}).get("method") or "")
+    return of_words(score["n"], score["split"], score["metric"], score["ablation"], score["confidence"], method)
 
 
 def valued(name: str, value: float | None, low: float | None, high: float | None) -> str:

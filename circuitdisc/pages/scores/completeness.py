@@ -11,8 +11,8 @@ from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS
 from circuitdisc.pages.scores.base import (
     CIRCUIT,
     RANDOM,
-    Found,
     Part,
+    ScoreData,
     ShownScore,
     Table,
     about,
@@ -40,36 +40,36 @@ _SETS = {  # kind of K -> colour, symbol, words
 }
 
 
-def _tables(found: Completeness) -> list[Table]:
-    return [(f"completeness by {found.by}, sets K with the largest gaps", found.table())]
+def _tables(result: Completeness) -> list[Table]:
+    return [(f"completeness by {result.by}, sets K with the largest gaps", result.table())]
 
 
-def _part(found: Found) -> Part:
-    worst, left, controls = found["worst"], found["complement"], found["controls"]
+def _part(score: ScoreData) -> Part:
+    worst, left, controls = score["worst"], score["complement"], score["controls"]
     gap = valued("gap", worst["value"], worst["low"], worst["high"])
     lines = [f"The largest gap is {gap}: K = {named(worst['removed'], 12)} ({worst['name']})."]
-    if found["mean"] is not None:
-        mean = valued("gap", found["mean"], found["mean_low"], found["mean_high"])
-        beside = f"; of random circuits {', '.join(number(one['mean']) for one in controls)}" if controls else ""
+    if score["mean"] is not None:
+        mean = valued("gap", score["mean"], score["mean_low"], score["mean_high"])
+        beside = f"; of random circuits {', '.join(number(control['mean']) for control in controls)}" if controls else ""
         lines.append(f"The mean gap of random K is {mean}{beside}.")
     without = valued("faithfulness", left["value"], left["low"], left["high"])
     lines.append(f"Faithfulness of the model without the circuit: {without}{'; ' + left['note'] if left['note'] else ''}.")
-    figure = completeness_figure(found)
-    label = f"The metric of circuit and model without each of {len(found['gaps'])} sets K; on the dotted line there is no gap."
-    beside = found.get("matched") or f"random circuits: {len(controls)}"
+    figure = completeness_figure(score)
+    label = f"The metric of circuit and model without each of {len(score['gaps'])} sets K; on the dotted line there is no gap."
+    beside = score.get("matched") or f"random circuits: {len(controls)}"
     caption = (
-        f"{about(found)}. Each mark is one set K of {found['by']}s, taken out of both; the farther from the dotted line, the "
+        f"{about(score)}. Each mark is one set K of {score['by']}s, taken out of both; the farther from the dotted line, the "
         f"less complete. Right: the same for {beside}."
     )
-    return Part("Completeness", about(found), tuple(lines), figures=(("completeness", figure, label, caption),))
+    return Part("Completeness", about(score), tuple(lines), figures=(("completeness", figure, label, caption),))
 
 
-def _verdict(found: Found) -> Verdict:
+def _verdict(score: ScoreData) -> Verdict:
     """Complete or not, against a share of the full model's metric, which is said; what random circuits do stands beside it."""
-    worst, controls = found["worst"], [one["worst"] for one in found["controls"]]
-    full = abs(next(gap["full"] for gap in found["gaps"] if gap["kind"] == "empty"))
+    worst, controls = score["worst"], [control["worst"] for control in score["controls"]]
+    full = abs(next(gap["full"] for gap in score["gaps"] if gap["kind"] == "empty"))
     told, by = _removal(worst), _interval(worst)
-    sets = f"the most of {len(found['gaps']):,} sets tried"
+    sets = f"the most of {len(score['gaps']):,} sets tried"
     if full == 0:
         lines = [f"{told[0].upper()}{told[1:]}{by}, {sets}."]
     else:
@@ -78,14 +78,14 @@ def _verdict(found: Found) -> Verdict:
         )
         lines = [f"{_word(worst, COMPLETE * full)}: {told}{by}, {sets} ({yardstick})."]
     caveats = []
-    own = max((gap["value"] for gap in found["gaps"] if gap["kind"] == "random"), default=None)
+    own = max((gap["value"] for gap in score["gaps"] if gap["kind"] == "random"), default=None)
     as_good = 0 if own is None else sum(gap <= own for gap in controls)
     if as_good:
         caveats.append(
             f"With random sets taken out, {as_good:,} of {len(controls):,} {RANDOM_CIRCUITS} come apart from the model no "
             "farther than it does: so far completeness is no merit of this circuit."
         )
-    rest = found["complement"]
+    rest = score["complement"]
     if is_number(rest["value"]):
         lines.append(
             f"The model without the circuit has a faithfulness of {percent(rest['value'])}"
@@ -96,42 +96,42 @@ def _verdict(found: Found) -> Verdict:
     return Verdict(tuple(lines), (*caveats, *as_sentences([rest["note"] or ""])))
 
 
-def _word(worst: Found, limit: float) -> str:
+def _word(worst: ScoreData, limit: float) -> str:
     low, high = (worst[end] if is_number(worst[end]) else worst["value"] for end in ("low", "high"))
     return "Complete" if high <= limit else "Not complete" if low > limit else "Not clearly complete"
 
 
-def _removal(worst: Found) -> str:
+def _removal(worst: ScoreData) -> str:
     names = [*worst["removed"][:_REMOVED_AT_MOST], *(["more"] if len(worst["removed"]) > _REMOVED_AT_MOST else [])]
     removed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     by = number(worst["value"])
     return f"removing {removed} separates it from the model by {by}" if names else f"it lies {by} from the model as it is"
 
 
-def _interval(found: Found) -> str:
-    return brackets(span("gap", found["low"], found["high"]))
+def _interval(score: ScoreData) -> str:
+    return brackets(span("gap", score["low"], score["high"]))
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
 
 
-def completeness_figure(found: Found) -> go.Figure:
+def completeness_figure(score: ScoreData) -> go.Figure:
     """Left: the circuit without K over the model without K; right: gaps of random K beside those of random circuits."""
-    controls, random = found["controls"], [gap for gap in found["gaps"] if gap["kind"] == "random"]
+    controls, random = score["controls"], [gap for gap in score["gaps"] if gap["kind"] == "random"]
     beside = bool(random)
     figure = make_subplots(rows=1, cols=1 + beside, column_widths=[0.64, 0.36] if beside else None, horizontal_spacing=0.13)
-    ends = _ends([gap[of] for gap in found["gaps"] for of in ("circuit", "full")])
+    ends = _ends([gap[of] for gap in score["gaps"] for of in ("circuit", "full")])
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": GRID, "dash": "dot"}, hoverinfo="skip", name="no gap", row=1, col=1
     )
     for kind, (colour, symbol, words) in _SETS.items():
-        _add_sets(figure, [gap for gap in found["gaps"] if gap["kind"] == kind], colour, symbol, words)
-    _name_worst(figure, found["worst"], ends)
-    metric = escape(str(found["metric"]))
+        _add_sets(figure, [gap for gap in score["gaps"] if gap["kind"] == kind], colour, symbol, words)
+    _name_worst(figure, score["worst"], ends)
+    metric = escape(str(score["metric"]))
     figure.update_xaxes(title_text=f"{metric} of the model without K", range=ends, row=1, col=1)
     figure.update_yaxes(title_text=f"{metric} of the circuit without K", range=ends, row=1, col=1)
     if beside:
-        _add_gaps(figure, found, [gap["value"] for gap in random], controls)
+        _add_gaps(figure, score, [gap["value"] for gap in random], controls)
     frame(figure, 470, left=80)
     return figure
 
@@ -142,7 +142,7 @@ def _ends(values: Sequence[float]) -> list[float]:
     return [low - room, high + room]
 
 
-def _add_sets(figure: go.Figure, gaps: Sequence[Found], colour: str, symbol: str, words: str) -> None:
+def _add_sets(figure: go.Figure, gaps: Sequence[ScoreData], colour: str, symbol: str, words: str) -> None:
     if not gaps:
         return
     hover = [
@@ -163,7 +163,7 @@ def _add_sets(figure: go.Figure, gaps: Sequence[Found], colour: str, symbol: str
     )
 
 
-def _name_worst(figure: go.Figure, worst: Found, ends: Sequence[float]) -> None:
+def _name_worst(figure: go.Figure, worst: ScoreData, ends: Sequence[float]) -> None:
     """An arrow to the largest gap, its label on the side where there is room, and off the dotted line."""
     at, below = (worst["full"] - ends[0]) / (ends[1] - ends[0]), worst["circuit"] <= worst["full"]
     beside = at < 0.5 if below else at >= 0.5  # else under it, or above it
@@ -186,20 +186,20 @@ def _name_worst(figure: go.Figure, worst: Found, ends: Sequence[float]) -> None:
     )
 
 
-def _add_gaps(figure: go.Figure, found: Found, random: Sequence[float], controls: Sequence[Any]) -> None:
+def _add_gaps(figure: go.Figure, score: ScoreData, random: Sequence[float], controls: Sequence[Any]) -> None:
     figure.add_scatter(
         x=["mean", "largest"],
-        y=[found["mean"], max(random)],
+        y=[score["mean"], max(random)],
         mode="markers",
         marker={"size": 13, "symbol": "diamond", "color": CIRCUIT, "line": {"color": "#FFFFFF", "width": 1}},
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [reach(found["mean"], found["mean_high"]), 0],
-            "arrayminus": [reach(found["mean_low"], found["mean"]), 0],
+            "array": [reach(score["mean"], score["mean_high"]), 0],
+            "arrayminus": [reach(score["mean_low"], score["mean"]), 0],
             "color": CIRCUIT,
         },
-        hovertext=[f"this circuit: {number(found['mean'])}", f"this circuit: {number(max(random))}"],
+        hovertext=[f"this circuit: {number(score['mean'])}", f"this circuit: {number(max(random))}"],
         hoverinfo="text",
         name="this circuit",
         row=1,
@@ -208,17 +208,17 @@ def _add_gaps(figure: go.Figure, found: Found, random: Sequence[float], controls
     for name, of in (("mean", "mean"), ("largest", "worst")):
         figure.add_scatter(
             x=[name] * len(controls),
-            y=[one[of] for one in controls],
+            y=[control[of] for control in controls],
             mode="markers",
             marker={"size": 9, "color": RANDOM, "opacity": 0.55, "symbol": "circle-open", "line": {"width": 2}},
-            hovertext=[f"random circuit: {number(one[of])}" for one in controls],
+            hovertext=[f"random circuit: {number(control[of])}" for control in controls],
             hoverinfo="text",
             name="random circuits",
             showlegend=of == "mean" and bool(controls),
             row=1,
             col=2,
         )
-    top = max(max(random), found["mean_high"] or 0.0, *(one["worst"] for one in controls)) or 1.0
+    top = max(max(random), score["mean_high"] or 0.0, *(control["worst"] for control in controls)) or 1.0
     figure.update_xaxes(title_text=f"gap over {len(random)} random K", range=[-0.6, 1.6], showgrid=False, row=1, col=2)
     figure.update_yaxes(title_text="gap", range=[-0.06 * top, 1.06 * top], row=1, col=2)
 

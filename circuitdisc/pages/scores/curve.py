@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitdisc.pages.drawing import GRID
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Found, Part, ShownScore, Table, about, brackets, frame, reach
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, brackets, frame, reach
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, as_sentences
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import defined
@@ -23,9 +23,9 @@ _AREAS = {
 }
 
 
-def _tables(found: Curve) -> list[Table]:
-    areas = [{"area": area.name, **_value(area)} for area in (found.cpr, found.cmd, found.overshoot)]
-    return [("faithfulness over size", found.table()), ("areas", areas)]
+def _tables(result: Curve) -> list[Table]:
+    areas = [{"area": area.name, **_value(area)} for area in (result.cpr, result.cmd, result.overshoot)]
+    return [("faithfulness over size", result.table()), ("areas", areas)]
 
 
 def _value(area: Score) -> dict[str, Any]:
@@ -34,31 +34,31 @@ def _value(area: Score) -> dict[str, Any]:
     return {"value": area.value, "low": area.low, "high": area.high, "n": area.n, "random": random}
 
 
-def _part(found: Found) -> Part:
-    rows = tuple(_area_row(found[name], words) for name, words in _AREAS.items())
-    figure = size_figure(found)
-    n_random = len(found["points"][0]["controls"])
+def _part(score: ScoreData) -> Part:
+    rows = tuple(_area_row(score[name], words) for name, words in _AREAS.items())
+    figure = size_figure(score)
+    n_random = len(score["points"][0]["controls"])
     caption = (
-        f"{about(found)}. Circuits of growing size from this run's edge scores, and {n_random} curves from random scores "
+        f"{about(score)}. Circuits of growing size from this run's edge scores, and {n_random} curves from random scores "
         "chosen in the same way."
     )
     figures = () if figure is None else (("sizes", figure, "Faithfulness over size; the table has the areas.", caption),)
     headers = ("Area", "Value", "Interval", "n", "Random curves")
-    note = f"{about(found)}. CMD is the one to trust where f passes 100 %"
-    return Part("Faithfulness at every size", about(found), (), headers, rows, note, figures)
+    note = f"{about(score)}. CMD is the one to trust where f passes 100 %"
+    return Part("Faithfulness at every size", about(score), (), headers, rows, note, figures)
 
 
-def _area_row(score: Found, words: str) -> tuple[str, ...]:
+def _area_row(score: ScoreData, words: str) -> tuple[str, ...]:
     controls = ", ".join(number(value) for value in score["controls"] if value is not None)
     value = number(score["value"]) if score["value"] is not None else f"undefined: {score['note']}"
     return words, value, span("area", score["low"], score["high"]) or "–", f"{score['n']:,}", controls or "–"
 
 
-def _verdict(found: Found) -> Verdict:
-    return curve_verdict(found["cmd"], found["overshoot"])
+def _verdict(score: ScoreData) -> Verdict:
+    return curve_verdict(score["cmd"], score["overshoot"])
 
 
-def curve_verdict(cmd: Found, overshoot: Found) -> Verdict:
+def curve_verdict(cmd: ScoreData, overshoot: ScoreData) -> Verdict:
     """What the areas over all sizes say.
 
     Args:
@@ -71,7 +71,7 @@ def curve_verdict(cmd: Found, overshoot: Found) -> Verdict:
     between = brackets(span("cmd", cmd["low"], cmd["high"]))
     line = f"Over circuits of all sizes the distance from the full model (CMD, 0 is best) is {number(value)}{between}{beside}."
     caveats = []
-    if as_good := sum(one <= value for one in random):
+    if as_good := sum(drawn <= value for drawn in random):
         caveats.append(f"{as_good:,} of {len(random):,} curves of random scores lie as near to the full model, by CMD.")
     if is_number(overshoot["value"]) and overshoot["value"] > OVERSHOOT - 1:
         caveats.append(
@@ -81,12 +81,12 @@ def curve_verdict(cmd: Found, overshoot: Found) -> Verdict:
     return Verdict((line,), (*caveats, *as_sentences([cmd["note"] or ""])))
 
 
-def size_figure(found: Found) -> go.Figure | None:
+def size_figure(score: ScoreData) -> go.Figure | None:
     """Faithfulness over size: on a logarithmic axis, with intervals and random circuits; and with the areas as they are summed.
 
     None where faithfulness is undefined.
     """
-    points = [point for point in found["points"] if point["faithfulness"] is not None]
+    points = [point for point in score["points"] if point["faithfulness"] is not None]
     if not points:
         return None
     titles = ("size on a logarithmic axis", "the areas, as they are summed")
@@ -109,7 +109,7 @@ def size_figure(found: Found) -> go.Figure | None:
                 "arrayminus": [reach(point["low"], point["faithfulness"]) for point in points],
                 "visible": column == 1,
             },
-            hovertext=[_point_hover(point, found["graph_edges"]) for point in points],
+            hovertext=[_point_hover(point, score["graph_edges"]) for point in points],
             hoverinfo="text",
             name="f of this algorithm's circuits",
             showlegend=column == 1,
@@ -137,13 +137,13 @@ def size_figure(found: Found) -> go.Figure | None:
     return figure
 
 
-def _point_hover(point: Found, graph_edges: int) -> str:
+def _point_hover(point: ScoreData, graph_edges: int) -> str:
     between = span("faithfulness", point["low"], point["high"])
     size = f"{point['edges']:,} of {graph_edges:,} edges ({percent(point['share'])} asked for)"
     return f"{size}<br>f = {percent(point['faithfulness'])}" + (f" ({between})" if between else "")
 
 
-def _add_random_curves(figure: go.Figure, x: Sequence[float], points: Sequence[Found]) -> None:
+def _add_random_curves(figure: go.Figure, x: Sequence[float], points: Sequence[ScoreData]) -> None:
     drawn = [[value for value in point["controls"] if value is not None] for point in points]
     if not all(drawn):
         return

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from circuitdisc.pages.scores.base import Found, Part, ShownScore, Table, about
+from circuitdisc.pages.scores.base import Part, ScoreData, ShownScore, Table, about
 from circuitdisc.pages.verdict import Verdict, few_caveats
 from circuitdisc.schemas import validate
 from circuitdisc.scoring.kind import ScoreDescription, ScoreKind
@@ -13,20 +13,20 @@ from circuitdisc.wording import number
 def described(kind: ScoreKind) -> ShownScore:
     """How a score without a file in this folder is shown."""
 
-    def read(found: Found) -> ScoreDescription:
-        result: Any = validate(kind.result, found, f"judgement.json, {kind.name}")
+    def read(score: ScoreData) -> ScoreDescription:
+        result: Any = validate(kind.result, score, f"judgement.json, {kind.name}")
         return result.describe()
 
-    def part(found: Found) -> Part:
-        said, of = read(found), about(found)
+    def part(score: ScoreData) -> Part:
+        said, of = read(score), about(score)
         headers = tuple(said.rows[0]) if said.rows else ()
         rows = tuple(tuple(_cell(row[name]) for name in headers) for row in said.rows)
         caption = f"{of}. {said.note}" if said.note else of
         return Part(kind.words[0].upper() + kind.words[1:], of, tuple(said.lines), headers, rows, caption)
 
-    def verdict(found: Found) -> Verdict:
-        said = read(found)
-        return Verdict(tuple(said.verdict), (*said.caveats, *few_caveats(found["n"])))
+    def verdict(score: ScoreData) -> Verdict:
+        said = read(score)
+        return Verdict(tuple(said.verdict), (*said.caveats, *few_caveats(score["n"])))
 
     def tables(result: Any) -> Sequence[Table]:
         return [(kind.words, result.describe().rows)]

@@ -6,7 +6,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from circuitdisc.pages.drawing import GRID, INK
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Found, Part, ShownScore, Table, about, frame, named, reach
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, frame, named, reach
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.scoring.minimality import Minimality
 from circuitdisc.wording import is_number, number, percent, span
@@ -19,33 +19,33 @@ _NAMES_AT_MOST = 30  # parts that fail, in a sentence
 _LISTED_AT_MOST = 6  # parts in a sentence
 
 
-def _tables(found: Minimality) -> list[Table]:
-    return [(f"minimality by {found.by}, the least needed first (random control: the test of minimality)", found.table())]
+def _tables(result: Minimality) -> list[Table]:
+    return [(f"minimality by {result.by}, the least needed first (random control: the test of minimality)", result.table())]
 
 
-def _tables_of_edges(found: Minimality) -> list[Table]:
-    return [("minimality by edge, the least needed first", found.table())]
+def _tables_of_edges(result: Minimality) -> list[Table]:
+    return [("minimality by edge, the least needed first", result.table())]
 
 
-def _part(found: Found, title: str = "Minimality", name: str = "minimality") -> Part:
-    needs, by, threshold = found["needs"], found["by"], percent(found["threshold"])
+def _part(score: ScoreData, title: str = "Minimality", name: str = "minimality") -> Part:
+    needs, by, threshold = score["needs"], score["by"], percent(score["threshold"])
     idle = [need["part"] for need in sorted(needs, key=lambda need: need["share"]) if not need["passes"]]
-    lines = [f"{found['n_passed']:,} of {len(needs):,} {by}s change the metric by {threshold} of the full model's or more."]
+    lines = [f"{score['n_passed']:,} of {len(needs):,} {by}s change the metric by {threshold} of the full model's or more."]
     if idle:
         lines.append(f"Those that do not: {named(idle, _NAMES_AT_MOST)}.")
     shown = f" The {BARS_AT_MOST} least needed of {len(needs):,}." if len(needs) > BARS_AT_MOST else ""
     label = f"Change of the metric without each {by}, the least needed first, and the threshold of {threshold}."
     caption = (
-        f"{about(found)}. The change when one {by} is taken out, too, in the absence of the set K in which it matters most (K "
+        f"{about(score)}. The change when one {by} is taken out, too, in the absence of the set K in which it matters most (K "
         f"was chosen on the search examples).{shown} What random members do is the null of the test of minimality below."
     )
-    return Part(title, about(found), tuple(lines), figures=((name, minimality_figure(found), label, caption),))
+    return Part(title, about(score), tuple(lines), figures=((name, minimality_figure(score), label, caption),))
 
 
-def _verdict(found: Found) -> Verdict:
-    needs, by, limit = found["needs"], found["by"], percent(found["threshold"])
+def _verdict(score: ScoreData) -> Verdict:
+    needs, by, limit = score["needs"], score["by"], percent(score["threshold"])
     idle = [need["part"] for need in needs if not need["passes"]]
-    least = found["threshold"] * abs(found["full"])
+    least = score["threshold"] * abs(score["full"])
     unsure = [need["part"] for need in needs if need["passes"] and is_number(need["low"]) and need["low"] < least]
     change = "changes" if len(idle) == 1 else "change"
     line = (
@@ -67,10 +67,10 @@ def _listed(names: list[str]) -> str:
     return f": {', '.join(names[:_LISTED_AT_MOST])}{more}" if names else ""
 
 
-def minimality_figure(found: Found) -> go.Figure:
+def minimality_figure(score: ScoreData) -> go.Figure:
     """A bar for each part, the least needed at the top, and the threshold."""
-    needs = sorted(found["needs"], key=lambda need: need["share"])[:BARS_AT_MOST]
-    full, figure = abs(found["full"]), go.Figure()
+    needs = sorted(score["needs"], key=lambda need: need["share"])[:BARS_AT_MOST]
+    full, figure = abs(score["full"]), go.Figure()
     for passes, colour, words in ((False, CIRCUIT, "below the threshold"), (True, RANDOM, "needed")):
         rows = [need for need in needs if need["passes"] is passes]
         if not rows:
@@ -95,18 +95,18 @@ def minimality_figure(found: Found) -> go.Figure:
             name=words,
         )
     line = {"color": INK, "width": 1, "dash": "dot"}
-    figure.add_vline(x=found["threshold"], line=line)
-    entry = f"threshold, {percent(found['threshold'])}"
+    figure.add_vline(x=score["threshold"], line=line)
+    entry = f"threshold, {percent(score['threshold'])}"
     figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=entry, showlegend=True)
     frame(figure, 120 + 19 * len(needs), left=90)
     order = [escape(need["part"]) for need in needs]
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed", showgrid=False, dtick=1)
-    figure.update_xaxes(title_text=f"change, as a share of the full model's {escape(str(found['metric']))}", tickformat=".0%")
+    figure.update_xaxes(title_text=f"change, as a share of the full model's {escape(str(score['metric']))}", tickformat=".0%")
     figure.update_layout(barmode="overlay")
     return figure
 
 
-def _need_hover(need: Found) -> str:
+def _need_hover(need: ScoreData) -> str:
     between = span("change", need["low"], need["high"])
     lines = [f"<b>{escape(need['part'])}</b>: {percent(need['share'])}", f"change {number(need['change'])}"]
     lines[-1] += f" ({between})" if between else ""
