@@ -29,6 +29,7 @@ KIND_WORDS["logits"] = "into logits"
 INK, FAINT, GRID = "#2B2F36", "#D3D7DD", "#8A9099"
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 12, "color": INK}
 MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GRID}
+WIDTH = 1000
 _LISTED_AT_MOST = 8  # edges of one kind in a node's hover text
 _LABEL_FROM = 30  # pixels: nodes of this size carry their name
 
@@ -66,10 +67,26 @@ def area(figure: go.Figure, x: Sequence[float], low: Any, high: Any, colour: str
     figure.add_scatter(x=[*x, *reversed(x)], y=[*high, *reversed(low)], **(outline | {"name": name} | more))
 
 
+def measured_line(
+    figure: go.Figure, x: Sequence[float], y: Any, low: Any, high: Any, hovertext: Sequence[str], shown_as: str, name: str
+) -> None:
+    """Add a line of measured values with their intervals; the pointer shows a point's words and its value."""
+    figure.add_scatter(
+        x=x, y=y, mode="lines+markers", line={"color": KIND_COLOURS["logits"], "width": 2}, hovertext=hovertext,
+        error_y=error_bars(high - y, y - low), hovertemplate=f"%{{hovertext}}: %{{y:{shown_as}}}<extra></extra>", name=name,
+    )  # fmt: skip
+
+
 def plain_axes(figure: go.Figure) -> None:
     """Faint grid lines that show on light and dark pages."""
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
+
+
+def frame(figure: go.Figure, height: int, left: int = 80, *, width: int = WIDTH, top: int = 40, bottom: int = 56) -> None:
+    """Size, margins and axes."""
+    figure.update_layout(**plain_layout(width, height), margin={"l": left, "r": 30, "t": top, "b": bottom})
+    plain_axes(figure)
 
 
 def draw_circuit(circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | None = None, title: str = "") -> go.Figure:

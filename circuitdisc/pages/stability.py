@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, brackets, frame, reads
+from circuitdisc.pages.drawing import frame
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, brackets, reads
 from circuitdisc.pages.scores.minimality import BARS_AT_MOST
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS
@@ -78,7 +79,7 @@ def stability_figure(shares: Mapping[str, float], kept: frozenset[str], kind: st
                 hoverinfo="text",
                 name=f"{words}: {len(at):,}",
             )
-    frame(figure, 340, left=80)
+    frame(figure, 340, top=62)
     figure.update_layout(barmode="overlay", bargap=0.1)
     if len(order) <= BARS_AT_MOST:
         words = [escape(name) for name in order]
