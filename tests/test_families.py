@@ -18,7 +18,7 @@ from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.models import families
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
-from circuitdisc.models.families.common import layer_norm, split_bias, split_input, split_output, transposed
+from circuitdisc.models.families.common import layer_norm, sizes, split_bias, split_input, split_output, transposed
 from circuitdisc.models.families.family import Family
 
 
@@ -27,14 +27,8 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     config, body = hf_model.config, hf_model.model.decoder
     n_heads, d_head = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     spec = ModelSpec(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        d_model=config.hidden_size,
+        **sizes(config),
         d_head=d_head,
-        d_vocab=config.vocab_size,
-        d_vocab_out=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
         norm="layer",
         eps=body.final_layer_norm.eps,
         activation=config.activation_function,

@@ -122,7 +122,7 @@ def attention_difference(
         UnknownName: the examples have no such role, or there is no such split.
         BadSetting: a key lies behind the query in every example of a causal model, or a model has no fast components.
     """
-    check_same([checkpoint if isinstance(checkpoint, Model) else str(checkpoint) for checkpoint in (base, tuned)])
+    check_same([base, tuned])
     given: Any = options
     settings, examples = of_others(OnSplitOfModels, given), examples_of(task, given["split"])
     chosen = default_keys(examples, query) if keys is None else tuple(as_list("keys", keys))

@@ -11,6 +11,7 @@ holds one folder a rung and ladder.json, which names them in order.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def load(checkpoint: Checkpoint | str, **settings: Any) -> Model:
 # --- what they share ------------------------------------------------------------------------------------------------------
 
 
-def check_same(checkpoints: Sequence[Checkpoint | Model | str]) -> None:
+def check_same(checkpoints: Sequence[Checkpoint | Model | str | PathLike[str]]) -> None:
     """Architecture, sizes and vocabulary of all are those of the first. Weights are not read.
 
     Tokens are compared where both have a tokenizer: every token of one has the same number in the other.
@@ -136,7 +137,7 @@ def check_same(checkpoints: Sequence[Checkpoint | Model | str]) -> None:
     Raises:
         BadModel: one differs; the message says in what.
     """
-    rest = [find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint for checkpoint in checkpoints]
+    rest = [each if isinstance(each, Checkpoint | Model) else find_checkpoint(str(each)) for each in checkpoints]
     if len(rest) < 2:
         return
     first = rest[0]

@@ -94,7 +94,7 @@ class Flow:
         """Proximities of one head's messages, some rows at a time."""
         pattern = wide(self.run.patterns[layer][head])[at]
         assert self.run.frame is not None, "components have a frame"
-        scale = self.run.frame.head_scale.get(layer)  # of a norm after attention, held as everywhere
+        scale = self.run.frame.head_scale.get(layer)  # of a norm after attention, frozen as everywhere
         if scale is not None:
             pattern = pattern * wide(scale)[at]
         values = self._head_values(layer)[head]

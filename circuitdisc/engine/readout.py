@@ -1,6 +1,6 @@
-"""What a vector in the final residual does to the logits, with the final norm's scale held: then the map is linear.
+"""What a vector in the final residual does to the logits, with the final norm's scale frozen: then the map is linear.
 
-    logits before any cap = sum over parts of (part, normed at the held scale) . W_U + shift . W_U + b_U
+    logits before any cap = sum over parts of (part, normed at the frozen scale) . W_U + shift . W_U + b_U
 
 Shape letters: N readings, D residual width, V vocabulary, C parts (components).
 """
@@ -21,10 +21,10 @@ from circuitdisc.tasks.base import PromptBatch
 
 
 class Readout:
-    """The final norm, its scale held at the value that it has for some final residuals, and the unembedding.
+    """The final norm, its scale frozen at the value that it has for some final residuals, and the unembedding.
 
     Args:
-        residual: the final residuals whose scale is held; its precision is that of the results. [N, D]
+        residual: the final residuals whose scale is frozen; its precision is that of the results. [N, D]
     """
 
     def __init__(self, components: Components, residual: Float[Tensor, "N D"]) -> None:
@@ -38,7 +38,7 @@ class Readout:
         self.reciprocal = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + spec.eps).to(residual.dtype)
 
     def turned(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """The norm's linear part without the held scale: centred where the norm centres, times the norm's weights."""
+        """The norm's linear part without the frozen scale: centred where the norm centres, times the norm's weights."""
         x = x.to(self.dtype)
         if self.components.spec.norm == "layer":
             x = x - x.mean(-1, keepdim=True)

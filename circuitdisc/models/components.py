@@ -163,8 +163,8 @@ class Components:
     """The nodes of one model as functions.
 
     Models with a norm after attention (Gemma 2) couple the heads of a layer: the norm divides their sum by its root mean
-    square. So that heads stay separate senders, that one number a position (`Frame.head_scale`) is held at its value in
-    the uncut run; the full circuit is then exactly the model, and a head's output depends on its own inputs alone.
+    square. So that heads stay separate senders, that one number a position (`Frame.head_scale`) is frozen at its value in
+    the full model's run; the full circuit is then exactly the model, and a head's output depends on its own inputs alone.
     """
 
     capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
@@ -307,7 +307,7 @@ class Components:
         return (flat @ W_O.reshape(-1, W_O.shape[-1])).reshape(*z.shape[1:-1], -1)
 
     def after_attention(self, layer: int, out: Tensor, frame: Frame) -> Tensor:
-        """The norm after attention, its scale held at the uncut run's; nothing in models without one."""
+        """The norm after attention, its scale frozen at the full model's; nothing in models without one."""
         norm = self.weights.layers[layer].norm_after_attention
         if norm is None:
             return out

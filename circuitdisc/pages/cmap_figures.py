@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from circuitdisc.pages.drawing import GRID, KIND_COLOURS, error_bars, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, KIND_COLOURS, area, frame, measured_line
 from circuitdisc.wording import percent
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def scatter_figure(across: "UnitMap", up: "UnitMap") -> go.Figure:
         hoverinfo="text",
         name="heads",
     )
-    _frame(figure, 760, 520)
+    frame(figure, 520, width=760)
     figure.update_xaxes(title_text=f"score, {across.kind} patched", tickformat=".0%")
     figure.update_yaxes(title_text=f"score, {up.kind} patched", tickformat=".0%")
     return figure
@@ -50,22 +50,12 @@ def growth_figure(growth: "Growth") -> go.Figure:
     sizes, figure = list(growth.sizes), go.Figure()
     if len(growth.random):
         low, middle, high = np.percentile(growth.random, [0, 50, 100], axis=0)
-        figure.add_scatter(
-            x=sizes + sizes[::-1], y=[*high, *low[::-1]], fill="toself", fillcolor=_BAND, line={"width": 0}, mode="lines",
-            hoverinfo="skip", name=f"{len(growth.random)} random orders",
-        )  # fmt: skip
+        area(figure, sizes, low, high, _BAND, f"{len(growth.random)} random orders")
         figure.add_scatter(x=sizes, y=middle, mode="lines", line={"color": OTHER}, name="random orders, median")
-    figure.add_scatter(
-        x=sizes,
-        y=growth.score,
-        mode="lines+markers",
-        line={"color": MAIN, "width": 2},
-        error_y=error_bars(growth.high - growth.score, growth.score - growth.low),
-        hovertext=[f"{row['patched']} patched, last {row['last'] or 'none'}" for row in growth.table()],
-        hovertemplate="%{hovertext}: %{y:.1%}<extra></extra>",
-        name="best on the search examples first",
-    )
-    _frame(figure, 1000, 420)
+    hover = [f"{row['patched']} patched, last {row['last'] or 'none'}" for row in growth.table()]
+    name = "best on the search examples first"
+    measured_line(figure, sizes, growth.score, growth.low, growth.high, hover, ".1%", name)
+    frame(figure, 420)
     figure.update_xaxes(
         title_text=f"{growth.kind}s patched" if growth.kind != "query" else "queries patched", rangemode="tozero"
     )
@@ -89,12 +79,7 @@ def layers_figure(parts: Sequence["Scored"]) -> go.Figure:
         hovertext=[part.name for part in stream], hovertemplate="%{hovertext}: %{y:.1%}<extra></extra>",
         name="residual stream before the layer",
     )  # fmt: skip
-    _frame(figure, 1000, 360)
+    frame(figure, 360)
     figure.update_xaxes(title_text="layer", dtick=1 if len(stream) < 20 else None, showgrid=False)
     figure.update_yaxes(title_text="score", tickformat=".0%")
     return figure
-
-
-def _frame(figure: go.Figure, width: int, height: int) -> None:
-    figure.update_layout(**plain_layout(width, height), margin={"l": 80, "r": 30, "t": 40, "b": 56})
-    plain_axes(figure)

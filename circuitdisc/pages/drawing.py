@@ -6,7 +6,7 @@ coloured by the input that it feeds: q, k, v, MLP or `logits`; each kind can be 
 circuit is drawn as the grid of its heads, kept or ablated, since its edges are all those among the kept heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,6 +29,7 @@ KIND_WORDS["logits"] = "into logits"
 INK, FAINT, GRID = "#2B2F36", "#D3D7DD", "#8A9099"
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 12, "color": INK}
 MODEBAR = {"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": GRID}
+WIDTH = 1000
 _LISTED_AT_MOST = 8  # edges of one kind in a node's hover text
 _LABEL_FROM = 30  # pixels: nodes of this size carry their name
 
@@ -66,10 +67,26 @@ def area(figure: go.Figure, x: Sequence[float], low: Any, high: Any, colour: str
     figure.add_scatter(x=[*x, *reversed(x)], y=[*high, *reversed(low)], **(outline | {"name": name} | more))
 
 
+def measured_line(
+    figure: go.Figure, x: Sequence[float], y: Any, low: Any, high: Any, hovertext: Sequence[str], shown_as: str, name: str
+) -> None:
+    """Add a line of measured values with their intervals; the pointer shows a point's words and its value."""
+    figure.add_scatter(
+        x=x, y=y, mode="lines+markers", line={"color": KIND_COLOURS["logits"], "width": 2}, hovertext=hovertext,
+        error_y=error_bars(high - y, y - low), hovertemplate=f"%{{hovertext}}: %{{y:{shown_as}}}<extra></extra>", name=name,
+    )  # fmt: skip
+
+
 def plain_axes(figure: go.Figure) -> None:
     """Faint grid lines that show on light and dark pages."""
     for update in (figure.update_xaxes, figure.update_yaxes):
         update(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
+
+
+def frame(figure: go.Figure, height: int, left: int = 80, *, width: int = WIDTH, top: int = 40, bottom: int = 56) -> None:
+    """Size, margins and axes."""
+    figure.update_layout(**plain_layout(width, height), margin={"l": left, "r": 30, "t": top, "b": bottom})
+    plain_axes(figure)
 
 
 def draw_circuit(circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | None = None, title: str = "") -> go.Figure:
@@ -136,31 +153,12 @@ def _add_edges(
     colour = KIND_COLOURS[kind]
     points = 25 if len(drawn) <= 500 else 13
     curves = layout.curves(edges[:, 0], edges[:, 1], points, solid)
-    gap = np.full((len(edges), 1, 2), np.nan)  # lifts the pen between one edge and the next
-    line = np.concatenate([curves, gap], axis=1).reshape(-1, 2).astype(np.float32)
     crowd = 60 / max(len(drawn), 60)  # 1 for a small circuit, towards 0 for a large one
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    figure.add_scatter(
-        x=line[:, 0],
-        y=line[:, 1],
-        mode="lines",
-        line={"color": f"rgba({red},{green},{blue},{0.85 * crowd**0.38:.3f})", "width": 1.9 * crowd**0.2},
-        hoverinfo="skip",
-        legendgroup=kind,
-        showlegend=False,
-    )
-    middle = curves[:, points // 2].astype(np.float32)
-    figure.add_scatter(
-        x=middle[:, 0],
-        y=middle[:, 1],
-        mode="markers",
-        marker={"size": 9, "color": colour, "opacity": 0},
-        hovertext=[_edge_hover(graph, receiver, sender, edge_scores) for receiver, sender in edges],
-        hoverinfo="text",
-        hoverlabel={"bgcolor": colour, "font": {"color": "#FFFFFF" if kind in ("q", "logits") else "#000000"}},
-        legendgroup=kind,
-        showlegend=False,
-    )
+    line = {"color": f"rgba({red},{green},{blue},{0.85 * crowd**0.38:.3f})", "width": 1.9 * crowd**0.2}
+    hover = [_edge_hover(graph, receiver, sender, edge_scores) for receiver, sender in edges]
+    label = {"bgcolor": colour, "font": {"color": "#FFFFFF" if kind in ("q", "logits") else "#000000"}}
+    add_curves(figure, curves, line, {"size": 9, "color": colour}, hover, hoverlabel=label, legendgroup=kind)
     figure.add_scatter(
         x=[None],
         y=[None],
@@ -169,6 +167,27 @@ def _add_edges(
         name=f"{KIND_WORDS[kind]}: {len(edges):,}",
         legendgroup=kind,
     )
+
+
+def add_curves(
+    figure: go.Figure,
+    curves: Float[np.ndarray, "E P 2"],
+    line: Mapping[str, Any],
+    marker: Mapping[str, Any],
+    hovertext: Sequence[str],
+    opacity: float | None = None,
+    hoverlabel: Mapping[str, Any] | None = None,
+    **both: Any,
+) -> None:
+    """One trace for all curves, and one of unseen points in their middles that carry the hover text."""
+    gap = np.full((len(curves), 1, 2), np.nan)  # lifts the pen between one edge and the next
+    x, y = np.concatenate([curves, gap], axis=1).reshape(-1, 2).astype(np.float32).T
+    both |= {"showlegend": False}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, opacity=opacity, hoverinfo="skip", **both)
+    x, y = curves[:, curves.shape[1] // 2].astype(np.float32).T
+    unseen = {**marker, "opacity": 0}
+    both |= {"hovertext": hovertext, "hoverinfo": "text", "hoverlabel": hoverlabel}
+    figure.add_scatter(x=x, y=y, mode="markers", marker=unseen, **both)
 
 
 def _edge_hover(graph: ComputationGraph, receiver: int, sender: int, edge_scores: Float[np.ndarray, "R S"] | None) -> str:

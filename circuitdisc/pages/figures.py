@@ -9,12 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, error_bars, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, error_bars, frame
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.wording import SHARES, SPLIT_WORDS, is_number, score_value, span
 
 CIRCUIT_COLOUR, RANDOM_COLOUR = KIND_COLOURS["logits"], KIND_COLOURS["q"]
-_WIDTH = 1000
 _DOTS_AT_MOST = 1500  # decisions that are drawn one by one
 
 
@@ -30,7 +29,7 @@ def controls_figure(scores: Scores) -> go.Figure | None:
     for row, score in enumerate(shown, start=1):
         _add_controls(figure, score, row)
     tall = len(shown)
-    _frame(figure, height=70 + 92 * tall, left=170)
+    frame(figure, 70 + 92 * tall, 170, top=66, bottom=50)
     figure.update_yaxes(range=[-1, 1], zeroline=False, showgrid=False, tickvals=[0])
     figure.update_layout(title={"text": f"Circuit and random circuits on {SPLIT_WORDS.get(split, escape(split))}"})
     return figure
@@ -110,7 +109,7 @@ def search_figure(trace: Sequence[Mapping[str, Any]], metric: str = "") -> go.Fi
         figure.update_yaxes(title_text=escape(metric) or "metric", row=1, col=1)
     if decided:
         _add_counts(figure, trace, panels)
-    _frame(figure, height=90 + 200 * panels, left=80)
+    frame(figure, 90 + 200 * panels, 80, top=66, bottom=50)
     figure.update_xaxes(title_text="decision", row=panels, col=1)
     figure.update_layout(title={"text": f"{len(trace):,} decisions in the order in which they were taken"})
     return figure
@@ -190,8 +189,3 @@ def _float(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _frame(figure: go.Figure, height: int, left: int) -> None:
-    figure.update_layout(**plain_layout(_WIDTH, height), margin={"l": left, "r": 30, "t": 66, "b": 50})
-    plain_axes(figure)

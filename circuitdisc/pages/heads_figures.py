@@ -14,13 +14,12 @@ from jaxtyping import Float
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
 from circuitdisc.heads.neurons.table import DOINGS, NeuronTable
-from circuitdisc.pages.drawing import GRID, KIND_COLOURS, area, error_bars, plain_axes, plain_layout
+from circuitdisc.pages.drawing import GRID, KIND_COLOURS, area, frame, measured_line
 from circuitdisc.wording import number
 
 MAIN, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
 _BAND = "rgba(0,114,178,0.18)"
 _LABEL_FROM = 40  # pixels: cells of this size carry their value
-_WIDTH = 1000
 
 
 def head_map(values: Float[np.ndarray, "L H"], *, signed: bool = False, largest: float | None = None) -> go.Figure:
@@ -54,7 +53,7 @@ def head_map(values: Float[np.ndarray, "L H"], *, signed: bool = False, largest:
     )
     width, height = max(n_heads * cell + 210, 420), max(n_layers * min(cell, 34) + 90, 190)
     every = max(1, math.ceil(30 / cell))
-    _frame(figure, width, height, left=80)
+    frame(figure, height, width=width)
     figure.update_xaxes(tickvals=list(range(0, n_heads, every)), ticktext=[f"h{head}" for head in range(0, n_heads, every)])
     figure.update_yaxes(tickvals=list(range(n_layers)), ticktext=[f"layer {layer}" for layer in range(n_layers)])
     figure.update_xaxes(showgrid=False, zeroline=False)
@@ -73,17 +72,10 @@ def curve_figure(curve: KnockoutCurve) -> go.Figure:
         low, middle, high = curve.band
         area(figure, sizes, low, high, _BAND, "random orders, 5 % to 95 %")
         _add_line(figure, sizes, middle, RANDOM, "random orders, median")
-    figure.add_scatter(
-        x=sizes,
-        y=curve.mean,
-        mode="lines+markers",
-        line={"color": MAIN, "width": 2},
-        error_y=error_bars(curve.high - curve.mean, curve.mean - curve.low),
-        hovertext=[f"{row['ablated']} ablated, last {row['last'] or 'none'}" for row in curve.table()],
-        hovertemplate="%{hovertext}: %{y:.4g}<extra></extra>",
-        name="in order of effect" if curve.effects is not None else "in the order given",
-    )
-    _frame(figure, _WIDTH, 420, left=80)
+    hover = [f"{row['ablated']} ablated, last {row['last'] or 'none'}" for row in curve.table()]
+    name = "in order of effect" if curve.effects is not None else "in the order given"
+    measured_line(figure, sizes, curve.mean, curve.low, curve.high, hover, ".4g", name)
+    frame(figure, 420)
     figure.update_xaxes(title_text="heads ablated", rangemode="tozero")
     figure.update_yaxes(title_text=escape(curve.metric))
     return figure
@@ -100,7 +92,7 @@ def layers_figure(result: LogitAttribution) -> go.Figure:
             figure.add_bar(x=labels, y=values, marker={"color": colour}, name=f"added by {name}")
     running = result.after_layer.mean(1)
     figure.add_scatter(x=labels, y=running, mode="lines+markers", line={"color": MAIN}, name="difference after the layer")
-    _frame(figure, _WIDTH, 380, left=80)
+    frame(figure, 380)
     figure.update_layout(barmode="relative")
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
     figure.update_yaxes(title_text="logit difference")
@@ -112,7 +104,7 @@ def bars_figure(names: Sequence[str], series: Mapping[str, Sequence[float]], wha
     figure = go.Figure()
     for (title, values), colour in zip(series.items(), (MAIN, RANDOM), strict=False):
         figure.add_bar(y=list(names), x=list(values), orientation="h", marker={"color": colour}, name=escape(title))
-    _frame(figure, _WIDTH, 110 + 17 * len(series) * len(names), left=90)
+    frame(figure, 110 + 17 * len(series) * len(names), left=90)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
     figure.update_xaxes(title_text=escape(what))
     return figure
@@ -128,7 +120,7 @@ def masked_figure(table: NeuronTable) -> go.Figure:
         _add_line(figure, sizes, table.values[table.metric][doing].mean(1), colour, f"{doing} the top k")
     full = float(table.full[table.metric].mean())
     figure.add_hline(y=full, line={"color": GRID, "dash": "dot"}, annotation_text="full model")
-    _frame(figure, _WIDTH, 420, left=80)
+    frame(figure, 420)
     figure.update_xaxes(title_text="k neurons", type="log" if min(sizes) * 20 <= max(sizes) else "linear", tickvals=sizes)
     figure.update_yaxes(title_text=escape(table.metric))
     return figure
@@ -137,8 +129,3 @@ def masked_figure(table: NeuronTable) -> go.Figure:
 def _add_line(figure: go.Figure, x: list[int], y: np.ndarray, colour: str, name: str) -> None:
     template = "%{x}: %{y:.4g}<extra></extra>"
     figure.add_scatter(x=x, y=y, mode="lines+markers", line={"color": colour, "width": 2}, hovertemplate=template, name=name)
-
-
-def _frame(figure: go.Figure, width: int, height: int, left: int) -> None:
-    figure.update_layout(**plain_layout(width, height), margin={"l": left, "r": 30, "t": 40, "b": 56}, barmode="group")
-    plain_axes(figure)

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, brackets, frame, reads
+from circuitdisc.pages.drawing import frame
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, brackets, reads
 from circuitdisc.pages.scores.minimality import BARS_AT_MOST
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS
@@ -17,6 +18,7 @@ from circuitdisc.wording import is_number, number, percent, share, span
 _FEW_SAMPLES = 10
 
 
+@reads("stability.json", "a stability", "circuitdisc stability RUN")
 def stability_part(score: ScoreData, circuit: Circuit) -> Part:
     """How alike the circuits of bootstrap samples are, and which parts are found each time.
 
@@ -26,11 +28,6 @@ def stability_part(score: ScoreData, circuit: Circuit) -> Part:
     Raises:
         BadFile: it is not a stability.
     """
-    with reads("stability.json", "a stability", "circuitdisc stability RUN"):
-        return _part(score, circuit)
-
-
-def _part(score: ScoreData, circuit: Circuit) -> Part:
     settings, by_chance = score["settings"], score.get("random", {})
     rows = tuple(_likeness_row(row, by_chance.get(row["of"])) for row in score["table"])
     kind = "heads" if circuit.granularity == "head" else "edges"
@@ -78,7 +75,7 @@ def stability_figure(shares: Mapping[str, float], kept: frozenset[str], kind: st
                 hoverinfo="text",
                 name=f"{words}: {len(at):,}",
             )
-    frame(figure, 340, left=80)
+    frame(figure, 340, top=62)
     figure.update_layout(barmode="overlay", bargap=0.1)
     if len(order) <= BARS_AT_MOST:
         words = [escape(name) for name in order]
@@ -90,6 +87,7 @@ def stability_figure(shares: Mapping[str, float], kept: frozenset[str], kind: st
     return figure
 
 
+@reads("stability.json", "a stability", "circuitdisc stability RUN")
 def stability_verdict(score: ScoreData, circuit: Circuit) -> Verdict:
     """Whether other examples of the same task would have given the same circuit.
 
@@ -99,11 +97,6 @@ def stability_verdict(score: ScoreData, circuit: Circuit) -> Verdict:
     Raises:
         BadFile: it is not a stability.
     """
-    with reads("stability.json", "a stability", "circuitdisc stability RUN"):
-        return _stable(score, circuit)
-
-
-def _stable(score: ScoreData, circuit: Circuit) -> Verdict:
     lines, caveats = [], []
     by_chance, n, sizes = score.get("random", {}), score["n"], score["sizes"]
     for row in score["table"]:

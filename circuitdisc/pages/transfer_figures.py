@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.graph import Node
-from circuitdisc.pages.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, plain_layout
+from circuitdisc.pages.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, add_curves, plain_layout
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.tables import controls_words
 from circuitdisc.scoring.base import Score
@@ -266,32 +266,12 @@ def _add_edges(
         if len(edges) > DRAWN_AT_MOST:
             edges = edges[np.linspace(0, len(edges) - 1, DRAWN_AT_MOST).astype(int)]
         word, colour, dash = CLASSES[name]
-        points = 17
-        curves = layout.curves(edges[:, 0], edges[:, 1], points, touched)
-        line = np.concatenate([curves, np.full((len(edges), 1, 2), np.nan)], axis=1).reshape(-1, 2).astype(np.float32)
+        curves = layout.curves(edges[:, 0], edges[:, 1], 17, touched)
         crowd = 60 / max(len(edges), 60)  # 1 for few edges, towards 0 for many
-        figure.add_scatter(
-            x=line[:, 0],
-            y=line[:, 1],
-            mode="lines",
-            opacity=(0.5 if name == "lost" else 0.9) * crowd**0.3,
-            line={"color": colour, "width": 1.2 if name == "lost" else 1.6, "dash": dash},
-            hoverinfo="skip",
-            showlegend=False,
-            **where,
-        )
-        middle = curves[:, points // 2].astype(np.float32)
-        names = [circuit.graph.edge_name(int(receiver), int(sender)) for receiver, sender in edges]
-        figure.add_scatter(
-            x=middle[:, 0],
-            y=middle[:, 1],
-            mode="markers",
-            marker={"size": 8, "color": colour, "opacity": 0},
-            hovertext=[f"{escape(edge)}<br>{word}" for edge in names],
-            hoverinfo="text",
-            showlegend=False,
-            **where,
-        )
+        line = {"color": colour, "width": 1.2 if name == "lost" else 1.6, "dash": dash}
+        hover = [f"{escape(circuit.graph.edge_name(int(receiver), int(sender)))}<br>{word}" for receiver, sender in edges]
+        opacity = (0.5 if name == "lost" else 0.9) * crowd**0.3
+        add_curves(figure, curves, line, {"size": 8, "color": colour}, hover, opacity, **where)
 
 
 def _add_nodes(figure: go.Figure, layout: Layout, circuit: Circuit, size: float, where: dict[str, int]) -> None:

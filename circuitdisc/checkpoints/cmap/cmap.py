@@ -83,7 +83,7 @@ def cmap(
         folder=None if folder is None else Path(folder),
         model_settings=of_others(CrossPatching, given),
     )
-    check_same([checkpoint if isinstance(checkpoint, Model) else str(checkpoint) for checkpoint in (base, tuned)])
+    check_same([base, tuned])
     clock, maps, looks = time.perf_counter(), list[CrossMap](), dict[str, np.ndarray]()
     job, names = None, ()
     for name in directions:

@@ -4,7 +4,7 @@ The unpatched run is made once a chunk and its residual kept before every layer;
 patched. Runs that begin at the same layer share that layer's queries, keys, values and patterns. What is not patched is
 computed from the residual as it now is, with this model's own weights.
 
-In models with a norm after attention (Gemma 2) the norm's scale is held at the unpatched run's, so that heads stay separate.
+In models with a norm after attention (Gemma 2) the norm's scale is frozen at the unpatched run's, so that heads stay separate.
 
 Shape letters: B examples, T positions, D residual width, H heads, K head width, N readings, X patches, n tokens.
 """

@@ -4,10 +4,10 @@
     removed   log p(right | x) - log p(right | x - v)    x: the final residual
 
 v is what the neuron writes at the reading: its activation times its row of W_out. p is read off x by the final norm, the
-unembedding and a softmax over the whole vocabulary, with the norm's scale held at its value in the run's final residual (and,
-in models with a norm after the MLP, that norm's scale held, too). Exact for each neuron: no gradient, no choice of candidates.
+unembedding and a softmax over the whole vocabulary, with the norm's scale frozen at its value in the run's final residual (and,
+in models with a norm after the MLP, that norm's scale, too). Exact for each neuron: no gradient, no choice of candidates.
 
-With the scale held, v adds u to the logits, and the rise is log sum q exp(u) over the right answers minus log sum p exp(u)
+With the scale frozen, v adds u to the logits, and the rise is log sum q exp(u) over the right answers minus log sum p exp(u)
 over the vocabulary, p and q being the probabilities before: no difference of two large numbers, so that small rises keep their
 digits.
 
@@ -80,7 +80,7 @@ def _moves(readout: Readout, trace: NeuronTrace, layer: int, method: Method) -> 
 
 
 def output_directions(components: Components, readout: Readout, layer: int) -> Float[Tensor, "M D"]:
-    """What each neuron writes for an activation of 1, as it stands after the final norm but for the held scales."""
+    """What each neuron writes for an activation of 1, as it stands after the final norm but for the frozen scales."""
     block = components.weights.layers[layer]
     assert block.W_out is not None, f"layer {layer} has no MLP"
     rows = block.W_out

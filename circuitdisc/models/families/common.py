@@ -13,6 +13,19 @@ from circuitdisc.errors import BadModel
 from circuitdisc.models.components import NormWeights
 
 
+def sizes(config: Any) -> dict[str, Any]:
+    """What a `ModelSpec` has of the sizes that Hugging Face names alike for all families, GPT-2's own names included."""
+    return {
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "d_model": config.hidden_size,
+        "d_vocab": config.vocab_size,
+        "d_vocab_out": config.vocab_size,
+        "n_ctx": config.max_position_embeddings,
+    }
+
+
 def split_input(weight: Float[Tensor, "HK D"], n_heads: int) -> Float[Tensor, "H D K"]:
     """A linear layer's weight (outputs first) that makes the heads' queries, keys or values."""
     return weight.reshape(n_heads, -1, weight.shape[1]).transpose(1, 2)

@@ -4,7 +4,7 @@ from typing import Any
 
 from circuitdisc.errors import BadModel
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
-from circuitdisc.models.families.common import layer_norm
+from circuitdisc.models.families.common import layer_norm, sizes
 from circuitdisc.models.families.family import Family
 
 
@@ -13,17 +13,10 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     config, body = hf_model.config, hf_model.transformer
     if config.add_cross_attention:
         raise BadModel("GPT-2 with cross-attention is not supported")
-    n_heads, d_model = config.n_head, config.n_embd
-    d_head = d_model // n_heads
+    n_heads, d_head = config.n_head, config.n_embd // config.n_head
     spec = ModelSpec(
-        n_layers=config.n_layer,
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        d_model=d_model,
+        **sizes(config),
         d_head=d_head,
-        d_vocab=config.vocab_size,
-        d_vocab_out=config.vocab_size,
-        n_ctx=config.n_positions,
         norm="layer",
         eps=config.layer_norm_epsilon,
         activation=config.activation_function,

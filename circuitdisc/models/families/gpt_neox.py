@@ -3,7 +3,7 @@
 from typing import Any
 
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
-from circuitdisc.models.families.common import layer_norm, rotary, split_output
+from circuitdisc.models.families.common import layer_norm, rotary, sizes, split_output
 from circuitdisc.models.families.common import transposed as inputs_first
 from circuitdisc.models.families.family import Family
 
@@ -14,14 +14,8 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     n_heads = config.num_attention_heads
     frequencies, rotary_scale = rotary(body.rotary_emb)
     spec = ModelSpec(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        d_model=config.hidden_size,
+        **sizes(config),
         d_head=config.hidden_size // n_heads,
-        d_vocab=config.vocab_size,
-        d_vocab_out=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
         norm="layer",
         eps=config.layer_norm_eps,
         activation=config.hidden_act,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from circuitdisc.models.components import LayerWeights, ModelSpec, Weights
-from circuitdisc.models.families.common import rms_norm, rotary, sliding_windows, split_bias, split_input, split_output
+from circuitdisc.models.families.common import rms_norm, rotary, sizes, sliding_windows, split_bias, split_input, split_output
 from circuitdisc.models.families.common import transposed as inputs_first
 from circuitdisc.models.families.family import Family
 
@@ -15,14 +15,8 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     frequencies, rotary_scale = rotary(body.rotary_emb)
     d_head = body.layers[0].self_attn.head_dim
     spec = ModelSpec(
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        d_model=config.hidden_size,
+        **sizes(config),
         d_head=d_head,
-        d_vocab=config.vocab_size,
-        d_vocab_out=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
         norm="rms",
         eps=config.rms_norm_eps,
         activation=config.hidden_act,
@@ -32,7 +26,7 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     )
     weights = Weights(
         W_E=body.embed_tokens.weight,
-        layers=tuple(_layer(layer, n_heads, n_kv_heads) for layer in body.layers),
+        layers=tuple(layer_weights(layer, n_heads, n_kv_heads) for layer in body.layers),
         norm_final=rms_norm(body.norm),
         W_U=hf_model.lm_head.weight.t(),
         inverse_frequencies=frequencies,
@@ -40,7 +34,8 @@ def translate(hf_model: Any) -> tuple[ModelSpec, Weights]:
     return spec, weights
 
 
-def _layer(layer: Any, n_heads: int, n_kv_heads: int) -> LayerWeights:
+def layer_weights(layer: Any, n_heads: int, n_kv_heads: int) -> LayerWeights:
+    """The weights of a layer, as Gemma names them, too."""
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         W_Q=split_input(attention.q_proj.weight, n_heads),

@@ -8,12 +8,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuitdisc.errors import BadFile
-from circuitdisc.pages.drawing import KIND_COLOURS, plain_axes, plain_layout
+from circuitdisc.pages.drawing import KIND_COLOURS
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.wording import SPLIT_WORDS, number, percent, span
 
 CIRCUIT, RANDOM = KIND_COLOURS["logits"], KIND_COLOURS["q"]
-WIDTH = 1000
 NAMED_AT_MOST = 5  # parts of one set in a label
 
 ScoreData = Mapping[str, Any]
@@ -105,11 +104,3 @@ def named(parts: Sequence[str], at_most: int = NAMED_AT_MOST) -> str:
 def reach(low: float | None, high: float | None) -> float:
     """Length of an error bar; 0 where an end is unknown."""
     return 0.0 if low is None or high is None else high - low
-
-
-def frame(figure: go.Figure, height: int, left: int, top: int = 62) -> None:
-    """Size, margins and axes."""
-    figure.update_layout(**plain_layout(WIDTH, height), margin={"l": left, "r": 30, "t": top, "b": 56})
-    plain_axes(figure)
-    if top > 62:  # room for the panels' titles below the legend
-        figure.update_layout(legend_y=1.09)

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS
+from circuitdisc.pages.drawing import GRID, INK, KIND_COLOURS, error_bars, frame
 from circuitdisc.pages.scores.base import (
     CIRCUIT,
     RANDOM,
@@ -17,7 +17,6 @@ from circuitdisc.pages.scores.base import (
     Table,
     about,
     brackets,
-    frame,
     named,
     reach,
     valued,
@@ -132,7 +131,7 @@ def completeness_figure(score: ScoreData) -> go.Figure:
     figure.update_yaxes(title_text=f"{metric} of the circuit without K", range=ends, row=1, col=1)
     if beside:
         _add_gaps(figure, score, [gap["value"] for gap in random], controls)
-    frame(figure, 470, left=80)
+    frame(figure, 470, top=62)
     return figure
 
 
@@ -192,13 +191,9 @@ def _add_gaps(figure: go.Figure, score: ScoreData, random: Sequence[float], cont
         y=[score["mean"], max(random)],
         mode="markers",
         marker={"size": 13, "symbol": "diamond", "color": CIRCUIT, "line": {"color": "#FFFFFF", "width": 1}},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [reach(score["mean"], score["mean_high"]), 0],
-            "arrayminus": [reach(score["mean_low"], score["mean"]), 0],
-            "color": CIRCUIT,
-        },
+        error_y=error_bars(
+            [reach(score["mean"], score["mean_high"]), 0], [reach(score["mean_low"], score["mean"]), 0], color=CIRCUIT
+        ),
         hovertext=[f"this circuit: {number(score['mean'])}", f"this circuit: {number(max(random))}"],
         hoverinfo="text",
         name="this circuit",

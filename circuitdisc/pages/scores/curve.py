@@ -6,8 +6,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitdisc.pages.drawing import GRID
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, brackets, frame, reach
+from circuitdisc.pages.drawing import GRID, error_bars, frame
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, brackets, reach
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, as_sentences
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import defined
@@ -102,13 +102,11 @@ def size_figure(score: ScoreData) -> go.Figure | None:
             y=f,
             mode="lines+markers",
             line={"color": CIRCUIT, "width": 2},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [reach(point["faithfulness"], point["high"]) for point in points],
-                "arrayminus": [reach(point["low"], point["faithfulness"]) for point in points],
-                "visible": column == 1,
-            },
+            error_y=error_bars(
+                [reach(point["faithfulness"], point["high"]) for point in points],
+                [reach(point["low"], point["faithfulness"]) for point in points],
+                visible=column == 1,
+            ),
             hovertext=[_point_hover(point, score["graph_edges"]) for point in points],
             hoverinfo="text",
             name="f of this algorithm's circuits",
@@ -126,7 +124,8 @@ def size_figure(score: ScoreData) -> go.Figure | None:
             row=1,
             col=column,
         )
-    frame(figure, 430, left=80, top=92)
+    frame(figure, 430, top=92)
+    figure.update_layout(legend_y=1.09)  # room for the panels' titles below the legend
     figure.update_xaxes(title_text="share of the graph's edges")
     ticks = [share for share in (0.001, 0.01, 0.1, 1.0) if x[0] <= share <= x[-1]]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[percent(share) for share in ticks], row=1, col=1)

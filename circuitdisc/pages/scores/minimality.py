@@ -5,8 +5,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from circuitdisc.pages.drawing import GRID, INK
-from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, frame, named, reach
+from circuitdisc.pages.drawing import GRID, INK, error_bars, frame
+from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, named, reach
 from circuitdisc.pages.verdict import Verdict
 from circuitdisc.scoring.minimality import Minimality
 from circuitdisc.wording import is_number, number, percent, span
@@ -80,14 +80,12 @@ def minimality_figure(score: ScoreData) -> go.Figure:
             x=[need["share"] for need in rows],
             orientation="h",
             marker={"color": colour},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [reach(need["change"], need["high"]) / full for need in rows],
-                "arrayminus": [reach(need["low"], need["change"]) / full for need in rows],
-                "color": GRID,
-                "thickness": 1,
-            },
+            error_x=error_bars(
+                [reach(need["change"], need["high"]) / full for need in rows],
+                [reach(need["low"], need["change"]) / full for need in rows],
+                color=GRID,
+                thickness=1,
+            ),
             text=None if passes else [f"  {percent(need['share'])}" for need in rows],
             textposition=None if passes else "outside",
             hovertext=[_need_hover(need) for need in rows],
@@ -98,7 +96,7 @@ def minimality_figure(score: ScoreData) -> go.Figure:
     figure.add_vline(x=score["threshold"], line=line)
     entry = f"threshold, {percent(score['threshold'])}"
     figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=entry, showlegend=True)
-    frame(figure, 120 + 19 * len(needs), left=90)
+    frame(figure, 120 + 19 * len(needs), left=90, top=62)
     order = [escape(need["part"]) for need in needs]
     figure.update_yaxes(categoryorder="array", categoryarray=order, autorange="reversed", showgrid=False, dtick=1)
     figure.update_xaxes(title_text=f"change, as a share of the full model's {escape(str(score['metric']))}", tickformat=".0%")
