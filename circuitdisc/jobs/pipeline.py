@@ -129,8 +129,14 @@ def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = Tru
 
     Raises:
         BadRun: the weights or examples have changed since the circuit was found, though `changes` does not say so.
+        Stopped: Ctrl-C; without changes it says what goes on.
     """
-    with nullcontext() if changes else writing_run(folder):
+
+    def kept() -> bool:
+        return not changes and (Path(folder) / UNSCORED).exists()
+
+    again = f"circuitdisc score {shlex.quote(str(folder))}"
+    with stoppable(again, kept), nullcontext() if changes else writing_run(folder):
         run, circuit, config, model, task = changed_run(folder, changes)
         identity = identity_of_scores(config, model, task, circuit)
         if not changes:

@@ -196,7 +196,7 @@ def minimality(
         for part in one.parts if size else ():
             grown, change = _greedy(one, part, size, greedy_width, generator, lambda n: bar.update(n * a_step))
             chosen.offer("greedy", grown, (part,), (change,))
-        needs, method = _judged(one, chosen, full, threshold, confidence, seed)
+        needs, method = _judged(one, chosen, full, threshold, confidence, seed, lambda n: bar.update(n * one.n * share))
     one.patching.cost.seconds = time.perf_counter() - started
     label, cost = one.patching.ablation.label, dict(vars(one.patching.cost))
     labels = (one.by, one.n, one.split, label, one.metric.name, confidence)
@@ -278,12 +278,13 @@ def _greedy(
 
 
 def _judged(
-    one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
+    one: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int, on_step: Any
 ) -> tuple[tuple[Need, ...], str]:
     """Each part's change under its chosen K, on the split that figures are given for; and how their intervals were made."""
     pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
     for removed, parts in _by_set(chosen):
         pairs |= zip(parts, _changes(one.judge, one.circuit, removed, parts), strict=True)
+        on_step(len(parts))
     values = np.stack([pairs[part] for part in one.parts])
     over = partition_of(one.task.split(one.split))
     ends = interval((values[:, 1] - values[:, 0],), groups=over, confidence=confidence, seed=seed).size()
