@@ -36,7 +36,7 @@ from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
-from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
+from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, n_tried, random_sets, subject
 from circuitdisc.scoring.work import EDGES, SETS, CircuitRuns, Works, defaults_of, runs_of
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
@@ -179,7 +179,7 @@ def completeness(
     steps = starts * min(greedy_size, len(one.parts))
     drawn = random_circuits(circuit, n_controls if n_random else 0, generator)
     n_sets = (1 + n_random + len(named) + bool(steps)) + len(drawn) * n_random
-    works = _works(one.by, n_sets, one.n, steps * min(width, len(one.parts)), len(task.train))
+    works = _works(one.by, n_sets, one.n, starts * n_tried(len(one.parts), greedy_size, width), len(task.train))
     a_step = runs_of(works[1:]) / steps if steps else 0.0
     with work_bar(runs_of(works), "completeness", progress) as bar:
         sets = [("empty", "nothing", ())]
@@ -199,10 +199,10 @@ def completeness(
     return Completeness(gaps, *mean, left, controls, *labels, cost, method, drawn.words)
 
 
-def _works(by: PartKind, n_sets: int, n_judged: int, n_tried: int, n_searched: int) -> Works:
+def _works(by: PartKind, n_sets: int, n_judged: int, n_grown: int, n_searched: int) -> Works:
     """What is run: sets taken out of a circuit and of the model to judge them, and those that greedy search tries."""
     share = EDGES if by == "edge" else SETS
-    return [CircuitRuns(2 * n_sets, n_judged, share), CircuitRuns(2 * n_tried, n_searched, share)]
+    return [CircuitRuns(2 * n_sets, n_judged, share), CircuitRuns(2 * n_grown, n_searched, share)]
 
 
 DEFAULTS = defaults_of(completeness)
@@ -212,8 +212,8 @@ def _work(call: ScoreCall) -> Works:
     given, kind = DEFAULTS, part_kind(call.circuit, None)
     n_parts = len(parts_of(call.circuit, kind))
     n_sets = 2 + len(call.circuit.groups) + given["n_random"] * (1 + given["n_controls"])
-    n_tried = given["greedy_starts"] * min(given["greedy_size"], n_parts) * min(given["greedy_width"], n_parts)
-    return _works(kind, n_sets, len(call.task.heldout), n_tried, len(call.task.train))
+    tried = given["greedy_starts"] * n_tried(n_parts, given["greedy_size"], given["greedy_width"])
+    return _works(kind, n_sets, len(call.task.heldout), tried, len(call.task.train))
 
 
 def _pairs(one: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:

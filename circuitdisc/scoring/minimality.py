@@ -38,7 +38,7 @@ from circuitdisc.progress import work_bar
 from circuitdisc.results import Result, Row
 from circuitdisc.scoring.judging import JudgingBy
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
-from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
+from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, n_tried, random_sets, subject
 from circuitdisc.scoring.work import EDGES, PARTS, CircuitRuns, Works, defaults_of
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
@@ -182,7 +182,7 @@ def minimality(
     steps = len(one.parts) * min(size, len(one.parts) - 1)
     n_parts, n_searched, share = len(one.parts), len(task.train), _share(one.by)
     n_outside = sum(n_parts - len(removed) for removed in sets.values()) + len(named) * n_parts
-    a_step = 2 * min(greedy_width, n_parts) * n_searched * share
+    a_step = 2 * n_parts * n_tried(n_parts - 1, size, greedy_width) * n_searched * share / max(steps, 1)
     whole = (n_outside * n_searched + n_parts * one.n) * share + steps * a_step
     with work_bar(whole, "minimality", progress) as bar:
         chosen = _Chosen()
@@ -219,9 +219,8 @@ def work_of(call: ScoreCall, by: str | None) -> Works:
     """What minimality runs as it is by default: on the search examples, and, at the end, each part on the others."""
     given, kind = DEFAULTS, part_kind(call.circuit, by)
     n = len(parts_of(call.circuit, kind))
-    steps = n * min(_greedy_size(by), max(n - 1, 0))
     outside = n + given["n_random"] * n // 2 + len(call.circuit.groups) * n * (kind != "edge")
-    searched = outside + 2 * steps * min(given["greedy_width"], n)
+    searched = outside + 2 * n * n_tried(n - 1, _greedy_size(by), given["greedy_width"])
     return [CircuitRuns(searched, len(call.task.train), _share(kind)), CircuitRuns(n, len(call.task.heldout), _share(kind))]
 
 
