@@ -90,11 +90,13 @@ class Whole:
     Args:
         low, high: the bounds, both inside.
         many: a list of such numbers will do, too.
+        words: that stand for a number found later.
     """
 
     low: int
     high: int
     many: bool = False
+    words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> Any:
         """The value as an int, if it can be used.
@@ -102,6 +104,8 @@ class Whole:
         Raises:
             BadSetting: it is not a whole number, or lies outside.
         """
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
             return [self._check_number(name, number) for number in value]
         return self._check_number(name, value)
@@ -113,7 +117,7 @@ class Whole:
 
     def describe(self) -> str:
         """The bounds in words."""
-        return f"a whole number from {self.low:,} to {self.high:,}"
+        return f"a whole number from {self.low:,} to {self.high:,}" + "".join(f", or {word}" for word in self.words)
 
     def bad_values(self) -> list[Any]:
         """Values just outside, far outside, and of other kinds."""
@@ -126,6 +130,7 @@ Bounds = Real | Whole
 SEED = Whole(0, 2**32 - 1)  # NumPy's legacy generator, which the trainer seeds, takes no more
 CONFIDENCE = Real(0, 1, open_low=True, open_high=True)
 N_RANDOM = Whole(0, 100_000)
+N_RANDOM_OR_AUTO = Whole(0, 100_000, words=("auto",))
 EXAMPLES = Whole(1, 1_000_000)
 BATCH = Whole(1, 1_000_000)
 THREADS = Whole(1, 1024)  # far above what torch's thread pool can start, the process ends without a word

@@ -10,7 +10,12 @@ def progress_bar(total: int, description: str, unit: str, enabled: bool = True, 
     return tqdm(total=total, desc=description, unit=unit, disable=not enabled, initial=initial, delay=1.0, leave=False)
 
 
-def time_bar(description: str, enabled: bool = True) -> "tqdm[Any]":
-    """A bar over seconds, whose sum is an estimate that changes on the way (`bar.total`): a share, and the time left."""
+def work_bar(total: float, description: str, enabled: bool = True) -> "tqdm[Any]":
+    """A bar over work that is counted in any unit, and may change on the way (`bar.total`): a share, and the time left."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(total=1.0, desc=description, disable=not enabled, delay=1.0, leave=False, smoothing=0, bar_format=form)
+    return tqdm(total=total, desc=description, disable=not enabled, delay=1.0, leave=False, smoothing=0, bar_format=form)
+
+
+def time_bar(description: str, enabled: bool = True) -> "tqdm[Any]":
+    """A bar over seconds, whose sum is an estimate that changes on the way (`bar.total`)."""
+    return work_bar(1.0, description, enabled)

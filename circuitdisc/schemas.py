@@ -225,7 +225,7 @@ class MetricSection:
 class ScoringSection:
     """Section `scoring`."""
 
-    n_random: int = 20
+    n_random: int | Literal["auto"] = "auto"
     confidence: float = 0.95
 
 

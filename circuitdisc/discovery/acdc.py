@@ -286,6 +286,8 @@ class Walk:
     def _advance(self, n_edges: int) -> None:
         seconds = 0.0 if self.clock is None else self.clock.lap()
         self.seconds += seconds
+        if self.clock is not None:
+            self.bar.total = max(self.bar.total, self.bar.n + seconds)
         self.bar.update(n_edges if self.clock is None else seconds)
         value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)

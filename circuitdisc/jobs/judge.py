@@ -24,8 +24,11 @@ from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.judged import JudgementFile
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
 from circuitdisc.scoring.registry import OTHER_KEYS, REGISTRY
+from circuitdisc.scoring.work import Works, tell
 
 UNFINISHED = ".partial.jsonl"
+PACE = "seconds of a run"
+"""The unit that says how long a circuit took on an example, for the estimate of a call that goes on."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,11 +165,21 @@ def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Ju
             missing[kind.words] = str(error)
             return None
 
+    def say(pace: float, works: Works | None = None) -> None:
+        """How long what is left will take."""
+        units.get(PACE, lambda: pace)
+        if progress:
+            tell(({"scores": works} if works else {}) | {kind.words: _work_of(kind, call) for kind in todo}, pace)
+
     try:
         own = run.path(f"judgement.{key}.scores{UNFINISHED}")
+        todo = [kind for kind in kinds if kind.name not in lacking and not units.knows(kind.words)]
+        if units.knows("scores") and units.knows(PACE) and todo:
+            say(units.get(PACE, float))
         first = Scores.from_dict(
-            units.get("scores", lambda: score_circuit(model, task, circuit, config, progress, own).to_dict())
+            units.get("scores", lambda: score_circuit(model, task, circuit, config, progress, own, say).to_dict())
         )
+        own.unlink(missing_ok=True)
         results = {kind.name: None if kind.name in lacking else attempt(kind) for kind in kinds}
     finally:
         units.close()
@@ -176,6 +189,14 @@ def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Ju
     for path in run.folder.glob(f"judgement.{key}.*"):
         path.unlink()
     return judgement
+
+
+def _work_of(kind: ScoreKind, call: ScoreCall) -> Works | None:
+    """What a score will run; None if it does not say, or will end in a sentence."""
+    try:
+        return None if kind.work is None else kind.work(call)
+    except CircuitdiscError:
+        return None
 
 
 def _kinds() -> tuple[list[ScoreKind], dict[str, str]]:

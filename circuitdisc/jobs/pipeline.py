@@ -1,9 +1,9 @@
 """The main job: load, discover, score, report, in a run's folder. Plain arguments; the command line is a thin layer above."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.registry import discover
+from circuitdisc.engine.patching import Cost
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.exchange import write_graph_json
@@ -34,6 +35,7 @@ from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, wri
 from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, validate
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.judged import JudgementFile
+from circuitdisc.scoring.work import AUTO, Works, n_controls
 from circuitdisc.sections import check_sections, open_run
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
@@ -41,6 +43,7 @@ from circuitdisc.tasks.base import Task
 CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
 EDGE_SCORES = "edge_scores.npz"
 JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+CONFIG = "config.json"
 UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under way
 
 
@@ -83,7 +86,7 @@ def start(config: Mapping[str, Any], folder: Path | None = None) -> Outcome:
     config = at_home(config)
 
     def kept() -> bool:
-        return any((folder / name).exists() for name in (CIRCUIT, "config.json")) and _has_begun(folder)
+        return any((folder / name).exists() for name in (CIRCUIT, CONFIG)) and _has_begun(folder)
 
     with stoppable(f"circuitdisc resume {shlex.quote(str(folder))}", kept), workspace(folder, lambda: _has_begun(folder)):
         model = load_model(**config["model"])
@@ -126,8 +129,14 @@ def rescore(folder: str | Path, changes: Mapping[str, Any], progress: bool = Tru
 
     Raises:
         BadRun: the weights or examples have changed since the circuit was found, though `changes` does not say so.
+        Stopped: Ctrl-C; without changes it says what goes on.
     """
-    with nullcontext() if changes else writing_run(folder):
+
+    def kept() -> bool:
+        return not changes and (Path(folder) / UNSCORED).exists()
+
+    again = f"circuitdisc score {shlex.quote(str(folder))}"
+    with stoppable(again, kept), nullcontext() if changes else writing_run(folder):
         run, circuit, config, model, task = changed_run(folder, changes)
         identity = identity_of_scores(config, model, task, circuit)
         if not changes:
@@ -168,7 +177,28 @@ def changed_run(folder: str | Path, changes: Mapping[str, Any]) -> tuple[Run, Ci
     model = load_model(**config["model"])
     task = build_task(model, config)
     check_circuit(run.path(CIRCUIT), circuit, config, model, task, changes)
+    _fix_controls(run, config, model, task, written=not changes)
     return run, circuit, config, model, task
+
+
+def _fix_controls(run: Run, config: dict[str, Any], model: Model, task: Task, written: bool = True) -> None:
+    """Put a number in place of `scoring.n_random=auto`, and into the run's config.json, so that it is this run's for good.
+
+    What is known of a search that was resumed is the cost of its end alone, as good as nothing.
+
+    Args:
+        written: False leaves config.json as it is.
+    """
+    if config["scoring"].get("n_random", AUTO) != AUTO:
+        return
+    cost = _record(run, COST, CostFile, "remove it") or {}
+    names = {} if "counted" in cost else {one.name: cost.get(one.name) for one in fields(Cost)}
+    known = {name: float(value) for name, value in names.items() if isinstance(value, int | float)}
+    n = n_controls(model, task, Cost(**known) if known else None)  # pyright: ignore[reportArgumentType] - counts may be floats
+    config["scoring"] = {**config["scoring"], "n_random": n}
+    if written:
+        kept = read_json(run.path(CONFIG))
+        run.write(CONFIG, {**kept, "scoring": {**kept["scoring"], "n_random": n}})
 
 
 def read_circuit(run: Run) -> Circuit:
@@ -269,6 +299,7 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
             write_edge_scores(run.path(EDGE_SCORES), scored, circuit)
         circuit.save(run.path(CIRCUIT))
         run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
+    _fix_controls(run, config, model, task)
     identity = identity_of_scores(config, model, task, circuit)
     if run.path(SCORES).exists():
         check_written(run.path(SCORES), identity)
@@ -306,12 +337,19 @@ def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
 
 
 def score_circuit(
-    model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any], progress: bool, journal: Path | None = None
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    config: Mapping[str, Any],
+    progress: bool,
+    journal: Path | None = None,
+    on_pace: Callable[[float, Works], object] | None = None,
 ) -> Scores:
     """The scores of a circuit as a configuration asks for them.
 
     Args:
         journal: where the values of each circuit are kept; None: nowhere.
+        on_pace: as in `score`.
     """
     return score(
         model,
@@ -323,5 +361,6 @@ def score_circuit(
         memory=config["memory"],
         progress=progress,
         journal=journal,
+        on_pace=on_pace,
         **config["scoring"],
     )

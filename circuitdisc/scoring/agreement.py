@@ -27,12 +27,14 @@ from circuitdisc.controls import random_circuits
 from circuitdisc.metrics import Labels, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
+from circuitdisc.progress import work_bar
 from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats
 from circuitdisc.scoring.judging import Judging, check_graph, judging
-from circuitdisc.scoring.kind import ScoreDescription, ScoreKind
+from circuitdisc.scoring.kind import ScoreCall, ScoreDescription, ScoreKind
 from circuitdisc.scoring.score import masks_of
+from circuitdisc.scoring.work import READY, CircuitRuns, Works, counted, defaults_of
 from circuitdisc.stats import share_interval
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import need_choice
@@ -143,9 +145,10 @@ def agreement(
     controls = random_circuits(circuit, n_random, np.random.default_rng(setup.seed))
     masks = {name: mask for name, mask in masks_of(circuit, controls).items() if name != "full"}
     patching = setup.patching()
-    with setup.bar(patching.n_chunks(examples) * len(masks), "agreement", "run") as bar:
-        by_name = patching.evaluate(examples, masks, [AGREES], bar.update)
-    values = {name: by_metric[AGREES.name].double().cpu().numpy() for name, by_metric in by_name.items()}
+    weights = dict.fromkeys(masks, 1.0) | {"circuit": 1 + READY, "empty": 0.0}
+    with work_bar(sum(weights.values()) * len(examples), "agreement", setup.progress) as bar:
+        found = patching.evaluate(examples, masks, [AGREES], keep=counted(bar, weights))
+    values = {name: by_metric[AGREES.name].double().cpu().numpy() for name, by_metric in found.items()}
     labels = (setup.split, setup.ablation.label, AGREES.name, len(examples))
 
     def share(name: str, drawn: tuple[float, ...] = (), matched: str = "") -> Score:
@@ -159,9 +162,17 @@ def agreement(
     return TopAgreement(own, nothing, len(examples), *labels[:3], confidence, dict(vars(patching.cost)), own.method)
 
 
+DEFAULTS = defaults_of(agreement)
+
+
+def _work(call: ScoreCall) -> Works:
+    return [CircuitRuns(2 + DEFAULTS["n_random"], len(call.task.heldout))]
+
+
 SCORE = ScoreKind(
     "agreement",
     "how often is the circuit's most likely token the full model's?",
     TopAgreement,
     lambda call: call.run(agreement),
+    work=_work,
 )

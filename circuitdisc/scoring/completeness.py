@@ -27,16 +27,17 @@ from typing_extensions import Unpack
 from circuitdisc.checks import N_RANDOM, Whole, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
-from circuitdisc.engine.parts import PartKind, parts_of, without
+from circuitdisc.engine.parts import PartKind, part_kind, parts_of, without
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, takes
-from circuitdisc.progress import progress_bar
+from circuitdisc.progress import work_bar
 from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy
-from circuitdisc.scoring.kind import ScoreKind
-from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, random_sets, subject
+from circuitdisc.scoring.kind import ScoreCall, ScoreKind
+from circuitdisc.scoring.removals import Names, Subject, class_sets, grow, n_tried, random_sets, subject
+from circuitdisc.scoring.work import EDGES, SETS, CircuitRuns, Works, defaults_of, runs_of
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 
@@ -177,13 +178,17 @@ def completeness(
     generator = np.random.default_rng(seed)
     steps = starts * min(greedy_size, len(judged.parts))
     drawn = random_circuits(circuit, n_controls if n_random else 0, generator)
-    n_sets = (1 + n_random + len(named) + bool(steps)) + steps + len(drawn) * n_random
-    with progress_bar(n_sets, "completeness", "set", progress) as bar:
+    n_sets = (1 + n_random + len(named) + bool(steps)) + len(drawn) * n_random
+    works = _works(judged.by, n_sets, judged.n, starts * n_tried(len(judged.parts), greedy_size, width), len(task.train))
+    a_step = runs_of(works[1:]) / steps if steps else 0.0
+    with work_bar(runs_of(works), "completeness", progress) as bar:
         sets = [("empty", "nothing", ())]
         sets += [("random", f"random {index + 1}", k) for index, k in enumerate(random_sets(judged.parts, n_random, generator))]
         sets += [("class", name, members) for name, members in named.items()]
         if steps:
-            sets.append(("greedy", "greedy", _greedy(judged, greedy_size, width, starts, generator, bar.update)))
+            sets.append(
+                ("greedy", "greedy", _greedy(judged, greedy_size, width, starts, generator, lambda n: bar.update(n * a_step)))
+            )
         pairs = _pairs(judged, circuit, [k for _, _, k in sets], bar.update)
         controls = tuple(_control(judged, other, n_random, generator, bar.update) for other in drawn.circuits)
         left = _complement(judged, confidence, seed)
@@ -194,10 +199,29 @@ def completeness(
     return Completeness(gaps, *mean, left, controls, *labels, cost, method, drawn.words)
 
 
+def _works(by: PartKind, n_sets: int, n_judged: int, n_grown: int, n_searched: int) -> Works:
+    """What is run: sets taken out of a circuit and of the model to judge them, and those that greedy search tries."""
+    share = EDGES if by == "edge" else SETS
+    return [CircuitRuns(2 * n_sets, n_judged, share), CircuitRuns(2 * n_grown, n_searched, share)]
+
+
+DEFAULTS = defaults_of(completeness)
+
+
+def _work(call: ScoreCall) -> Works:
+    given, kind = DEFAULTS, part_kind(call.circuit, None)
+    n_parts = len(parts_of(call.circuit, kind))
+    n_sets = 2 + len(call.circuit.groups) + given["n_random"] * (1 + given["n_controls"])
+    tried = given["greedy_starts"] * n_tried(n_parts, given["greedy_size"], given["greedy_width"])
+    return _works(kind, n_sets, len(call.task.heldout), tried, len(call.task.train))
+
+
 def _pairs(subject: Subject, circuit: Circuit, sets: Sequence[Names], on_step: Any) -> Float[np.ndarray, "K 2 B"]:
     """Metric values of the circuit and of the model without each K."""
-    values = [subject.judge.sets_removed(mask, sets) for mask in (circuit.mask, subject.full)]
-    on_step(len(sets))
+    values, share = [], EDGES if subject.by == "edge" else SETS
+    for mask in (circuit.mask, subject.full):
+        values.append(subject.judge.sets_removed(mask, sets))
+        on_step(len(sets) * subject.n * share)
     return np.stack(values, axis=1)
 
 
@@ -264,4 +288,5 @@ SCORE = ScoreKind(
     Completeness,
     lambda call: call.run(completeness),
     always=True,
+    work=_work,
 )

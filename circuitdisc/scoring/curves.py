@@ -32,7 +32,7 @@ from circuitdisc.checks import (
     bounded,
     check_choice,
 )
-from circuitdisc.circuit import Circuit
+from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.controls import random_places, relabelled
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.selection import By, Grow, Selection
@@ -41,11 +41,13 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
+from circuitdisc.progress import work_bar
 from circuitdisc.results import Result, Row
 from circuitdisc.scoring.base import Score, check_one_ablation
 from circuitdisc.scoring.faithfulness import normalised, why_undefined
 from circuitdisc.scoring.judging import JudgingBy, check_graph, check_split, judging
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
+from circuitdisc.scoring.work import DENSE, CircuitRuns, Works, counted, defaults_of
 from circuitdisc.stats import Partition, interval, plain
 from circuitdisc.tasks.base import Task
 
@@ -171,9 +173,12 @@ def curve(
     masks = {"full": model.graph.edge_mask, "empty": empty.mask}
     masks |= {f"{row}.{at}": each.mask for row, line in enumerate(curves) for at, each in enumerate(line)}
     patching, examples = setup.patching(), setup.examples
-    with setup.bar(patching.n_chunks(examples) * len(masks), "curve", "run") as bar:
-        evaluated = patching.evaluate(examples, masks, [measure], bar.update)
-    values = {name: check_finite(each[measure.name].double().cpu().numpy(), measure) for name, each in evaluated.items()}
+    # a circuit costs by the receivers that it must run; the first also waits until the examples are ready
+    weights = {name: 1.0 + live_receivers(model.graph, mask).sum() for name, mask in masks.items()}
+    weights["full"] = model.graph.n_receivers / DENSE
+    with work_bar(sum(weights.values()) * len(examples), "curve", setup.progress) as bar:
+        found = patching.evaluate(examples, masks, [measure], keep=counted(bar, weights))
+    values = {name: check_finite(one[measure.name].double().cpu().numpy(), measure) for name, one in found.items()}
     full, nothing = values.pop("full"), values.pop("empty")
     values_CXB = np.stack(list(values.values())).reshape(len(curves), len(shares), len(full))
     patching.cost.seconds = time.perf_counter() - started
@@ -321,6 +326,14 @@ def _compute(call: ScoreCall) -> Curve:
     return curve(call.model, call.task, call.ranked, **call.options)
 
 
+DEFAULTS = defaults_of(curve)
+
+
+def _work(call: ScoreCall) -> Works:
+    given = DEFAULTS
+    return [CircuitRuns(2 + len(given["shares"]) * (1 + given["n_random"]), len(call.task.heldout))]
+
+
 SCORE = ScoreKind(
     "curve",
     "faithfulness of circuits of all sizes, and the areas under it",
@@ -328,4 +341,5 @@ SCORE = ScoreKind(
     _compute,
     _lacking,
     always=True,
+    work=_work,
 )

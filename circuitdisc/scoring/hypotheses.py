@@ -35,14 +35,15 @@ from circuitdisc.identity import identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, Working, takes
-from circuitdisc.progress import progress_bar
+from circuitdisc.progress import work_bar
 from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import judging_ablation
 from circuitdisc.scoring.changes import complement, inflate, members, random_paths, without
 from circuitdisc.scoring.exact_tests import apart, holm, hsic_test, less_often, more_often, sign_test
 from circuitdisc.scoring.hypotheses_result import HypothesisTest, HypothesisTests, MemberTests
 from circuitdisc.scoring.judging import ByMetric, check_graph
-from circuitdisc.scoring.kind import ScoreKind
+from circuitdisc.scoring.kind import ScoreCall, ScoreKind
+from circuitdisc.scoring.work import DENSE, EDGES, CircuitRuns, Works, defaults_of
 from circuitdisc.tasks.base import SPLITS, Example, Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -229,16 +230,36 @@ def _evaluate(
     """The metric of every circuit, example by example. Those that lack one edge are run incrementally."""
     found: dict[str, list[list[float]]] = {name: [] for name in circuits}
     by = "head" if circuit.granularity == "head" else "edge"
-    with progress_bar(patching.n_chunks(examples) * len(circuits), "hypothesis tests", "run", progress) as bar:
+    whole = sum(map(_share, circuits)) * len(examples)
+    with work_bar(whole, "hypothesis tests", progress) as bar:
         for place, chunk in enumerate(patching.chunks(examples)):
             removal = PartRemoval(patching, [chunk], measure, by)
             for names, compute in _groups(removal, circuit, circuits, tested):
-                values = units.get(f"{place} {names[0]}", lambda compute=compute: compute().tolist())
+                unit, runs = f"{place} {names[0]}", sum(map(_share, names)) * chunk.batch.n_examples
+                known = units.knows(unit)
+                values = units.get(unit, lambda compute=compute: compute().tolist())
                 for name, row in zip(names, values, strict=True):
                     removal.know(circuits[name].mask, np.array(row))
                     found[name].append(row)
-                bar.update(len(names))
+                if known:
+                    bar.total -= runs
+                else:
+                    bar.update(runs)
     return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+def _share(name: str) -> float:
+    """Of a run, that the circuit of this name takes."""
+    return EDGES if name.startswith("without ") else DENSE if "complement" in name else 1.0
+
+
+DEFAULTS = defaults_of(hypothesis_tests)
+
+
+def _work(call: ScoreCall) -> Works:
+    given, n = DEFAULTS, len(call.task.heldout)
+    tested, n_random = len(members(call.circuit)), given["n_random"]
+    return [CircuitRuns(2 + 3 * n_random, n), CircuitRuns(1 + n_random, n, DENSE), CircuitRuns(tested, n, EDGES)]
 
 
 def _groups(
@@ -330,4 +351,5 @@ SCORE = ScoreKind(
     lambda call: call.run(hypothesis_tests, journal=call.journal),
     title="hypothesis tests",
     always=True,
+    work=_work,
 )

@@ -14,6 +14,7 @@ from typing import Any
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.models.model import Model
+from circuitdisc.scoring.work import Works
 from circuitdisc.tasks.base import Task
 
 
@@ -70,6 +71,7 @@ class ScoreKind:
         compute: gives the result; raises a CircuitdiscError where it cannot be had, and the sentence stands in its place.
         lacking: why it cannot be had here, before anything is computed; None: it can; "": there is nothing to say.
         title: what it is called; "": the name.
+        work: which circuits it will run on how many examples, so that it can be said how long it takes; None: it does not say.
         always: every judgement.json has the key, as null where there is no result.
     """
 
@@ -80,6 +82,7 @@ class ScoreKind:
     lacking: Callable[[ScoreCall], str | None] = lambda _: None
     title: str = ""
     always: bool = False
+    work: Callable[[ScoreCall], Works] | None = None
 
     @property
     def words(self) -> str:

@@ -30,15 +30,16 @@ from circuitdisc.checks import (
 )
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.part_removal import PartRemoval
-from circuitdisc.engine.parts import PartKind
+from circuitdisc.engine.parts import PartKind, part_kind, parts_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
-from circuitdisc.progress import progress_bar
+from circuitdisc.progress import work_bar
 from circuitdisc.results import Result, Row
 from circuitdisc.scoring.judging import JudgingBy
-from circuitdisc.scoring.kind import ScoreKind
-from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, random_sets, subject
+from circuitdisc.scoring.kind import ScoreCall, ScoreKind
+from circuitdisc.scoring.removals import Names, Subject, class_sets, clearly_larger, grow, n_tried, random_sets, subject
+from circuitdisc.scoring.work import EDGES, PARTS, CircuitRuns, Works, defaults_of
 from circuitdisc.stats import interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 
@@ -164,7 +165,7 @@ def minimality(
 
     Source: Wang et al. 2022, section 4.
     """
-    size = (0 if by == "edge" else 5) if greedy_size is None else greedy_size
+    size = _greedy_size(by) if greedy_size is None else greedy_size
     started = time.perf_counter()
     given: Any = options
     confidence, seed, progress = given["confidence"], given["seed"], given["progress"]
@@ -179,23 +180,48 @@ def minimality(
     named = class_sets(judged, classes)
     sets = {"empty": (), **{f"random {i + 1}": k for i, k in enumerate(random_sets(judged.parts, n_random, generator))}}
     steps = len(judged.parts) * min(size, len(judged.parts) - 1)
-    with progress_bar(len(sets) + len(named) + steps, "minimality", "set", progress) as bar:
+    n_parts, n_searched, share = len(judged.parts), len(task.train), _share(judged.by)
+    n_outside = sum(n_parts - len(removed) for removed in sets.values()) + len(named) * n_parts
+    a_step = 2 * n_parts * n_tried(n_parts - 1, size, greedy_width) * n_searched * share / max(steps, 1)
+    whole = (n_outside * n_searched + n_parts * judged.n) * share + steps * a_step
+    with work_bar(whole, "minimality", progress) as bar:
         chosen = _Chosen()
         for name, removed in sets.items():
             chosen.offer(name, removed, *_outside(judged, removed))
-            bar.update(1)
+            bar.update((n_parts - len(removed)) * n_searched * share)
         for name, removed in named.items():
             chosen.offer(name, removed, *_outside(judged, removed))
             _offer_inside(judged, chosen, name, removed)
-            bar.update(1)
+            bar.update(n_parts * n_searched * share)
         for part in judged.parts if size else ():
-            grown, change = _greedy(judged, part, size, greedy_width, generator, bar.update)
+            grown, change = _greedy(judged, part, size, greedy_width, generator, lambda n: bar.update(n * a_step))
             chosen.offer("greedy", grown, (part,), (change,))
-        needs, method = _judged(judged, chosen, full, threshold, confidence, seed)
+        needs, method = _judged(judged, chosen, full, threshold, confidence, seed, lambda n: bar.update(n * judged.n * share))
     judged.patching.cost.seconds = time.perf_counter() - started
     label, cost = judged.patching.ablation.label, dict(vars(judged.patching.cost))
     labels = (judged.by, judged.n, judged.split, label, judged.metric.name, confidence)
     return Minimality(needs, full, float(threshold), *labels, cost, method)
+
+
+def _greedy_size(by: str | None) -> int:
+    return 0 if by == "edge" else 5
+
+
+def _share(by: PartKind) -> float:
+    """Of a run, that taking one part more out takes."""
+    return EDGES if by == "edge" else PARTS
+
+
+DEFAULTS = defaults_of(minimality)
+
+
+def work_of(call: ScoreCall, by: str | None) -> Works:
+    """What minimality runs as it is by default: on the search examples, and, at the end, each part on the others."""
+    given, kind = DEFAULTS, part_kind(call.circuit, by)
+    n = len(parts_of(call.circuit, kind))
+    outside = n + given["n_random"] * n // 2 + len(call.circuit.groups) * n * (kind != "edge")
+    searched = outside + 2 * n * n_tried(n - 1, _greedy_size(by), given["greedy_width"])
+    return [CircuitRuns(searched, len(call.task.train), _share(kind)), CircuitRuns(n, len(call.task.heldout), _share(kind))]
 
 
 class _Chosen:
@@ -251,12 +277,13 @@ def _greedy(
 
 
 def _judged(
-    subject: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int
+    subject: Subject, chosen: _Chosen, full: float, threshold: float, confidence: float, seed: int, on_step: Any
 ) -> tuple[tuple[Need, ...], str]:
     """Each part's change under its chosen K, on the split that figures are given for; and how their intervals were made."""
     pairs: dict[str, Float[np.ndarray, "2 B"]] = {}
     for removed, parts in _by_set(chosen):
         pairs |= zip(parts, _changes(subject.judge, subject.circuit, removed, parts), strict=True)
+        on_step(len(parts))
     values = np.stack([pairs[part] for part in subject.parts])
     over = partition_of(subject.task.split(subject.split))
     ends = interval((values[:, 1] - values[:, 0],), groups=over, confidence=confidence, seed=seed).size()
@@ -285,4 +312,5 @@ SCORE = ScoreKind(
     Minimality,
     lambda call: call.run(minimality),
     always=True,
+    work=lambda call: work_of(call, None),
 )

@@ -1,7 +1,7 @@
 """Minimality edge by edge, of circuits of edges; see `minimality.py`."""
 
 from circuitdisc.scoring.kind import ScoreCall, ScoreKind
-from circuitdisc.scoring.minimality import Minimality, minimality
+from circuitdisc.scoring.minimality import Minimality, minimality, work_of
 
 
 def _lacking(call: ScoreCall) -> str | None:
@@ -14,4 +14,5 @@ SCORE = ScoreKind(
     Minimality,
     lambda call: call.run(minimality, by="edge"),
     _lacking,
+    work=lambda call: work_of(call, "edge"),
 )

@@ -108,6 +108,11 @@ def random_sets(parts: Sequence[str], n: int, generator: np.random.Generator) ->
         yield tuple(part for part, is_in in zip(parts, inside, strict=True) if is_in)
 
 
+def n_tried(n_parts: int, size: int, width: int) -> int:
+    """How many candidates `grow` tries."""
+    return sum(min(width, n_parts - step) for step in range(min(size, n_parts)))
+
+
 def clearly_larger(new: float, old: float) -> bool:
     """True if the first is larger by more than rounding, so that a set gains no members that do nothing."""
     return new > old and not math.isclose(new, old, rel_tol=1e-6)

@@ -2,27 +2,30 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
 from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import N_RANDOM
+from circuitdisc.checks import N_RANDOM_OR_AUTO
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import Controls, random_circuits
-from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.identity import identity_of
 from circuitdisc.metrics import OUTPUT, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Drawing, Option, takes
-from circuitdisc.progress import progress_bar
+from circuitdisc.progress import work_bar
 from circuitdisc.runs import Memo
 from circuitdisc.scoring.base import Score, Scores, judging_ablation
 from circuitdisc.scoring.faithfulness import TARGET, faithfulness_scores
 from circuitdisc.scoring.judging import ByMetric, check_graph
+from circuitdisc.scoring.work import AUTO, READY, CircuitRuns, Pace, Works, circuit_of, n_controls, n_examples, tell
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import SPLITS, Task
 from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_for
@@ -31,13 +34,30 @@ from circuitdisc.tasks.measured import beside, is_numeric, mean_targets, metric_
 class Scoring(Drawing, ByMetric, total=False):
     """How a circuit is scored."""
 
-    n_random: Annotated[int, Option(20, "random circuits matched with this one; fewer where there are no more.", N_RANDOM)]
+    n_random: Annotated[
+        int | Literal["auto"],
+        Option(
+            AUTO,
+            "random circuits matched with this one; fewer where there are no more. `auto`: 20, or as many as cost no more than "
+            "`search`, and 5 at least (`n_controls`).",
+            N_RANDOM_OR_AUTO,
+        ),
+    ]
+    search: Annotated[Cost | None, Option(None, "what the search has cost (`Discovery.cost`); None: not known.")]
     journal: Annotated[
         str | Path | None,
         Option(
             None,
             "a file for the values of each circuit as they come. Called again with it, a killed score goes on where it was, "
             "bit for bit; None keeps nothing.",
+        ),
+    ]
+    on_pace: Annotated[
+        Callable[[float, Works], object] | None,
+        Option(
+            None,
+            "called once with the seconds of a circuit on an example, and the work that is left; None: with `progress`, "
+            "this and about how long it takes is said on stderr, where it is more than a few seconds.",
         ),
     ]
 
@@ -60,25 +80,45 @@ def score(model: Model, task: Task, circuit: Circuit, **options: Unpack[Scoring]
     check_graph(model, circuit)
     cut = judging_ablation(given["ablation"], circuit.provenance)
     measure = metric_for(model, task, given["metric"], circuit.provenance.metric)
+    n_random = n_controls(model, task, given["search"]) if n_random == AUTO else n_random
     controls = random_circuits(circuit, n_random, np.random.default_rng(seed))
     masks = masks_of(circuit, controls)
     metrics = beside(model, measure, "accuracy", *(("pair_accuracy",) if task.has_wrong else ()), "kl")
     numeric = is_numeric((*task.train, *task.heldout))
     metrics += [OUTPUT] if numeric else []
     patching = Patching(model, cut, task.train, memory=given["memory"])
-    units = _units(model, task, circuit, given, cut, measure)
+    units = _units(model, task, circuit, {**given, "n_random": n_random}, cut, measure)
     scores: list[Score] = []
     means: dict[str, dict[str, float]] = {}
     sizes = {split: len(task.split(split)) for split in SPLITS if task.split(split)}
     title = f"score: {len(masks)} circuits on {' + '.join(map(str, sizes.values()))} examples"
-    n_steps = sum(patching.n_chunks(task.split(split)) for split in sizes) * len(masks)
-    with progress_bar(n_steps, title, "run", given["progress"]) as bar, closing(units):
+    # the model's own values and none at all take next to no time, but examples are first made ready
+    weights = dict.fromkeys(masks, 1.0) | {"full": 1 + READY, "empty": 0.0}
+    work = CircuitRuns(len(masks), sum(sizes.values()), sum(weights.values()) / len(masks))
+    with work_bar(work.runs, title, given["progress"]) as bar, closing(units):
+
+        def told(seconds: float) -> None:
+            left = [replace(work, share=work.share * bar.total / work.runs)]
+            if given["on_pace"] is not None:
+                given["on_pace"](seconds, left)
+            elif given["progress"]:
+                tell({"score": left}, seconds)
+
+        pace = Pace(len(masks) - 2, told)
         for split in sizes:
 
             def keep(unit: str, compute: Callable[[], Any], split: str = split) -> Any:
-                return units.get(f"{split}, {unit}", compute)
+                name, circuit = f"{split}, {unit}", circuit_of(unit)
+                known = units.knows(name)
+                values = units.get(name, partial(pace.timed, compute) if weights[circuit] == 1 else compute)
+                runs = weights[circuit] * n_examples(values)
+                if known:
+                    bar.total -= runs
+                else:
+                    bar.update(runs)
+                return values
 
-            values = patching.evaluate(task.split(split), masks, metrics, bar.update, keep)
+            values = patching.evaluate(task.split(split), masks, metrics, keep=keep)
             arrays = {name: {m: v.double().cpu().numpy() for m, v in found.items()} for name, found in values.items()}
             if numeric:
                 right = mean_targets(task.split(split))
