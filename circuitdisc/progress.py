@@ -13,6 +13,7 @@ def progress_bar(total: int, description: str, unit: str, enabled: bool = True, 
 def work_bar(total: float, description: str, enabled: bool = True) -> "tqdm[Any]":
     """A bar over work that is counted in any unit, and may change on the way (`bar.total`): a share, and the time left."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    total *= 1 + 1e-9  # sums of parts end above it by rounding, of which tqdm warns
     return tqdm(total=total, desc=description, disable=not enabled, delay=1.0, leave=False, smoothing=0, bar_format=form)
 
 
