@@ -271,7 +271,7 @@ def _add_edges(
         line = {"color": colour, "width": 1.2 if name == "lost" else 1.6, "dash": dash}
         hover = [f"{escape(circuit.graph.edge_name(int(receiver), int(sender)))}<br>{word}" for receiver, sender in edges]
         opacity = (0.5 if name == "lost" else 0.9) * crowd**0.3
-        add_curves(figure, curves, line, {"size": 8, "color": colour}, hover, opacity, **where)
+        add_curves(figure, curves, line, {"size": 8, "color": colour}, hover, opacity, hoverlabel=None, **where)
 
 
 def _add_nodes(figure: go.Figure, layout: Layout, circuit: Circuit, size: float, where: dict[str, int]) -> None:
