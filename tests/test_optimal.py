@@ -74,6 +74,7 @@ def test_where_nothing_but_the_embedding_is_read_the_optimum_is_known():
     assert divergences(model, Ablation("mean", "dataset"), examples)["input"] > 1.05 * least
 
 
+@pytest.mark.long
 def test_small_steps_away_lose_more(small):
     """A head's, an MLP's and the embedding's constants are minima."""
     model, task = small

@@ -109,6 +109,7 @@ def test_its_help_and_its_place_in_every_list(package, capsys):
         assert words in listed
 
 
+@pytest.mark.long
 def test_the_shell_completes_it(package):
     folder = package(GOOD | BAD)
 

@@ -16,7 +16,10 @@ from circuitdisc.engine.path_effects import PathPatching, positions_mask
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "mistral", "attention_only", "no_norm", "bidirectional", "parallel"]
+FAMILIES = [
+    *("gpt2", "gemma2", "no_norm", "attention_only"),
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "gpt_neox", "mistral", "bidirectional", "parallel")),
+]
 TARGETS = [
     (["logits"], "all", "all"),
     (["logits"], ["end", "end-1"], "end"),

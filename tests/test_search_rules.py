@@ -24,7 +24,7 @@ from circuitdisc.metrics import METRICS
 
 
 @pytest.mark.parametrize("family", ["attention_only", "rms_rotary_grouped", "parallel"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=settings().max_examples // 12, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["zero", "mean", "resample"]),
@@ -46,7 +46,7 @@ def test_same_decisions_as_the_sequential_walk(family, seed, kind, metric, keep,
     assert discovery.circuit == Circuit(model.graph, mask).prune()
 
 
-@pytest.mark.parametrize("algorithm", [acdc, bisect])
+@pytest.mark.parametrize("algorithm", [acdc, pytest.param(bisect, marks=pytest.mark.long)])
 def test_the_circuit_keeps_its_share_on_the_examples_it_was_searched_on(lightweight, algorithm):
     task = cd.load_task("tpp", lightweight, n=12, n_heldout=3)
     discovery = algorithm(lightweight, task, Ablation("mean"), SearchContext(), keep=0.9)
