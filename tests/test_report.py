@@ -61,7 +61,15 @@ def test_page_shows_settings_and_run(tmp_path):
     provenance = Provenance("tiny", "ioi", {"kind": "mean"}, "logit_diff", "acdc", {"threshold": 0.0125}, 7, {"torch": "2.6"})
     run = {"command": "circuitdisc discover", "seconds": 254.2, "cost": {"forward_passes": 12}, "note_to_self": "x"}
     page = written(tmp_path, random_circuit(SMALL, 40).with_provenance(provenance), run=run)
-    for words in ("threshold: 0.0125", "kind: mean", "torch: 2.6", "4 min 14 s", "forward passes: 12", "Note to self x"):
+    for words in (
+        "Found by acdc",
+        "threshold: 0.0125",
+        "kind: mean",
+        "torch: 2.6",
+        "4 min 14 s",
+        "forward passes: 12",
+        "Note to self x",
+    ):
         assert words in page.words
 
 
