@@ -42,7 +42,7 @@ def counts(layers: int, prompts: int, length: int) -> dict[str, float]:
     task, metric = random_task(model, prompts, length, length // 2), get_metric(METRIC)
     graph, patching = model.graph, Patching(model, RESAMPLE, task.train)
     chunks = patching.hold(task.train)
-    full, empty = patching.ends(chunks, metric)
+    full, empty, _ = patching.ends(chunks, metric, graph.edge_mask)
     discovery = acdc(model, task, RESAMPLE, SearchContext(metric=METRIC), threshold=max(abs(full - empty), 0.1) / 20)
     n_nodes, tested = layers * 13, sum("edge" in line for line in discovery.trace)
     scores = np.where(graph.edge_mask, np.random.default_rng(0).random(graph.edge_mask.shape), np.nan)

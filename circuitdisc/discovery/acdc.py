@@ -98,10 +98,10 @@ def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, *
         check_ranking(given["ranking"], ascending(graph, scores), journal.decisions, journal)
         if given["prune_first"] is not None:
             start = proposed(graph, scores, given["prune_first"])
-            notes = (not_tried(Circuit(graph, start), given["ranking"]),)
+            notes = not_tried(Circuit(graph, start), given["ranking"])
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
-    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
+    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric, start))
     clock = TimeLeft(graph)
     with time_bar(f"acdc on {model.name}", context.progress) as bar:
 
@@ -206,7 +206,8 @@ class Walk:
     def expect(self, n_unvisited: int) -> None:
         """Tell the bar how much time is left before the receivers below `n_unvisited` have been visited."""
         if self.clock is not None:
-            self.bar.total = self.bar.n + self.clock.expect(self.removal.mask, n_unvisited)
+            left = self.clock.expect(self.removal.mask, n_unvisited)
+            self.bar.total = None if left is None else self.bar.n + left
 
     def end(self, receiver: int) -> None:
         """The walk is over; `receiver` is one that it visited."""
@@ -284,11 +285,14 @@ class Walk:
             before = before if spare else value
 
     def _advance(self, n_edges: int) -> None:
-        seconds = 0.0 if self.clock is None else self.clock.lap()
-        self.seconds += seconds
-        if self.clock is not None:
-            self.bar.total = max(self.bar.total, self.bar.n + seconds)
-        self.bar.update(n_edges if self.clock is None else seconds)
+        if self.clock is None:
+            self.bar.update(n_edges)
+        else:
+            seconds = self.clock.lap()
+            self.seconds += seconds
+            if self.bar.total is not None:  # an estimate, which may be passed
+                self.bar.total = max(self.bar.total, self.bar.n + seconds)
+            self.bar.update(seconds)
         value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 

@@ -91,11 +91,11 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
         recorded.popleft()
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold(task.train)
-    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric))
     start, notes = graph.edge_mask, ()
     if given["prune_first"] is not None:
         start = proposed(graph, scores, given["prune_first"])
-        notes = (not_tried(Circuit(graph, start), ranking),)
+        notes = not_tried(Circuit(graph, start), ranking)
+    rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric, start))
     bar = progress_bar(int(start.sum()), f"bisect on {model.name}", "edge", context.progress)
     mask = _test_groups(start, order, lambda mask: patching.measure(chunks, mask, metric), graph, rule, journal, recorded, bar)
     if "groups" not in journal.marks:

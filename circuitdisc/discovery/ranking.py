@@ -89,10 +89,12 @@ def proposed(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int) 
     return top_k(graph, scores, n).mask
 
 
-def not_tried(circuit: Circuit, name: str) -> str:
-    """What a reader must know where attribution has proposed the edges that a search then tried."""
+def not_tried(circuit: Circuit, name: str) -> tuple[str, ...]:
+    """What a reader must know where attribution has proposed the edges that a search then tried; nothing if it proposed all."""
     n, n_all = circuit.n_edges, circuit.graph.n_edges
+    if n == n_all:
+        return ()
     return (
-        f"{name} proposed {n:,} of the {n_all:,} edges, and the search decided these exactly: {1 - n / n_all:.1%} of the edges "
-        "were cut at the start, on the estimate alone, and never tried."
+        f"{name} proposed {n:,} of the {n_all:,} edges, and the search decided these exactly: the other {n_all - n:,} were cut "
+        "at the start, on the estimate alone, and never tried.",
     )

@@ -13,6 +13,7 @@ from circuitdisc.checks import KEEP, THRESHOLD, THRESHOLD_OR_AUTO
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.options import Option
+from circuitdisc.wording import percent
 
 AUTO = "auto"
 AUTO_SHARE = 0.999
@@ -145,8 +146,8 @@ class KeepRule:
         """Which rule decided, in a sentence for whoever reads the circuit."""
         return (
             f"Cuts were decided by what is left (keep={self.keep:g}): a part goes while the circuit as it stands keeps from "
-            f"{self.keep:.0%} to {2 - self.keep:.0%} of the gap in {metric.name} between the full model ({self.full:.4g}) and "
-            f"the empty circuit ({self.empty:.4g}), on the examples that it was searched on."
+            f"{percent(self.keep)} to {percent(2 - self.keep)} of the gap in {metric.name} between the full model "
+            f"({self.full:.4g}) and the empty circuit ({self.empty:.4g}), on the examples that it was searched on."
         )
 
 
@@ -166,13 +167,14 @@ def rule_of(
     options: Mapping[str, Any],
     metric: Metric,
     scores: Float[np.ndarray, "R S"] | None,
-    ends: Callable[[], tuple[float, float]],
+    ends: Callable[[], tuple[float, float, float]],
 ) -> Deciding:
     """The rule that the options of `RuleOptions` name.
 
     Args:
         scores: attribution scores of all edges, for `threshold=auto`; NaN where there is no edge. [R, S]
-        ends: gives the metric of the full model and of the empty circuit, if it is needed.
+        ends: gives the metric of the full model, of the empty circuit and of the circuit that the search begins with, if they
+            are needed.
 
     Raises:
         BadSetting: an option cannot be used with this metric.
@@ -183,12 +185,24 @@ def rule_of(
             raise BadSetting(
                 "threshold=auto with relative=true: auto finds a change in units of the metric; use relative=false"
             )
+        if options["ranking"] == "random":
+            raise BadSetting("threshold=auto: random scores estimate no effect; use ranking=eap_ig, or give a number")
         assert scores is not None, "auto takes its scores from a ranking"
         threshold = auto_threshold(scores)
-        carry = f"edges estimated at or above it carry {AUTO_SHARE:.1%} of the sum of squared effects"
+        carry = f"edges estimated at or above it carry {percent(AUTO_SHARE)} of the sum of squared effects"
         origin = f" threshold=auto came to {threshold:.3g} ({carry})."
     rule = check_rule(threshold, options["relative"], options["two_sided"], metric)
-    return rule._replace(origin=origin) if options["keep"] is None else KeepRule(options["keep"], *ends())
+    if options["keep"] is None:
+        return rule._replace(origin=origin)
+    full, empty, begun_with = ends()
+    keeping = KeepRule(options["keep"], full, empty)
+    if not keeping.passes(full, begun_with):
+        raise BadSetting(
+            f"keep={options['keep']:g}: the edges that attribution proposed have {percent(keeping.share(begun_with))} of the "
+            f"gap in {metric.name} between full model and empty circuit before anything is cut: raise prune_first=, or "
+            "take all edges (prune_first=null)"
+        )
+    return keeping
 
 
 def auto_threshold(scores: Float[np.ndarray, "R S"]) -> float:
@@ -196,9 +210,14 @@ def auto_threshold(scores: Float[np.ndarray, "R S"]) -> float:
 
     Args:
         scores: estimated change of the metric when an edge is cut; NaN where there is no edge.
+
+    Raises:
+        BadSetting: all scores are 0.
     """
     sizes = np.sort(np.abs(scores[np.isfinite(scores)]))[::-1]
     carried = np.cumsum(sizes**2)
+    if not carried[-1] > 0:
+        raise BadSetting("threshold=auto: the attribution scores of all edges are 0, so that no size stands out: give a number")
     return float(sizes[np.searchsorted(carried, AUTO_SHARE * carried[-1])])
 
 

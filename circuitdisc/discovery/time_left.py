@@ -46,12 +46,14 @@ class TimeLeft:
         if n_candidates:
             self.groups[bool(self.is_mlp[receiver])].append((int(self.depth[receiver]), n_candidates, seconds))
 
-    def expect(self, mask: Bool[np.ndarray, "R S"], n_unvisited: int) -> float:
-        """Seconds that the receivers below `n_unvisited` will take.
+    def expect(self, mask: Bool[np.ndarray, "R S"], n_unvisited: int) -> float | None:
+        """Seconds that the receivers below `n_unvisited` will take; None before anything was visited.
 
         Args:
             mask: the edges left.
         """
+        if not self.groups:
+            return None
         reached = mask[n_unvisited:].any(0)
         decided = self.first_reader >= n_unvisited  # senders whose every reader was visited
         share = (1 + (self.mlps & decided & reached).sum()) / (2 + (self.mlps & decided).sum())
@@ -62,9 +64,7 @@ class TimeLeft:
 
     def _a_candidate(self, mlp: bool) -> np.ndarray:
         """Seconds a candidate for each receiver, as one of this kind."""
-        latest = (self.groups[mlp] or self.groups[not mlp])[-LATEST:]
-        if not latest:
-            return np.zeros(len(self.depth))
+        latest = (self.groups.get(mlp) or self.groups[not mlp])[-LATEST:]
         depths, candidates, seconds = np.array(latest).T
         here = max(0.5, float((depths * candidates).sum() / candidates.sum()))
         return seconds.sum() / candidates.sum() * np.maximum(1 + STEEPNESS * (self.depth / here - 1), 0.0)

@@ -201,10 +201,11 @@ class Patching:
         self.cost.candidates += 1
         return run.value
 
-    def ends(self, chunks: Sequence[Chunk], metric: Metric) -> tuple[float, float]:
-        """Mean metric of the full model and of the empty circuit, over examples held in memory."""
+    def ends(self, chunks: Sequence[Chunk], metric: Metric, start: Bool[np.ndarray, "R S"]) -> tuple[float, float, float]:
+        """Mean metric of the full model, the empty circuit and a third one, over examples held in memory."""
         full = self.graph.edge_mask
-        return self.measure(chunks, full, metric), self.measure(chunks, np.zeros_like(full), metric)
+        whole, nothing = (self.measure(chunks, mask, metric) for mask in (full, np.zeros_like(full)))
+        return whole, nothing, whole if start is full else self.measure(chunks, start, metric)
 
     def removal(
         self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int, *, accepts: bool = True

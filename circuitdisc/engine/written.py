@@ -26,7 +26,8 @@ class Written:
         self.senders, self.shape = senders, like.shape
         self._buffer = like.new_empty(len(senders), like.numel())
         self._row = {int(sender): row for row, sender in enumerate(senders)}
-        self._total = like.new_zeros(like.numel())  # sum of the first `_n_added` rows
+        # sum of the first `_n_added` rows; in 16 bits, what is cut would be taken from a sum of roundings
+        self._total = torch.zeros(like.numel(), device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
         self._n_added = 0
         self.n_gathered = 0  # rows copied, for the count of work
 
@@ -58,10 +59,11 @@ class Written:
             rows = self._buffer[:n]
         sums = torch.from_numpy(weights).to(rows) @ rows
         if mostly.any():
-            sums[torch.from_numpy(mostly)] += self._sum_of_first(n)
+            some = torch.from_numpy(mostly)
+            sums[some] = (sums[some] + self._sum_of_first(n)).to(sums.dtype)
         return sums.view(-1, *self.shape)
 
     def _sum_of_first(self, n: int) -> Float[Tensor, "X"]:
-        self._total += self._buffer[self._n_added : n].sum(0)
+        self._total += self._buffer[self._n_added : n].sum(0, dtype=self._total.dtype)
         self._n_added = n
         return self._total
