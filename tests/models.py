@@ -8,6 +8,12 @@ import torch
 from circuitdisc.models import Model, ToyConfig, ToyTransformer, cut_hugging_face, cut_toy
 
 V = 40
+SLIDING = ["sliding_attention", "full_attention"]
+FALCONS: dict[str, dict[str, Any]] = {
+    "falcon": {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "alibi": False, "bias": False},
+    "falcon_alibi": {"multi_query": False, "new_decoder_architecture": False, "parallel_attn": False, "alibi": True, "bias": True},
+    "falcon_groups": {"num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False, "bias": False},
+}
 
 
 def hugging_face(family: str, seed: int = 0) -> Any:
@@ -29,9 +35,40 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         ),
         "gptj": lambda: t.GPTJConfig(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
         "qwen3": lambda: t.Qwen3Config(**grouped, head_dim=8),
+        "ministral": lambda: t.MinistralConfig(**grouped, head_dim=8, sliding_window=4, layer_types=SLIDING),
+        "ministral3": lambda: t.Ministral3Config(**grouped, head_dim=8),
+        "smollm3": lambda: t.SmolLM3Config(**grouped, no_rope_layers=[1, 0], pad_token_id=0),
+        "mixtral": lambda: t.MixtralConfig(**grouped, num_local_experts=4),
+        "qwen3_moe": lambda: t.Qwen3MoeConfig(
+            **grouped, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[0]
+        ),
+        "gemma": lambda: t.GemmaConfig(**grouped, head_dim=8),
+        "gemma3_text": lambda: t.Gemma3TextConfig(
+            **grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=16, layer_types=SLIDING
+        ),
+        "olmo2": lambda: t.Olmo2Config(**grouped),
+        "olmo3": lambda: t.Olmo3Config(**grouped, sliding_window=4, layer_types=SLIDING),
+        "phi": lambda: t.PhiConfig(**grouped, partial_rotary_factor=0.5),
+        "phi3": lambda: t.Phi3Config(**grouped, pad_token_id=0, partial_rotary_factor=0.5),
+        "bloom": lambda: t.BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4),
+        "falcon": lambda: t.FalconConfig(**sizes, **FALCONS["falcon"]),
+        "falcon_alibi": lambda: t.FalconConfig(**sizes, **FALCONS["falcon_alibi"]),
+        "falcon_groups": lambda: t.FalconConfig(**sizes, **FALCONS["falcon_groups"]),
+        "granite": lambda: t.GraniteConfig(
+            **grouped, embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.2, logits_scaling=4.0
+        ),
+        "granitemoe": lambda: t.GraniteMoeConfig(
+            **grouped, num_local_experts=4, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=4.0
+        ),
+        "cohere": lambda: t.CohereConfig(**grouped, use_qk_norm=True, logit_scale=0.5),
+        "cohere2": lambda: t.Cohere2Config(**grouped, sliding_window=4, layer_types=SLIDING, logit_scale=0.5),
     }  # fmt: skip
     config = configs[family]()
     config._attn_implementation = "eager"
+    if hasattr(config, "num_experts") or hasattr(config, "num_local_experts"):
+        config._experts_implementation = "eager"  # torch has no grouped products in float64
+    if family == "falcon_alibi":
+        config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
     model = t.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, 
 from circuitdisc.models.backend import Backend
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import find_family
+from circuitdisc.models.families.reader import read_module
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.models.own_run import OwnRun, evaluated
@@ -159,7 +160,7 @@ def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: 
             graph, sizes = hooked.graph, (hooked.d_vocab, hooked.d_vocab, hooked.n_ctx)
         else:
             with evaluated(module), torch.no_grad():
-                spec, weights = family.translate(module)
+                spec, weights = read_module(module, family)
             backend = Components(spec, _detached(weights))
             graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
     except CircuitdiscError:

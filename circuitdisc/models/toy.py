@@ -340,7 +340,7 @@ def translate(toy: ToyTransformer) -> tuple[ModelSpec, Weights]:
         norm_final=_norm(weights, "ln_final"),
         W_U=weights["unembed.W_U"],
         b_U=weights["unembed.b_U"],
-        inverse_frequencies=rotary_frequencies(config).to(weights["embed.W_E"].device) if rotary else None,
+        inverse_frequencies=(rotary_frequencies(config).to(weights["embed.W_E"].device),) if rotary else (),
     )
 
 

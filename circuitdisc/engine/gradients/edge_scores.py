@@ -80,7 +80,7 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
         return wide(values.reshape(H, C, -1, values.shape[-1])[:, :, tokens])
 
     d = torch.stack([chosen(gradient) for gradient in step.into])
-    if spec.norm is None:
+    if spec.norm is None or not block.norm_attention.present:
         return HeadGradients(d.sum(2).to(components.dtype), None, None, None)
     x = wide(step.x.reshape(C, -1, spec.d_model)[:, tokens])
     if spec.norm == "layer":

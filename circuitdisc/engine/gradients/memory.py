@@ -74,7 +74,7 @@ class Shapes:
             spec=components.spec,
             d_mlp=0 if block.W_in is None else block.W_in.shape[1],
             gated=block.W_gate is not None,
-            rotary=components.weights.inverse_frequencies is not None,
+            rotary=bool(components.weights.inverse_frequencies),
             itemsize=components.dtype.itemsize,
             all_columns=metric.columns == "all",
             on_cpu=components.device.type == "cpu",
