@@ -11,9 +11,15 @@ V = 40
 SLIDING = ["sliding_attention", "full_attention"]
 FALCONS: dict[str, dict[str, Any]] = {
     "falcon": {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "alibi": False, "bias": False},
-    "falcon_alibi": {"multi_query": False, "new_decoder_architecture": False, "parallel_attn": False, "alibi": True, "bias": True},
+    "falcon_alibi": {
+        "multi_query": False,
+        "new_decoder_architecture": False,
+        "parallel_attn": False,
+        "alibi": True,
+        "bias": True,
+    },
     "falcon_groups": {"num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False, "bias": False},
-}
+}  # fmt: skip
 
 
 def hugging_face(family: str, seed: int = 0) -> Any:
@@ -60,6 +66,7 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         "granitemoe": lambda: t.GraniteMoeConfig(
             **grouped, num_local_experts=4, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=4.0
         ),
+        "starcoder2": lambda: t.Starcoder2Config(**grouped),
         "cohere": lambda: t.CohereConfig(**grouped, use_qk_norm=True, logit_scale=0.5),
         "cohere2": lambda: t.Cohere2Config(**grouped, sliding_window=4, layer_types=SLIDING, logit_scale=0.5),
     }  # fmt: skip

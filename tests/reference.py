@@ -10,7 +10,7 @@ import torch
 
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import ACTIVATIONS, NormWeights
+from circuitdisc.models.weights import ACTIVATIONS, NormWeights
 
 
 def norm(spec, x, weights):
@@ -42,14 +42,21 @@ def rotate(x, positions, frequencies, neighbours=False, scale=1.0):
     return out
 
 
-def head_norm(spec, x, weights, row, frozen):
-    """The norm of one head's queries or keys; where it goes across heads, with the size of all of them in the full run."""
-    if weights is None:
+def turned(cut, layer, kind, head, x, positions, frame):
+    """One head's queries or keys as its pattern takes them: normed and turned by their positions. x [B, T, K]"""
+    spec, block = cut.spec, cut.weights.layers[layer]
+    weights, row = (block.norm_q, head) if kind == "q" else (block.norm_k, head // (spec.n_heads // spec.n_kv_heads))
+    if weights is not None:
+        scale = weights.scale if weights.scale is None or weights.scale.dim() == 1 else weights.scale[row]
+        if spec.norm_across_heads:  # by the size of all heads' together in the full run
+            x = x * frame.turn_scale[layer, kind] * (1.0 if scale is None else scale)
+        else:
+            x = norm(spec, x, NormWeights(scale, weights.shift))
+    which = spec.rotary[layer] if spec.rotary else 0
+    frequencies = cut.weights.inverse_frequencies
+    if not frequencies or which is None:
         return x
-    scale = weights.scale if weights.scale is None or weights.scale.dim() == 1 else weights.scale[row]
-    if spec.norm_across_heads:
-        return x * frozen * (1.0 if scale is None else scale)
-    return norm(spec, x, NormWeights(scale, weights.shift))
+    return rotate(x, positions, frequencies[which], spec.rotary_pairs == "neighbours", spec.rotary_scale)
 
 
 def masked_run(model: Model, chunk, mask) -> torch.Tensor:
@@ -81,12 +88,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            q = head_norm(spec, q, block.norm_q, head, chunk.frame.turn_scale.get((layer, "q")))
-            k = head_norm(spec, k, block.norm_k, group, chunk.frame.turn_scale.get((layer, "k")))
-            which = spec.rotary[layer] if spec.rotary else 0
-            if weights.inverse_frequencies and which is not None:
-                turn = (weights.inverse_frequencies[which], spec.rotary_pairs == "neighbours", spec.rotary_scale)
-                q, k = (rotate(x, positions, *turn) for x in (q, k))
+            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame) for kind, x in (("q", q), ("k", k)))
             scores = torch.full((batch.n_examples, length, length), -math.inf, dtype=cut.dtype)
             window = spec.window[layer] if spec.window else None
             for i in range(length):

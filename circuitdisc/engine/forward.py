@@ -169,7 +169,8 @@ def attend(
     if past is not None and past.start:
         k, v = (torch.cat([before, here], dim=2) for before, here in zip(past.keys_values[layer], (k, v), strict=True))
         queries = torch.arange(past.start, past.start + x.shape[1], device=x.device)
-    pattern = apply(hooks, "pattern", layer, components.pattern(layer, range(q.shape[0]), q, for_heads(components, k), frame, queries))
+    pattern = components.pattern(layer, range(q.shape[0]), q, for_heads(components, k), frame, queries)
+    pattern = apply(hooks, "pattern", layer, pattern)
     z = apply(hooks, "z", layer, pattern @ for_heads(components, v))
     return LayerState(layer, x, q, k, v, pattern, z, x[:0], x[:0])
 

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel, UnknownName
-from circuitdisc.models.components import ACTIVATIONS, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.stored import is_float
+from circuitdisc.models.weights import ACTIVATIONS, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.wording import some_names
 
 NORMS = {None: None, "LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms"}

@@ -28,7 +28,8 @@ from circuitdisc.engine.gradients.memory import tokens_a_block
 from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import wide
-from circuitdisc.models.components import Components, LayerWeights
+from circuitdisc.models.components import Components
+from circuitdisc.models.weights import LayerWeights
 
 QKVS: tuple[QKV, ...] = ("q", "k", "v")
 

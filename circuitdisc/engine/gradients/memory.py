@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components, ModelSpec
+from circuitdisc.models.components import Components
+from circuitdisc.models.weights import ModelSpec
 from circuitdisc.tasks.base import Example
 
 # Larger batches are not faster on a CPU, and smaller ones leave matrix products thin.

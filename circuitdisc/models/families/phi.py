@@ -1,4 +1,4 @@
-"""Phi-1.5 and Phi-2: one layer norm for attention and MLP, which run in parallel; biases everywhere; partly rotary positions."""
+"""Phi-1.5 and Phi-2: one layer norm for attention and MLP, which run in parallel; biases; partly rotary positions."""
 
 from circuitdisc.models.families.family import Family, Layout
 

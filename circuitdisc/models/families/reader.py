@@ -7,6 +7,7 @@ H heads, D residual width, K head width, M MLP width.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel
-from circuitdisc.models.components import NO_NORM, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.families.family import Family, Layout, Scales
+from circuitdisc.models.weights import NO_NORM, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.wording import some_names
 
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
@@ -128,7 +129,7 @@ class _Reader:
         groups = (rows - self.n_heads) // 2
         if layout.qkv_by == "kind":
             bounds = (0, self.n_heads, self.n_heads + groups, rows)
-            cuts = [slice(first * self.d_head, stop * self.d_head) for first, stop in zip(bounds, bounds[1:], strict=False)]
+            cuts = [slice(first * self.d_head, stop * self.d_head) for first, stop in pairwise(bounds)]
             return [self._heads(weight[cut], None if bias is None else bias[cut]) for cut in cuts]
         by_group = weight.view(groups, rows // groups, self.d_head, -1)
         biases = None if bias is None else bias.view(groups, rows // groups, self.d_head)
@@ -149,7 +150,7 @@ class _Reader:
         out = part(layer, layout.w_out, missing=None)
         if out is None:
             experts = part(layer, layout.experts)
-            return replace(block, experts=experts if scale == 1.0 else Scaled(experts, scale))
+            return replace(block, experts=experts if scale == 1.0 else ScaledOutput(experts, scale))
         if layout.gate_up:
             fused = part(layer, layout.gate_up)
             gate, up = outputs_first(fused).t().chunk(2, dim=1)
@@ -200,7 +201,7 @@ class _Reader:
         return float(getattr(attention, "scaling", None) or self.d_head**-0.5)
 
     def _rotary(self) -> tuple[tuple[Tensor, ...], float, tuple[int | None, ...], int | None]:
-        """Frequencies, the scale of cos and sin, which of the frequencies each layer has, and the longest prompt they hold for."""
+        """Frequencies, the scale of cos and sin, which frequencies each layer has, the longest prompt that they hold for."""
         config, n_layers = self.config, len(self.layers)
         turned = [self.family.turned(config, layer) for layer in range(n_layers)]
         module = part(self.body, self.layout.rotary, missing=None) if self.layout.rotary else None
@@ -244,16 +245,19 @@ class _Reader:
 
     def _copied(self) -> set[int]:
         """Storages of what the reader does not share but copies: norms with an offset, matrices that write."""
-        layout, norms = self.layout, ("norm_q", "norm_k", "norm_attention", "norm_mlp", "norm_after_attention", "norm_after_mlp", "qkv")
+        layout, norms = (
+            self.layout,
+            ("norm_q", "norm_k", "norm_attention", "norm_mlp", "norm_after_attention", "norm_after_mlp"),
+        )
         parts = [part(self.body, layout.norm_final), self.hf_model.get_output_embeddings()]
         for layer in self.layers:
-            names = [getattr(layout, name) for name in (*norms, "o", "w_out")]
+            names = [getattr(layout, name) for name in (*norms, "qkv", "o", "w_out")]
             parts += [part(layer, name, missing=None) for name in names if name]
         tensors = [tensor for module in parts if module is not None for tensor in module.parameters()]
         return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
-class Scaled(nn.Module):
+class ScaledOutput(nn.Module):
     """A module whose output is multiplied with a constant."""
 
     def __init__(self, module: Any, scale: float) -> None:
