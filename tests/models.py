@@ -72,7 +72,8 @@ def hugging_face(family: str, seed: int = 0) -> Any:
     }  # fmt: skip
     config = configs[family]()
     config._attn_implementation = "eager"
-    if hasattr(config, "num_experts") or hasattr(config, "num_local_experts"):
+    experts = hasattr(config, "num_experts") or hasattr(config, "num_local_experts")
+    if experts:
         config._experts_implementation = "eager"  # torch has no grouped products in float64
     if family == "falcon_alibi":
         config._attn_implementation = "sdpa"
@@ -81,7 +82,7 @@ def hugging_face(family: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / max(1, parameter.shape[-1]) ** 0.5)
-    return model.eval()
+    return model.eval().requires_grad_(not experts)
 
 
 def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Model:

@@ -128,7 +128,7 @@ def run_mlp(spec, block, x):
     x = norm(spec, x, block.norm_mlp)
     if block.experts is not None:
         out = block.experts(x)
-        out = (out[0] if isinstance(out, tuple) else out).detach()
+        out = out[0] if isinstance(out, tuple) else out
         return out if block.norm_after_mlp is None else norm(spec, out, block.norm_after_mlp)
     hidden = x @ block.W_in
     if block.b_in is not None:
