@@ -105,6 +105,7 @@ class LayerWeights:
         norm_q, norm_k: norms of queries and keys before they are turned; scales are [K], or [H, K] where heads differ.
         experts: a mixture of experts in place of the matrices of an MLP: the model's own module, from normed inputs [1, n, D].
             As a function of its own input it is a sender like any other MLP; its neurons are not told apart.
+        d_experts: neurons of the experts that a token is sent to.
     """
 
     W_Q: Float[Tensor, "H D K"]
@@ -122,12 +123,23 @@ class LayerWeights:
     norm_q: NormWeights | None = None
     norm_k: NormWeights | None = None
     experts: nn.Module | None = None
+    d_experts: int = 0
     W_in: Float[Tensor, "D M"] | None = None
     W_gate: Float[Tensor, "D M"] | None = None
     W_out: Float[Tensor, "M D"] | None = None
     b_in: Float[Tensor, "M"] | None = None
     b_gate: Float[Tensor, "M"] | None = None
     b_out: Float[Tensor, "D"] | None = None
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of the MLP, 0 without."""
+        return self.d_experts if self.W_in is None else self.W_in.shape[1]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP, or its experts, have a gate beside the input matrix."""
+        return self.W_gate is not None or self.experts is not None
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,11 @@ class Shapes:
 
     @classmethod
     def of(cls, components: Components, metric: Metric) -> "Shapes":
-        block = components.weights.layers[0]
+        block = max(components.weights.layers, key=lambda block: block.d_mlp)
         return cls(
             spec=components.spec,
-            d_mlp=0 if block.W_in is None else block.W_in.shape[1],
-            gated=block.W_gate is not None,
+            d_mlp=block.d_mlp,
+            gated=block.gated,
             rotary=bool(components.weights.inverse_frequencies),
             itemsize=components.dtype.itemsize,
             all_columns=metric.columns == "all",

@@ -150,7 +150,10 @@ class _Reader:
         out = part(layer, layout.w_out, missing=None)
         if out is None:
             experts = part(layer, layout.experts)
-            return replace(block, experts=experts if scale == 1.0 else ScaledOutput(experts, scale))
+            width = _first(self.config, ("moe_intermediate_size", "intermediate_size")) * (
+                _first(self.config, ("num_experts_per_tok",)) or 1
+            )
+            return replace(block, experts=experts if scale == 1.0 else ScaledOutput(experts, scale), d_experts=width)
         if layout.gate_up:
             fused = part(layer, layout.gate_up)
             gate, up = outputs_first(fused).t().chunk(2, dim=1)
