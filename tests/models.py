@@ -26,6 +26,8 @@ def hugging_face(family: str, seed: int = 0) -> Any:
     """A random-weight Hugging Face model of a family, with biases and norm scales that are not trivial."""
     import transformers as t
 
+    heads: dict[str, Any] = {"head_dim": 8}
+    half: dict[str, Any] = {"partial_rotary_factor": 0.5}
     sizes: dict[str, Any] = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     grouped: dict[str, Any] = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
     configs = {
@@ -34,28 +36,28 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         "mistral": lambda: t.MistralConfig(**grouped, sliding_window=4),
         "qwen2": lambda: t.Qwen2Config(**grouped),
         "gpt_neox": lambda: t.GPTNeoXConfig(**sizes, intermediate_size=48, max_position_embeddings=64),
-        "gemma2": lambda: t.Gemma2Config(**grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=16),
+        "gemma2": lambda: t.Gemma2Config(**grouped, **heads, sliding_window=4, query_pre_attn_scalar=16),
         "opt": lambda: t.OPTConfig(
             vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
             max_position_embeddings=64, word_embed_proj_dim=32,
         ),
         "gptj": lambda: t.GPTJConfig(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
-        "qwen3": lambda: t.Qwen3Config(**grouped, head_dim=8),
-        "ministral": lambda: t.MinistralConfig(**grouped, head_dim=8, sliding_window=4, layer_types=SLIDING),
-        "ministral3": lambda: t.Ministral3Config(**grouped, head_dim=8),
+        "qwen3": lambda: t.Qwen3Config(**grouped, **heads),
+        "ministral": lambda: t.MinistralConfig(**grouped, **heads, sliding_window=4, layer_types=SLIDING),
+        "ministral3": lambda: t.Ministral3Config(**grouped, **heads),
         "smollm3": lambda: t.SmolLM3Config(**grouped, no_rope_layers=[1, 0], pad_token_id=0),
         "mixtral": lambda: t.MixtralConfig(**grouped, num_local_experts=4),
         "qwen3_moe": lambda: t.Qwen3MoeConfig(
-            **grouped, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[0]
+            **grouped, **heads, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, mlp_only_layers=[0]
         ),
-        "gemma": lambda: t.GemmaConfig(**grouped, head_dim=8),
+        "gemma": lambda: t.GemmaConfig(**grouped, **heads),
         "gemma3_text": lambda: t.Gemma3TextConfig(
-            **grouped, head_dim=8, sliding_window=4, query_pre_attn_scalar=16, layer_types=SLIDING
+            **grouped, **heads, sliding_window=4, query_pre_attn_scalar=16, layer_types=SLIDING
         ),
         "olmo2": lambda: t.Olmo2Config(**grouped),
         "olmo3": lambda: t.Olmo3Config(**grouped, sliding_window=4, layer_types=SLIDING),
-        "phi": lambda: t.PhiConfig(**grouped, partial_rotary_factor=0.5),
-        "phi3": lambda: t.Phi3Config(**grouped, pad_token_id=0, partial_rotary_factor=0.5),
+        "phi": lambda: t.PhiConfig(**grouped, **half),
+        "phi3": lambda: t.Phi3Config(**grouped, pad_token_id=0, **half),
         "bloom": lambda: t.BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4),
         "falcon": lambda: t.FalconConfig(**sizes, **FALCONS["falcon"]),
         "falcon_alibi": lambda: t.FalconConfig(**sizes, **FALCONS["falcon_alibi"]),
@@ -114,6 +116,8 @@ TOYS: dict[str, dict[str, Any]] = {
 
 def toy(name: str, seed: int = 0, **changes: Any) -> ToyTransformer:
     """A random toy whose biases are not zero."""
+    heads: dict[str, Any] = {"head_dim": 8}
+    half: dict[str, Any] = {"partial_rotary_factor": 0.5}
     sizes: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32, **changes}
     model = ToyTransformer(ToyConfig(**{**sizes, **TOYS[name]}), seed)
     torch.manual_seed(seed)

@@ -16,12 +16,12 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.models import families
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 from circuitdisc.models.families.reader import read_module
 
 FAMILY = Family(
     {"starcoder2": "StarCoder 2"},
-    Layout(w_in="mlp.c_fc", w_gate="", w_out="mlp.c_proj"),
+    WeightMap(w_in="mlp.c_fc", w_gate="", w_out="mlp.c_proj"),
     norm="layer",
 )
 

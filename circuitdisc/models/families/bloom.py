@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from circuitdisc.models.families.alibi import slopes
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 from circuitdisc.models.families.reader import UNTOLD_LENGTH
 
 
@@ -17,7 +17,7 @@ def _key_bias(config: Any) -> Tensor:
 
 FAMILY = Family(
     {"bloom": "Bloom"},
-    Layout(
+    WeightMap(
         body="transformer",
         embedding="word_embeddings",
         norm_embedding="word_embeddings_layernorm",

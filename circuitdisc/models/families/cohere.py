@@ -5,7 +5,7 @@ Neighbouring numbers of a head turn together. In Command R7B (Cohere 2) the laye
 
 from typing import Any
 
-from circuitdisc.models.families.family import Family, Layout, Scales
+from circuitdisc.models.families.family import Family, WeightMap, Scales
 
 
 def _turned(config: Any, layer: int) -> bool:
@@ -14,7 +14,7 @@ def _turned(config: Any, layer: int) -> bool:
 
 FAMILY = Family(
     {"cohere": "Cohere", "cohere2": "Cohere 2"},
-    Layout(norm_mlp="input_layernorm"),
+    WeightMap(norm_mlp="input_layernorm"),
     norm="layer",
     parallel=True,
     rotary_pairs="neighbours",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from circuitdisc.models.families.alibi import slopes
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 
-def _layout(config: Any) -> Layout:
+def _layout(config: Any) -> WeightMap:
     two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
     after = "input_layernorm" if config.parallel_attn else "post_attention_layernorm"
-    return Layout(
+    return WeightMap(
         body="transformer",
         embedding="word_embeddings",
         layers="h",

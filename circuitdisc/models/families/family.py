@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightMap:
     """Where a Hugging Face module keeps what. The defaults are Llama's names. An empty name: the family has no such part.
 
     Args:
@@ -93,7 +93,7 @@ class Family:
     """
 
     titles: Mapping[str, str]
-    layout: Layout | Callable[[Any], Layout] = field(default_factory=Layout)
+    layout: WeightMap | Callable[[Any], WeightMap] = field(default_factory=WeightMap)
     norm: Literal["layer", "rms"] = "rms"
     norm_offset: float = 0.0
     parallel: bool | Callable[[Any], bool] = False
@@ -107,13 +107,13 @@ class Family:
     refused: Callable[[Any], str] = lambda config: ""
     not_by_hooks: str = ""
 
-    def layout_of(self, config: Any) -> Layout:
-        return self.layout if isinstance(self.layout, Layout) else self.layout(config)
+    def layout_of(self, config: Any) -> WeightMap:
+        return self.layout if isinstance(self.layout, WeightMap) else self.layout(config)
 
     @property
     def gated(self) -> bool:
         """Its MLPs have a gate beside the input matrix."""
-        return isinstance(self.layout, Layout) and bool(self.layout.w_gate or self.layout.gate_up)
+        return isinstance(self.layout, WeightMap) and bool(self.layout.w_gate or self.layout.gate_up)
 
 
 AFTER_NORM_BY_HOOKS = "Its norm after attention couples the heads: leave components=auto, which handles it"

@@ -6,9 +6,9 @@ ones. Every second (sixth) layer sees the whole prompt.
 
 from typing import Any
 
-from circuitdisc.models.families.family import AFTER_NORM_BY_HOOKS, Family, Layout, Scales
+from circuitdisc.models.families.family import AFTER_NORM_BY_HOOKS, Family, WeightMap, Scales
 
-AFTER = Layout(
+AFTER = WeightMap(
     norm_mlp="pre_feedforward_layernorm",
     norm_after_attention="post_attention_layernorm",
     norm_after_mlp="post_feedforward_layernorm",

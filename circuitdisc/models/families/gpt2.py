@@ -1,10 +1,10 @@
 """GPT-2: layer norms, learned positions, one fused projection for q, k and v."""
 
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 FAMILY = Family(
     {"gpt2": "GPT-2"},
-    Layout(
+    WeightMap(
         body="transformer",
         embedding="wte",
         positions="wpe",

@@ -1,10 +1,10 @@
 """GPT-NeoX and Pythia: layer norms, partly rotary positions, attention and MLP in parallel, q, k, v fused head by head."""
 
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 FAMILY = Family(
     {"gpt_neox": "GPT-NeoX"},
-    Layout(
+    WeightMap(
         body="gpt_neox",
         embedding="embed_in",
         norm_final="final_layer_norm",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 
 def _frequencies(config: Any, body: Any) -> Tensor:
@@ -15,7 +15,7 @@ def _frequencies(config: Any, body: Any) -> Tensor:
 
 FAMILY = Family(
     {"gptj": "GPT-J"},
-    Layout(
+    WeightMap(
         body="transformer",
         embedding="wte",
         layers="h",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from circuitdisc.models.families.family import Family, Layout, Scales
+from circuitdisc.models.families.family import Family, WeightMap, Scales
 
 
 def _scales(config: Any) -> Scales:
@@ -11,6 +11,6 @@ def _scales(config: Any) -> Scales:
 
 FAMILY = Family(
     {"granite": "Granite", "granitemoe": "Granite MoE"},
-    Layout(experts="block_sparse_moe"),
+    WeightMap(experts="block_sparse_moe"),
     scales=_scales,
 )

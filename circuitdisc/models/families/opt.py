@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 
 def _refused(config: Any) -> str:
@@ -15,7 +15,7 @@ def _refused(config: Any) -> str:
 
 FAMILY = Family(
     {"opt": "OPT"},
-    Layout(
+    WeightMap(
         body="model.decoder",
         positions="embed_positions",
         positions_from=2,

@@ -1,10 +1,10 @@
 """Phi-1.5 and Phi-2: one layer norm for attention and MLP, which run in parallel; biases; partly rotary positions."""
 
-from circuitdisc.models.families.family import Family, Layout
+from circuitdisc.models.families.family import Family, WeightMap
 
 FAMILY = Family(
     {"phi": "Phi"},
-    Layout(
+    WeightMap(
         o="self_attn.dense",
         norm_final="final_layernorm",
         norm_q="self_attn.q_layernorm",

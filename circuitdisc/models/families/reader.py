@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel
-from circuitdisc.models.families.family import Family, Layout, Scales
+from circuitdisc.models.families.family import Family, WeightMap, Scales
 from circuitdisc.models.weights import NO_NORM, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.wording import some_names
 
@@ -41,7 +41,7 @@ def read_module(hf_model: Any, family: Family) -> tuple[ModelSpec, Weights]:
 class _Reader:
     def __init__(self, hf_model: Any, config: Any, family: Family) -> None:
         self.hf_model, self.config, self.family = hf_model, config, family
-        self.layout: Layout = family.layout_of(config)
+        self.layout: WeightMap = family.layout_of(config)
         self.body = part(hf_model, self.layout.body)
         self.scales: Scales = family.scales(config)
         self.layers = part(self.body, self.layout.layers)
