@@ -116,8 +116,6 @@ TOYS: dict[str, dict[str, Any]] = {
 
 def toy(name: str, seed: int = 0, **changes: Any) -> ToyTransformer:
     """A random toy whose biases are not zero."""
-    heads: dict[str, Any] = {"head_dim": 8}
-    half: dict[str, Any] = {"partial_rotary_factor": 0.5}
     sizes: dict[str, Any] = {"n_layers": 2, "n_heads": 4, "d_model": 16, "d_head": 4, "d_vocab": V, "n_ctx": 32, **changes}
     model = ToyTransformer(ToyConfig(**{**sizes, **TOYS[name]}), seed)
     torch.manual_seed(seed)

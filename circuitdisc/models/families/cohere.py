@@ -5,7 +5,7 @@ Neighbouring numbers of a head turn together. In Command R7B (Cohere 2) the laye
 
 from typing import Any
 
-from circuitdisc.models.families.family import Family, WeightMap, Scales
+from circuitdisc.models.families.family import Family, Scales, WeightMap
 
 
 def _turned(config: Any, layer: int) -> bool:

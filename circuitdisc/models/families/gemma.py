@@ -6,7 +6,7 @@ ones. Every second (sixth) layer sees the whole prompt.
 
 from typing import Any
 
-from circuitdisc.models.families.family import AFTER_NORM_BY_HOOKS, Family, WeightMap, Scales
+from circuitdisc.models.families.family import AFTER_NORM_BY_HOOKS, Family, Scales, WeightMap
 
 AFTER = WeightMap(
     norm_mlp="pre_feedforward_layernorm",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from circuitdisc.models.families.family import Family, WeightMap, Scales
+from circuitdisc.models.families.family import Family, Scales, WeightMap
 
 
 def _scales(config: Any) -> Scales:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel
-from circuitdisc.models.families.family import Family, WeightMap, Scales
+from circuitdisc.models.families.family import Family, Scales, WeightMap
 from circuitdisc.models.weights import NO_NORM, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.wording import some_names
 
