@@ -5,9 +5,30 @@ from typing import Any
 
 import torch
 
+from circuitdisc.engine.selfcheck import is_the_module
 from circuitdisc.models import Model, ToyConfig, ToyTransformer, cut_hugging_face, cut_toy
 
 V = 40
+GROUPED: dict[str, Any] = {
+    "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS: dict[str, Any] = {
+    **GROUPED, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}  # fmt: skip
+# Architectures that no family declares: read by their usual shape, or run by hooks, or refused.
+UNDECLARED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("arcee", "cwm", "ernie4_5", "exaone4", "glm", "glm4", "internlm3", "jais2", "mellum", "nemotron"), GROUPED
+    ),
+    **dict.fromkeys(("persimmon", "seed_oss", "stablelm", "starcoder2"), GROUPED),
+    **dict.fromkeys(("ernie4_5_moe", "flex_olmo", "glm4_moe", "granitemoeshared", "minimax_m2", "olmoe"), EXPERTS),
+    **dict.fromkeys(("phimoe", "qwen2_moe"), EXPERTS),
+    **dict.fromkeys(("apertus", "bitnet", "lfm2", "mpt", "olmo", "vaultgemma"), GROUPED),
+    "gpt_oss": EXPERTS,
+    **dict.fromkeys(("deepseek_v3", "diffllama", "gemma4_text", "gpt_bigcode", "mamba", "nanochat", "xglm"), GROUPED),
+}
 SLIDING = ["sliding_attention", "full_attention"]
 FALCONS: dict[str, dict[str, Any]] = {
     "falcon": {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "alibi": False, "bias": False},
@@ -29,7 +50,7 @@ def hugging_face(family: str, seed: int = 0) -> Any:
     heads: dict[str, Any] = {"head_dim": 8}
     half: dict[str, Any] = {"partial_rotary_factor": 0.5}
     sizes: dict[str, Any] = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    grouped: dict[str, Any] = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    grouped: dict[str, Any] = {name: value for name, value in GROUPED.items() if name != "pad_token_id"}
     configs = {
         "gpt2": lambda: t.GPT2Config(vocab_size=V, n_embd=32, n_layer=3, n_head=4, n_positions=64),
         "llama": lambda: t.LlamaConfig(**grouped),
@@ -68,11 +89,10 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         "granitemoe": lambda: t.GraniteMoeConfig(
             **grouped, num_local_experts=4, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=4.0
         ),
-        "starcoder2": lambda: t.Starcoder2Config(**grouped),
         "cohere": lambda: t.CohereConfig(**grouped, use_qk_norm=True, logit_scale=0.5),
         "cohere2": lambda: t.Cohere2Config(**grouped, sliding_window=4, layer_types=SLIDING, logit_scale=0.5),
     }  # fmt: skip
-    config = configs[family]()
+    config = configs[family]() if family in configs else t.AutoConfig.for_model(family, **UNDECLARED[family])
     config._attn_implementation = "eager"
     experts = hasattr(config, "num_experts") or hasattr(config, "num_local_experts")
     if experts:
@@ -91,7 +111,7 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -
     """A cut model of a Hugging Face family or of a toy."""
     if family in TOYS:
         return cut_toy(toy(family).to(dtype), name=family, split_embeddings=settings.get("split_embeddings", False))
-    return cut_hugging_face(hugging_face(family).to(dtype), name=family, **settings)
+    return cut_hugging_face(hugging_face(family).to(dtype), name=family, accepts=is_the_module, **settings)
 
 
 @cache
