@@ -29,9 +29,11 @@ class Literal:
     Args:
         module: with as many keys and values as heads, or with edges into q, MLPs and logits alone.
         family: its declaration.
+        hold: norms that couple heads are held at the clean run's size; else they are the module's own.
     """
 
-    def __init__(self, module, family, clean, corrupted):
+    def __init__(self, module, family, clean, corrupted, hold=True):
+        self.hold = hold
         self.module, self.config = module, module.config.get_text_config()
         self.family, self.names = family, family.layout_of(self.config)
         self.body = part(module, self.names.body)
@@ -103,6 +105,8 @@ class Literal:
     def _held(self):
         """Hooks that hold the norms that couple heads at the clean run's size."""
         hooks = []
+        if not self.hold:
+            return hooks
 
         def hold(size, offset):
             return lambda module, args, output: args[0] * size * (module.weight + offset)
@@ -199,15 +203,15 @@ def own_keys(module, family):
     return max(linear.weight.shape) // width >= 3 * config.num_attention_heads or type(linear).__name__ == "Conv1D"
 
 
-def compared(module, n_edges=20, seed=0):
+def compared(module, n_edges=20, seed=0, exact_norm=False):
     """Largest differences of logits, relative to the largest logit: of the full model, and of edges cut one at a time.
 
     Args:
         module: of a Hugging Face family, in float64, with keys and values of every head's own.
     """
-    model = cut_hugging_face(module, accepts=is_the_module)
-    kind = module.config.get_text_config().model_type
-    W_Q = model.components.weights.layers[0].W_Q
+    model = cut_hugging_face(module, accepts=is_the_module, exact_norm=exact_norm)
+    kind = module.config.model_type
+    W_Q = model.backend.weights.layers[0].W_Q  # type: ignore[attr-defined]
     family = find_family(kind) or next(
         guess for guess in guesses(module) if torch.equal(read_module(module, guess)[1].layers[0].W_Q, W_Q)
     )
@@ -217,7 +221,7 @@ def compared(module, n_edges=20, seed=0):
         clean, corrupted = (tuple(generator.integers(0, model.d_vocab, 9).tolist()) for _ in range(2))
         examples.append(Example(clean, corrupted, tuple(range(9)), ((0,),) * 9, ((),) * 9))
     clean, corrupted = (torch.tensor([getattr(example, side) for example in examples]) for side in ("clean", "corrupted"))
-    literal = Literal(module, family, clean, corrupted)
+    literal = Literal(module, family, clean, corrupted, hold=not exact_norm)
     patching = Patching(model, Ablation("resample"), examples)
     (chunk,) = patching.hold(examples)
     full = literal.logits()

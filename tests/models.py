@@ -75,6 +75,15 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         "gemma3_text": lambda: t.Gemma3TextConfig(
             **grouped, **heads, sliding_window=4, query_pre_attn_scalar=16, layer_types=SLIDING
         ),
+        "gemma3": lambda: t.Gemma3Config(
+            text_config={
+                **grouped, **heads, "sliding_window": 4, "query_pre_attn_scalar": 16, "layer_types": SLIDING
+            },
+            vision_config={
+                "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28
+            },
+            mm_tokens_per_image=4,
+        ),
         "olmo2": lambda: t.Olmo2Config(**grouped),
         "olmo3": lambda: t.Olmo3Config(**grouped, sliding_window=4, layer_types=SLIDING),
         "phi": lambda: t.PhiConfig(**grouped, **half),

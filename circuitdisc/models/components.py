@@ -77,6 +77,7 @@ class Components:
     """
 
     capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
+    how = "runs from its weights"
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec = spec
@@ -162,21 +163,29 @@ class Components:
         Args:
             like: inputs whose norm is used in place of that of x.
         """
+        rows = self._rows_of(qkv, heads)
+        shared = x.shape[0] == 1 and len(set(rows)) < len(rows)  # heads of a group that read the same are projected once
+        chosen = list(dict.fromkeys(rows)) if shared else rows
+        projected = self._projected(layer, qkv, chosen, x, like)
+        projected = projected if qkv == "v" else self.turn(layer, qkv, chosen, projected, frame)
+        return projected[[chosen.index(row) for row in rows]] if shared else projected
+
+    def project(self, layer: int, qkv: QKV, heads: Sequence[int], x: Float[Tensor, "n C B T D"]) -> Float[Tensor, "n C B T K"]:
+        """Queries, keys or values of these heads before they are normed and turned."""
+        return self._projected(layer, qkv, self._rows_of(qkv, heads), x)
+
+    def _rows_of(self, qkv: QKV, heads: Sequence[int]) -> list[int]:
+        return list(heads) if qkv == "q" else [head // self.heads_per_group for head in heads]
+
+    def _projected(self, layer: int, qkv: QKV, rows: list[int], x: Tensor, like: Tensor | None = None) -> Tensor:
         block = self.weights.layers[layer]
         weight, bias = {
             "q": (block.W_Q, block.b_Q),
             "k": (block.W_K, block.b_K),
             "v": (block.W_V, block.b_V),
         }[qkv]
-        rows = list(heads) if qkv == "q" else [head // self.heads_per_group for head in heads]
-        x = self.norm(x, block.norm_attention, like)
-        shared = x.shape[0] == 1 and len(set(rows)) < len(rows)  # heads of a group that read the same are projected once
-        chosen = list(dict.fromkeys(rows)) if shared else rows
-        projected = _batched_matmul(x, _rows(weight, chosen))
-        if bias is not None:
-            projected = projected + _rows(bias, chosen)[:, None, None, None, :]
-        projected = projected if qkv == "v" else self.turn(layer, qkv, chosen, projected, frame)
-        return projected[[chosen.index(row) for row in rows]] if shared else projected
+        projected = _batched_matmul(self.norm(x, block.norm_attention, like), _rows(weight, rows))
+        return projected if bias is None else projected + _rows(bias, rows)[:, None, None, None, :]
 
     def turn(
         self, layer: int, qkv: QKV, rows: Sequence[int], x: Float[Tensor, "n ... B T K"], frame: Frame

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models.components import Components
+from circuitdisc.models.coupled import CoupledModel
 from circuitdisc.models.families import find_family
 from circuitdisc.models.families.family import Family
 from circuitdisc.models.families.guess import guesses
@@ -47,6 +48,7 @@ def read_model(
     device: str = "cpu",
     split_embeddings: bool = False,
     components: str = "auto",
+    exact_norm: bool = False,
     accepts: Accepts | None = None,
 ) -> Model:
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
@@ -58,6 +60,8 @@ def read_model(
         split_embeddings: token and position embedding as two senders.
         components: `auto` (fast where the family has them or can be guessed), `fast`, or `hooks` (the fallback, for any bridged
             architecture).
+        exact_norm: norms that couple heads are computed anew in every run (see `models/coupled.py`); False holds their size at
+            the full model's run.
         accepts: of an architecture that no family declares: whether a model by a guessed declaration is the module.
 
     Raises:
@@ -68,8 +72,9 @@ def read_model(
     for setting, value, known in (("dtype", dtype, tuple(DTYPES)), ("setting components", components, COMPONENTS)):
         if not isinstance(value, str) or value not in known:
             raise UnknownName(setting, str(value), known)
-    if not isinstance(split_embeddings, bool):
-        raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
+    for setting, flag in (("split_embeddings", split_embeddings), ("exact_norm", exact_norm)):
+        if not isinstance(flag, bool):
+            raise BadSetting(f"{setting}={flag!r} must be true or false")
     device = _check_device(device)
     name = _check_name(name)
     directory = model_folder(name)
@@ -78,7 +83,7 @@ def read_model(
     if "model_type" in config:
         module = load_pretrained(folder, DTYPES[dtype]).to(device)
         tokenizer = load_tokenizer(folder if directory is not None else name)
-        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts)
+        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts, exact_norm=exact_norm)
     if "n_layers" not in config:
         raise BadFile(
             f"{folder / 'config.json'} is neither a Hugging Face configuration (no model_type) "
@@ -140,6 +145,7 @@ def cut_hugging_face(
     name: str = "local",
     split_embeddings: bool = False,
     components: str = "auto",
+    exact_norm: bool = False,
     accepts: Accepts | None = None,
 ) -> Model:
     """Wrap an in-memory Hugging Face causal language model.
@@ -153,7 +159,7 @@ def cut_hugging_face(
     """
     plain = plain_module(module, name)
     copied = all(part is not plain for part in module.modules())
-    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components, accepts, copied)
+    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components, accepts, copied, exact_norm)
 
 
 def _cut(
@@ -165,17 +171,19 @@ def _cut(
     components: str,
     accepts: Accepts | None = None,
     copied: bool = True,
+    exact_norm: bool = False,
 ) -> Model:
     """The model by its family's declaration, by a guessed one, or by hooks.
 
     Args:
         accepts: whether a model by a guessed declaration is the module; None takes the first that can be read.
         copied: the module is nobody else's: hooks may be put into it.
+        exact_norm: see `read_model`.
     """
     model_type = module.config.model_type
     family = None if components == "hooks" else find_family(model_type)
     if family is not None:
-        return _by_family(name, module, own, tokenizer, split_embeddings, family)
+        return _coupled(_by_family(name, module, own, tokenizer, split_embeddings, family), exact_norm)
     if components != "hooks":
         for guess in guesses(module):
             try:
@@ -183,9 +191,11 @@ def _cut(
             except BadModel:
                 continue
             if accepts is None or accepts(model):
-                return model
+                return _coupled(model, exact_norm)
     if components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
+    if exact_norm:
+        raise BadSetting(f"{name}: exact_norm=true recomputes norms of fast components, and this model runs through hooks")
     if split_embeddings:
         raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
     plain = module if copied else copy.deepcopy(module)  # the bridge puts its hooks into the module itself
@@ -212,6 +222,16 @@ def _by_family(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embedd
     graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
     backend = Components(spec, _detached(weights))
     return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=module.config.model_type)
+
+
+def _coupled(model: Model, exact_norm: bool) -> Model:
+    """The model with norms that couple heads computed anew, if asked for and if it has any."""
+    if not exact_norm:
+        return model
+    components = model.components
+    if not components.freezes_scales:
+        raise BadSetting(f"{model.name}: exact_norm=true changes nothing: no norm of {model.architecture} couples its heads")
+    return replace(model, backend=CoupledModel(components))
 
 
 def _cannot_be_cut(name: str, module: Any, kind: str, why: str, error: Exception) -> BadModel:

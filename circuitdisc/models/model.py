@@ -76,8 +76,8 @@ def fast_components(model: Model, what: str) -> Components:
     """
     if not isinstance(model.backend, Components):  # whoever reads weights needs them, whatever other backends can do
         raise BadSetting(
-            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
+            f"{what} needs a model with fast components; {model.name} ({model.architecture}) {model.backend.how}: "
             f"use a model of another family ({', '.join(family_titles())}, toys), or load it without "
-            "components=hooks"
+            "components=hooks and exact_norm=true"
         )
     return model.backend

@@ -102,8 +102,9 @@ def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> CrossShapes:
             raise BadModel(f"the configuration has no {names[0]}: memory cannot be planned without it")
         return int(number)
 
-    heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
     family = find_family(config.get("model_type"))
+    config = config.get("text_config") or config
+    heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
     one_key = config.get("multi_query") and not config.get("new_decoder_architecture")  # Falcon's names
     gated = bool(config.get("gated_mlp")) if family is None else family.gated
     tied = bool(config.get("tie_word_embeddings", "model_type" in config))

@@ -10,6 +10,7 @@ FAMILIES = (
     "circuitdisc.models.families.llama",
     "circuitdisc.models.families.gemma",
     "circuitdisc.models.families.gemma1",
+    "circuitdisc.models.families.gemma3_images",
     "circuitdisc.models.families.olmo2",
     "circuitdisc.models.families.phi3",
     "circuitdisc.models.families.phi",

@@ -26,6 +26,7 @@ class WeightMap:
         norm_attention, norm_mlp: norms before; the same name where both read one norm.
         norm_after_attention, norm_after_mlp: norms of what is written.
         w_in, w_gate, w_out: the MLP's linear layers; or `gate_up`, the gate and the input matrix in one.
+        unread: beginnings of the names of parameters that prompts of text do not reach.
         experts: the module of a mixture of experts that stands in a layer without `w_out`.
     """
 
@@ -54,6 +55,7 @@ class WeightMap:
     gate_up: str = ""
     w_out: str = "mlp.down_proj"
     experts: str = "mlp"
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

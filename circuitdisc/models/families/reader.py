@@ -238,7 +238,9 @@ class _Reader:
         left = [
             name
             for name, parameter in self.hf_model.named_parameters()
-            if parameter.untyped_storage().data_ptr() not in read | copied and parameter.numel()
+            if parameter.untyped_storage().data_ptr() not in read | copied
+            and parameter.numel()
+            and not name.startswith(self.layout.unread)
         ]
         if left:
             raise BadModel(
