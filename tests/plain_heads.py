@@ -7,12 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from reference import norm, rotate, run_mlp, unembed
+from reference import norm, run_mlp, turned, unembed
 
 from circuitdisc.metrics import METRICS
 from circuitdisc.tasks.base import collate
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only"]
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "bloom", "cohere2", "attention_only"]
 KINDS = ["zero", "mean", "resample"]
 families = pytest.mark.parametrize("family", FAMILIES)
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -49,7 +49,7 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
     cut, outputs, patterns = model.components, outputs or {}, patterns or {}
     spec, weights = cut.spec, cut.weights
     positions, length = torch.arange(len(tokens)), len(tokens)
-    x = weights.W_E[torch.tensor(tokens)] * spec.embed_scale
+    x = norm(spec, weights.W_E[torch.tensor(tokens)] * spec.embed_scale, weights.norm_embedding)
     if weights.W_pos is not None:
         x = x + weights.W_pos[positions]
     run = PlainRun(x, {}, {}, {})
@@ -60,11 +60,12 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
             q, k, v = normed @ block.W_Q[head], normed @ block.W_K[group], normed @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            if weights.inverse_frequencies:
-                q, k = (rotate(y[None], positions[None], weights.inverse_frequencies[0])[0] for y in (q, k))
+            q, k = (turned(cut, layer, kind, head, y[None], positions[None], None)[0] for kind, y in (("q", q), ("k", k)))
             scores = q @ k.T * spec.attn_scale[layer]
             if spec.score_softcap:
                 scores = spec.score_softcap * (scores / spec.score_softcap).tanh()
+            if weights.key_bias is not None:
+                scores = scores + weights.key_bias[head][positions]
             window = spec.window[layer] if spec.window else None
             scores = torch.where(in_reach(length, window), scores, -math.inf)
             pattern = patterns.get((layer, head), scores.softmax(-1))

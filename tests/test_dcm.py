@@ -115,7 +115,7 @@ def test_each_group_may_have_its_own_place():
     assert float((found - torch.cat(wanted)).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only", "parallel"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "attention_only", "parallel"])
 def test_masks_of_zero_leave_the_clean_run(family):
     model = shared(family)
     heads, edges = HeadParts(model.graph, {"x": ["a0.h0", "a1.h3"]}), EdgeParts(model.graph, model.graph.edge_mask, "end")

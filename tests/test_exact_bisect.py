@@ -31,7 +31,9 @@ def held(model, task, kind):
     return Patching(model, Ablation(kind), task.train).hold(task.train)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "parallel", "bidirectional", "attention_only"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gemma2", "gemma3_text", "olmo2", "falcon_alibi", "parallel", "bidirectional", "attention_only"]
+)
 @pytest.mark.parametrize(("kind", "metric"), [("zero", "kl"), ("mean", "logit_diff"), ("resample", "log_prob")])
 def test_exact_scores_are_the_change_of_the_masked_run(family, kind, metric):
     model = model_of(family)

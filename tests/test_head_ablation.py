@@ -24,7 +24,7 @@ from circuitdisc.tasks.base import Task
 
 @targets
 @kinds
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "cohere2"])
 def test_heads_ablated_and_restored_in_any_order(family, kind, target):
     model = shared(family)
     task = Task("random", (), tuple(random_examples(model, 4)))
@@ -105,7 +105,7 @@ def check_against_the_literal_loop(model, task, ablation, metric="logit_diff", s
     return found
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "attention_only"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gemma3_text", "falcon_alibi", "attention_only"])
 @settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

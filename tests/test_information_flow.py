@@ -15,7 +15,7 @@ from circuitdisc.engine.information_flow import Flow, edge_widths
 from circuitdisc.errors import BadSetting
 from circuitdisc.tasks.base import collate
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only", "bidirectional"]
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "cohere", "attention_only", "bidirectional"]
 
 
 def flow_of(model, batch):

@@ -112,7 +112,18 @@ def test_changed_heads_equal_hooks_on_the_module(family, case, side):
 
 # --- what must hold by itself --------------------------------------------------------------------------------------------
 
-EVERY_KIND = ["gpt2", "llama", "gpt_neox", "gemma2", "attention_only", "parallel", "rms_rotary_grouped"]
+EVERY_KIND = [
+    "gpt2",
+    "llama",
+    "gpt_neox",
+    "gemma2",
+    "olmo2",
+    "bloom",
+    "cohere",
+    "attention_only",
+    "parallel",
+    "rms_rotary_grouped",
+]
 
 
 @pytest.mark.parametrize("family", EVERY_KIND)

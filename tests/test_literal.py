@@ -7,6 +7,7 @@ from examples import random_examples
 from literal import compared, ungrouped
 from models import hugging_face
 
+from circuitdisc.engine.neuron_run import n_neurons
 from circuitdisc.engine.selfcheck import check_model, is_the_module, verify
 from circuitdisc.errors import BadModel
 from circuitdisc.models import cut_hugging_face
@@ -60,3 +61,9 @@ def test_a_guess_is_compared_on_the_longest_prompts_of_a_call():
     short, long = random_examples(model, 1), Example(tuple(range(20)), None, (19,), ((0,),), ((),))
     with pytest.raises(BadModel, match="the computation graph is not the model"):
         verify(wrong, [*short * 6, long])
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_neurons_of_experts_are_not_told_apart(kind):
+    with pytest.raises(BadModel, match="mixtures of experts in place of MLPs"):
+        n_neurons(model_of(kind))

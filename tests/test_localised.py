@@ -122,7 +122,9 @@ def test_task_vectors_are_means_over_the_module():
         assert torch.allclose(found[layer].flatten(), torch.stack(rows).mean(0), atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox", "gemma2", "attention_only", "parallel", "bidirectional"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "gpt_neox", "gemma2", "gemma3_text", "attention_only", "parallel", "bidirectional"]
+)
 def test_edits_that_do_nothing_change_nothing(family):
     model, names = shared(family), ("a0.h0", "a1.h3")
     width = model.components.spec.d_head

@@ -17,7 +17,7 @@ from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
 
 FAMILIES = [
-    *("gpt2", "gemma2", "no_norm", "attention_only"),
+    *("gpt2", "gemma2", "gemma3_text", "no_norm", "attention_only"),
     *(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "gpt_neox", "mistral", "bidirectional", "parallel")),
 ]
 TARGETS = [

@@ -7,7 +7,8 @@
     z           the values weighted by the patterns, before W_O                 [H, B, T, K]
     result      what each head writes                                           [H, B, T, D]
     attn_out    what all heads write together, with the attention output bias   [B, T, D]
-    mlp_post    neurons after the activation (and the gate)                     [B, T, M]
+    mlp_post    neurons after the activation (and the gate); of a mixture of    [B, T, M]
+                experts what it reads
     mlp_out     what the MLP writes                                             [B, T, D]
     resid_post  the residual after the layer                                    [B, T, D]
 

@@ -53,10 +53,12 @@ def n_neurons(model: Model) -> int:
         BadModel: it has no MLPs.
     """
     components = components_of(model, "looking at neurons")
-    W_out = components.weights.layers[0].W_out
-    if W_out is None:
+    layers = components.weights.layers
+    if any(block.experts is not None for block in layers):
+        raise BadModel(f"{model.name} has mixtures of experts in place of MLPs: their neurons are not told apart")
+    if layers[0].W_out is None:
         raise BadModel(f"{model.name} has no MLPs, so it has no neurons")
-    return W_out.shape[0]
+    return layers[0].d_mlp
 
 
 class NeuronRuns:
