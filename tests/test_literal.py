@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from examples import random_examples
 from literal import compared, ungrouped
-from models import hugging_face
+from models import hugging_face, model_of
 
 from circuitdisc.engine.neuron_run import n_neurons
 from circuitdisc.engine.selfcheck import check_model, is_the_module, verify
