@@ -43,7 +43,7 @@ FALCONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def hugging_face(family: str, seed: int = 0) -> Any:
+def hugging_face(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random-weight Hugging Face model of a family, with biases and norm scales that are not trivial."""
     import transformers as t
 
@@ -102,6 +102,8 @@ def hugging_face(family: str, seed: int = 0) -> Any:
         "cohere2": lambda: t.Cohere2Config(**grouped, sliding_window=4, layer_types=SLIDING, logit_scale=0.5),
     }  # fmt: skip
     config = configs[family]() if family in configs else t.AutoConfig.for_model(family, **UNDECLARED[family])
+    if changes:
+        config = type(config)(**{**config.to_dict(), **changes})
     config._attn_implementation = "eager"
     experts = hasattr(config, "num_experts") or hasattr(config, "num_local_experts")
     if experts:

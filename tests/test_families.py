@@ -15,7 +15,7 @@ from circuitdisc.engine.cross.plan import shapes_from_config, shapes_of
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.selfcheck import check_model
 from circuitdisc.errors import BadModel, BadSetting
-from circuitdisc.models import families
+from circuitdisc.models import cut_hugging_face, families
 from circuitdisc.models.families.family import Family, WeightMap
 from circuitdisc.models.families.reader import read_module
 
@@ -82,3 +82,26 @@ def test_no_architecture_belongs_to_two_families_and_nothing_else_has_one():
     assert len(set(kinds)) == len(kinds)
     for name in ("starcoder2", None, ["gpt2"], {}):
         assert families.find_family(name) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [
+        ("phi3", {"rope_type": "longrope", "short_factor": [1.0] * 2, "long_factor": [4.0] * 2, "partial_rotary_factor": 0.5}),
+        ("ministral3", {"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 64}),
+    ],
+)
+def test_prompts_end_where_an_architecture_begins_to_change(kind, rope):
+    """Beyond the length that it was first trained on, it turns by other angles, or scales its queries."""
+    rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 16, **rope}
+    changes = {"original_max_position_embeddings": 16} if kind == "phi3" else {}
+    module = hugging_face(kind, rope_parameters=rope, **changes).double()
+    module(input_ids=torch.arange(20)[None])  # which leaves the angles of long prompts in it
+    model = cut_hugging_face(module)
+    assert model.n_ctx == 16
+    assert max(check_model(model).values()) < 1e-6
+    tokens = torch.arange(16)[None] % model.d_vocab
+    longer = torch.arange(17)[None] % model.d_vocab
+    own = [module(input_ids=ids).logits[0, 8] for ids in (tokens, longer)]
+    if kind == "phi3":  # the same token, seen with other angles
+        assert float((own[0] - own[1]).abs().max()) > 1e-4

@@ -214,7 +214,8 @@ class _Reader:
             return (), 1.0, (), None
         if hasattr(module, "inv_freq"):
             which: tuple[int | None, ...] = () if all(turned) else tuple(0 if yes else None for yes in turned)
-            return (module.inv_freq.to(torch.float32),), float(module.attention_scaling), which, _longest(module, config)
+            first = getattr(module, "original_inv_freq", module.inv_freq)  # a long prompt's run writes others over `inv_freq`
+            return (first.to(torch.float32),), float(module.attention_scaling), which, _longest(module, config)
         kinds = sorted(set(config.layer_types))
         scales = {float(getattr(module, f"{kind}_attention_scaling")) for kind in kinds}
         changing = {module.rope_type[kind] for kind in kinds} & {"dynamic", "longrope"}
@@ -304,8 +305,11 @@ def sliding_windows(config: Any, n_layers: int) -> tuple[int | None, ...] | None
 
 
 def _longest(module: Any, config: Any) -> int | None:
-    """Rotary positions of some types are others in prompts beyond a length; up to it they are as they begin."""
-    if module.rope_type == "longrope":
+    """Rotary positions of some types are others in prompts beyond a length; up to it they are as they begin.
+
+    Ministral 3 scales queries beyond such a length.
+    """
+    if module.rope_type == "longrope" or "llama_4_scaling_beta" in config.rope_parameters:
         stored = config.rope_parameters.get("original_max_position_embeddings")
         return int(stored or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
     return None  # `dynamic` begins to change at the longest prompt of the configuration
