@@ -1,0 +1,130 @@
+"""A PEFT adapter merged into its base: every tensor of it has a place, and every change is part of the weights afterwards.
+
+The adapter's folder is only data: its weights are read from safetensors alone, and its layers take no memory before the shapes
+were seen to fit. Adapters whose first values were taken out of the base (PiSSA and its kin) were trained on other weights than
+the base's, and are refused.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the `peft` package.
+"""
+
+import warnings
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscWarning, shown
+from circuitdisc.files import read_json
+from circuitdisc.models.pretrained import quiet_transformers
+from circuitdisc.models.stored import ADAPTER, ADAPTER_WEIGHTS, LOW_RANK, PREFIXES, check_length, is_float, read_tensors
+from circuitdisc.models.wording import first_line, some_names
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base's own weights
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The configuration of an adapter's folder, and the file of its weights; both seen to be there.
+
+    Raises:
+        BadFile: one is missing or malformed.
+        BadModel: it cannot be merged into its base.
+        BadSetting: the package `peft` is not installed.
+    """
+    if find_spec("peft") is None:
+        raise BadSetting(f"{folder} is merged by the package peft: pip install 'circuitdisc[lora]'")
+    if not (folder / ADAPTER).is_file():
+        raise BadFile(f"{folder} holds no PEFT adapter: it has no {ADAPTER}")
+    said = read_json(folder / ADAPTER)
+    if not isinstance(said, dict) or not isinstance(said.get("peft_type"), str):
+        raise BadFile(f"{folder / ADAPTER} holds no configuration of an adapter (no peft_type)")
+    begun = said.get("init_lora_weights", True)
+    if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
+        raise BadModel(
+            f"the adapter {folder} was begun by {shown(begun)}, which changes the base's own weights, too: merge it where "
+            "it was trained, and give the merged folder"
+        )
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise BadFile(f"{folder} has no {ADAPTER_WEIGHTS}: weights are read from safetensors alone")
+    check_length(file)
+    return said, file
+
+
+def merge_adapter(module: Any, folder: Path, base: str) -> Any:
+    """A base with an adapter merged into it; the base itself is used up.
+
+    Args:
+        module: the base, in float32 at least.
+        base: its name, for messages.
+
+    Raises:
+        BadFile, BadSetting: as `read_adapter`.
+        BadModel: the adapter does not fit the base, or holds no finite floating-point numbers.
+    """
+    said, file = read_adapter(folder)
+    import peft
+
+    names = f"the adapter {folder} does not fit {base}"
+    tensors = read_tensors([file])
+    _check_base(said, folder, base)
+    _check_layers(tensors, {name for name, _ in module.named_modules()}, names)
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers held both ways round, of names that fit no layer: checked below
+            config = peft.PeftConfig.from_peft_type(**said)
+            config.inference_mode = True
+            if hasattr(config, "init_lora_weights"):
+                config.init_lora_weights = True  # the values are those of the file
+            wrapped: Any = peft.get_peft_model(module, config, low_cpu_mem_usage=True)
+            expected = peft.get_peft_model_state_dict(wrapped, state_dict=wrapped.state_dict(), save_embedding_layers=False)
+    except Exception as error:  # peft raises many kinds, most for layers that are not there
+        raise BadModel(f"{names}: {first_line(error)}") from error
+    if getattr(config, "is_prompt_learning", False):
+        raise BadModel(
+            f"the adapter {folder} adds trained vectors to the prompt ({config.peft_type}), which no weights can hold"
+        )
+    _check_tensors(expected, tensors, names)
+    try:
+        with quiet_transformers():
+            peft.set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
+            wrapped.to(next(module.parameters()).dtype)  # a change in a narrower type would be rounded before it is added
+            merged = wrapped.merge_and_unload()
+    except Exception as error:  # peft and torch each raise their own
+        raise BadModel(f"{names}: {first_line(error)}") from error
+    return merged.eval().requires_grad_(False)
+
+
+def _check_base(said: dict[str, Any], folder: Path, base: str) -> None:
+    named = said.get("base_model_name_or_path")
+    if isinstance(named, str) and named and Path(named).name != Path(base.partition("@")[0]).name:
+        warnings.warn(
+            f"the adapter {folder} names {shown(named)} as its base, and is merged into {base}: is that the same model?",
+            CircuitdiscWarning,
+            stacklevel=2,
+        )
+
+
+def _check_layers(given: Collection[str], layers: Collection[str], names: str) -> None:
+    """The layers that a file's low-rank changes stand beside are all in the base."""
+    beside = {name[: at.start()].removeprefix(PREFIXES[-1]) for name in given if (at := LOW_RANK.search(name)) and at.start()}
+    if odd := [layer for layer in beside if layer not in layers]:
+        raise BadModel(
+            f"{names}: it changes layers that are not in it ({some_names(odd)}). Is it the adapter of another model?"
+        )
+
+
+def _check_tensors(expected: dict[str, Tensor], given: dict[str, Tensor], names: str) -> None:
+    """Every tensor of the file has a place of its shape, and every place gets one."""
+    if odd := [name for name, tensor in given.items() if not is_float(tensor)]:
+        raise BadModel(f"{names}: it holds integers, booleans or 8-bit numbers where weights should be ({some_names(odd)})")
+    if unfit := [name for name, tensor in given.items() if name in expected and tensor.shape != expected[name].shape]:
+        first = min(unfit)
+        raise BadModel(
+            f"{names}: {first} has shape {tuple(given[first].shape)}, and {tuple(expected[first].shape)} is asked for"
+        )
+    if missing := expected.keys() - given.keys():
+        raise BadModel(f"{names}: {len(missing)} of its tensors are not in its file ({some_names(missing)})")
+    if unexpected := given.keys() - expected.keys():
+        raise BadModel(f"{names}: there is no place for {len(unexpected)} of its tensors ({some_names(unexpected)})")
