@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from torch import Tensor
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models.adapters import merge_adapter
 from circuitdisc.models.backend import Backend
+from circuitdisc.models.bridge import plain_model
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import find_family
 from circuitdisc.models.gguf import is_gguf, load_gguf
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
-from circuitdisc.models.own_run import OwnRun, evaluated
+from circuitdisc.models.own_run import OwnRun, evaluated, own_run
 from circuitdisc.models.places import find_place
-from circuitdisc.models.plain import check_finite, plain_module, unwrapped
+from circuitdisc.models.plain import check_finite, unwrapped
 from circuitdisc.models.pretrained import load_pretrained
 from circuitdisc.models.stored import check_low_rank, leave_files, read_config, read_tensors, weight_files, without_prefixes
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
@@ -28,7 +30,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def read_model(
-    name: str,
+    name: Any,
     *,
     dtype: str = "float32",
     device: str = "cpu",
@@ -38,8 +40,8 @@ def read_model(
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
 
     Args:
-        name: a shipped name (`tpp/lightweight`), a folder, a GGUF file, or a Hugging Face name (`gpt2`, a revision of one as
-            `org/name@step1000`); `BASE+ADAPTER` for any of these with a PEFT adapter.
+        name: text or path: a shipped name (`tpp/lightweight`), a folder, a GGUF file, or a Hugging Face name (`gpt2`, a
+            revision of one as `org/name@step1000`); `BASE+ADAPTER` for any of these with a PEFT adapter.
         dtype: `float32`, `float64`, `bfloat16` or `float16`.
         device: as torch names it (`cpu`, `cuda`).
         split_embeddings: token and position embedding as two senders.
@@ -50,12 +52,8 @@ def read_model(
         BadFile: the folder's files are missing, malformed or truncated.
         BadModel: the architecture cannot be cut.
     """
-    for setting, value, known in (("dtype", dtype, tuple(DTYPES)), ("setting components", components, COMPONENTS)):
-        if not isinstance(value, str) or value not in known:
-            raise UnknownName(setting, str(value), known)
-    if not isinstance(split_embeddings, bool):
-        raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
-    device = _check_device(device)
+    _check_way(split_embeddings, components)
+    check_place(dtype, device)
     name = _check_name(name)
     place = find_place(name)
     files, adapter = place.files(), place.adapter_files()
@@ -76,6 +74,24 @@ def read_model(
 
 
 COMPONENTS = ("auto", "fast", "hooks")
+
+
+def check_place(dtype: str, device: str) -> None:
+    """A precision and a device that there are.
+
+    Raises:
+        UnknownName, BadSetting: there is none such.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UnknownName("dtype", str(dtype), DTYPES)
+    _check_device(device)
+
+
+def _check_way(split_embeddings: object, components: object) -> None:
+    if not isinstance(components, str) or components not in COMPONENTS:
+        raise UnknownName("setting components", str(components), COMPONENTS)
+    if not isinstance(split_embeddings, bool):
+        raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
 
 
 def load_module(files: Path, adapter: Path | None, base: str, dtype: torch.dtype) -> Any:
@@ -122,7 +138,7 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
         graph=spec.graph(split_embeddings),
         backend=Components(spec, _detached(weights)),
         module=toy,
-        own_logits=OwnRun(toy, lambda tokens, mask, positions: toy(tokens, mask)),
+        own_logits=OwnRun(toy, partial(_toy_logits, toy)),
         tokenizer=None,
         d_vocab=spec.d_vocab,
         d_vocab_out=spec.d_vocab_out,
@@ -131,23 +147,28 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
     )
 
 
+def _toy_logits(toy: ToyTransformer, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    return toy(tokens, mask)
+
+
 def cut_hugging_face(
     module: Any, tokenizer: Any = None, *, name: str = "local", split_embeddings: bool = False, components: str = "auto"
 ) -> Model:
-    """Wrap an in-memory Hugging Face causal language model.
+    """Wrap an in-memory Hugging Face causal language model, plain, adapted by PEFT or wrapped by TransformerLens's bridge.
 
     The module is left as it is: it keeps its gradients, its mode and its settings. Weights are shared with it, except where a
-    copy is needed: for PEFT's layers, which are merged into one, and for a run through hooks. The engine compares the wrapped
-    model with the module's own logits before its first use, and again whenever the module has changed.
+    copy is needed: for PEFT's layers, which are merged into one, for a bridge's, and for a run through hooks. The engine
+    compares the wrapped model with the module's own logits before its first use, and again whenever the module has changed.
 
     Raises:
         BadModel: it is no such model, or cannot be cut.
     """
-    plain = plain_module(module, name)
+    _check_way(split_embeddings, components)
+    plain = plain_model(module, name)
     by_hooks = components == "hooks" or find_family(plain.config.model_type) is None
     if by_hooks and any(part is plain for part in module.modules()):
         plain = copy.deepcopy(plain)  # the bridge puts its hooks into the module itself
-    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components)
+    return _cut(name, plain, own_run(unwrapped(module)), tokenizer, split_embeddings, components)
 
 
 def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
@@ -198,11 +219,10 @@ def _check_name(name: object) -> str:
     return name
 
 
-def _check_device(device: object) -> str:
+def _check_device(device: object) -> None:
     try:
         if not isinstance(device, str) or torch.device(device).type == "meta":
             raise BadSetting(f"device={device!r} is not a device: write cpu, cuda or cuda:0")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadSetting(f"device '{device}' cannot be used here: {first_line(error)}") from error
-    return device
