@@ -69,6 +69,10 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
     names = f"the adapter {folder} does not fit {base}"
     tensors = read_tensors([file])
     _check_base(said, folder, base)
+    ranks = [said.get("r"), *_values(said.get("rank_pattern"))]
+    largest = max(max(tensor.shape, default=0) for tensor in tensors.values())
+    if too_large := [rank for rank in ranks if isinstance(rank, int) and rank > largest]:
+        raise BadModel(f"{names}: its configuration asks for rank {too_large[0]:,}, which none of its tensors has")
     _check_layers(tensors, {name for name, _ in module.named_modules()}, names)
     try:
         with quiet_transformers(), warnings.catch_warnings():
@@ -94,6 +98,10 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
     except Exception as error:  # peft and torch each raise their own
         raise BadModel(f"{names}: {first_line(error)}") from error
     return merged.eval().requires_grad_(False)
+
+
+def _values(pattern: Any) -> list[Any]:
+    return list(pattern.values()) if isinstance(pattern, dict) else []
 
 
 def _check_base(said: dict[str, Any], folder: Path, base: str) -> None:
