@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "model.layers.": "blk.",
-}  # fmt: skip
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}  # that GGUF calls by another name
+EPSILONS = {"gpt2": "attention.layer_norm_epsilon"}
 
 
 def tiny_llama(d_vocab: int = 40, seed: int = 0, **changes: Any) -> Any:
@@ -30,18 +26,27 @@ def tiny_llama(d_vocab: int = 40, seed: int = 0, **changes: Any) -> Any:
 
 
 def tensors_of(module: Any) -> dict[str, np.ndarray]:
-    """Its weights under GGUF's names; rows of q and k in the order of llama.cpp's rotary positions."""
+    """Its weights as llama.cpp keeps them: rows of Llama's q and k in another order, Gemma's norms plus 1, GPT-2's turned."""
+    import gguf
+    from transformers.pytorch_utils import Conv1D
+
     config, tensors = module.config, {}
+    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, weight in module.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
+        layer, _, part = name.rpartition(".")
         array = weight.numpy().copy()
-        for heads, part in ((config.num_attention_heads, ".q_proj"), (config.num_key_value_heads, ".k_proj")):
-            if part in name:
-                array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        for mine, theirs in NAMES.items():
-            name = name.replace(mine, theirs)
-        tensors[name] = np.ascontiguousarray(array)
+        if isinstance(module.get_submodule(layer), Conv1D) and part == "weight":
+            array = array.T
+        if architecture == "llama" and (".q_proj" in name or ".k_proj" in name):
+            heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
+            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        if architecture.startswith("gemma") and "norm" in name:
+            array = array + 1
+        tensors[f"{names.get_name(layer)}.{part}"] = np.ascontiguousarray(array)
     return tensors
 
 
@@ -52,7 +57,7 @@ def write_gguf(
     *,
     q8: bool = False,
     tensors: Any = None,
-    architecture: str = "llama",
+    architecture: str = "",
     **values: Any,
 ) -> Path:
     """Write a model as a GGUF file.
@@ -65,12 +70,18 @@ def write_gguf(
     import gguf
 
     config = module.config
+    architecture = architecture or ARCHITECTURES.get(config.model_type, config.model_type)
+    rope = getattr(config, "rope_parameters", None) or {}
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     settings: dict[str, Any] = {
         "context_length": config.max_position_embeddings, "block_count": config.num_hidden_layers,
-        "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": config.rope_parameters["rope_theta"],
-        "rope.dimension_count": config.hidden_size // config.num_attention_heads, "vocab_size": config.vocab_size,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": getattr(config, "intermediate_size", 4 * config.hidden_size),
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        EPSILONS.get(architecture, "attention.layer_norm_rms_epsilon"): getattr(config, "rms_norm_eps", 1e-5),
+        "rope.freq_base": rope.get("rope_theta"), "rope.dimension_count": width, "attention.key_length": width,
+        "attention.sliding_window": getattr(config, "sliding_window", None), "vocab_size": config.vocab_size,
     }  # fmt: skip
     settings = {f"{architecture}.{name}": value for name, value in settings.items()}
     settings |= {name.replace("__", "."): value for name, value in values.items()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import tensors_of, tiny_llama, write_gguf
+from models import hugging_face
 from tiny import bpe_tokenizer
 
 import circuitdisc as cd
@@ -18,10 +19,14 @@ from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, 
 from circuitdisc.identity import hash_model
 from circuitdisc.models import gguf as gguf_files
 from circuitdisc.models import read_model
-from circuitdisc.models.gguf import read_header
+from circuitdisc.models.gguf import load_gguf, read_header
 
 gguf = pytest.importorskip("gguf")
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def own_logits(model: Any) -> torch.Tensor:
+    return model.own_logits(TOKENS, torch.ones_like(TOKENS), torch.arange(8)[None])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_it_is_the_same_model_as_its_folder(tied: bool, tmp_path: Path) -> None:
     ours, theirs = cd.load_model(str(file)), cd.load_model(tmp_path / "folder")
     assert ours.module.state_dict().keys() == theirs.module.state_dict().keys()
     assert all(torch.equal(tensor, ours.module.state_dict()[name]) for name, tensor in theirs.module.state_dict().items())
-    torch.testing.assert_close(ours.own_logits(TOKENS, torch.ones_like(TOKENS), torch.arange(8)[None]), module(TOKENS).logits)
+    torch.testing.assert_close(own_logits(ours), module(TOKENS).logits)
     text = "Then, Mary and John went to the store. John gave a drink to"
     assert ours.tokenizer(text)["input_ids"] == theirs.tokenizer(text)["input_ids"]
     assert not hasattr(ours.module, "hf_quantizer")
@@ -74,6 +79,31 @@ def test_blocks_of_8_bits_are_dequantised(dtype: str, module: Any, tmp_path: Pat
     wanted = expected.to(model.dtype).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.module.state_dict().items())
     assert not torch.equal(wanted["lm_head.weight"].float(), module.lm_head.weight)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "qwen2", "qwen3", "gemma2"])
+def test_the_other_families(family: str, tmp_path: Path) -> None:
+    module = hugging_face(family)
+    changes = {
+        "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256},
+        "qwen3": {"head_dim": 128},
+        "mistral": {"sliding_window": None},
+    }
+    if family in changes:  # as in all of Qwen 3, and of Gemma 2 but the largest
+        config = copy.deepcopy(module.config)
+        config.update(changes[family])
+        module = type(module)(config).eval().requires_grad_(False)
+    file = write_gguf(tmp_path / "m.gguf", module)
+    weights = load_gguf(file, torch.float32).state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in module.state_dict().items())
+    torch.testing.assert_close(own_logits(cd.load_model(file)), module(TOKENS).logits.detach())
+
+
+def test_what_a_header_does_not_say_or_transformers_does_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match=r"says attention\.sliding_window=4, which transformers does not read"):
+        read_model(write_gguf(tmp_path / "m.gguf", hugging_face("mistral")))
+    with pytest.raises(BadModel, match="does not say by what its queries are scaled"):
+        read_model(write_gguf(tmp_path / "m.gguf", hugging_face("gemma2")))
 
 
 def test_a_command_finds_a_circuit_in_it(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +163,11 @@ def test_every_tensor_is_accounted_for(change: Any, words: str | None, module: A
         ({"architecture": "mistral9"}, r"of the architecture 'mistral9', which transformers does not read.*llama"),
         ({"architecture": "clip"}, "'clip'"),
         ({"architecture": "t5encoder"}, "'t5encoder'"),
-        ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, r"scales its rotary positions \(.*yarn"),
+        (
+            {"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0},
+            r"says rope\.scaling\.factor=4\.0, rope\.scaling\.type='yarn', which",
+        ),
+        ({"llama__attention__scale": 0.5}, r"says attention\.scale=0\.5"),
         ({"split__count": 3}, "one of 3 files"),
         ({"llama__block_count": 10**9}, r"its header asks for 1,000,000,000 layers"),
         ({"llama__embedding_length": 2**20}, r"its header.* asks for .* weights, and the files hold"),
@@ -151,8 +185,8 @@ def test_headers_that_are_refused(values: dict[str, Any], words: str, module: An
 
 
 def test_settings_that_transformers_leaves_out_are_named(module: Any, tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "m.gguf", module, llama__attention__scale=0.5, llama__attention__key_length=8)
-    with pytest.warns(CircuitdiscWarning, match=r"does not read attention\.scale=0\.5 from GGUF files"):
+    file = write_gguf(tmp_path / "m.gguf", module, llama__pooling_type=1, llama__rope__scaling__type="none")
+    with pytest.warns(CircuitdiscWarning, match=r"does not read pooling_type=1 from GGUF files"):
         read_model(file)
 
 

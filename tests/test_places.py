@@ -13,6 +13,7 @@ from tiny import word_tokenizer
 
 import circuitdisc as cd
 from circuitdisc.checkpoints.listing import find_checkpoint, read_checkpoints
+from circuitdisc.cli import main
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, CircuitdiscWarning, UnknownName
 from circuitdisc.identity import hash_model
 from circuitdisc.models import read_model
@@ -78,6 +79,10 @@ def test_an_adapter_on_a_gguf_file_and_in_a_list(tmp_path: Path) -> None:
     torch.testing.assert_close(own_logits(cd.load_model(name)), adapted(TOKENS).logits.detach())
     assert read_checkpoints([str(file), name]) == [str(file), name]
     task = {"name": "induction", "n": 4, "n_heldout": 4, "length": 6}
+    words = ["task=induction", "task.n=4", "task.n_heldout=4", "task.length=6", "allow_chance=true", "algorithm=random"]
+    call = ["discover", f"model={name}", *words, "scoring.n_random=1", f"out={tmp_path / 'run'}", "progress=false"]
+    assert main(call) == 0
+    assert cd.Circuit.load(tmp_path / "run" / "circuit.json").provenance.model == name
     assert name in json.dumps(cd.baselines([str(file), name], task, n_others=4).to_dict())
 
 

@@ -10,6 +10,7 @@ Source: the GGUF specification, https://github.com/ggml-org/ggml/blob/master/doc
 
 import math
 import mmap
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 SHORT = 2**16  # bytes of a text that is kept: names, not chat templates
 # settings whose value another part of the header, or a tensor's shape, says again
 SAID_TWICE = ("vocab_size", "feed_forward_length", "rope.dimension_count")
+COMPUTED = re.compile("scal|softcap|sliding|clamp|rope|expert|alibi")  # in names of settings that change what is computed
 ALIASES = {"key_length": "head_dim", "value_length": "head_dim"}
 
 
@@ -96,7 +98,7 @@ class _Walk:
             raise BadFile(f"{self.file} is a GGUF file of version {version}; versions 2 and 3 are read, in little-endian order")
         if n_tensors > MOST_TENSORS or n_values > MOST_ITEMS or 12 * (n_tensors + n_values) > len(self.data):
             raise self._too_much(f"{n_tensors:,} tensors and {n_values:,} settings")
-        values = {self._text(): self._value() for _ in range(n_values)}
+        values = {self._name(): self._value() for _ in range(n_values)}
         infos = [self._tensor() for _ in range(n_tensors)]
         alignment = values.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
@@ -130,6 +132,12 @@ class _Walk:
         self._skip(length)
         return self.data[self.at - length : self.at].decode() if length <= SHORT else f"{length:,} bytes"
 
+    def _name(self) -> str:
+        name = self._text()
+        if not name.isprintable():
+            raise BadFile(f"{self.file} is damaged: its header has the name {shown(name)}")
+        return name
+
     def _value(self) -> Any:
         (kind,) = self._unpack("I")
         if kind == STRING:
@@ -155,7 +163,7 @@ class _Walk:
         """Name, shape, bytes in the file, and where they begin."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        name, (n_dims,) = self._text(), self._unpack("I")
+        name, (n_dims,) = self._name(), self._unpack("I")
         if n_dims > MOST_DIMS:
             raise BadFile(f"{self.file} is damaged: its tensor {name[:80]} has {n_dims:,} dimensions")
         shape = tuple(reversed(self._unpack(f"{n_dims}Q")))
@@ -202,6 +210,8 @@ def gguf_config(file: Path, header: GgufHeader | None = None) -> Any:
         raise BadFile(f"the header of {file} cannot be read: {first_line(error)}") from error
     if config.model_type == "gpt2":  # transformers reads the context into a name that the model does not use
         config.n_positions = int(header.values.get("gpt2.context_length", config.n_positions))
+    if "vocab_size" not in said and (embedding := header.tensors.get("token_embd.weight")):
+        config.vocab_size = embedding[0]
     _check_settings(file, header, config)
     return config
 
@@ -214,13 +224,18 @@ def _check_settings(file: Path, header: GgufHeader, config: Any) -> None:
     mine = header.architecture + "."
     unread = {name.removeprefix(mine): value for name, value in header.values.items() if name.startswith(mine)}
     unread = {name: value for name, value in unread.items() if name not in (*read, *SAID_TWICE)}
-    scaling = {name: value for name, value in unread.items() if name.startswith("rope.scaling.") and value not in ("none", "")}
-    if scaling:
+    odd = {name: value for name, value in unread.items() if not _same(config, name, value)}
+    if computed := {name: value for name, value in odd.items() if COMPUTED.search(name)}:
         raise BadModel(
-            f"{file} scales its rotary positions ({_settings(scaling)}), which transformers does not read from GGUF files: "
+            f"{file} says {_settings(computed)}, which transformers does not read from GGUF files of '{config.model_type}': "
             "its numbers would be those of another model"
         )
-    odd = {name: value for name, value in unread.items() if not _same(config, name, value)}
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    if scalar is not None and scalar != config.head_dim:  # of the largest Gemma models, by a rule that stands in no header
+        raise BadModel(
+            f"{file} does not say by what its queries are scaled, which is not the width of a head ({config.head_dim}) in all "
+            f"models of '{config.model_type}': give the model as a Hugging Face folder"
+        )
     if odd:
         warnings.warn(
             f"{file}: transformers does not read {_settings(odd)} from GGUF files and takes the usual values of "
@@ -232,6 +247,8 @@ def _check_settings(file: Path, header: GgufHeader, config: Any) -> None:
 
 def _same(config: Any, name: str, value: Any) -> bool:
     leaf = name.rpartition(".")[2]
+    if value in ("none", "") or (leaf == "freq_base_swa" and value == 10_000):  # Gemma 3's, which transformers has, too
+        return True
     usual = getattr(config, ALIASES.get(leaf, leaf), None)
     usual = config.hidden_size // config.num_attention_heads if usual is None and ALIASES.get(leaf) == "head_dim" else usual
     return usual == value or (
