@@ -31,7 +31,7 @@ def tensors_of(module: Any) -> dict[str, np.ndarray]:
     from transformers.pytorch_utils import Conv1D
 
     config, tensors = module.config, {}
-    architecture = ARCHITECTURES.get(config.model_type, config.model_type)
+    architecture = str(ARCHITECTURES.get(config.model_type, config.model_type))
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     for name, weight in module.state_dict().items():
@@ -70,7 +70,7 @@ def write_gguf(
     import gguf
 
     config = module.config
-    architecture = architecture or ARCHITECTURES.get(config.model_type, config.model_type)
+    architecture = architecture or str(ARCHITECTURES.get(config.model_type, config.model_type))
     rope = getattr(config, "rope_parameters", None) or {}
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     settings: dict[str, Any] = {

@@ -94,9 +94,10 @@ def get_metric(*wanted: AnyMetric | None) -> Metric:
     return REGISTRY.get(first)
 
 
-def _of_function(metric: Any) -> Any:
-    if isinstance(metric, Metric | str | type) or not callable(metric):
-        return metric
+def _of_function(given: Any) -> Any:
+    if isinstance(given, Metric | str | type) or not callable(given):
+        return given
+    metric: Any = given
     try:
         check_function(metric, ("logits", "labels"))
     except Unfit as problem:

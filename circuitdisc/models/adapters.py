@@ -77,7 +77,7 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers held both ways round, of names that fit no layer: checked below
-            config = peft.PeftConfig.from_peft_type(**said)
+            config: Any = peft.PeftConfig.from_peft_type(**said)
             config.inference_mode = True
             if hasattr(config, "init_lora_weights"):
                 config.init_lora_weights = True  # the values are those of the file

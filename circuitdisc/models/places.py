@@ -145,7 +145,7 @@ def known_to_hub(name: str, revision: str | None = None) -> bool:
         return False
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    at = {} if revision is None else {"revision": revision}
+    at: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         cached = (isinstance(try_to_load_from_cache(name, file, **at), str) for file in ("config.json", ADAPTER))
         return any(cached) or bool(HfApi().model_info(name, timeout=10, **at).id)

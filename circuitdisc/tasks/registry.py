@@ -14,7 +14,6 @@ from typing import Any
 
 from circuitdisc.checks import EXAMPLES, SEED, bounded
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
-from circuitdisc.metrics import AnyMetric
 from circuitdisc.plugins import Registry, check_function
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
@@ -111,7 +110,7 @@ def load_task(
     task: Any,
     model: TaskModel,
     *,
-    metric: AnyMetric | None = None,
+    metric: Any = None,
     n: int | None = None,
     n_heldout: int | None = None,
     seed: int = 0,
