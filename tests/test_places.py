@@ -170,6 +170,16 @@ def test_without_the_package(base: Path, tmp_path: Path, monkeypatch: pytest.Mon
         read_model(f"{base}+{tmp_path / 'adapter'}")
 
 
+@pytest.mark.parametrize(
+    "name", ["@", "+", "a@", "@b", "{x@,y", "a/b/c@d", "a+@", "\0@x", "\0+x", "x.gguf+y", "~@~", "../x@y", "a@b@c", "+" * 40]
+)
+def test_odd_names(name: str) -> None:
+    for read in (read_model, find_checkpoint, read_checkpoints):
+        with pytest.raises(CircuitdiscError) as caught:
+            read(name)
+        assert "\n" not in str(caught.value)
+
+
 def test_folders_with_the_signs_in_their_names(tmp_path: Path) -> None:
     for name in ("a@b", "c+d"):
         hugging_face("llama").save_pretrained(tmp_path / name)

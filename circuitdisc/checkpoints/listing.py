@@ -20,7 +20,7 @@ from circuitdisc.errors import BadFile, BadModel, BadSetting
 from circuitdisc.models.adapters import read_adapter
 from circuitdisc.models.gguf import is_gguf
 from circuitdisc.models.model import Model
-from circuitdisc.models.places import Place, find_place
+from circuitdisc.models.places import Place, find_place, local_path
 from circuitdisc.models.stored import ADAPTER, read_config, weight_files
 from circuitdisc.models.toy import ToyConfig
 from circuitdisc.schemas import LadderFile, read_record
@@ -231,8 +231,8 @@ def _expand(name: str) -> list[str]:
         return [name]
     if "*" in name:
         return _matching(name)
-    folder = Path(name).expanduser()
-    return read_ladder(folder) if (folder / LADDER).is_file() else [name]
+    folder = local_path(name)
+    return read_ladder(folder) if folder is not None and (folder / LADDER).is_file() else [name]
 
 
 def _matching(pattern: str) -> list[str]:

@@ -108,7 +108,10 @@ def find_place(name: str, kind: str = "model", hint: str = HINT) -> Place:
 
 def local_path(name: str) -> Path | None:
     """The folder of a shipped model, a folder or a GGUF file; None for what can only be a Hugging Face name."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~name of nobody here
+        return None
     return shipped_models().get(name) or (path if _is_dir(path) or is_gguf(path) else None)
 
 
@@ -156,9 +159,13 @@ def known_to_hub(name: str, revision: str | None = None) -> bool:
 def cached_revisions(name: str) -> list[str]:
     """The revisions of a Hugging Face name in the cache: branches and tags by name, other commits by their hashes."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    try:
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    except HFValidationError:  # a name that no repository can have
+        return []
     named = {file.relative_to(folder / "refs").as_posix(): file.read_text() for file in _files(folder / "refs")}
     commits = [path.name for path in folder.glob("snapshots/*") if path.name not in named.values()]
     return [*sorted(named), *sorted(commits)]
