@@ -150,7 +150,7 @@ def name_of(function: Callable[..., Any]) -> str:
     held = [getattr(inner, part, None) for part in ("__defaults__", "__kwdefaults__")]
     held += [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
     parts = [repr(function) if code is None else _code(code), repr([part for part in held if part is not None])]
-    where = inner if code is not None else type(inner)
+    where: Any = inner if hasattr(inner, "__qualname__") else type(inner)
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
     return f"{where.__module__}.{where.__qualname__}{MARK}{digest}"
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscWarning, shown
@@ -21,6 +22,7 @@ from circuitdisc.models.pretrained import quiet_transformers
 from circuitdisc.models.stored import ADAPTER, ADAPTER_WEIGHTS, LOW_RANK, PREFIXES, check_length, is_float, read_tensors
 from circuitdisc.models.wording import first_line, some_names
 
+MERGED = 1e-3  # of the logits: what merging may change by rounding
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin that change the base's own weights
 
 
@@ -78,6 +80,7 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers held both ways round, of names that fit no layer: checked below
             config: Any = peft.PeftConfig.from_peft_type(**said)
+            known = config.to_dict()
             config.inference_mode = True
             if hasattr(config, "init_lora_weights"):
                 config.init_lora_weights = True  # the values are those of the file
@@ -89,15 +92,30 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
         raise BadModel(
             f"the adapter {folder} adds trained vectors to the prompt ({config.peft_type}), which no weights can hold"
         )
+    if odd := sorted(key for key, value in said.items() if key not in known and value):
+        raise BadModel(
+            f"{folder / ADAPTER} has settings that this version of peft does not know ({some_names(odd)}): update peft"
+        )
     _check_tensors(expected, tensors, names)
     try:
         with quiet_transformers():
             peft.set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
-            wrapped.to(next(module.parameters()).dtype)  # a change in a narrower type would be rounded before it is added
+            wrapped.to(next(module.parameters()).dtype).eval()  # what is narrower would be rounded before it is added
+            before = _probe(wrapped)
             merged = wrapped.merge_and_unload()
+            difference = float((_probe(merged) - before).abs().max() / before.abs().max().clamp(min=1e-6))
     except Exception as error:  # peft and torch each raise their own
         raise BadModel(f"{names}: {first_line(error)}") from error
+    if difference > MERGED:  # NaN is said by name later
+        raise BadModel(f"the adapter {folder} does more than weights can hold: merged, the logits differ by {difference:.1e}")
     return merged.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _probe(model: Any) -> Tensor:
+    """Logits of a few tokens."""
+    tokens = torch.arange(5)[None] % model.config.vocab_size
+    return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
 
 
 def _values(pattern: Any) -> list[Any]:
