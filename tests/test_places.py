@@ -150,6 +150,8 @@ def test_pairs_that_do_not_fit(base: Path, tmp_path: Path) -> None:
         ({"r": 10**9}, "asks for rank 1,000,000,000, which none of its tensors has"),
         ({"r": 8}, r"has shape \(4, 48\), and \(8, 48\) is asked for"),
         ({"r": "four"}, "does not fit"),
+        ({"target_modules": "(([a-z]+)+.)+x"}, "names layers by the pattern"),
+        ({"rank_pattern": {"(a|a)*(a|a)*b": 2}}, "names layers by the pattern"),
         ({"use_next_years_trick": True}, r"does not know \(use_next_years_trick\): update peft"),
         ({"alora_invocation_tokens": [1, 2]}, "does not fit .* aLoRA does not support merging"),
         ({"target_modules": ["nowhere"]}, "does not fit"),

@@ -7,6 +7,7 @@ the base's, and are refused.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the `peft` package.
 """
 
+import re
 import warnings
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Path]:
     said = read_json(folder / ADAPTER)
     if not isinstance(said, dict) or not isinstance(said.get("peft_type"), str):
         raise BadFile(f"{folder / ADAPTER} holds no configuration of an adapter (no peft_type)")
+    _check_patterns(said, folder)
     begun = said.get("init_lora_weights", True)
     if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
         raise BadModel(
@@ -116,6 +118,18 @@ def _probe(model: Any) -> Tensor:
     """Logits of a few tokens."""
     tokens = torch.arange(5)[None] % model.config.vocab_size
     return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+
+
+def _check_patterns(said: dict[str, Any], folder: Path) -> None:
+    """The names of layers that peft takes as regular expressions are none that take longer than anybody waits."""
+    named = [said.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    named += [name for key in ("rank_pattern", "alpha_pattern") if isinstance(said.get(key), dict) for name in said[key]]
+    for pattern in named:
+        if isinstance(pattern, str) and (re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3):
+            raise BadModel(
+                f"{folder / ADAPTER} names layers by the pattern {shown(pattern)}: patterns that repeat groups, or more than three "
+                "times, are not searched for"
+            )
 
 
 def _values(pattern: Any) -> list[Any]:
