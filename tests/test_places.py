@@ -142,6 +142,17 @@ def test_pairs_that_do_not_fit(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "pattern", [r".*(q|down)_proj", r"(?:.*?(?:attn|mlp).*?(?:q_proj|down_proj).*?)|(?:x{1,})", "(([a-z]+)+.?)+"]
+)
+def test_layers_named_by_a_pattern(pattern: str, base: Path, tmp_path: Path) -> None:
+    adapted = write_adapter(tmp_path / "adapter", hugging_face("llama"), "base")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": pattern}))
+    model = read_model(f"{base}+{tmp_path / 'adapter'}")
+    torch.testing.assert_close(own_logits(model), adapted(TOKENS).logits.detach())
+
+
+@pytest.mark.parametrize(
     ("said", "words"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base's own weights"),
@@ -150,7 +161,7 @@ def test_pairs_that_do_not_fit(base: Path, tmp_path: Path) -> None:
         ({"r": 10**9}, "asks for rank 1,000,000,000, which none of its tensors has"),
         ({"r": 8}, r"has shape \(4, 48\), and \(8, 48\) is asked for"),
         ({"r": "four"}, "does not fit"),
-        ({"target_modules": "(([a-z]+)+.)+x"}, "names layers by the pattern"),
+        ({"exclude_modules": "(([a-z]+)+.)+x"}, "names layers by the pattern"),
         ({"rank_pattern": {"(a|a)*(a|a)*b": 2}}, "names layers by the pattern"),
         ({"use_next_years_trick": True}, r"does not know \(use_next_years_trick\): update peft"),
         ({"alora_invocation_tokens": [1, 2]}, "does not fit .* aLoRA does not support merging"),

@@ -77,7 +77,13 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
     largest = max(max(tensor.shape, default=0) for tensor in tensors.values())
     if too_large := [rank for rank in ranks if isinstance(rank, int) and rank > largest]:
         raise BadModel(f"{names}: its configuration asks for rank {too_large[0]:,}, which none of its tensors has")
-    _check_layers(tensors, {name for name, _ in module.named_modules()}, names)
+    layers = _layers(tensors)
+    if odd := layers - {name for name, _ in module.named_modules()}:
+        raise BadModel(
+            f"{names}: it changes layers that are not in it ({some_names(odd)}). Is it the adapter of another model?"
+        )
+    if _may_take_long(said.get("target_modules")):
+        said |= {"target_modules": sorted(layers)}  # those of the file; a list is no pattern
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers held both ways round, of names that fit no layer: checked below
@@ -122,14 +128,20 @@ def _probe(model: Any) -> Tensor:
 
 def _check_patterns(said: dict[str, Any], folder: Path) -> None:
     """The names of layers that peft takes as regular expressions are none that take longer than anybody waits."""
-    named = [said.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern")]
+    named = [said.get(key) for key in ("exclude_modules", "layers_pattern")]
     named += [name for key in ("rank_pattern", "alpha_pattern") if isinstance(said.get(key), dict) for name in said[key]]
-    for pattern in named:
-        if isinstance(pattern, str) and (re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3):
-            raise BadModel(
-                f"{folder / ADAPTER} names layers by the pattern {shown(pattern)}: patterns that repeat groups, or more than three "
-                "times, are not searched for"
-            )
+    if slow := [pattern for pattern in named if _may_take_long(pattern)]:
+        raise BadModel(
+            f"{folder / ADAPTER} names layers by the pattern {shown(slow[0])}, which repeats too often to be searched for: "
+            "name the layers themselves"
+        )
+
+
+def _may_take_long(pattern: Any) -> bool:
+    """Whether a regular expression repeats a group, or more than three times."""
+    if not isinstance(pattern, str):
+        return False
+    return bool(re.search(r"\)[*+{]", pattern)) or len(re.findall(r"[*+{]", pattern)) > 3
 
 
 def _values(pattern: Any) -> list[Any]:
@@ -146,13 +158,9 @@ def _check_base(said: dict[str, Any], folder: Path, base: str) -> None:
         )
 
 
-def _check_layers(given: Collection[str], layers: Collection[str], names: str) -> None:
-    """The layers that a file's low-rank changes stand beside are all in the base."""
-    beside = {name[: at.start()].removeprefix(PREFIXES[-1]) for name in given if (at := LOW_RANK.search(name)) and at.start()}
-    if odd := [layer for layer in beside if layer not in layers]:
-        raise BadModel(
-            f"{names}: it changes layers that are not in it ({some_names(odd)}). Is it the adapter of another model?"
-        )
+def _layers(given: Collection[str]) -> set[str]:
+    """The layers that a file's low-rank changes stand beside."""
+    return {name[: at.start()].removeprefix(PREFIXES[-1]) for name in given if (at := LOW_RANK.search(name)) and at.start()}
 
 
 def _check_tensors(expected: dict[str, Tensor], given: dict[str, Tensor], names: str) -> None:
