@@ -9,7 +9,6 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; th
 
 import re
 import warnings
-from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,25 +67,37 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
         BadModel: the adapter does not fit the base, or holds no finite floating-point numbers.
     """
     said, file = read_adapter(folder)
-    import peft
-
-    names = f"the adapter {folder} does not fit {base}"
-    tensors = read_tensors([file])
     _check_base(said, folder, base)
-    ranks = [said.get("r"), *_values(said.get("rank_pattern"))]
+    tensors, names = read_tensors([file]), f"the adapter {folder} does not fit {base}"
+    _check_layers(said, tensors, module, names)
+    wrapped, expected = _wrapped(module, said, folder, names)
+    _check_tensors(expected, tensors, names)
+    return _merged(wrapped, tensors, folder, names)
+
+
+def _check_layers(said: dict[str, Any], tensors: dict[str, Tensor], module: Any, names: str) -> None:
+    """The layers that the file's changes stand beside are in the base, and no rank is larger than the file's tensors."""
+    pattern = said.get("rank_pattern")
+    ranks = [said.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     largest = max(max(tensor.shape, default=0) for tensor in tensors.values())
     if too_large := [rank for rank in ranks if isinstance(rank, int) and rank > largest]:
         raise BadModel(f"{names}: its configuration asks for rank {too_large[0]:,}, which none of its tensors has")
-    layers = _layers(tensors)
-    if odd := layers - {name for name, _ in module.named_modules()}:
+    beside = {name[: at.start()].removeprefix(PREFIXES[-1]) for name in tensors if (at := LOW_RANK.search(name)) and at.start()}
+    if odd := beside - {name for name, _ in module.named_modules()}:
         raise BadModel(
             f"{names}: it changes layers that are not in it ({some_names(odd)}). Is it the adapter of another model?"
         )
     if _may_take_long(said.get("target_modules")):
-        said |= {"target_modules": sorted(layers)}  # those of the file; a list is no pattern
+        said["target_modules"] = sorted(beside)  # those of the file; a list is no pattern
+
+
+def _wrapped(module: Any, said: dict[str, Any], folder: Path, names: str) -> tuple[Any, dict[str, Tensor]]:
+    """The base with the adapter's layers, without memory for their weights, and the tensors that these are."""
+    import peft
+
     try:
         with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers held both ways round, of names that fit no layer: checked below
+            warnings.simplefilter("ignore")  # of layers held both ways round, of settings not known: checked below
             config: Any = peft.PeftConfig.from_peft_type(**said)
             known = config.to_dict()
             config.inference_mode = True
@@ -104,11 +115,17 @@ def merge_adapter(module: Any, folder: Path, base: str) -> Any:
         raise BadModel(
             f"{folder / ADAPTER} has settings that this version of peft does not know ({some_names(odd)}): update peft"
         )
-    _check_tensors(expected, tensors, names)
+    return wrapped, expected
+
+
+def _merged(wrapped: Any, tensors: dict[str, Tensor], folder: Path, names: str) -> Any:
+    """The base with the changes added to its weights, which computes what it computed with them beside it."""
+    import peft
+
     try:
         with quiet_transformers():
             peft.set_peft_model_state_dict(wrapped, tensors, low_cpu_mem_usage=True)
-            wrapped.to(next(module.parameters()).dtype).eval()  # what is narrower would be rounded before it is added
+            wrapped.to(wrapped.get_base_model().dtype).eval()  # what is narrower would be rounded before it is added
             before = _probe(wrapped)
             merged = wrapped.merge_and_unload()
             difference = float((_probe(merged) - before).abs().max() / before.abs().max().clamp(min=1e-6))
@@ -144,10 +161,6 @@ def _may_take_long(pattern: Any) -> bool:
     return bool(re.search(r"\)[*+{]", pattern)) or len(re.findall(r"[*+{]", pattern)) > 3
 
 
-def _values(pattern: Any) -> list[Any]:
-    return list(pattern.values()) if isinstance(pattern, dict) else []
-
-
 def _check_base(said: dict[str, Any], folder: Path, base: str) -> None:
     named = said.get("base_model_name_or_path")
     if isinstance(named, str) and named and Path(named).name != Path(base.partition("@")[0]).name:
@@ -156,11 +169,6 @@ def _check_base(said: dict[str, Any], folder: Path, base: str) -> None:
             CircuitdiscWarning,
             stacklevel=2,
         )
-
-
-def _layers(given: Collection[str]) -> set[str]:
-    """The layers that a file's low-rank changes stand beside."""
-    return {name[: at.start()].removeprefix(PREFIXES[-1]) for name in given if (at := LOW_RANK.search(name)) and at.start()}
 
 
 def _check_tensors(expected: dict[str, Tensor], given: dict[str, Tensor], names: str) -> None:
