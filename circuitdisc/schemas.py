@@ -199,6 +199,7 @@ class ModelSection:
     dtype: str = "float32"
     device: str = "cpu"
     split_embeddings: bool = False
+    exact_norm: bool = False
     components: str = "auto"
 
 

@@ -5,6 +5,8 @@
     a circuit                      its live nodes, from the embedding on   the whole model, receivers corrected
     edges cut one after the other  what each cut reaches                   a run of the whole model for each
 
+The components of a `CoupledModel` are run whole, too, node by node.
+
 A new backend is a class like these two, its name in `Runner` and a line in `runner`. What a backend can do beside this it says
 itself (`models/backend.py`).
 
@@ -12,6 +14,7 @@ Shape letters: S senders, R receivers, B examples, T positions, N readings, V vo
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,11 +23,13 @@ from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.circuit_run import CircuitRun
+from circuitdisc.engine.coupled_run import coupled_run
 from circuitdisc.engine.forward import logits_at
 from circuitdisc.engine.full_run import FullRun, forward_run
-from circuitdisc.engine.hooked_run import HookedRemoval, hooked_run
+from circuitdisc.engine.hooked_run import WholeRemoval, hooked_run
 from circuitdisc.engine.incremental import IncrementalRemoval
 from circuitdisc.models.components import Components
+from circuitdisc.models.coupled import CoupledModel
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
@@ -72,8 +77,22 @@ class HookedRunner:
     def circuit(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> tuple[Float[Tensor, "N V"], float]:
         return hooked_run(self.hooked, self.model.graph, chunk, mask), self.model.graph.n_senders
 
-    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> HookedRemoval:
-        return HookedRemoval(self.hooked, self.model.graph, chunk, mask)
+    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> WholeRemoval:
+        run = partial(hooked_run, self.hooked, self.model.graph)
+        return WholeRemoval(run, self.model.graph, chunk, mask)
+
+
+@dataclass(frozen=True)
+class CoupledRunner(ComponentsRunner):
+    """From the weights, norms that couple heads computed anew: every circuit is a run of all nodes."""
+
+    def circuit(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> tuple[Float[Tensor, "N V"], float]:
+        residual = coupled_run(self.components, self.model.graph, chunk, mask)
+        return self.components.unembed(residual[None])[0], self.model.graph.n_senders
+
+    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> WholeRemoval:  # type: ignore[override]
+        run = partial(coupled_run, self.components, self.model.graph)
+        return WholeRemoval(run, self.model.graph, chunk, mask)
 
 
 Runner = ComponentsRunner | HookedRunner
@@ -87,6 +106,8 @@ def runner(model: Model) -> Runner:
     """
     if isinstance(model.backend, HookedModel):  # each runner needs its own backend by type
         return HookedRunner(model, model.backend)
+    if isinstance(model.backend, CoupledModel):
+        return CoupledRunner(model, model.backend.components)
     return ComponentsRunner(model, model.components)
 
 

@@ -5,6 +5,8 @@
 The slow way that works on any bridged architecture, and that the fast way is compared with in the tests.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -30,11 +32,18 @@ def hooked_run(
     return logits[batch.read_example, batch.read_position]
 
 
-class HookedRemoval:
-    """Edges cut one after the other, by a whole-model run for every candidate: `IncrementalRemoval` for any architecture."""
+Run = Callable[[Chunk, Bool[np.ndarray, "R S"]], Float[Tensor, "N X"]]
 
-    def __init__(self, hooked: HookedModel, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> None:
-        self.hooked, self.graph, self.chunk = hooked, graph, chunk
+
+class WholeRemoval:
+    """Edges cut one after the other, by a whole-model run for every candidate: `IncrementalRemoval` for any backend.
+
+    Args:
+        run: (chunk, circuit) -> what runs of the backend end in, at the readings.
+    """
+
+    def __init__(self, run: Run, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> None:
+        self.run, self.graph, self.chunk = run, graph, chunk
         self.mask = mask.copy()
         self.node_evaluations = 0.0
         self._trial: tuple[int, list[int]] | None = None
@@ -73,4 +82,4 @@ class HookedRemoval:
 
     def _run(self, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
         self.node_evaluations += self.graph.n_senders
-        return hooked_run(self.hooked, self.graph, self.chunk, mask)
+        return self.run(self.chunk, mask)

@@ -34,7 +34,7 @@ def require(model: Model, capability: Capability, what: str, rest: str = "") -> 
     """
     if not model.can(capability):
         raise BadSetting(
-            f"{what}, and {model.name} ({model.architecture}) runs through hooks: it works with {listed_families()}{rest}"
+            f"{what}, and {model.name} ({model.architecture}) {model.backend.how}: it works with {listed_families()}{rest}"
         )
 
 

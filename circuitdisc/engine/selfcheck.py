@@ -44,25 +44,35 @@ def load_model(model: Any = None, tokenizer: Any = None, *, name: str | None = N
             Face or PEFT, a TransformerLens bridge, an nnsight `LanguageModel`, a `ToyTransformer`; it is left as it was.
         tokenizer: for a model in memory; of a name, it is taken in place of the one in its files.
         name: what results call it; None: the name that is given, and `local` for a model in memory. `name` alone is loaded.
-        settings: `dtype`, `device`, `split_embeddings`, `components`; see `circuitdisc.models.read_model`. A model in memory
-            is run in its own precision and where it is, if `dtype` and `device` are not given; else a copy of it is.
+        settings: `dtype`, `device`, `split_embeddings`, `components`, `exact_norm`; see `circuitdisc.models.read_model`. A
+            model in memory is run in its own precision and where it is, if `dtype` and `device` are not given; else a copy is.
 
     Raises:
         UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
     """
     if model is None or isinstance(model, str | Path):
-        loaded = read_model(name if model is None else model, **settings)
+        loaded = read_model(name if model is None else model, accepts=is_the_module, **settings)
         loaded = replace(loaded, name=name or loaded.name, tokenizer=loaded.tokenizer if tokenizer is None else tokenizer)
         verify(loaded)
         return loaded
     place = {key: settings.pop(key, None) for key in ("dtype", "device")}
     name = name or "local"
-    loaded = model_in_memory(model, tokenizer, name=name, **settings)
+    loaded = model_in_memory(model, tokenizer, name=name, accepts=is_the_module, **settings)
     verify(loaded)
     if any(place.values()):
-        loaded = model_in_memory(converted(model, name, **place), loaded.tokenizer, name=name, **settings)
+        copied = converted(model, name, **place)
+        loaded = model_in_memory(copied, loaded.tokenizer, name=name, accepts=is_the_module, **settings)
         verify(loaded)
     return loaded
+
+
+def is_the_module(model: Model) -> bool:
+    """Whether a cut model, by a guessed declaration, is its module."""
+    try:
+        verify(model)
+    except BadModel:
+        return False
+    return True
 
 
 def verify(model: Model, examples: Sequence[Example] = ()) -> None:
@@ -70,7 +80,7 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
 
     Args:
         examples: of the call. A module with hooks or adapters, which may act on some prompts alone, is compared on the first of
-            them, too.
+            them, too; one whose architecture was guessed on the longest.
 
     Raises:
         BadModel: the cut model is not the module.
@@ -81,6 +91,8 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
         own.set_checked(model.backend)
     if examples and own.extras():
         _compare(model, {OWN: _against_own(model, examples[:EXAMPLES_COMPARED])})
+    elif examples and model.guessed:  # a window, say, shows in long prompts alone
+        _compare(model, {OWN: _against_own(model, sorted(examples, key=len)[-EXAMPLES_COMPARED:])})
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """What the engine asks of a model that it runs as a graph, whichever way the model runs.
 
-Two backends are here: `Components` (every node a function of its own inputs, from the weights) and `HookedModel` (the whole
-model with hooks, for any other architecture). How each is run is in `engine/backends.py`, the one place that tells them apart;
-everybody else asks what a backend can do.
+Three backends are here: `Components` (every node a function of its own inputs, from the weights) and `HookedModel` (the
+whole model with hooks, for any other architecture), and `CoupledModel` (components whose norms that couple heads are
+computed anew). How each is run is in `engine/backends.py`, the one place that tells them apart; everybody else asks what a
+backend can do.
 
 Shape letters: C rows, N readings, D residual width, W columns of the unembedding, X what a run ends in.
 """
@@ -24,12 +25,14 @@ class Backend(Protocol):
 
     Args:
         capabilities: what it can do beside running whole circuits.
+        how: it runs, for messages: "runs through hooks".
         d_model, d_head: width of the residual stream and of a head.
         causal: no token sees a later one, as far as the backend knows.
         heads_per_group: query heads that share keys and values.
     """
 
     capabilities: frozenset[Capability]
+    how: str
     d_model: int
     d_head: int
     causal: bool

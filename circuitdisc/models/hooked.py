@@ -78,6 +78,7 @@ class HookedModel:
     """
 
     capabilities: frozenset[Capability] = frozenset()
+    how = "runs through hooks"
     causal = False  # it may be: nobody looked
     heads_per_group = 1  # `ungroup_queries`
 

@@ -16,9 +16,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.models.toy import ToyTransformer
 
 
-def model_in_memory(
-    given: Any, tokenizer: Any = None, *, name: str = "local", split_embeddings: bool = False, components: str = "auto"
-) -> Model:
+def model_in_memory(given: Any, tokenizer: Any = None, *, name: str = "local", **settings: Any) -> Model:
     """Wrap a model that is in memory.
 
     Args:
@@ -26,19 +24,17 @@ def model_in_memory(
             a `ToyTransformer`.
         tokenizer: None: the one that a bridge or an nnsight model brings, if it brings one.
         name: what results call it.
-        split_embeddings, components: as `read_model`.
+        settings: `split_embeddings`, `components`, `exact_norm` and `accepts`, as of `read_model`.
 
     Raises:
         BadModel: it is none of these, or cannot be cut.
     """
     if isinstance(given, ToyTransformer):
-        return cut_toy(given, name=name, split_embeddings=split_embeddings)
+        return cut_toy(given, name=name, split_embeddings=settings.get("split_embeddings", False))
     if isinstance(given, Model):
         raise BadModel(f"{given.name} is loaded already: it goes to cd.discover and cd.score as it is")
     tokenizer = tokenizer if tokenizer is not None else _own_tokenizer(given)
-    return cut_hugging_face(
-        module_in(given, name), tokenizer, name=name, split_embeddings=split_embeddings, components=components
-    )
+    return cut_hugging_face(module_in(given, name), tokenizer, name=name, **settings)
 
 
 def module_in(given: Any, name: str) -> Any:

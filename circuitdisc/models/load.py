@@ -1,7 +1,8 @@
 """Load a model by its name (`places.py`), or wrap one that is in memory."""
 
 import copy
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
 from circuitdisc.models.adapters import merge_adapter
-from circuitdisc.models.backend import Backend
 from circuitdisc.models.bridge import plain_model
 from circuitdisc.models.components import Components
+from circuitdisc.models.coupled import CoupledModel
 from circuitdisc.models.families import find_family
+from circuitdisc.models.families.family import Family
+from circuitdisc.models.families.guess import guesses
+from circuitdisc.models.families.reader import read_module
 from circuitdisc.models.gguf import is_gguf, load_gguf
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
@@ -26,6 +30,7 @@ from circuitdisc.models.stored import check_low_rank, leave_files, read_config, 
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
 from circuitdisc.models.wording import first_line
 
+Accepts = Callable[[Model], bool]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,6 +41,8 @@ def read_model(
     device: str = "cpu",
     split_embeddings: bool = False,
     components: str = "auto",
+    exact_norm: bool = False,
+    accepts: Accepts | None = None,
 ) -> Model:
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
 
@@ -45,22 +52,26 @@ def read_model(
         dtype: `float32`, `float64`, `bfloat16` or `float16`.
         device: as torch names it (`cpu`, `cuda`).
         split_embeddings: token and position embedding as two senders.
-        components: `auto` (fast where the family has them), `fast`, or `hooks` (the fallback, for any bridged architecture).
+        components: `auto` (fast where the family has them or can be guessed), `fast`, or `hooks` (the fallback, for any bridged
+            architecture).
+        exact_norm: norms that couple heads are computed anew in every run (see `models/coupled.py`); False holds their size at
+            the full model's run.
+        accepts: of an architecture that no family declares: whether a model by a guessed declaration is the module.
 
     Raises:
         UnknownName: neither shipped, nor a folder or file, nor (as far as can be seen offline) a Hugging Face name.
         BadFile: the folder's files are missing, malformed or truncated.
         BadModel: the architecture cannot be cut.
     """
-    _check_way(split_embeddings, components)
+    _check_way(split_embeddings, components, exact_norm)
     check_place(dtype, device)
     name = _check_name(name)
     place = find_place(name)
     files, adapter = place.files(), place.adapter_files()
     config = {} if is_gguf(files) else read_config(files)
     if is_gguf(files) or "model_type" in config:
-        module = load_module(files, adapter, place.name, DTYPES[dtype]).to(device)
-        return _cut(name, module, OwnRun(module), place.tokenizer(), split_embeddings, components)
+        module, tokenizer = load_module(files, adapter, place.name, DTYPES[dtype]).to(device), place.tokenizer()
+        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts, exact_norm=exact_norm)
     if "n_layers" not in config:
         raise BadFile(
             f"{files / 'config.json'} is neither a Hugging Face configuration (no model_type) "
@@ -87,11 +98,12 @@ def check_place(dtype: str, device: str) -> None:
     _check_device(device)
 
 
-def _check_way(split_embeddings: object, components: object) -> None:
+def _check_way(split_embeddings: object, components: object, exact_norm: object) -> None:
     if not isinstance(components, str) or components not in COMPONENTS:
         raise UnknownName("setting components", str(components), COMPONENTS)
-    if not isinstance(split_embeddings, bool):
-        raise BadSetting(f"split_embeddings={split_embeddings!r} must be true or false")
+    for setting, flag in (("split_embeddings", split_embeddings), ("exact_norm", exact_norm)):
+        if not isinstance(flag, bool):
+            raise BadSetting(f"{setting}={flag!r} must be true or false")
 
 
 def load_module(files: Path, adapter: Path | None, base: str, dtype: torch.dtype) -> Any:
@@ -152,7 +164,14 @@ def _toy_logits(toy: ToyTransformer, tokens: Tensor, mask: Tensor, positions: Te
 
 
 def cut_hugging_face(
-    module: Any, tokenizer: Any = None, *, name: str = "local", split_embeddings: bool = False, components: str = "auto"
+    module: Any,
+    tokenizer: Any = None,
+    *,
+    name: str = "local",
+    split_embeddings: bool = False,
+    components: str = "auto",
+    exact_norm: bool = False,
+    accepts: Accepts | None = None,
 ) -> Model:
     """Wrap an in-memory Hugging Face causal language model, plain, adapted by PEFT or wrapped by TransformerLens's bridge.
 
@@ -163,41 +182,88 @@ def cut_hugging_face(
     Raises:
         BadModel: it is no such model, or cannot be cut.
     """
-    _check_way(split_embeddings, components)
+    _check_way(split_embeddings, components, exact_norm)
     plain = plain_model(module, name)
-    by_hooks = components == "hooks" or find_family(plain.config.model_type) is None
-    if by_hooks and any(part is plain for part in module.modules()):
-        plain = copy.deepcopy(plain)  # the bridge puts its hooks into the module itself
-    return _cut(name, plain, own_run(unwrapped(module)), tokenizer, split_embeddings, components)
+    copied = all(part is not plain for part in module.modules())
+    own = own_run(unwrapped(module))
+    return _cut(name, plain, own, tokenizer, split_embeddings, components, accepts, copied, exact_norm)
 
 
-def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
+def _cut(
+    name: str,
+    module: Any,
+    own: OwnRun,
+    tokenizer: Any,
+    split_embeddings: bool,
+    components: str,
+    accepts: Accepts | None = None,
+    copied: bool = True,
+    exact_norm: bool = False,
+) -> Model:
+    """The model by its family's declaration, by a guessed one, or by hooks.
+
+    Args:
+        accepts: whether a model by a guessed declaration is the module; None takes the first that can be read.
+        copied: the module is nobody else's: hooks may be put into it.
+        exact_norm: see `read_model`.
+    """
     model_type = module.config.model_type
     family = None if components == "hooks" else find_family(model_type)
-    if family is None and components == "fast":
+    if family is not None:
+        return _coupled(_by_family(name, module, own, tokenizer, split_embeddings, family), exact_norm)
+    if components != "hooks":
+        for guess in guesses(module):
+            try:
+                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess), guessed=True)
+            except BadModel:
+                continue
+            if accepts is None or accepts(model):
+                return _coupled(model, exact_norm)
+    if components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
-    if family is None and split_embeddings:
+    if exact_norm:
+        raise BadSetting(f"{name}: exact_norm=true recomputes norms of fast components, and this model runs through hooks")
+    if split_embeddings:
         raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
+    plain = module if copied else copy.deepcopy(module)  # the bridge puts its hooks into the module itself
     try:
-        if family is None:
-            hooked = HookedModel(module, name)
-            backend: Backend = hooked
-            graph, sizes = hooked.graph, (hooked.d_vocab, hooked.d_vocab, hooked.n_ctx)
-        else:
-            with evaluated(module), torch.no_grad():
-                spec, weights = family.translate(module)
-            backend = Components(spec, _detached(weights))
-            graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
+        hooked = HookedModel(plain, name)
     except CircuitdiscError:
         raise
-    except Exception as error:  # a layer that is not the family's, a bridge that does not know a setting
-        check_finite(module, name)
-        kind = f"the architecture {type(module).__name__}" if family is None else f"this {type(module).__name__}"
-        why = "" if family is None else ": its parts are not those of its family"
-        raise BadModel(
-            f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=model_type)
+    except Exception as error:  # a bridge that does not know a setting
+        raise _cannot_be_cut(name, module, f"the architecture {type(module).__name__}", "", error) from error
+    return Model(
+        name, hooked.graph, hooked, plain, own, tokenizer, hooked.d_vocab, hooked.d_vocab, hooked.n_ctx, architecture=model_type
+    )
+
+
+def _by_family(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, family: Family) -> Model:
+    try:
+        with evaluated(module), torch.no_grad():
+            spec, weights = read_module(module, family)
+    except CircuitdiscError:
+        raise
+    except Exception as error:  # a layer that is not the family's
+        why = ": its parts are not those of its family"
+        raise _cannot_be_cut(name, module, f"this {type(module).__name__}", why, error) from error
+    graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
+    backend = Components(spec, _detached(weights))
+    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=module.config.model_type)
+
+
+def _coupled(model: Model, exact_norm: bool) -> Model:
+    """The model with norms that couple heads computed anew, if asked for and if it has any."""
+    if not exact_norm:
+        return model
+    components = model.components
+    if not components.freezes_scales:
+        raise BadSetting(f"{model.name}: exact_norm=true changes nothing: no norm of {model.architecture} couples its heads")
+    return replace(model, backend=CoupledModel(components))
+
+
+def _cannot_be_cut(name: str, module: Any, kind: str, why: str, error: Exception) -> BadModel:
+    check_finite(module, name)
+    return BadModel(f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})")
 
 
 def _detached(weights: Any) -> Any:

@@ -31,6 +31,7 @@ class Model:
         tokenizer: a transformers tokenizer, or None: then tasks give token ids.
         d_vocab, d_vocab_out, n_ctx: input vocabulary, output vocabulary, longest prompt.
         architecture: family, for messages and the report.
+        guessed: no family declares the architecture; it was read by its usual shape, and the self-check found it right.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     d_vocab_out: int
     n_ctx: int
     architecture: str
+    guessed: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,8 +100,8 @@ def fast_components(model: Model, what: str) -> Components:
     """
     if not isinstance(model.backend, Components):  # whoever reads weights needs them, whatever other backends can do
         raise BadSetting(
-            f"{what} needs a model with fast components; {model.name} ({model.architecture}) runs by hooks: "
+            f"{what} needs a model with fast components; {model.name} ({model.architecture}) {model.backend.how}: "
             f"use a model of another family ({', '.join(family_titles())}, toys), or load it without "
-            "components=hooks"
+            "components=hooks and exact_norm=true"
         )
     return model.backend
