@@ -2,7 +2,8 @@
 
 Families whose blocks are called as Llama's: pre-norms, `self_attn` with q, k, v and o projections, `mlp`; Gemma's norms after
 attention and MLP, too. A head has a k and a v of its own, also where several share one: the attention itself is given the
-changed row.
+changed row. A norm after attention, which couples the heads of a layer, divides by its size in the full model's run on the clean
+prompt, as in the engine.
 
 Shape letters: T positions, D residual width, K head width.
 """
@@ -19,16 +20,18 @@ from torch import Tensor
 
 @contextmanager
 def in_float64(module: Any) -> Iterator[dict[str, Any]]:
-    """Norms and softmaxes of a model's family in its own precision; the table holds `change`, of queries, keys and values."""
+    """Norms and softmaxes of a model's family in its own precision; the table holds `change`, of queries, keys and values,
+    and `sizes`, by which norms divide that are frozen."""
     import sys
 
     code: Any = sys.modules[type(module).__module__]
-    table: dict[str, Any] = {"change": lambda layer, states: states}
+    table: dict[str, Any] = {"change": lambda layer, states: states, "sizes": {}}
 
     def norm(self: Any, x: Tensor) -> Tensor:
         epsilon = getattr(self, "variance_epsilon", None) or self.eps
         scale = self.weight + 1 if "Gemma" in type(self).__name__ else self.weight
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * scale
+        size = table["sizes"].get(self)
+        return x * (torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) if size is None else size) * scale
 
     def attention(
         part: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
@@ -61,8 +64,13 @@ class Literal:
         return getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
 
     @torch.no_grad()
-    def senders(self, tokens: tuple[int, ...]) -> Callable[[str], Tensor]:
-        """What each sender writes in a run: `input`, `a3.h5`, `m2`. [T, D]"""
+    def senders(self, tokens: tuple[int, ...], freeze: bool = False) -> Callable[[str], Tensor]:
+        """What each sender writes in a run: `input`, `a3.h5`, `m2`. [T, D]
+
+        Args:
+            freeze: norms after attention divide by their sizes in this run from here on.
+        """
+        self.table["sizes"] = {}
         kept: dict[str, Tensor] = {}
 
         def keep(name: str) -> Any:
@@ -79,6 +87,10 @@ class Literal:
                 hooks.enter_context(_hook(after, keep(f"m{number}")))
             self.module(torch.tensor([tokens]))
 
+        if hasattr(self.layers[0], "pre_feedforward_layernorm"):
+            sizes = {layer.post_attention_layernorm: self._size(n, kept[f"z{n}"]) for n, layer in enumerate(self.layers)}
+            self.table["sizes"] = sizes if freeze else {}
+
         def written(sender: str) -> Tensor:
             if not sender.startswith("a"):
                 return kept[sender]
@@ -89,16 +101,20 @@ class Literal:
             result = z[:, own] @ attention.o_proj.weight[:, own].T
             if not hasattr(self.layers[number], "pre_feedforward_layernorm"):
                 return result
-            norm, whole = self.layers[number].post_attention_layernorm, attention.o_proj(z)
-            return result * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + norm.eps) * (1 + norm.weight)
+            return result * self._size(number, z) * (1 + self.layers[number].post_attention_layernorm.weight)
 
         return written
+
+    def _size(self, number: int, z: Tensor) -> Tensor:
+        """By which the norm after attention divides, from what the heads have read. [T, 1]"""
+        whole = self.layers[number].self_attn.o_proj(z)
+        return torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.layers[number].post_attention_layernorm.eps)
 
     @torch.no_grad()
     def without(self, edge: str, clean: tuple[int, ...], corrupted: tuple[int, ...]) -> Tensor:
         """Logits of the clean prompt where one edge carries its sender's value on the corrupted prompt. [T, V]"""
         sender, _, receiver = edge.partition("->")
-        change = self.senders(corrupted)(sender) - self.senders(clean)(sender)
+        change = self.senders(corrupted)(sender) - self.senders(clean, freeze=True)(sender)
         if receiver == "logits":
             return self._run(clean, self.module.model.norm, change)
         if receiver.startswith("m"):
