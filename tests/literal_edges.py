@@ -2,8 +2,8 @@
 
 Families whose blocks are called as Llama's: pre-norms, `self_attn` with q, k, v and o projections, `mlp`; Gemma's norms after
 attention and MLP, too. A head has a k and a v of its own, also where several share one: the attention itself is given the
-changed row. A norm after attention, which couples the heads of a layer, divides by its size in the full model's run on the clean
-prompt, as in the engine.
+changed row. A norm after attention, which couples the heads of a layer, divides by its size in the full model's run on the
+clean prompt, as in the engine.
 
 Shape letters: T positions, D residual width, K head width.
 """
