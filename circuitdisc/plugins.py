@@ -8,12 +8,14 @@ Another package declares its own as an entry point, and nothing of it is importe
 Source: the entry points of Python packages, https://packaging.python.org/en/latest/specifications/entry-points/.
 """
 
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from types import CodeType
 from typing import Any, Generic, Protocol, TypeVar
 
 from circuitdisc.errors import BadSetting, CircuitdiscError, UnknownName
@@ -132,6 +134,43 @@ class Registry(Generic[T]):
             return self.adopt(entry.name, declared)
         except Unfit as problem:
             raise BadSetting(f"{where} {problem}: it must be {self.wanted}") from problem
+
+
+MARK = "#"  # before the hash in the name of a user's function; no name of a registry has it
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a user's function in results: `module.function#3f2a91c0`, where the end changes with its code.
+
+    Two functions of one name are told apart by it, so that nothing goes on from another one's results. What is no plain
+    function (an object that can be called) counts as another one in each process.
+    """
+    inner = inspect.unwrap(function)
+    code = getattr(inner, "__code__", None)
+    held = [getattr(inner, part, None) for part in ("__defaults__", "__kwdefaults__")]
+    held += [cell.cell_contents for cell in getattr(inner, "__closure__", None) or ()]
+    parts = [repr(function) if code is None else _code(code), repr([part for part in held if part is not None])]
+    where: Any = inner if hasattr(inner, "__qualname__") else type(inner)
+    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
+    return f"{where.__module__}.{where.__qualname__}{MARK}{digest}"
+
+
+def _code(code: CodeType) -> str:
+    """What a function does, without where it stands in its file."""
+    inner = [_code(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return repr((code.co_code.hex(), inner, code.co_names, code.co_varnames))
+
+
+def refuse_mark(kind: str, name: str) -> None:
+    """A name of `name_of` names nothing that can be found again.
+
+    Raises:
+        BadSetting: this is one.
+    """
+    if MARK in name:
+        raise BadSetting(
+            f"the {kind} {name} was a function of your own, which no name finds again: give the function itself as {kind}="
+        )
 
 
 def package_of(entry: EntryPoint) -> str:

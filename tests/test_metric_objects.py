@@ -121,7 +121,6 @@ def test_a_task_carries_it(case):
 def test_what_is_no_metric_is_refused(case):
     model, task, circuit = case
     for bad, words in (
-        (logit_diff, "is no metric: give a name"),
         (3, "is no metric"),
         (Metric("kl", logit_diff), "named 'kl', as one of circuitdisc is"),
         (Metric("flat", lambda logits, labels: logits.sum()), r"gave \(\) for logits of shape"),

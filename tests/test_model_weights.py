@@ -225,9 +225,9 @@ def test_an_adapters_folder_and_an_adapter_beside_a_model(tmp_path: Path) -> Non
     for folder in (alone, beside):
         (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "nowhere"}')
     for read in (read_model, find_checkpoint):
-        with pytest.raises(BadFile, match=r"holds a PEFT adapter \(adapter_config.json\), not a model: merge it"):
+        with pytest.raises(BadFile, match=r"holds a PEFT adapter \(adapter_config.json\), not a model: give its base"):
             read(str(alone))
-        with pytest.raises(BadFile, match=r"adapter .* beside a model.*merge"):
+        with pytest.raises(BadFile, match=r"adapter .* beside a model.*merges"):
             read(str(beside))
 
 

@@ -71,7 +71,7 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name_or_path": settings["name"], **{key: value for key, value in settings.items() if key != "name"}}
+    return {"task": settings["name"], **{key: value for key, value in settings.items() if key != "name"}}
 
 
 def any_length(model: TaskModel, settings: Mapping[str, Any]) -> tuple[Example, ...]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.engine.selfcheck import load_model
-from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
-from circuitdisc.models.load import known_to_hub, model_folder
+from circuitdisc.errors import BadFile, BadModel, BadSetting
+from circuitdisc.models.adapters import read_adapter
+from circuitdisc.models.gguf import is_gguf
 from circuitdisc.models.model import Model
-from circuitdisc.models.pretrained import load_tokenizer, pretrained_config
+from circuitdisc.models.places import Place, find_place, local_path
 from circuitdisc.models.stored import ADAPTER, read_config, weight_files
 from circuitdisc.models.toy import ToyConfig
 from circuitdisc.schemas import LadderFile, read_record
@@ -27,6 +28,7 @@ from circuitdisc.shipped import shipped_models
 from circuitdisc.tasks.base import Example
 
 LADDER = "ladder.json"
+HINT = "Give shipped names, folders with config.json, folders of ladders, .gguf files, or Hugging Face names."
 LADDER_FORMAT = "circuitdisc.ladder"
 SIZES = (  # of a Hugging Face configuration; a family without one of them has None in all its checkpoints
     "model_type",
@@ -47,12 +49,12 @@ class Checkpoint:
 
     Args:
         name: as `load_model` takes it.
-        folder: where its files are; None for a hub name.
+        place: where its files are.
         sizes: what decides its graph and its vocabulary, from its configuration.
     """
 
     name: str
-    folder: Path | None
+    place: Place
     sizes: Mapping[str, Any]
 
     def tokenizer(self) -> Any:
@@ -61,7 +63,7 @@ class Checkpoint:
         Raises:
             BadFile: its files cannot be read.
         """
-        return load_tokenizer(self.folder or self.name)
+        return self.place.tokenizer()
 
 
 def read_checkpoints(
@@ -104,9 +106,12 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
         UnknownName, BadFile: as `read_checkpoints`.
     """
     name = str(name)
-    folder = model_folder(name)
-    if folder is None:
-        return Checkpoint(name, None, _hub_sizes(name))
+    place = find_place(name, "checkpoint", HINT)
+    if (adapter := place.adapter_files()) is not None:
+        read_adapter(adapter)
+    folder = place.path
+    if folder is None or is_gguf(folder):
+        return Checkpoint(name, place, _sizes(place.config()))
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         hint = f" (it holds {LADDER}: leave out the slash and what follows)" if (folder.parent / LADDER).is_file() else ""
         raise BadFile(f"the checkpoint {name} has no config.json: it is not, or not yet, a checkpoint{hint}")
@@ -114,8 +119,8 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
     weight_files(folder)
     if "model_type" not in config:
         ToyConfig.from_dict(config)
-        return Checkpoint(name, folder, {size: config.get(size) for size in TOY_SIZES})
-    return Checkpoint(name, folder, _sizes(pretrained_config(folder)))
+        return Checkpoint(name, place, {size: config.get(size) for size in TOY_SIZES})
+    return Checkpoint(name, place, _sizes(place.config()))
 
 
 def load(checkpoint: Checkpoint | str, **settings: Any) -> Model:
@@ -226,16 +231,17 @@ def _expand(name: str) -> list[str]:
         return [name]
     if "*" in name:
         return _matching(name)
-    folder = Path(name).expanduser()
-    return read_ladder(folder) if (folder / LADDER).is_file() else [name]
+    folder = local_path(name)
+    return read_ladder(folder) if folder is not None and (folder / LADDER).is_file() else [name]
 
 
 def _matching(pattern: str) -> list[str]:
     path = Path(pattern).expanduser()
     root = Path(*path.parts[: next(at for at, part in enumerate(path.parts) if "*" in part)])
-    folders = [str(folder) for folder in root.glob(str(path.relative_to(root))) if (folder / "config.json").is_file()]
+    matching = root.glob(str(path.relative_to(root)))
+    folders = [str(match) for match in matching if (match / "config.json").is_file() or is_gguf(match)]
     if not folders:
-        raise BadFile(f"no folder with a config.json matches {pattern}")
+        raise BadFile(f"no folder with a config.json and no .gguf file matches {pattern}")
     return sorted(folders, key=lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
 
 
@@ -254,16 +260,6 @@ def read_ladder(folder: Path) -> list[str]:
                 "makes what is missing, or name the finished checkpoints one by one"
             )
     return [ladder.base, *(str(folder / rung) for rung in rungs)]
-
-
-def _hub_sizes(name: str) -> Mapping[str, Any]:
-    hint = "Give shipped names, folders with config.json, folders of ladders, or Hugging Face names."
-    if not known_to_hub(name):
-        raise UnknownName("checkpoint", name, shipped_models(), hint)
-    try:
-        return _sizes(pretrained_config(name))
-    except CircuitdiscError as error:
-        raise UnknownName("checkpoint", name, shipped_models(), hint) from error
 
 
 def _sizes(config: Any) -> dict[str, Any]:

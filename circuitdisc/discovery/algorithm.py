@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from circuitdisc.plugins import check_function
+from circuitdisc.errors import BadSetting
+from circuitdisc.plugins import Unfit, check_function, name_of
 
 if TYPE_CHECKING:
     from circuitdisc.discovery.base import Discovery
@@ -46,3 +48,28 @@ def adopt_algorithm(name: str, function: Any) -> Algorithm:
         Unfit: it cannot be called as an algorithm is.
     """
     return Algorithm(name, check_function(function, ("model", "task", "ablation", "context")), declared=function)
+
+
+def algorithm_of(function: Any) -> Algorithm:
+    """A user's own function as an algorithm; it may do without the search's context.
+
+    Raises:
+        BadSetting: it cannot be called as an algorithm is.
+    """
+    arguments = ("model", "task", "ablation", "context")
+    try:
+        try:
+            return Algorithm(name_of(function), check_function(function, arguments), declared=function)
+        except Unfit:
+            summary = check_function(function, arguments[:3])
+    except Unfit as problem:
+        raise BadSetting(
+            f"the algorithm {name_of(function) if callable(function) else repr(function)} {problem}: it must be a function "
+            "(model, task, ablation, *, setting=default, ...)"
+        ) from problem
+
+    @wraps(function)
+    def without_context(model: Any, task: Any, ablation: Any, context: Any, **settings: Any) -> Any:
+        return function(model, task, ablation, **settings)
+
+    return Algorithm(name_of(function), summary, declared=without_context)

@@ -5,7 +5,7 @@ Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.checks import SEED, check_values
 from circuitdisc.circuit import Provenance
-from circuitdisc.discovery.algorithm import Algorithm, adopt_algorithm
+from circuitdisc.discovery.algorithm import Algorithm, adopt_algorithm, algorithm_of
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
@@ -27,11 +27,11 @@ from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, with_contents
-from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import METRICS, AnyMetric, Metric, get_metric
 from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, Working, of_others, takes
-from circuitdisc.plugins import Registry
+from circuitdisc.plugins import Registry, refuse_mark
 from circuitdisc.runs import Journal, versions
 from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
@@ -71,7 +71,18 @@ REGISTRY = Registry(
     "a function (model, task, ablation, context, *, setting=default, ...)",
     lambda algorithm: algorithm.settings,
 )
-get_algorithm = REGISTRY.get
+
+
+def get_algorithm(algorithm: str | Callable[..., Discovery]) -> Algorithm:
+    """An algorithm by its name, or a function of one's own as one.
+
+    Raises:
+        UnknownName, BadSetting: there is none of this name, or the function cannot be called as an algorithm is.
+    """
+    if isinstance(algorithm, str):
+        refuse_mark("algorithm", algorithm)
+        return REGISTRY.get(algorithm)
+    return algorithm_of(algorithm)
 
 
 class Searching(Ablating, Working, total=False, extra_items=Any):
@@ -84,7 +95,7 @@ class Searching(Ablating, Working, total=False, extra_items=Any):
 def discover(
     model: Model,
     task: Task,
-    algorithm: str = "acdc",
+    algorithm: str | Callable[..., Discovery] = "acdc",
     *,
     allow_chance: bool = False,
     journal: Journal | None = None,
@@ -93,7 +104,9 @@ def discover(
     """Find the circuit of a task on its train split.
 
     Args:
-        algorithm: a name from `ALGORITHMS`, or of an algorithm of another package.
+        algorithm: a name from `ALGORITHMS`, or of an algorithm of another package; or a function of your own,
+            `(model, task, ablation, *, setting=default, ...) -> Discovery`, whose fourth argument, if it has one, is the
+            `SearchContext`.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
         allow_chance: search even though the model does not do the task.
         journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
@@ -112,7 +125,7 @@ def discover(
     given: Any = options
     seed, memory, settings = given["seed"], given["memory"], of_others(Searching, given)
     chosen, ablation = get_algorithm(algorithm), get_ablation(given["ablation"])
-    known = chosen.settings
+    asked, algorithm, known = algorithm, chosen.name, chosen.settings
     measure = metric_for(model, task, given["metric"])
     for name in settings:
         if name not in known:
@@ -121,7 +134,7 @@ def discover(
             raise BadSetting(f"{name}={settings[name]!r} of algorithm '{algorithm}' must be true or false")
     check_values(chosen.function, settings)  # before anything is computed
     journal = journal if journal is not None else Journal()
-    identity = search_identity(model, task, algorithm, ablation, measure, seed, settings)
+    identity = search_identity(model, task, asked, ablation, measure, seed, settings)
     journal.bind(identity)
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
     full = None if allow_chance else refuse_chance(model, task, measure)
@@ -153,21 +166,22 @@ def discover(
 def search_identity(
     model: Model,
     task: Task,
-    algorithm: str,
+    algorithm: str | Callable[..., Discovery],
     ablation: str | Ablation | dict[str, Any],
-    metric: str | Metric | None,
+    metric: AnyMetric | None,
     seed: int,
     settings: dict[str, Any],
 ) -> Identity:
     """What a search belongs to; the arguments are those of `discover`."""
     ablation, measure = get_ablation(ablation), get_metric(metric, task.metric).name
+    chosen = get_algorithm(algorithm)
     asked = {
-        "algorithm": {"name": algorithm, **with_contents({**get_algorithm(algorithm).settings, **settings})},
+        "algorithm": {"name": chosen.name, **with_contents({**chosen.settings, **settings})},
         "ablation": ablation.to_dict(),
         "metric": measure,
         "seed": seed,
     }
-    packages = _packages(algorithm, settings) | ablation.versions | METRIC_REGISTRY.versions(measure)
+    packages = _packages(chosen.name, settings) | ablation.versions | METRIC_REGISTRY.versions(measure)
     return identity_of(model, {"train examples": task.train}, asked).with_packages(packages)
 
 

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from circuitdisc.ablation import Ablation, get_ablation
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadTask, UnknownName
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import AnyMetric, Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Drawing, OnSplit, Option, from_options
 from circuitdisc.progress import progress_bar
@@ -37,7 +37,9 @@ class Ablating(TypedDict, total=False):
         str | Ablation | Mapping[str, Any],
         Option("mean", "what an ablated part carries; means are those of the train split."),
     ]
-    metric: Annotated[str | Metric | None, Option(None, "a name, or a metric of your own; None takes the task's.")]
+    metric: Annotated[
+        AnyMetric | None, Option(None, "a name, or a metric of your own: a `Metric` or a function; None takes the task's.")
+    ]
 
 
 class AblatingAll(Drawing, Ablating, total=False):

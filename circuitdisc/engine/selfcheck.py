@@ -5,6 +5,8 @@ say, or have changed since it was wrapped. A model that was checked is checked a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.prepared import prepare
 from circuitdisc.errors import BadModel, CircuitdiscError
 from circuitdisc.models.families import find_family, listed_families
+from circuitdisc.models.in_memory import converted, model_in_memory
 from circuitdisc.models.load import read_model
 from circuitdisc.models.model import Model
+from circuitdisc.models.own_run import is_bridge
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.wording import first_line
 from circuitdisc.tasks.base import Example, collate
@@ -31,19 +35,35 @@ OWN = "full circuit against the model's own logits"
 EXAMPLES_COMPARED = 4  # of a call, for modules that do something beside their weights
 
 
-def load_model(name: str, **settings: Any) -> Model:
-    """Load a model and check that its graph is exactly the model.
+def load_model(model: Any = None, tokenizer: Any = None, *, name: str | None = None, **settings: Any) -> Model:
+    """Load a model, or wrap one that is in memory, and check that its graph is exactly the model.
 
     Args:
-        name: a shipped name (`tpp/lightweight`), a folder, or a Hugging Face name (`gpt2`).
-        settings: `dtype`, `device`, `split_embeddings`, `components`; see `circuitdisc.models.read_model`.
+        model: a name: a shipped one (`tpp/lightweight`), a folder, a .gguf file, a Hugging Face name (`gpt2`, or
+            `org/name@step1000` for a revision), any of these with an adapter (`BASE+ADAPTER`). Or a model in memory: of Hugging
+            Face or PEFT, a TransformerLens bridge, an nnsight `LanguageModel`, a `ToyTransformer`; it is left as it was.
+        tokenizer: for a model in memory; of a name, it is taken in place of the one in its files.
+        name: what results call it; None: the name that is given, and `local` for a model in memory. `name` alone is loaded.
+        settings: `dtype`, `device`, `split_embeddings`, `components`, `exact_norm`; see `circuitdisc.models.read_model`. A
+            model in memory is run in its own precision and where it is, if `dtype` and `device` are not given; else a copy is.
 
     Raises:
         UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
     """
-    model = read_model(name, accepts=is_the_module, **settings)
-    verify(model)
-    return model
+    if model is None or isinstance(model, str | Path):
+        loaded = read_model(name if model is None else model, accepts=is_the_module, **settings)
+        loaded = replace(loaded, name=name or loaded.name, tokenizer=loaded.tokenizer if tokenizer is None else tokenizer)
+        verify(loaded)
+        return loaded
+    place = {key: settings.pop(key, None) for key in ("dtype", "device")}
+    name = name or "local"
+    loaded = model_in_memory(model, tokenizer, name=name, accepts=is_the_module, **settings)
+    verify(loaded)
+    if any(place.values()):
+        copied = converted(model, name, **place)
+        loaded = model_in_memory(copied, loaded.tokenizer, name=name, accepts=is_the_module, **settings)
+        verify(loaded)
+    return loaded
 
 
 def is_the_module(model: Model) -> bool:
@@ -136,6 +156,8 @@ def _reason(model: Model, wrong: str) -> str:
     if extras:
         more = f" (and {len(extras) - 1} more)" if len(extras) > 1 else ""
         return f"The module does more than its weights: {extras[0][:90]}{more}. Remove it, or make it part of the weights"
+    if wrong == OWN and is_bridge(model.own_logits.module):
+        return "The bridge computes something else than the model that it wraps (norms folded, weights edited): wrap it again"
     if model.own_logits.was_checked(model.backend):
         return "The module was changed after it was wrapped: wrap it again"
     family = find_family(model.architecture)

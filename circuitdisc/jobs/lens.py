@@ -35,7 +35,7 @@ from circuitdisc.engine.requirements import components_of
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.jobs.job import Answer, Call, Job, Leaves
 from circuitdisc.jobs.pipeline import build_task
-from circuitdisc.metrics import Metric, log_probabilities
+from circuitdisc.metrics import AnyMetric, Metric, log_probabilities
 from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
 from circuitdisc.options import OnSplit, takes
@@ -104,7 +104,7 @@ class LogitLens(ValuesOverExamples):
 
 
 @takes(OnSplit)
-def logit_lens(model: Model, task: Task, *, metric: str | Metric | None = None, **options: Unpack[OnSplit]) -> LogitLens:
+def logit_lens(model: Model, task: Task, *, metric: AnyMetric | None = None, **options: Unpack[OnSplit]) -> LogitLens:
     """Read the metric off the residual stream before the first layer and after each.
 
     Args:

@@ -1,8 +1,9 @@
-"""Load a model: one that ships with the package, a Hugging Face name or folder, or a folder in TransformerLens weight names."""
+"""Load a model by its name (`places.py`), or wrap one that is in memory."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,31 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
+from circuitdisc.models.adapters import merge_adapter
+from circuitdisc.models.bridge import plain_model
 from circuitdisc.models.components import Components
 from circuitdisc.models.coupled import CoupledModel
 from circuitdisc.models.families import find_family
 from circuitdisc.models.families.family import Family
 from circuitdisc.models.families.guess import guesses
 from circuitdisc.models.families.reader import read_module
+from circuitdisc.models.gguf import is_gguf, load_gguf
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
-from circuitdisc.models.own_run import OwnRun, evaluated
-from circuitdisc.models.plain import check_finite, plain_module, unwrapped
-from circuitdisc.models.pretrained import load_pretrained, load_tokenizer
-from circuitdisc.models.stored import (
-    ADAPTER,
-    INDEX,
-    WEIGHTS,
-    check_low_rank,
-    leave_files,
-    read_config,
-    read_tensors,
-    shard_names,
-    weight_files,
-    without_prefixes,
-)
+from circuitdisc.models.own_run import OwnRun, evaluated, own_run
+from circuitdisc.models.places import find_place
+from circuitdisc.models.plain import check_finite, unwrapped
+from circuitdisc.models.pretrained import load_pretrained
+from circuitdisc.models.stored import check_low_rank, leave_files, read_config, read_tensors, weight_files, without_prefixes
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
 from circuitdisc.models.wording import first_line
-from circuitdisc.shipped import shipped_models
 
 Accepts = Callable[[Model], bool]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def read_model(
-    name: str,
+    name: Any,
     *,
     dtype: str = "float32",
     device: str = "cpu",
@@ -54,7 +47,8 @@ def read_model(
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
 
     Args:
-        name: a shipped name (`tpp/lightweight`), a folder, or a Hugging Face name (`gpt2`).
+        name: text or path: a shipped name (`tpp/lightweight`), a folder, a GGUF file, or a Hugging Face name (`gpt2`, a
+            revision of one as `org/name@step1000`); `BASE+ADAPTER` for any of these with a PEFT adapter.
         dtype: `float32`, `float64`, `bfloat16` or `float16`.
         device: as torch names it (`cpu`, `cuda`).
         split_embeddings: token and position embedding as two senders.
@@ -65,42 +59,69 @@ def read_model(
         accepts: of an architecture that no family declares: whether a model by a guessed declaration is the module.
 
     Raises:
-        UnknownName: neither shipped, nor a folder, nor (as far as can be seen offline) a Hugging Face name.
+        UnknownName: neither shipped, nor a folder or file, nor (as far as can be seen offline) a Hugging Face name.
         BadFile: the folder's files are missing, malformed or truncated.
         BadModel: the architecture cannot be cut.
     """
-    for setting, value, known in (("dtype", dtype, tuple(DTYPES)), ("setting components", components, COMPONENTS)):
-        if not isinstance(value, str) or value not in known:
-            raise UnknownName(setting, str(value), known)
-    for setting, flag in (("split_embeddings", split_embeddings), ("exact_norm", exact_norm)):
-        if not isinstance(flag, bool):
-            raise BadSetting(f"{setting}={flag!r} must be true or false")
-    device = _check_device(device)
+    _check_way(split_embeddings, components, exact_norm)
+    check_place(dtype, device)
     name = _check_name(name)
-    directory = model_folder(name)
-    folder = _hub_folder(name) if directory is None else directory
-    config = read_config(folder)
-    if "model_type" in config:
-        module = load_pretrained(folder, DTYPES[dtype]).to(device)
-        tokenizer = load_tokenizer(folder if directory is not None else name)
+    place = find_place(name)
+    files, adapter = place.files(), place.adapter_files()
+    config = {} if is_gguf(files) else read_config(files)
+    if is_gguf(files) or "model_type" in config:
+        module, tokenizer = load_module(files, adapter, place.name, DTYPES[dtype]).to(device), place.tokenizer()
         return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts, exact_norm=exact_norm)
     if "n_layers" not in config:
         raise BadFile(
-            f"{folder / 'config.json'} is neither a Hugging Face configuration (no model_type) "
+            f"{files / 'config.json'} is neither a Hugging Face configuration (no model_type) "
             "nor a TransformerLens one (no n_layers)"
         )
-    toy = _read_toy(folder, config).to(device, DTYPES[dtype])
-    check_finite(toy, str(folder))
+    if adapter is not None:
+        raise BadModel(f"{place.name} is in TransformerLens weight names: adapters are merged into Hugging Face models alone")
+    toy = _read_toy(files, config).to(device, DTYPES[dtype])
+    check_finite(toy, str(files))
     return cut_toy(toy, name=name, split_embeddings=split_embeddings)
 
 
 COMPONENTS = ("auto", "fast", "hooks")
 
 
-def model_folder(name: str) -> Path | None:
-    """Where the files of a shipped model or of a folder are; None for what can only be a hub name."""
-    path = Path(name).expanduser()
-    return shipped_models().get(name) or (path if _is_dir(path) else None)
+def check_place(dtype: str, device: str) -> None:
+    """A precision and a device that there are.
+
+    Raises:
+        UnknownName, BadSetting: there is none such.
+    """
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UnknownName("dtype", str(dtype), DTYPES)
+    _check_device(device)
+
+
+def _check_way(split_embeddings: object, components: object, exact_norm: object) -> None:
+    if not isinstance(components, str) or components not in COMPONENTS:
+        raise UnknownName("setting components", str(components), COMPONENTS)
+    for setting, flag in (("split_embeddings", split_embeddings), ("exact_norm", exact_norm)):
+        if not isinstance(flag, bool):
+            raise BadSetting(f"{setting}={flag!r} must be true or false")
+
+
+def load_module(files: Path, adapter: Path | None, base: str, dtype: torch.dtype) -> Any:
+    """The Hugging Face model in a folder or GGUF file, an adapter merged into it.
+
+    Args:
+        base: the model's name without the adapter's, for messages.
+
+    Raises:
+        BadFile, BadModel, BadSetting: as `load_pretrained`, `load_gguf` and `merge_adapter`.
+    """
+    read = load_gguf if is_gguf(files) else load_pretrained
+    if adapter is None:
+        return read(files, dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    module = merge_adapter(read(files, wide), adapter, base).to(dtype)
+    check_finite(module, f"{base} with {adapter}")
+    return module
 
 
 def _read_toy(folder: Path, config: dict[str, Any]) -> ToyTransformer:
@@ -129,13 +150,17 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
         graph=spec.graph(split_embeddings),
         backend=Components(spec, _detached(weights)),
         module=toy,
-        own_logits=OwnRun(toy, lambda tokens, mask, positions: toy(tokens, mask)),
+        own_logits=OwnRun(toy, partial(_toy_logits, toy)),
         tokenizer=None,
         d_vocab=spec.d_vocab,
         d_vocab_out=spec.d_vocab_out,
         n_ctx=spec.n_ctx,
         architecture="TransformerLens toy",
     )
+
+
+def _toy_logits(toy: ToyTransformer, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    return toy(tokens, mask)
 
 
 def cut_hugging_face(
@@ -148,18 +173,20 @@ def cut_hugging_face(
     exact_norm: bool = False,
     accepts: Accepts | None = None,
 ) -> Model:
-    """Wrap an in-memory Hugging Face causal language model.
+    """Wrap an in-memory Hugging Face causal language model, plain, adapted by PEFT or wrapped by TransformerLens's bridge.
 
     The module is left as it is: it keeps its gradients, its mode and its settings. Weights are shared with it, except where a
-    copy is needed: for PEFT's layers, which are merged into one, and for a run through hooks. The engine compares the wrapped
-    model with the module's own logits before its first use, and again whenever the module has changed.
+    copy is needed: for PEFT's layers, which are merged into one, for a bridge's, and for a run through hooks. The engine
+    compares the wrapped model with the module's own logits before its first use, and again whenever the module has changed.
 
     Raises:
         BadModel: it is no such model, or cannot be cut.
     """
-    plain = plain_module(module, name)
+    _check_way(split_embeddings, components, exact_norm)
+    plain = plain_model(module, name)
     copied = all(part is not plain for part in module.modules())
-    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components, accepts, copied, exact_norm)
+    own = own_run(unwrapped(module))
+    return _cut(name, plain, own, tokenizer, split_embeddings, components, accepts, copied, exact_norm)
 
 
 def _cut(
@@ -250,50 +277,6 @@ def _detached(weights: Any) -> Any:
     return weights
 
 
-def _hub_folder(name: str) -> Path:
-    """The files of a hub's model, from the cache or downloaded: its configuration and its safetensors, nothing else."""
-    hint = "Give a shipped name, a folder with config.json, or a Hugging Face name that is cached or can be downloaded."
-    if not known_to_hub(name):
-        raise UnknownName("model", name, shipped_models(), hint)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def fetch(file: str, revision: str | None = None) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file, revision=revision))
-        except EntryNotFoundError:
-            return None
-
-    try:
-        first = fetch("config.json") or fetch(ADAPTER)
-        if first is None:
-            raise BadFile(f"the hub's {name} has no config.json: it is not a model that transformers loads")
-        folder, revision = first.parent, first.parent.name
-        fetch(ADAPTER, revision)
-        read_config(folder)
-        if fetch(WEIGHTS, revision) is None and fetch(INDEX, revision) is not None:
-            for shard in shard_names(folder):
-                fetch(shard, revision)
-        return folder
-    except CircuitdiscError:
-        raise
-    except Exception as error:  # the hub and the network each raise their own
-        raise UnknownName("model", name, shipped_models(), hint) from error
-
-
-def known_to_hub(name: str) -> bool:
-    """Whether a name is cached, or the hub answers for it. Asked once: downloads repeat what fails, for most of a minute."""
-    families = {shipped.partition("/")[0] for shipped in shipped_models()}
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or name.partition("/")[0] in families:
-        return False
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str) or bool(HfApi().model_info(name, timeout=10).id)
-    except Exception:  # the hub, the network and a malformed name each raise their own
-        return False
-
-
 def _check_name(name: object) -> str:
     if isinstance(name, Path):
         name = str(name)
@@ -302,18 +285,10 @@ def _check_name(name: object) -> str:
     return name
 
 
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def _check_device(device: object) -> str:
+def _check_device(device: object) -> None:
     try:
         if not isinstance(device, str) or torch.device(device).type == "meta":
             raise BadSetting(f"device={device!r} is not a device: write cpu, cuda or cuda:0")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadSetting(f"device '{device}' cannot be used here: {first_line(error)}") from error
-    return device

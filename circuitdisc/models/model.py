@@ -1,17 +1,20 @@
 """A loaded model: its name, its graph, the model itself cut into components, and its tokenizer."""
 
-from dataclasses import dataclass, field
+import io
+import pickle
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import nn
 
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.backend import Backend, Capability
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import family_titles
 from circuitdisc.models.own_run import OwnRun
+from circuitdisc.models.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,22 @@ class Model:
     def device(self) -> torch.device:
         return self.backend.device
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By torch's own pickle, in which the module and the components go on sharing their weights.
+
+        Raises:
+            BadModel: something in it cannot be pickled, as in all that TransformerLens's bridge wraps.
+        """
+        data = io.BytesIO()
+        try:
+            torch.save({part.name: getattr(self, part.name) for part in fields(self)}, data)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise BadModel(
+                f"{self.name} cannot be pickled ({first_line(error)}): TransformerLens's bridge and hooks of one's own hold "
+                "functions that pickle does not take. Load the model in each worker"
+            ) from error
+        return _from_bytes, (data.getvalue(),)
+
     def can(self, capability: Capability) -> bool:
         """Whether the model's backend can do this."""
         return capability in self.backend.capabilities
@@ -63,6 +82,11 @@ class Model:
             BadSetting: it has none.
         """
         return fast_components(self, "this")
+
+
+def _from_bytes(data: bytes) -> Model:
+    """What `Model.__reduce__` has written. Pickles run code as they are read: no file is ever read in this way."""
+    return Model(**torch.load(io.BytesIO(data), weights_only=False))
 
 
 def fast_components(model: Model, what: str) -> Components:

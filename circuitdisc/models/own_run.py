@@ -65,9 +65,10 @@ class OwnRun:
         """What the module does beside its weights, a phrase each: hooks, adapters, a forward of its own."""
         phrases = ["hooks on all modules"] if _global_hooks() else []
         for name, part in self.module.named_modules():
-            if type(part).__module__.startswith("transformer_lens"):  # of the bridge, which we have put there
-                continue
             where = name or "the model itself"
+            if type(part).__module__.startswith("transformer_lens"):  # of the bridge, whose own hooks change nothing
+                phrases += [f"a forward hook on {where}"] if getattr(part, "fwd_hooks", None) else []
+                continue
             if part._forward_hooks or part._forward_pre_hooks:
                 phrases.append(f"a forward hook on {where}")
             if "forward" in vars(part):
@@ -86,6 +87,10 @@ class OwnRun:
         """Whether `backend` was seen to be this module at some time."""
         return self._checked is not None and self._checked[0] is backend
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was checked, which holds for this process's objects alone."""
+        return {**vars(self), "_checked": None}
+
     def set_checked(self, backend: object) -> None:
         """Record that `backend` is this module, as it is now."""
         self._checked = (backend, self._state(backend))
@@ -103,6 +108,20 @@ class OwnRun:
             for tensor in group
         ]
         return tuple(_global_hooks()), tuple(parts), tuple(tensors)
+
+
+def own_run(module: nn.Module) -> OwnRun:
+    """A module's own run, in the way that its kind is called."""
+    return OwnRun(module, partial(_bridge, module) if is_bridge(module) else None)
+
+
+def is_bridge(module: object) -> bool:
+    """Whether this is TransformerLens's wrapper around a Hugging Face model."""
+    return type(module).__module__.startswith("transformer_lens") and hasattr(module, "original_model")
+
+
+def _bridge(module: nn.Module, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    return module(tokens, attention_mask=mask.long(), position_ids=positions)
 
 
 def _hugging_face(module: nn.Module, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

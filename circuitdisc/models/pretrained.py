@@ -51,8 +51,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def pretrained_config(where: Path | str) -> Any:
+def pretrained_config(where: Path | str, revision: str | None = None) -> Any:
     """The configuration of a folder or a hub name, as transformers has it.
+
+    Args:
+        revision: of a hub name.
 
     Raises:
         BadFile: it is malformed, unknown, brings code of its own, or is of quantised weights.
@@ -63,7 +66,7 @@ def pretrained_config(where: Path | str) -> Any:
     brings_code = isinstance(where, Path) and "auto_map" in read_config(where)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(where, local_files_only=local, **NO_CODE)
+            config = AutoConfig.from_pretrained(where, local_files_only=local, **_at(revision), **NO_CODE)
     except Exception as error:  # transformers and json each raise their own
         if brings_code:
             raise BadFile(
@@ -95,17 +98,31 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     """
     config = pretrained_config(folder)
     tensors = read_tensors(weight_files(folder))
-    empty = _empty_model(config, tensors, folder)
-    expected = empty.state_dict()
+    empty = empty_model(config, len(tensors), folder)
     check_low_rank(tensors, str(folder))
-    tensors = without_prefixes(tensors, expected, str(folder))
-    _check_size(empty, tensors, folder)
+    module = fill_model(empty, without_prefixes(tensors, empty.state_dict(), str(folder)), dtype, folder)
+    _read_generation(module, folder)
+    return module
+
+
+def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: Path) -> Any:
+    """An empty model with these weights, of which each is accounted for.
+
+    Args:
+        where: the folder or file that they are from.
+
+    Raises:
+        BadFile: transformers cannot load them.
+        BadModel: they are not those that the configuration asks for, or no finite floating-point numbers.
+    """
+    check_size(empty, tensors, where)
+    expected = empty.state_dict()
     tensors = {_name(name, tensor, expected): tensor for name, tensor in tensors.items()}
     try:
         with quiet_transformers():
             module, report = type(empty).from_pretrained(
                 None,
-                config=config,
+                config=empty.config,
                 state_dict=tensors,
                 dtype=dtype,
                 attn_implementation="eager",
@@ -113,42 +130,57 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers, torch and a model's own code each raise their own
-        raise BadFile(f"cannot load the model in {folder}: {first_line(error)}") from error
-    _check_report(report, tensors, folder)
+        raise BadFile(f"cannot load the model in {where}: {first_line(error)}") from error
+    _check_report(report, tensors, where)
     leave_files(module, tensors)
-    check_finite(module, str(folder))
-    _warn_untied(module, folder)
-    _read_generation(module, folder)
+    check_finite(module, str(where))
+    _warn_untied(module, where)
     module.config.use_cache = False
-    module.name_or_path = module.config.name_or_path = str(folder)
+    module.name_or_path = module.config.name_or_path = str(where)
     return module.eval().requires_grad_(False)
 
 
-def _empty_model(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
-    """The model without memory; a configuration beyond all bounds is refused before it takes time."""
+def _asker(where: Path) -> str:
+    """What asks for a model's weights, for messages."""
+    return "its header" if where.is_file() else "config.json"
+
+
+def empty_model(config: Any, n_tensors: int, where: Path) -> Any:
+    """The model without memory; a configuration beyond all bounds is refused before it takes time.
+
+    Args:
+        n_tensors: in its files.
+
+    Raises:
+        BadModel: it asks for more than the files hold, or transformers makes no causal language model of it.
+    """
     from transformers import AutoModelForCausalLM
 
     inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     n_layers = getattr(inner, "num_hidden_layers", None)
-    if isinstance(n_layers, int) and n_layers > len(tensors):
+    if isinstance(n_layers, int) and n_layers > n_tensors:
         raise BadModel(
-            f"{folder}: config.json asks for {n_layers:,} layers, and the weights' files hold {len(tensors):,} tensors in all"
+            f"{where}: {_asker(where)} asks for {n_layers:,} layers, and the weights' files hold {n_tensors:,} tensors in all"
         )
     experts = {key: value for key, value in inner.to_dict().items() if "expert" in key and isinstance(value, int)}
     if too_many := next((key for key, value in experts.items() if value > MOST_EXPERTS), None):
-        raise BadModel(f"{folder}: config.json asks for {too_many}={experts[too_many]}; at most {MOST_EXPERTS} are possible")
+        raise BadModel(f"{where}: {_asker(where)} asks for {too_many}={experts[too_many]}; at most {MOST_EXPERTS} are possible")
     try:
         with quiet_transformers(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **NO_CODE)
     except Exception as error:  # each architecture checks its configuration in its own way, or not at all
         raise BadModel(
-            f"{folder}: transformers makes no causal language model from its config.json "
+            f"{where}: transformers makes no causal language model of it "
             f"(model_type {getattr(config, 'model_type', None)!r}): {first_line(error)}"
         ) from error
 
 
-def _check_size(empty: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """The model needs no more memory than its file holds: what is missing would be made up, at any size."""
+def check_size(empty: Any, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """The model needs no more memory than its file holds: what is missing would be made up, at any size.
+
+    Raises:
+        BadModel: it needs more; the first tensors that are missing or of another shape are named.
+    """
     asked = sum(weight.numel() for weight in empty.parameters())
     given = sum(tensor.numel() for tensor in tensors.values())
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers())
@@ -156,7 +188,7 @@ def _check_size(empty: Any, tensors: Mapping[str, Tensor], folder: Path) -> None
         return
     odd = [name for name, weight in empty.state_dict().items() if name not in tensors or tensors[name].shape != weight.shape]
     raise BadModel(
-        f"{folder}: config.json (model_type {empty.config.model_type!r}) asks for {asked:,} weights, and the files hold "
+        f"{where}: {_asker(where)} (model_type {empty.config.model_type!r}) asks for {asked:,} weights, and the files hold "
         f"{given:,}; missing or of another shape: {some_names(odd)}. Is it the configuration of another model?"
     )
 
@@ -169,7 +201,7 @@ def _name(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> str:
     return f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
 
 
-def _check_report(report: Mapping[str, Any], given: Collection[str], folder: Path) -> None:
+def _check_report(report: Mapping[str, Any], given: Collection[str], where: Path) -> None:
     """Refuse what transformers filled in, left over or could not fit.
 
     Raises:
@@ -179,36 +211,37 @@ def _check_report(report: Mapping[str, Any], given: Collection[str], folder: Pat
     cast = {name for name in given if name.endswith(")") and name.partition(" (")[0] in missing}
     if cast:
         raise BadModel(
-            f"{folder} holds integers, booleans or 8-bit numbers where weights should be ({some_names(cast)}): "
+            f"{where} holds integers, booleans or 8-bit numbers where weights should be ({some_names(cast)}): "
             "quantised weights cannot be read; save them as float32, float16 or bfloat16"
         )
     if mismatched := report["mismatched_keys"]:
         name, stored, asked = sorted(mismatched)[0]
         rest = f", and {len(mismatched) - 1} more differ" if len(mismatched) > 1 else ""
         raise BadModel(
-            f"{folder}: the weights do not fit config.json: {name} has shape {tuple(stored)}, and {tuple(asked)} is asked "
+            f"{where}: the weights do not fit {_asker(where)}: {name} has shape {tuple(stored)}, and {tuple(asked)} is asked "
             f"for{rest}"
         )
     if missing:
         hint = f"; without a place in the model: {some_names(unexpected, 2)}" if unexpected else ""
         raise BadModel(
-            f"{folder}: {len(missing)} of the model's tensors are not in its files ({some_names(missing)}){hint}. They would "
+            f"{where}: {len(missing)} of the model's tensors are not in its files ({some_names(missing)}){hint}. They would "
             "be filled with random numbers: save the model again, whole"
         )
     if unexpected:
         raise BadModel(
-            f"{folder} holds {len(unexpected)} tensors that a model of its config.json has no place for "
+            f"{where} holds {len(unexpected)} tensors that a model of its configuration has no place for "
             f"({some_names(unexpected)}): they would be dropped. Is it the configuration of another model?"
         )
 
 
-def _warn_untied(module: Any, folder: Path) -> None:
+def _warn_untied(module: Any, where: Path) -> None:
     if not getattr(module.config, "tie_word_embeddings", False):
         return
     inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
     if inputs is not None and outputs is not None and inputs.weight is not outputs.weight:
         warnings.warn(
-            f"{folder}: config.json ties the embedding to the unembedding, and the files hold two that differ: both are used",
+            f"{where}: {_asker(where)} ties the embedding to the unembedding, and the files hold two that differ: "
+            "both are used",
             CircuitdiscWarning,
         )
 
@@ -226,8 +259,15 @@ def _read_generation(module: Any, folder: Path) -> None:
         return
 
 
-def load_tokenizer(where: Path | str) -> Any:
+def _at(revision: str | None) -> dict[str, str]:
+    return {} if revision is None else {"revision": revision}
+
+
+def load_tokenizer(where: Path | str, revision: str | None = None) -> Any:
     """The tokenizer of a folder or a hub name; None for a folder without one.
+
+    Args:
+        revision: of a hub name.
 
     Raises:
         BadFile: its files cannot be read, or ask for code of their own.
@@ -239,6 +279,6 @@ def load_tokenizer(where: Path | str) -> Any:
 
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(where, local_files_only=local, **NO_CODE)
+            return AutoTokenizer.from_pretrained(where, local_files_only=local, **_at(revision), **NO_CODE)
     except Exception as error:  # transformers, tokenizers and json each raise their own
         raise BadFile(f"cannot load the tokenizer of {where}: {first_line(error)}") from error

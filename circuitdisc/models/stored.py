@@ -17,7 +17,8 @@ from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
 from circuitdisc.files import read_json
 from circuitdisc.models.wording import first_line, some_names
 
-ADAPTER, WEIGHTS, INDEX = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_HEADER = 100 * 2**20  # bytes of a safetensors header; the format's own bound
 PREFIXES = ("_orig_mod.", "module.", "base_model.model.")  # of torch.compile, of data parallel training, of PEFT
 LOW_RANK = re.compile(r"\.(lora_[A-Za-z_]+|base_layer|modules_to_save|original_module)(\.|$)|^(prompt_encoder|ia3_l)\b")
@@ -32,13 +33,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     adapter = (folder / ADAPTER).exists()
     if adapter and not (folder / "config.json").exists():
         raise BadFile(
-            f"{folder} holds a PEFT adapter ({ADAPTER}), not a model: merge it into its base first "
-            "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged folder"
+            f"{folder} holds a PEFT adapter ({ADAPTER}), not a model: give its base, too, as model=BASE+{folder}, "
+            "and it is merged"
         )
     if adapter:
         raise BadFile(
             f"{folder} holds a PEFT adapter ({ADAPTER}) beside a model, so that it is not clear which of the two is meant: "
-            "move the adapter elsewhere, or merge it (peft's merge_and_unload, then save_pretrained) and give the merged folder"
+            "move the adapter elsewhere; model=BASE+ADAPTER merges it into its base"
         )
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
@@ -59,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not file.is_file():
                 raise BadFile(f"{folder} lacks {file.name}, which {INDEX} names")
     for file in files:
-        _check_length(file)
+        check_length(file)
         with open_tensors(file):
             pass
     return files
@@ -86,8 +87,12 @@ def shard_names(folder: Path) -> list[str]:
     return sorted(set(shards.values()))
 
 
-def _check_length(file: Path) -> None:
-    """The header's claimed length lies within the file."""
+def check_length(file: Path) -> None:
+    """The header's claimed length lies within the file.
+
+    Raises:
+        BadFile: it does not.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -10,7 +10,7 @@ from circuitdisc.checks import check_choice
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.engine.measuring import Measurement
 from circuitdisc.errors import BadSetting, GraphMismatch
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import AnyMetric
 from circuitdisc.models.model import Model
 from circuitdisc.options import OnSplit, Option, from_options
 from circuitdisc.scoring.base import judging_ablation
@@ -30,7 +30,7 @@ class UnderAblation(TypedDict, total=False):
 class ByMetric(UnderAblation, total=False):
     """And by which metric."""
 
-    metric: Annotated[str | Metric | None, Option(None, "None takes what the circuit was found with.")]
+    metric: Annotated[AnyMetric | None, Option(None, "None takes what the circuit was found with.")]
 
 
 class Judging(OnSplit, UnderAblation, total=False):

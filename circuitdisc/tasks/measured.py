@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.errors import BadSetting
-from circuitdisc.metrics import METRICS, Metric, get_metric
+from circuitdisc.metrics import METRICS, AnyMetric, Metric, get_metric
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.model import TaskModel
 
 
-def metric_for(model: TaskModel, task: Task, *wanted: str | Metric | None) -> Metric:
+def metric_for(model: TaskModel, task: Task, *wanted: AnyMetric | None) -> Metric:
     """The metric that is asked for, else what stands in for it, else the task's own.
 
     Args:

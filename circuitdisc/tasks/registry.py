@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from circuitdisc.plugins import Registry, check_function
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
 from circuitdisc.tasks.examine import examine, examine_variety
+from circuitdisc.tasks.measured import metric_for
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.notes import collect_notes
 
@@ -105,9 +107,10 @@ REGISTRY = Registry(
 
 @bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
 def load_task(
-    name_or_path: str | Path,
+    task: Any,
     model: TaskModel,
     *,
+    metric: Any = None,
     n: int | None = None,
     n_heldout: int | None = None,
     seed: int = 0,
@@ -116,8 +119,10 @@ def load_task(
     """Build a task for a model.
 
     Args:
-        name_or_path: a name in `TASKS`, or of a task of another package, or a .jsonl or .csv file.
+        task: a name in `TASKS`, or of a task of another package, or a .jsonl or .csv file; or prompt pairs in memory, with the
+            fields of such a file: a list of dicts, or a pandas data frame.
         model: the model, or anything with its name, tokenizer, d_vocab, d_vocab_out and n_ctx.
+        metric: what is measured where no other is asked for: a name, a `Metric` or a function; None: the task's own.
         n: train examples; None: 200, or half of a file.
         n_heldout: held-out examples; None: as many as `n`.
         seed: seed of the draw or, for a file, of the split.
@@ -133,25 +138,29 @@ def load_task(
         BadFile: the file is missing or malformed.
         BadTask: the examples cannot be used with this model.
     """
-    name = str(name_or_path)
-    if name not in REGISTRY.names and (Path(name).suffix.lower() in (".jsonl", ".csv") or Path(name).is_file()):
+    if not isinstance(task, str | PathLike):
+        name, settings = "file", {"path": task, **settings}
+    elif (name := str(task)) not in REGISTRY.names and (
+        Path(name).suffix.lower() in (".jsonl", ".csv") or Path(name).is_file()
+    ):
         name, settings = "file", {"path": name, **settings}
     kind = REGISTRY.get(name)
     own = _with_defaults(name, settings, kind.settings)
     n = kind.n if n is None else n
     n_heldout = n if n_heldout is None else n_heldout
     with collect_notes() as notes:
-        task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
-    if not isinstance(task, Task):
-        raise BadSetting(f"task '{name}' gave a {type(task).__name__}: it must give a Task")
-    examples = (*task.train, *task.heldout)
-    check_examples(examples, [f"task '{task.name}', example {index}" for index in range(len(examples))], model)
-    made = {"n": len(task.train), "n_heldout": len(task.heldout), "seed": seed, **own}
+        built = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
+    if not isinstance(built, Task):
+        raise BadSetting(f"task '{name}' gave a {type(built).__name__}: it must give a Task")
+    examples = (*built.train, *built.heldout)
+    check_examples(examples, [f"task '{built.name}', example {index}" for index in range(len(examples))], model)
+    made = {"n": len(built.train), "n_heldout": len(built.heldout), "seed": seed, **own}
     notes += [*examine(examples, model.tokenizer), *examine_variety(examples, model.tokenizer)]
-    notes = tuple(dict.fromkeys((*task.notes, *notes)))
+    notes = tuple(dict.fromkeys((*built.notes, *notes)))
     for sentence in notes:
         warnings.warn(sentence, CircuitdiscWarning, stacklevel=2)
-    return replace(task, settings={**made, **task.settings}, notes=notes)
+    measured = built.metric if metric is None else metric_for(model, built, metric)
+    return replace(built, metric=measured, settings={**made, **built.settings}, notes=notes)
 
 
 def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> dict[str, object]:
@@ -162,9 +171,9 @@ def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, i
     values: dict[str, object] = {}
     for name, parameter in known.items():
         default = parameter.default
-        if default is parameter.empty and given.get(name, UNSET) == UNSET:
-            raise BadSetting(f"task '{task}' needs a value for '{name}': give {name}=...")
         value = given.get(name, default)
+        if value is parameter.empty or (default is parameter.empty and isinstance(value, str) and value == UNSET):
+            raise BadSetting(f"task '{task}' needs a value for '{name}': give {name}=...")
         if isinstance(default, bool | int | str) and type(value) is not type(default):
             raise BadSetting(
                 f"{name}={value!r} cannot be used in task '{task}': give a value of type {type(default).__name__}, "

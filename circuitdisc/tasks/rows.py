@@ -1,6 +1,6 @@
-"""The rows of a user's task file: JSONL, one object a line, or CSV with a header line.
+"""The rows of a user's task: a JSONL file, one object a line, a CSV file with a header line, or a table in memory.
 
-Both hold the same fields. A prompt is text or a list of token ids; in CSV the ids stand in the columns `clean_ids`,
+All hold the same fields. A prompt is text or a list of token ids; in CSV the ids stand in the columns `clean_ids`,
 `corrupted_ids`, `answers_ids` and `wrong_ids`, separated by spaces. In CSV, `|` separates answers and `||` positions, and
 `roles` holds a JSON object, as in JSONL.
 """
@@ -10,10 +10,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from circuitdisc.errors import BadFile, UnknownName, shown
 from circuitdisc.files import read_text
@@ -85,6 +85,50 @@ def read_rows(path: Path, extra: Sequence[str] = ()) -> list[Row]:
     if text.count("\n") > MOST_LINES:
         raise BadFile(f"{path} has {text.count(chr(10)):,} lines, more than the {MOST_LINES:,} that a task may have")
     records = _csv_records(path, text) if suffix == ".csv" else _jsonl_records(path, text)
+    return _rows(records, str(path), extra)
+
+
+def rows_in_memory(table: Any, extra: Sequence[str] = ()) -> list[Row]:
+    """The rows of a table in memory, whose fields and values are those of a JSONL file.
+
+    Args:
+        table: a sequence of mappings, or a pandas data frame, in which an empty cell (None, NaN) is a field left out.
+        extra: as in `read_rows`.
+
+    Raises:
+        BadFile: it is none, empty, or has malformed rows, of which the first few are named by their numbers from 1.
+    """
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):
+        table = table.to_dict("records")
+    if isinstance(table, Mapping | str | bytes) or not isinstance(table, Sequence):
+        raise BadFile(f"examples in memory are a list of dicts or a data frame, not a {type(table).__name__}")
+    records = ((f"row {number}", _plain_record(record)) for number, record in enumerate(table, start=1))
+    return _rows(records, "the list", extra)
+
+
+def _plain_record(record: object) -> dict[str, object] | BadFile:
+    if not isinstance(record, Mapping):
+        return BadFile(f'it is a {type(record).__name__}: give a dict {{"clean": ..., "answers": ...}}')
+    plain = {str(name): _plain_value(value, str(name)) for name, value in record.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _plain_value(value: Any, field: str) -> object:
+    """A value as JSON has it: numpy's numbers and arrays as Python's, an empty cell of pandas as None."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain_value(inner, field) for name, inner in value.items()}
+    if hasattr(value, "tolist"):  # of numpy
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain_value(inner, field) for inner in value]
+    if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and field != "target" and value.is_integer():
+        return int(value)  # pandas writes a column of whole numbers with an empty cell as floats
+    return value
+
+
+def _rows(records: Iterable[tuple[str, dict[str, object] | BadFile]], source: str, extra: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = []
     for where, record in records:
@@ -96,7 +140,7 @@ def read_rows(path: Path, extra: Sequence[str] = ()) -> list[Row]:
             problems.append(f"{where}: {problem}")
     raise_problems(problems, BadFile)
     if not rows:
-        raise BadFile(f"{path} holds no examples: write one a line, with at least 'clean' and 'answers'")
+        raise BadFile(f"{source} holds no examples: write one a line, with at least 'clean' and 'answers'")
     _check_alike(rows)
     return rows
 

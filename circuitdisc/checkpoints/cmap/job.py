@@ -26,7 +26,7 @@ from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
-from circuitdisc.metrics import Metric
+from circuitdisc.metrics import AnyMetric
 from circuitdisc.models.model import Model
 from circuitdisc.options import OnSplit, Option
 from circuitdisc.progress import progress_bar
@@ -60,7 +60,7 @@ class CrossPatching(OnSplit, total=False, extra_items=Any):
         Option(None, "points of that curve, as in `knockout_curve`.", Whole(0, 100_000, many=True)),
     ]
     n_random: Annotated[int, Option(20, "random sets beside every group, and random orders beside the curve.", N_RANDOM)]
-    metric: Annotated[str | Metric | None, Option(None, "None takes the task's own.")]
+    metric: Annotated[AnyMetric | None, Option(None, "None takes the task's own.")]
     split: Annotated[
         str,
         Option("heldout", "the examples that judge: `heldout` or `train`. Heads are always ranked on the train split."),
@@ -95,7 +95,7 @@ class CrossCall:
     steps: int | Sequence[int] | None
     grow: bool
     n_random: int
-    metric: str | Metric | None
+    metric: AnyMetric | None
     split: str
     query: str | int
     keys: tuple[str | int, ...] | None

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
-from circuitdisc.checkpoints.listing import Checkpoint, check_same, find_checkpoint
+from circuitdisc.checkpoints.listing import check_same, find_checkpoint
 from circuitdisc.engine.cross.patch import Patch, check_kinds, units_of
 from circuitdisc.engine.cross.plan import CrossPlan, CrossShapes, forwards_of, plan_cross, shapes_from_config
 from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadModel
-from circuitdisc.files import read_json
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.base import as_list
 from circuitdisc.models.load import DTYPES
-from circuitdisc.models.pretrained import pretrained_config
 from circuitdisc.tasks import load_task
 
 
@@ -128,13 +126,7 @@ def plan_model(name: str | Path) -> PlanModel:
         UnknownName, BadFile: there is no such checkpoint, or its files cannot be read.
     """
     checkpoint = find_checkpoint(name)
-    return PlanModel(checkpoint.name, checkpoint.tokenizer(), _config(checkpoint))
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    if checkpoint.folder is not None:
-        return read_json(checkpoint.folder / "config.json")
-    return pretrained_config(checkpoint.name).to_dict()
+    return PlanModel(checkpoint.name, checkpoint.tokenizer(), checkpoint.place.settings())
 
 
 def plan_from_settings(

@@ -158,7 +158,7 @@ def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[st
     pool = draw_pool(Reader.of(model), judged, settings["n_pool"])
     described = {"name": judged.name, **judged.settings} if isinstance(judged, Task) else judged
     path = Path(base).expanduser()
-    name = str(path.resolve()) if path.is_dir() and str(base) not in shipped_models() else str(base)
+    name = str(path.resolve()) if path.exists() and str(base) not in shipped_models() else str(base)
     rungs = make_rungs(model, settings)
     heads = {"heads": {rung.name: list(rung.heads) for rung in rungs}}
     return _Plan(

@@ -1,8 +1,9 @@
-"""A task of your own: prompt pairs from a JSONL or CSV file (see docs/own-task.md)."""
+"""A task of your own: prompt pairs from a JSONL or CSV file, or from a table in memory (see docs/own-task.md)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from circuitdisc.errors import BadTask
 from circuitdisc.tasks.base import Example, Task, TextExample
@@ -11,7 +12,7 @@ from circuitdisc.tasks.encode import encode_examples, special_prefix
 from circuitdisc.tasks.examine import examine_ids
 from circuitdisc.tasks.model import TaskModel, need_tokenizer
 from circuitdisc.tasks.notes import note
-from circuitdisc.tasks.rows import Row, read_rows
+from circuitdisc.tasks.rows import Row, read_rows, rows_in_memory
 from circuitdisc.tasks.split import drop_duplicates, split_examples
 
 
@@ -21,7 +22,7 @@ def build(
     n: int | None,
     n_heldout: int | None,
     seed: int,
-    path: str | Path,
+    path: Any,
     first_token: bool = False,
     prepend_bos: bool | None = None,
 ) -> Task:
@@ -32,7 +33,7 @@ def build(
         n: train examples; None: half of the file, or all lines whose split is `train`.
         n_heldout: held-out examples; None: the other half, or all lines whose split is `heldout`.
         seed: seed of the split.
-        path: the .jsonl or .csv file.
+        path: the .jsonl or .csv file; or the rows themselves, a list of dicts or a pandas data frame.
         first_token: score the first token of an answer of several.
         prepend_bos: whether text prompts begin with the BOS token; None leaves it to the tokenizer.
 
@@ -44,7 +45,8 @@ def build(
         BadFile: the file is missing or malformed.
         BadTask: its examples cannot be used with this model.
     """
-    rows = read_rows(Path(path))
+    in_memory = not isinstance(path, str | Path)
+    rows = rows_in_memory(path) if in_memory else read_rows(Path(path))
     examples = encode_rows(rows, model, first_token, prepend_bos)
     if rows[0].split is None:
         split = split_examples(examples, n, seed, n_heldout=n_heldout)
@@ -61,7 +63,14 @@ def build(
             "logit_diff, or leave it out of the whole file"
         )
     of_tokens = "log_prob" if lacking else "logit_diff"
-    return Task(str(path), train, heldout, metric="squared_error" if rows[0].targets else of_tokens)
+    name = f"{len(rows):,} rows in memory" if in_memory else str(path)
+    return Task(
+        name,
+        train,
+        heldout,
+        metric="squared_error" if rows[0].targets else of_tokens,
+        settings={"path": name} if in_memory else {},
+    )
 
 
 def encode_rows(rows: Sequence[Row], model: TaskModel, first_token: bool, prepend_bos: bool | None) -> list[Example]:
