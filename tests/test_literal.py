@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from examples import random_examples
 from literal import compared, ungrouped
 from models import hugging_face, model_of
 
+import circuitdisc as cd
 from circuitdisc.engine.neuron_run import n_neurons
 from circuitdisc.engine.selfcheck import check_model, is_the_module, verify
 from circuitdisc.errors import BadModel
@@ -67,3 +69,16 @@ def test_a_guess_is_compared_on_the_longest_prompts_of_a_call():
 def test_neurons_of_experts_are_not_told_apart(kind):
     with pytest.raises(BadModel, match="mixtures of experts in place of MLPs"):
         n_neurons(model_of(kind))
+
+
+@pytest.mark.parametrize("kind", ["falcon_alibi", "mixtral", "qwen3_moe", "gemma3"])
+def test_from_a_folder_in_float64(kind, tmp_path):
+    """Falcon's linear positions count once, experts run in float64, and a model with images is its language model."""
+    module = hugging_face(kind)
+    module.save_pretrained(tmp_path)
+    model = cd.load_model(str(tmp_path), dtype="float64")
+    tokens = torch.arange(7)[None]
+    own = model.own_logits(tokens, torch.ones_like(tokens), tokens)
+    with torch.no_grad():
+        expected = module.double()(input_ids=tokens).logits
+    torch.testing.assert_close(own, expected, atol=1e-6, rtol=0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
+from circuitdisc.models.families import find_family
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.stored import (
     check_low_rank,
@@ -125,7 +126,7 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
                 config=empty.config,
                 state_dict=tensors,
                 dtype=dtype,
-                attn_implementation="eager",
+                attn_implementation=_attention(empty.config),
                 ignore_mismatched_sizes=True,  # they are read from the report
                 output_loading_info=True,
             )
@@ -138,6 +139,18 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     module.config.use_cache = False
     module.name_or_path = module.config.name_or_path = str(where)
     return module.eval().requires_grad_(False)
+
+
+def _attention(config: Any) -> str:
+    """Which of transformers' ways to compute attention is taken: the written-out one, but where a family names another.
+
+    A mixture of experts is computed expert by expert, since the grouped products know no float64.
+    """
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if any(hasattr(inner, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        config._experts_implementation = "eager"
+    family = find_family(config.model_type)
+    return "eager" if family is None else family.attention
 
 
 def _asker(where: Path) -> str:
@@ -167,7 +180,7 @@ def empty_model(config: Any, n_tensors: int, where: Path) -> Any:
         raise BadModel(f"{where}: {_asker(where)} asks for {too_many}={experts[too_many]}; at most {MOST_EXPERTS} are possible")
     try:
         with quiet_transformers(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **NO_CODE)
+            return AutoModelForCausalLM.from_config(config, attn_implementation=_attention(config), **NO_CODE)
     except Exception as error:  # each architecture checks its configuration in its own way, or not at all
         raise BadModel(
             f"{where}: transformers makes no causal language model of it "

@@ -1,6 +1,7 @@
 """Falcon: one key and value for all heads or for groups, rotary or linear positions (ALiBi), attention and MLP in parallel.
 
-Its linear positions are computed in bfloat16 and scaled like the scores.
+Its linear positions are computed in bfloat16 and scaled like the scores. The eager attention of transformers 5.23 adds them
+twice.
 """
 
 from typing import Any
@@ -47,4 +48,5 @@ FAMILY = Family(
     norm="layer",
     parallel=lambda config: config.parallel_attn or config.new_decoder_architecture,
     key_bias=_key_bias,
+    attention="sdpa",
 )

@@ -91,6 +91,7 @@ class Family:
         frequencies: (configuration, body) -> the rotary frequencies, for families without a rotary module.
         key_bias: configuration -> what positions add to the scores, or None; see `Weights`.
         refused: configuration -> why a model cannot be read, or nothing.
+        attention: which of transformers' attention implementations computes what the architecture says.
         not_by_hooks: why the hook fallback does not fit it, as a sentence; empty where it does.
     """
 
@@ -107,6 +108,7 @@ class Family:
     frequencies: Callable[[Any, Any], Float[Tensor, "Krot2"]] | None = None
     key_bias: Callable[[Any], Float[Tensor, "H Tmax"] | None] = lambda config: None
     refused: Callable[[Any], str] = lambda config: ""
+    attention: str = "eager"
     not_by_hooks: str = ""
 
     def layout_of(self, config: Any) -> WeightMap:
