@@ -186,7 +186,8 @@ def line_of(row: tuple[str, str, dict[str, Any]], now: Any, before: Any) -> list
 
 
 HEADERS = [
-    "task", "call", "CPU seconds", "plain forwards", "decided; passes; node evaluations", "peak memory, MiB", "in matrix products",
+    "task", "call", "CPU seconds", "plain forwards", "decided; passes; node evaluations", "peak memory, MiB",
+    "in matrix products",
     "edges", "faithfulness, held out", "before / now; the same",
 ]  # fmt: skip
 

@@ -242,6 +242,7 @@ class _Reader:
             if parameter.untyped_storage().data_ptr() not in read | copied
             and parameter.numel()
             and not name.startswith(self.layout.unread)
+            and "parametrizations." not in name  # read as the weight that comes out
         ]
         if left:
             raise BadModel(
