@@ -140,7 +140,8 @@ def load_desiderata(
             corruption=name,
             **settings,
         )
-        desiderata.append(replace(of_task(drawn, full["n_choose"], name), positions=kind.positions))
+        n_choose = len(drawn.train) * full["n_choose"] // (full["n_train"] + full["n_choose"])  # fewer where the task has fewer
+        desiderata.append(replace(of_task(drawn, n_choose, name), positions=kind.positions))
     return tuple(desiderata)
 
 
