@@ -37,25 +37,25 @@ def test_clean_and_corrupted_are_the_models_own(family: str, monkeypatch: pytest
     task = random_task(model, 7)
     for at_once in (3, 100):
         monkeypatch.setattr(presearch, "examples_that_fit", lambda *_, n=at_once: n)
-        both = clean_and_corrupted(model, task, METRICS["logit_diff"])
+        both = clean_and_corrupted(model, task.train, [METRICS["logit_diff"], METRICS["accuracy"]])
         for values, kind in zip(both, ("clean", "corrupted"), strict=True):
             slow = [plain_logit_diff(model, one, getattr(one, kind)) for one in task.train]
-            torch.testing.assert_close(values, torch.tensor(slow, dtype=torch.float64), atol=1e-10, rtol=0)
+            torch.testing.assert_close(values["logit_diff"], torch.tensor(slow, dtype=torch.float64), atol=1e-10, rtol=0)
     masks = {"full": model.graph.edge_mask, "empty": Circuit.empty(model.graph).mask}
     for name in ("logit_diff", "log_prob", "kl"):
         ends = Patching(model, Ablation("resample"), task.train).evaluate(task.train, masks, [METRICS[name]])
-        for values, end in zip(clean_and_corrupted(model, task, METRICS[name]), masks, strict=True):
-            torch.testing.assert_close(values, ends[end][name].double(), atol=1e-6, rtol=0)
+        for values, end in zip(clean_and_corrupted(model, task.train, [METRICS[name]]), masks, strict=True):
+            torch.testing.assert_close(values[name], ends[end][name].double(), atol=1e-6, rtol=0)
 
 
 def scored_by_first_token(monkeypatch: pytest.MonkeyPatch, clean: list[float], corrupted: list[float]) -> list[str]:
     """What is said of these values."""
-    values = torch.tensor(clean, dtype=torch.float64), torch.tensor(corrupted, dtype=torch.float64)
+    values = [{"logit_diff": torch.tensor(each, dtype=torch.float64)} for each in (clean, corrupted)]
     monkeypatch.setattr(presearch, "clean_and_corrupted", lambda *_: values)
     model = model_of("attention_only")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        notes = corruption_notes(model, random_task(model, 3), Ablation("resample"), METRICS["logit_diff"])
+        notes = corruption_notes(model, random_task(model, 3), Ablation("resample"), METRICS["logit_diff"], allow_nothing=True)
     assert [str(one.message) for one in caught] == list(notes)
     assert all(one.category is CircuitdiscWarning for one in caught)
     return list(notes)
@@ -88,7 +88,7 @@ def test_a_search_under_resample_ablation_says_so(lightweight) -> None:
         return replace(example, corrupted=tuple(changed))
 
     same = Task("harmless", tuple(map(harmless, task.train)), task.heldout)
-    clean, corrupted = clean_and_corrupted(lightweight, same, METRICS["logit_diff"])
+    clean, corrupted = (of["logit_diff"] for of in clean_and_corrupted(lightweight, same.train, [METRICS["logit_diff"]]))
     assert abs(float((clean - corrupted).mean())) < 0.05 * float(clean.mean())
     flat = Task("flat", tuple(replace(one, answers=one.wrong, wrong=one.answers) for one in same.train), same.heldout)
     with pytest.warns(CircuitdiscWarning, match="the corrupted prompts of task 'flat' take nothing measurable away"):
