@@ -230,7 +230,8 @@ def test_what_cannot_be_framed_gets_a_sentence(tmp_path: Path) -> None:
 
 def test_a_bos_that_begins_every_turn_is_named_where_it_is_added() -> None:
     model = model_with(chatting())
-    for name, settings in (("ioi", {}), ("induction", {"length": 5}), ("ioi", {"shots": 1})):
+    cases: list[tuple[str, dict[str, Any]]] = [("ioi", {}), ("induction", {"length": 5}), ("ioi", {"shots": 1})]
+    for name, settings in cases:
         task = load_task(name, model, prepend_bos=True, **SMALL, **settings)
         (note,) = [note for note in task.notes if "begins every turn with it" in note]
         assert note.startswith("'<|im_start|>' [")

@@ -11,7 +11,7 @@ import torch
 
 import circuitdisc as cd
 from circuitdisc.cli import main
-from circuitdisc.discovery.presearch import Gap
+from circuitdisc.discovery.presearch import CorruptionGap
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
 from circuitdisc.jobs import tasks_check
 from circuitdisc.jobs.tasks_check import TaskCheck, constant_accuracy, describe_checks
@@ -29,7 +29,7 @@ def test_the_figures_are_those_of_each_prompt_run_alone(lightweight) -> None:
         examples = (*task.heldout, *task.train)
         clean, corrupted = [], []
         for one in examples:
-            for ids, values in ((one.clean, clean), (one.corrupted, corrupted)):
+            for ids, values in ((one.clean, clean), (one.corrupted or (), corrupted)):
                 tokens = torch.tensor([ids])
                 values.append(lightweight.own_logits(tokens, torch.ones_like(tokens), torch.arange(len(ids))[None])[0, -1])
 
@@ -78,15 +78,15 @@ def test_a_task_that_does_not_fit_is_a_line_with_its_sentence(lightweight) -> No
     ("gap", "accuracy", "n", "worth", "why"),
     [
         (None, 0.9, 50, True, "yes, without resample: it has no corrupted prompts"),
-        (Gap(2.0, 1.9, 0.1, 0.2, 50), 0.9, 50, False, "no: corrupted prompts take nothing away"),
-        (Gap(2.0, 3.0, -1.0, 0.2, 50), 0.9, 50, False, "no: corrupted prompts raise the metric"),
-        (Gap(2.07, 1.7, 0.37, 0.2, 50), 0.9, 50, True, "with care: corrupted prompts take only 17.9 % away"),
-        (Gap(2.0, 1.0, 1.0, 0.2, 50), 0.1, 50, True, "with care: prefers the right answer, but says another"),
-        (Gap(2.0, 1.0, 1.0, 0.2, 5), 0.9, 5, True, "with care: few examples"),
-        (Gap(2.0, 1.0, 1.0, 0.2, 50), 0.9, 50, True, "yes"),
+        (CorruptionGap(2.0, 1.9, 0.1, 0.2, 50), 0.9, 50, False, "no: corrupted prompts take nothing away"),
+        (CorruptionGap(2.0, 3.0, -1.0, 0.2, 50), 0.9, 50, False, "no: corrupted prompts raise the metric"),
+        (CorruptionGap(2.07, 1.7, 0.37, 0.2, 50), 0.9, 50, True, "with care: corrupted prompts take only 17.9 % away"),
+        (CorruptionGap(2.0, 1.0, 1.0, 0.2, 50), 0.1, 50, True, "with care: prefers the right answer, but says another"),
+        (CorruptionGap(2.0, 1.0, 1.0, 0.2, 5), 0.9, 5, True, "with care: few examples"),
+        (CorruptionGap(2.0, 1.0, 1.0, 0.2, 50), 0.9, 50, True, "yes"),
     ],
 )
-def test_the_verdict_in_a_few_words(gap: Gap | None, accuracy: float, n: int, worth: bool, why: str) -> None:
+def test_the_verdict_in_a_few_words(gap: CorruptionGap | None, accuracy: float, n: int, worth: bool, why: str) -> None:
     assert tasks_check._worth(gap, accuracy, 0.1, n) == (worth, why)
 
 

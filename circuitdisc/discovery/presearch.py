@@ -76,7 +76,7 @@ def ability_of(model: Model, examples: Sequence[Example], values: Float[Tensor, 
 
 
 @dataclass(frozen=True)
-class Gap:
+class CorruptionGap:
     """What the corrupted prompts take away of a metric of the clean prompts' answers.
 
     Args:
@@ -93,7 +93,7 @@ class Gap:
     n: int
 
     @classmethod
-    def between(cls, clean: Float[Tensor, "B"], corrupted: Float[Tensor, "B"]) -> "Gap":
+    def between(cls, clean: Float[Tensor, "B"], corrupted: Float[Tensor, "B"]) -> "CorruptionGap":
         """The gap between the values of the same examples."""
         apart = clean - corrupted
         error = float(apart.std() / len(apart) ** 0.5) if len(apart) > 1 else 0.0
@@ -147,7 +147,7 @@ def corruption_notes(
     if not ablation.method.empty_is_corrupted or any(example.corrupted is None for example in task.train):
         return ()  # without corrupted prompts the search refuses the task by itself
     clean, corrupted = clean_and_corrupted(model, task.train, [metric], memory)
-    gap = Gap.between(clean[metric.name], corrupted[metric.name])
+    gap = CorruptionGap.between(clean[metric.name], corrupted[metric.name])
     advice = "Use corrupted prompts after which the answer does not follow, or another ablation"
     if gap.is_nothing and not allow_nothing:
         raise NothingToExplain(

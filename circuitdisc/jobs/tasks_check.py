@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from typing_extensions import Unpack
 
 from circuitdisc.checks import SEED, Whole, bounded
-from circuitdisc.discovery.presearch import Gap, ability_metric, ability_of, clean_and_corrupted
+from circuitdisc.discovery.presearch import CorruptionGap, ability_metric, ability_of, clean_and_corrupted
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import CircuitdiscError, CircuitdiscWarning
 from circuitdisc.files import write_text
@@ -178,7 +178,7 @@ def _checked(model: Model, name: str, asked: int, settings: dict[str, Any], memo
     metrics = list({each.name: each for each in (metric, able, *choosing)}.values())
     clean, corrupted = clean_and_corrupted(model, examples, metrics, memory)
     shares = {each.name: float(clean[each.name].mean()) for each in choosing}
-    gap = Gap.between(clean[metric.name], corrupted[metric.name]) if corrupted else None
+    gap = CorruptionGap.between(clean[metric.name], corrupted[metric.name]) if corrupted else None
     accuracy, chance = shares.get("accuracy"), constant_accuracy(examples)
     worth, why = True, "yes"
     if model.d_vocab_out > 1 or able.name == "squared_error":
@@ -206,7 +206,7 @@ def _checked(model: Model, name: str, asked: int, settings: dict[str, Any], memo
     )
 
 
-def _worth(gap: Gap | None, accuracy: float | None, chance: float, n: int) -> tuple[bool, str]:
+def _worth(gap: CorruptionGap | None, accuracy: float | None, chance: float, n: int) -> tuple[bool, str]:
     """Whether a search is worth its time on a task that the model does, and why not, or with what care."""
     if gap is None:
         return True, "yes, without resample: it has no corrupted prompts"

@@ -13,6 +13,7 @@ Source: Davies et al. 2023, "Discovering Variable Binding Circuitry with Desider
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def load_desiderata(
     n_choose: int | None = None,
     n_report: int | None = None,
     seed: int = 0,
-    **settings: object,
+    **settings: Any,
 ) -> tuple[Desideratum, ...]:
     """The desiderata of a task, or of a file.
 

@@ -29,8 +29,8 @@ from circuitdisc.tasks.show import runs_together, shorten
 
 BETWEEN = "\n\n"
 """What stands between solved examples."""
-ROUNDS = 5
-"""How often twice as many prompts are drawn where too few can be used in their frame."""
+MOST_DRAWN = 16
+"""Where too few prompts can be used in their frame twice as many are drawn, and again, until so many times those asked for."""
 SPARE = 16
 """Prompts drawn beside those asked for, of which solved examples are chosen; more where more are needed."""
 
@@ -70,15 +70,16 @@ class Framing:
         """
         wanted = n + n_heldout
         spare = max(SPARE, 4 * self.shots) if self.shots else 0
-        for round_ in range(ROUNDS):
-            asked = (wanted + spare) * 2**round_
+        asked = wanted + spare
+        while True:
             with collect_notes() as notes:  # those of the last round count
                 task = build(asked - n_heldout, n_heldout)
                 pool = (*task.heldout, *task.train)
                 solved, rest = self._choose(pool, spare)
                 framed = self._framed(rest, solved, task.name, all_fit=False)
-            if len(framed) >= wanted or len(pool) < asked:
+            if len(framed) >= wanted or len(pool) < asked or asked > MOST_DRAWN * (wanted + spare):
                 break
+            asked *= 2
         for sentence in notes:
             note(sentence)
         if len(framed) < len(rest):
