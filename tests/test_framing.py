@@ -14,7 +14,7 @@ from whole_words import byte_level, model_with, sentence_piece
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.tasks import TASKS, Example, Task, load_task
 from circuitdisc.tasks.examine import examine
-from circuitdisc.tasks.framing import chat_frame
+from circuitdisc.tasks.framing import OTHER_SEED, chat_frame
 from circuitdisc.tasks.show import marks_turns
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -59,6 +59,11 @@ def unframed(name: str, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> 
     return {one.text: one for one in every(loaded(name, tokenizer, **{"n": 200, "n_heldout": 5, **settings}))}
 
 
+def offers(name: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Example]:
+    """The prompts of which solved examples are chosen, by their text."""
+    return unframed(name, tokenizer, n=16, n_heldout=1, seed=OTHER_SEED)
+
+
 @pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("tokenizer", [byte_level(), sentence_piece()], ids=["byte-level", "space marks"])
 def test_the_same_solved_examples_stand_before_every_prompt(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,10 +91,11 @@ def test_the_same_solved_examples_stand_before_every_prompt(name: str, tokenizer
         assert told(tokenizer, one.corrupted).endswith(told(tokenizer, old.corrupted or ()).replace("<s>", "").lstrip()[-20:])
     assert len({old.clean for old in ours}) == 11
     if name not in ("induction", "docstring"):
+        offered = offers(name, tokenizer)
         solved = first.text.removesuffix(ours[0].text).rstrip("\n").split("\n\n")
         assert len(solved) == 2
         for shot in solved:
-            old = next(old for text, old in known.items() if shot.startswith(text) and shot != text)
+            old = next(old for text, old in offered.items() if shot.startswith(text) and shot != text)
             answers = {told(tokenizer, (*old.clean[-1:], token)) for token in old.answers[0]}
             assert any(shot.endswith(answer.strip()) for answer in answers), "it is solved"
             assert old.clean not in {other.clean for other in ours}
@@ -115,7 +121,7 @@ def test_a_chat_is_what_the_template_makes_of_the_turns(name: str) -> None:
 
 def test_solved_examples_are_earlier_turns_of_a_chat() -> None:
     tokenizer = chatting()
-    task, known = loaded("ioi", tokenizer, chat_template=True, shots=2), unframed("ioi", tokenizer)
+    task, known = loaded("ioi", tokenizer, chat_template=True, shots=2), offers("ioi", tokenizer)
     for one in every(task):
         turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", one.text, re.DOTALL)
         assert [role for role, _ in turns] == ["user", "assistant", "user", "assistant", "user"]
@@ -157,7 +163,10 @@ def test_induction_is_framed_as_ids() -> None:
     assert shot[10] == shot[shot.index(shot[9]) + 1]
 
 
-def test_another_seed_draws_other_solved_examples() -> None:
+def test_another_seed_draws_other_solved_examples_and_other_sizes_do_not() -> None:
+    few, many = (loaded("ioi", byte_level(), shots=2, n=n) for n in (5, 30))
+    assert few.heldout == many.heldout
+    assert few.train == many.train[:5]
     texts = [loaded("ioi", byte_level(), shots=1, seed=seed).train[0].text.split("\n\n")[0] for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
     with warnings.catch_warnings(record=True) as caught:
@@ -184,7 +193,7 @@ def test_a_file_is_framed_as_a_drawn_task_is(tmp_path: Path) -> None:
     plain, shot = load_task(path, model), load_task(path, model, shots=2)
     assert shot.heldout != plain.heldout
     assert [len(split) for split in (plain.train, plain.heldout, shot.train, shot.heldout)] == [6, 6, 4, 6]
-    assert any("2 train examples" in note and "2 examples, which hold" in note for note in shot.notes)
+    assert any("2 examples of task" in note and "2 examples, which hold" in note for note in shot.notes)
     solved = shot.train[0].text.split("\n\n")[:2]
     for one in every(shot):
         *before, prompt = one.text.split("\n\n")
@@ -220,8 +229,15 @@ def test_what_cannot_be_framed_gets_a_sentence(tmp_path: Path) -> None:
         ("ioi", model_with(byte_level()), {"shots": -1}, BadSetting, "shots=-1 must be a whole number from 0"),
         ("ioi", short, {"shots": 9}, BadTask, r"with shots=9 the longest prompt .* reads at most 60: ask for fewer shots"),
         (middle, model_with(byte_level()), {"shots": 1}, BadTask, r"shots=1 needs prompts that end where the answer begins"),
+        (pairs(tmp_path / "one.jsonl", 2), model_with(byte_level()), {"shots": 2}, BadTask, "shots=2, but there are 1 prompts"),
         (number, FakeModel("number", None, 50, 1), {"shots": 1}, BadTask, "has a number as its answer"),
-        (pairs(tmp_path / "few.jsonl", 4), model_with(byte_level()), {"shots": 2, "n": 2}, BadTask, "leaves none of 2 prompts"),
+        (
+            pairs(tmp_path / "few.jsonl", 4),
+            model_with(byte_level()),
+            {"shots": 2},
+            BadTask,
+            "no train examples beside 2 solved",
+        ),
     ]
     for name, model, settings, error, sentence in cases:
         with pytest.raises(error, match=sentence):

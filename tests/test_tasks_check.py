@@ -84,10 +84,11 @@ def test_a_task_that_does_not_fit_is_a_line_with_its_sentence(lightweight) -> No
         (CorruptionGap(2.0, 1.0, 1.0, 0.2, 50), 0.1, 50, True, "with care: prefers the right answer, but says another"),
         (CorruptionGap(2.0, 1.0, 1.0, 0.2, 5), 0.9, 5, True, "with care: few examples"),
         (CorruptionGap(2.0, 1.0, 1.0, 0.2, 50), 0.9, 50, True, "yes"),
+        (CorruptionGap(2.0, 1.0, 1.0, 0.2, 50), 0.6, 50, True, "yes"),
     ],
 )
 def test_the_verdict_in_a_few_words(gap: CorruptionGap | None, accuracy: float, n: int, worth: bool, why: str) -> None:
-    assert tasks_check._worth(gap, accuracy, 0.1, n) == (worth, why)
+    assert tasks_check._worth(gap, accuracy, 0.1 if accuracy != 0.6 else 1.0, n) == (worth, why)
 
 
 def test_chance_is_the_best_constant_answer() -> None:

@@ -42,6 +42,8 @@ from circuitdisc.wording import number, percent
 
 FEW = 20
 """Fewer examples say little."""
+MOSTLY = 0.5
+"""An accuracy below it means that the model mostly says something else."""
 TABLE = "tasks.csv"
 
 # --- the result -----------------------------------------------------------------------------------------------------------
@@ -216,7 +218,7 @@ def _worth(gap: CorruptionGap | None, accuracy: float | None, chance: float, n: 
         return False, "no: corrupted prompts raise the metric"
     if gap.is_small:
         return True, f"with care: corrupted prompts take only {percent(gap.share)} away"
-    if accuracy is not None and accuracy <= chance:
+    if accuracy is not None and accuracy <= chance and accuracy < MOSTLY:
         return True, "with care: prefers the right answer, but says another"
     if n < FEW:
         return True, "with care: few examples"

@@ -25,7 +25,7 @@ from circuitdisc.tasks.examine import examine
 from circuitdisc.tasks.library.file import encode_rows
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.notes import note
-from circuitdisc.tasks.registry import load_task
+from circuitdisc.tasks.registry import FRAMED, load_task
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates
 
@@ -179,7 +179,9 @@ def _of_file(
     if path.suffix.lower() != ".jsonl":
         raise BadFile(f"{path} holds no desiderata: write them as .jsonl, one object a line")
     for name in settings:
-        if name not in ("first_token", "prepend_bos"):
+        if name in FRAMED and settings[name]:
+            raise BadSetting(f"{name}={settings[name]} cannot be used with a file of desiderata: leave it out")
+        if name not in ("first_token", "prepend_bos", *FRAMED):
             raise UnknownName("setting of a file of desiderata", name, ("first_token", "prepend_bos"))
     rows = read_rows(path, extra=(FIELD,))
     missing = "is missing: every line needs"

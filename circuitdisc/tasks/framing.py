@@ -31,15 +31,17 @@ BETWEEN = "\n\n"
 """What stands between solved examples."""
 MOST_DRAWN = 16
 """Where too few prompts can be used in their frame twice as many are drawn, and again, until so many times those asked for."""
-SPARE = 16
-"""Prompts drawn beside those asked for, of which solved examples are chosen; more where more are needed."""
+OFFERED = 16
+"""Prompts drawn apart, of which solved examples are chosen; more where more are needed."""
+OTHER_SEED = 1_000_003
+"""Solved examples are drawn with a seed of their own, so that they are the same whatever `n` and `n_heldout` are."""
 
 BEGINNING = "_"
 """A role of framed texts: where the prompt itself begins."""
 
 Ids: TypeAlias = tuple[int, ...]
-Build: TypeAlias = Callable[[int, int], Task]
-"""Builds a task of these sizes (n, n_heldout)."""
+Build: TypeAlias = Callable[[int | None, int | None, int], Task]
+"""Builds a task of these sizes (n, n_heldout) with this seed."""
 
 
 @dataclass(frozen=True)
@@ -68,39 +70,36 @@ class Framing:
         Raises:
             BadTask, BadSetting: as `frame_given`; or not two prompts can be used.
         """
+        with collect_notes():  # what is to be said of the task is said below
+            apart = build(max(OFFERED, 4 * self.shots), 1, (self.seed + OTHER_SEED) % 2**32).train if self.shots else ()
+        solved, shown = self._choose(apart)
         wanted = n + n_heldout
-        spare = max(SPARE, 4 * self.shots) if self.shots else 0
-        asked = wanted + spare
+        asked = wanted + 2 * self.shots
         while True:
             with collect_notes() as notes:  # those of the last round count
-                task = build(asked - n_heldout, n_heldout)
+                task = build(asked - n_heldout, n_heldout, self.seed)
                 pool = (*task.heldout, *task.train)
-                solved, rest = self._choose(pool, spare)
-                framed = self._framed(rest, solved, task.name, all_fit=False)
-            if len(framed) >= wanted or len(pool) < asked or asked > MOST_DRAWN * (wanted + spare):
+                rest = [example for example in pool if not {example.clean, example.corrupted} & shown]
+                framed = self._framed(rest, solved, task.name, all_fit=False)[:wanted]
+            if len(framed) == wanted or len(pool) < asked or asked > MOST_DRAWN * wanted:
                 break
             asked *= 2
         for sentence in notes:
             note(sentence)
-        if len(framed) < len(rest):
-            note(
-                f"task '{task.name}': {len(rest) - len(framed)} of {len(rest)} prompts cannot be used in their frame (an "
-                "answer that one token does not tell apart there, or sides of unequal length) and are left out"
-            )
         n, n_heldout = sizes_in_proportion(task.name, len(framed), n, n_heldout)
         sizes = {"n": n, "n_heldout": n_heldout}
         train, heldout = tuple(framed[n_heldout : n_heldout + n]), tuple(framed[:n_heldout])
         return replace(task, train=train, heldout=heldout, settings={**task.settings, **sizes})
 
-    def frame_given(self, task: Task) -> Task:
-        """A file's task in its frame; solved examples are taken out of its train split.
+    def frame_given(self, build: Build, n: int | None, n_heldout: int | None) -> Task:
+        """A file's task in its frame; solved examples are taken from what is its train split where no sizes are given.
 
         Raises:
             BadTask: an example cannot be used in its frame, or there are too few examples.
             BadSetting: there is no chat template, or it cannot be used.
         """
-        solved, _ = self._choose(task.train, len(task.train), others=task.heldout)
-        shown = {example.clean for example in solved}
+        solved, shown = self._choose(build(None, None, self.seed).train if self.shots else ())
+        task = build(n, n_heldout, self.seed)
         splits: dict[str, tuple[Example, ...]] = {}
         for name in SPLITS:
             kept = [example for example in task.split(name) if not {example.clean, example.corrupted} & shown]
@@ -110,37 +109,34 @@ class Framing:
         if self.shots:
             gone = len(task.train) + len(task.heldout) - sum(map(len, splits.values()))
             note(
-                f"{self.shots} train examples of task '{task.name}' stand solved before its prompts; {gone} examples, which "
-                "hold one of their prompts, are in neither split"
+                f"{self.shots} examples of task '{task.name}' stand solved before its prompts; {gone} examples, which hold one "
+                "of their prompts, are in neither split"
             )
         return replace(task, **splits)
 
-    def _choose(
-        self, pool: Sequence[Example], spare: int, others: Sequence[Example] = ()
-    ) -> tuple[list[Example], list[Example]]:
-        """Solved examples from the end of a pool, and what is left of it without their prompts.
+    def _choose(self, offered: Sequence[Example]) -> tuple[list[Example], set[Ids | None]]:
+        """Solved examples, and their prompts, which are then no prompts of the task.
 
         Those whose prompt is nobody's corrupted prompt come first, then those with an answer, and of a group, of their own.
         """
-        if not self.shots:
-            return [], list(pool)
-        corrupted = {example.corrupted for example in (*pool, *others)}
-        order = np.random.default_rng(self.seed).permutation(min(spare, len(pool)))
-        left = [pool[len(pool) - 1 - index] for index in order.tolist()]
+        corrupted = {example.corrupted for example in offered}
+        order = np.random.default_rng(self.seed).permutation(len(offered))
+        left = [offered[index] for index in order.tolist()]
+        if len(left) < self.shots:
+            raise BadTask(
+                f"shots={self.shots}, but there are {len(left)} prompts to choose solved examples from: ask for fewer"
+            )
         solved: list[Example] = []
-        while left and len(solved) < self.shots:
+        for _ in range(self.shots):
             seen = {example.answers for example in solved} | {example.group for example in solved}
-            best = min(left, key=lambda each: (each.clean in corrupted, each.answers in seen, each.group in seen))
-            solved.append(best)
-            left.remove(best)
-        shown = {example.clean for example in solved}
-        rest = [example for example in pool if not {example.clean, example.corrupted} & shown]
-        if len(solved) < self.shots or not rest:
-            raise BadTask(f"shots={self.shots} leaves none of {len(pool)} prompts for the task itself: ask for fewer")
-        return solved, rest
+            solved.append(min(left, key=lambda each: (each.clean in corrupted, each.answers in seen, each.group in seen)))
+            left.remove(solved[-1])
+        return solved, {example.clean for example in solved}
 
     def _framed(self, examples: Sequence[Example], solved: Sequence[Example], task: str, all_fit: bool = True) -> list[Example]:
         """The examples in their frame; without `all_fit` those that cannot be used are left out."""
+        if not examples:
+            return []
         for example in (*examples, *solved):
             if example.targets or example.positions != (len(example) - 1,):
                 raise BadTask(
@@ -150,6 +146,11 @@ class Framing:
         frame = chat_frame(self.model, self.shots) if self.chat else plain_frame(self.shots)
         as_text = all(example.source is not None for example in (*examples, *solved))
         framed = self._as_text(examples, solved, frame, all_fit) if as_text else self._as_ids(examples, solved, frame)
+        if len(framed) < len(examples):
+            note(
+                f"task '{task}': {len(examples) - len(framed)} of {len(examples)} prompts cannot be used in their frame (an "
+                "answer that one token does not tell apart there, or sides of unequal length) and are left out"
+            )
         several = sum(bool(example.whole) for example in framed)
         if self.chat and several and not self.first_token:
             note(f"{several} of {len(framed)} answers are several tokens as the assistant's first word: the first scores them")
@@ -171,14 +172,16 @@ class Framing:
     def _as_text(
         self, examples: Sequence[Example], solved: Sequence[Example], frame: "Surroundings", all_fit: bool
     ) -> list[Example]:
-        rng, before = np.random.default_rng(self.seed), ""
+        rng, before, turns = np.random.default_rng(self.seed), "", list[str]()
         for example, (before_prompt, before_answer) in zip(solved, frame.solved, strict=True):
             text = _source(example)
             answer = pick(rng, text.answers)
-            prompt, answer = (text.clean.strip(), answer.strip()) if self.chat else (text.clean, glued(text.clean, answer))
-            before += before_prompt + prompt + before_answer + answer
+            turns += [text.clean.strip(), answer.strip()] if self.chat else [text.clean, glued(text.clean, answer)]
+            before += before_prompt + turns[-2] + before_answer + turns[-1]
         before += frame.before
         framed = [self._within(_source(example), before, frame) for example in examples]
+        if self.chat and _filled(self.model, [*turns, _source(examples[0]).clean.strip()], True) != framed[0].clean:
+            raise BadSetting(f"the chat template of model '{self.model.name}' changes what is said: leave chat_template out")
         owners = {id(text): example for text, example in zip(framed, examples, strict=True)}
         given: dict[str, Any] = {
             "first_token": self.first_token or self.chat,
@@ -314,20 +317,24 @@ def chat_frame(model: TaskModel, shots: int) -> Surroundings:
 
 def _around(model: TaskModel, turns: int, asks: bool) -> list[str]:
     """What a template writes around as many turns, with the beginning of the assistant's next turn if it is asked for."""
+    marks = [f"qz{turn}zq" for turn in range(turns)]
+    text = _filled(model, marks, asks)
+    if re.findall(r"qz\d+zq", text) != marks:
+        raise BadSetting(f"the chat template of model '{model.name}' does not show every turn once: leave chat_template out")
+    return re.split(r"qz\d+zq", text)
+
+
+def _filled(model: TaskModel, turns: Sequence[str], asks: bool) -> str:
+    """A talk of user and assistant in the tokenizer's template."""
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
         raise BadSetting(
             f"chat_template=true, but the tokenizer of model '{model.name}' has no chat template: leave it out, or use a "
             "checkpoint that was tuned for chats"
         )
-    marks = [f"qz{turn}zq" for turn in range(turns)]
-    talk = [{"role": ("user", "assistant")[turn % 2], "content": mark} for turn, mark in enumerate(marks)]
+    talk = [{"role": ("user", "assistant")[at % 2], "content": said} for at, said in enumerate(turns)]
     try:
-        text = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=asks))
+        return str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=asks))
     except Exception as error:  # a template is another's program and raises what it likes
-        raise BadSetting(
-            f"the chat template of model '{model.name}' cannot be filled in: {shorten(str(error), 200)}"
-        ) from error
-    if re.findall(r"qz\d+zq", text) != marks:
-        raise BadSetting(f"the chat template of model '{model.name}' does not show every turn once: leave chat_template out")
-    return re.split(r"qz\d+zq", text)
+        why = shorten(str(error), 200)
+        raise BadSetting(f"the chat template of model '{model.name}' cannot be filled in: {why}") from error

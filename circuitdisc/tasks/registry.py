@@ -178,18 +178,18 @@ def _built(
 ) -> Task:
     """The task in its frame."""
 
-    def build(n: int | None, n_heldout: int | None) -> Task:
+    def build(n: int | None, n_heldout: int | None, seed: int) -> Task:
         task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
         if not isinstance(task, Task):
             raise BadSetting(f"task '{kind.name}' gave a {type(task).__name__}: it must give a Task")
         return task
 
     if not shots and not chat_template:
-        task = build(n, n_heldout)
+        task = build(n, n_heldout, seed)
     else:
         framing = Framing(model, shots, chat_template, own.get("prepend_bos"), bool(own.get("first_token")), seed)
         if kind.n is None:
-            task = framing.frame_given(build(n, n_heldout))
+            task = framing.frame_given(build, n, n_heldout)
         else:
             assert n is not None
             assert n_heldout is not None
