@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from circuitdisc.heads.localised.head_edits import HeadEdit
     from circuitdisc.heads.localised.localised import localised
     from circuitdisc.jobs.compare_runs import compare_runs
+    from circuitdisc.jobs.tasks_check import check_tasks
     from circuitdisc.known import compiled, siit
     from circuitdisc.known.causal import CausalModel, Variable
     from circuitdisc.metrics import Metric
@@ -71,6 +72,7 @@ _HOMES = {
     "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
     "baselines": "circuitdisc.checkpoints.baselines",
+    "check_tasks": "circuitdisc.jobs.tasks_check",
     "cmap": "circuitdisc.checkpoints.cmap.cmap",
     "compare_runs": "circuitdisc.jobs.compare_runs",
     "completeness": "circuitdisc.scoring.completeness",
@@ -118,6 +120,7 @@ __all__ = [
     "Variable",
     "against_truth",
     "baselines",
+    "check_tasks",
     "cmap",
     "compare_runs",
     "compiled",

@@ -18,10 +18,10 @@ from circuitdisc.jobs.heads import GROUP as HEADS
 from circuitdisc.jobs.help import completions, group_help, job_help, main_help
 from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.notes import as_notes
-from circuitdisc.jobs.registry import REGISTRY, hides_own
+from circuitdisc.jobs.registry import REGISTRY, TASKS, hides_own
 
 BAD_INPUT, INTERRUPTED = 2, 130
-GROUPS = {"heads": HEADS}
+GROUPS = {"heads": HEADS, "tasks": TASKS}
 """What commands of two words have in common, by the first."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True, "allow_extra_args": True}
 QUIET, SHORT = ("--quiet", "-q"), {"--multirun": ["-m"]}

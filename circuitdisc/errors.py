@@ -83,6 +83,10 @@ class MetricAtChance(CircuitdiscError):
     """The model does not do the task, so that there is no circuit to find."""
 
 
+class NothingToExplain(CircuitdiscError):
+    """The corrupted prompts change nothing that can be told from noise, so that there is nothing for a circuit to explain."""
+
+
 class GraphMismatch(CircuitdiscError):
     """A circuit or an edge that belongs to another architecture than the model at hand."""
 

@@ -246,7 +246,7 @@ def hash_examples(examples: "Iterable[Example]") -> str:
 
 
 def _line(example: "Example") -> bytes:
-    parts = {entry.name: getattr(example, entry.name) for entry in fields(example) if entry.name != "text"}
+    parts = {entry.name: getattr(example, entry.name) for entry in fields(example) if entry.name not in ("text", "source")}
     parts = {name: dict(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
     return json.dumps(parts, sort_keys=True, default=str).encode() + b"\n"
 

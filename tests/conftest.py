@@ -20,7 +20,8 @@ LONG = {
     "test_cmap_memory", "test_cmap_scores", "test_discovery_benchmark", "test_drift", "test_exact_bisect", "test_finetune",
     "test_finetune_resume", "test_folders", "test_joint", "test_judge", "test_judgement_resume", "test_malformed",
     "test_masks", "test_metric_objects", "test_overlap", "test_part_scores", "test_path_points", "test_schemas",
-    "test_scores_file", "test_shipped_multitask", "test_task_answers", "test_task_registry", "test_tasks", "test_transfer",
+    "test_scores_file", "test_shipped_multitask", "test_task_answers", "test_task_numbers", "test_task_registry",
+    "test_tasks", "test_transfer",
     "test_transfer_resume", "test_judging_cost", "test_optimal", "test_compiled", "test_compare", "test_judgement_page",
     "test_verdicts_tools", "test_module_in_memory", "test_information_flow", "test_localised", "test_path_patching",
 }  # fmt: skip

@@ -147,7 +147,7 @@ def test_whatever_an_example_holds_counts_but_its_text():
         "clean": (*one.clean[:-1], one.clean[-1] + 1), "corrupted": None, "positions": (0,), "answers": ((7,),),
         "wrong": ((8,),), "group": "c", "roles": {"end": 1}, "whole": (1, 2), "targets": (0.5,),
     }  # fmt: skip
-    assert set(others) | {"text"} == {field.name for field in fields(one)}
+    assert set(others) | {"text", "source"} == {field.name for field in fields(one)}
     for name, value in others.items():
         assert hash_examples([replace(one, **{name: value}), *rest]) != before, name
     assert hash_examples([replace(one, text="for people"), *rest]) == before

@@ -14,7 +14,7 @@ from circuitdisc.discovery import presearch
 from circuitdisc.discovery.presearch import clean_and_corrupted, corruption_notes
 from circuitdisc.discovery.registry import discover
 from circuitdisc.engine.patching import Patching
-from circuitdisc.errors import CircuitdiscWarning
+from circuitdisc.errors import CircuitdiscWarning, NothingToExplain
 from circuitdisc.metrics import METRICS
 from circuitdisc.models import Model
 from circuitdisc.tasks.base import Example, Task
@@ -37,25 +37,25 @@ def test_clean_and_corrupted_are_the_models_own(family: str, monkeypatch: pytest
     task = random_task(model, 7)
     for at_once in (3, 100):
         monkeypatch.setattr(presearch, "examples_that_fit", lambda *_, n=at_once: n)
-        both = clean_and_corrupted(model, task, METRICS["logit_diff"])
+        both = clean_and_corrupted(model, task.train, [METRICS["logit_diff"], METRICS["accuracy"]])
         for values, kind in zip(both, ("clean", "corrupted"), strict=True):
             slow = [plain_logit_diff(model, one, getattr(one, kind)) for one in task.train]
-            torch.testing.assert_close(values, torch.tensor(slow, dtype=torch.float64), atol=1e-10, rtol=0)
+            torch.testing.assert_close(values["logit_diff"], torch.tensor(slow, dtype=torch.float64), atol=1e-10, rtol=0)
     masks = {"full": model.graph.edge_mask, "empty": Circuit.empty(model.graph).mask}
     for name in ("logit_diff", "log_prob", "kl"):
         ends = Patching(model, Ablation("resample"), task.train).evaluate(task.train, masks, [METRICS[name]])
-        for values, end in zip(clean_and_corrupted(model, task, METRICS[name]), masks, strict=True):
-            torch.testing.assert_close(values, ends[end][name].double(), atol=1e-6, rtol=0)
+        for values, end in zip(clean_and_corrupted(model, task.train, [METRICS[name]]), masks, strict=True):
+            torch.testing.assert_close(values[name], ends[end][name].double(), atol=1e-6, rtol=0)
 
 
-def scored_by_first_token(monkeypatch: pytest.MonkeyPatch, clean: list[float], corrupted: list[float]) -> list[str]:
-    """What is said of these values."""
-    values = torch.tensor(clean, dtype=torch.float64), torch.tensor(corrupted, dtype=torch.float64)
+def said_of(monkeypatch: pytest.MonkeyPatch, clean: list[float], corrupted: list[float], allowed: bool = True) -> list[str]:
+    """What is said of these values before a search."""
+    values = [{"logit_diff": torch.tensor(each, dtype=torch.float64)} for each in (clean, corrupted)]
     monkeypatch.setattr(presearch, "clean_and_corrupted", lambda *_: values)
-    model = model_of("attention_only")
+    model, how = model_of("attention_only"), (Ablation("resample"), METRICS["logit_diff"])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        notes = corruption_notes(model, random_task(model, 3), Ablation("resample"), METRICS["logit_diff"])
+        notes = corruption_notes(model, random_task(model, 3), *how, allow_nothing=allowed)
     assert [str(one.message) for one in caught] == list(notes)
     assert all(one.category is CircuitdiscWarning for one in caught)
     return list(notes)
@@ -63,15 +63,31 @@ def scored_by_first_token(monkeypatch: pytest.MonkeyPatch, clean: list[float], c
 
 def test_the_gap_is_held_against_two_standard_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaps 1, 2, 3, 2: mean 2, standard error .408. Pairs count: a spread that both have in common is no noise."""
-    for shift, is_noise in ((0.0, False), (-1.1, False), (-1.2, True), (-3.0, True)):
+    base = [5.0, -40.0, 0.0, 30.0]
+    for shift, is_noise, is_refused in ((0.0, 0, 0), (-1.1, 0, 0), (-1.2, 1, 1), (-2.8, 1, 1), (-2.9, 1, 0), (-3.0, 1, 0)):
         gaps = [1 + shift, 2 + shift, 3 + shift, 2 + shift]
-        base = [5.0, -40.0, 0.0, 100.0]
-        notes = scored_by_first_token(monkeypatch, [b + gap for b, gap in zip(base, gaps, strict=True)], base)
-        assert bool(notes) is is_noise
-    assert "logit_diff of the clean prompts' answers is 15.2 on the clean and 16.2 on the corrupted prompts" in notes[0]
+        clean = [b + gap for b, gap in zip(base, gaps, strict=True)]
+        notes = said_of(monkeypatch, clean, base)
+        assert bool(notes) is bool(is_noise)
+        if is_refused:
+            with pytest.raises(NothingToExplain, match=r"take nothing measurable away: .* set allow_chance=true"):
+                said_of(monkeypatch, clean, base, allowed=False)
+        else:
+            assert said_of(monkeypatch, clean, base, allowed=False) == notes
+    assert "logit_diff of the clean prompts' answers is -2.25 on the clean and -1.25 on the corrupted prompts" in notes[0]
     assert "4 train examples; the gap is -1 ± 0.82" in notes[0]
     assert len(notes[0]) < 500
-    assert scored_by_first_token(monkeypatch, [1.0, 1.0], [1.0, 1.0]), "no change at all is no gap either"
+    assert said_of(monkeypatch, [1.0, 1.0], [1.0, 1.0]), "no change at all is no gap either"
+    with pytest.raises(NothingToExplain, match="nothing for a circuit to explain"):
+        said_of(monkeypatch, [1.0, 1.0], [1.0, 1.0], allowed=False)
+
+
+def test_little_is_said_to_be_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap of 1.8 in 10 can be told from 0 and is less than a fifth; one of 2.2 is more."""
+    clean = [9.0, 10.0, 10.0, 11.0]
+    (note,) = said_of(monkeypatch, clean, [value - 1.8 for value in clean], allowed=False)
+    assert "take only 18 % away" in note
+    assert said_of(monkeypatch, clean, [value - 2.2 for value in clean], allowed=False) == []
 
 
 def test_a_search_under_resample_ablation_says_so(lightweight) -> None:
@@ -88,7 +104,7 @@ def test_a_search_under_resample_ablation_says_so(lightweight) -> None:
         return replace(example, corrupted=tuple(changed))
 
     same = Task("harmless", tuple(map(harmless, task.train)), task.heldout)
-    clean, corrupted = clean_and_corrupted(lightweight, same, METRICS["logit_diff"])
+    clean, corrupted = (of["logit_diff"] for of in clean_and_corrupted(lightweight, same.train, [METRICS["logit_diff"]]))
     assert abs(float((clean - corrupted).mean())) < 0.05 * float(clean.mean())
     flat = Task("flat", tuple(replace(one, answers=one.wrong, wrong=one.answers) for one in same.train), same.heldout)
     with pytest.warns(CircuitdiscWarning, match="the corrupted prompts of task 'flat' take nothing measurable away"):

@@ -78,6 +78,7 @@ def made() -> dict[str, Any]:
         cd.drift(ours, task()),
         attention_difference(*ours, task()),
         logit_lens(model(), task()),
+        cd.check_tasks(model(), ["induction", "tpp"], n=4),
         cd.cmap(*ours, task(), n_random=2, groups={"first": ["a0.h0"]}, what="output"),
         Baselines(("a", "b"), "ioi", {"held-out": "its held-out examples"}, (figure, replace(figure, checkpoint="b"))),
         TrainedLadder(Path("out"), "base", (Rung("10pct", 0.1, 3),)),
@@ -138,7 +139,8 @@ NAMES = sorted(
         "Growth", "HeadEffects", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores", "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
         "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score",
-        "Scored", "Scores", "Side", "Stability", "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
+        "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
+        "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
         "VariableScore",
     }
 )  # fmt: skip

@@ -1,112 +1,25 @@
 """What each task's prompts say: answers, wrong answers and roles are found again from the text alone."""
 
-import json
 import re
 import warnings
-from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
 
 import pytest
+from task_texts import N, at, corrupted, differing, load, said, words
 from tiny import bare_model
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 from whole_words import byte_level, model_with, sentence_piece
 
 from circuitdisc.errors import BadSetting, BadTask, UnknownName
-from circuitdisc.tasks import Example, Task, load_task
+from circuitdisc.tasks import load_task
 from circuitdisc.tasks.library.factual_recall import RELATIONS
 from circuitdisc.tasks.library.gendered_pronoun import MEN, WOMEN
-from circuitdisc.tasks.library.greater_than import CENTURIES
-from circuitdisc.tasks.library.greater_than import NOUNS as LASTING
 from circuitdisc.tasks.library.hypernymy import KINDS
 from circuitdisc.tasks.library.ioi import NAMES, OBJECTS, PLACES
-from circuitdisc.tasks.library.nouns import NOUNS
+from circuitdisc.tasks.library.nouns import NOUNS, PLURALS
 from circuitdisc.tasks.library.rephrase import PAIRS
 from circuitdisc.tasks.library.subject_verb_agreement import NOUNS as BOTH_NUMBERS
 from circuitdisc.tasks.roles import position_of, role_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-N = 60
-
-
-def load(name: str, tokenizer: PreTrainedTokenizerFast | None = None, **settings: Any) -> Task:
-    return load_task(name, model_with(tokenizer or byte_level()), **{"n": N, "n_heldout": 5, **settings})
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
-
-
-def said(tokens: Sequence[int], tokenizer: PreTrainedTokenizerFast | None = None) -> list[str]:
-    """What each token says, without spaces."""
-    return [str((tokenizer or byte_level()).decode([token])).strip() for token in tokens]
-
-
-def at(one: Example, role: str, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
-    return said([one.clean[position_of(one, role)]], tokenizer)[0]
-
-
-def corrupted(one: Example, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
-    assert one.corrupted is not None
-    return str((tokenizer or byte_level()).decode(list(one.corrupted), skip_special_tokens=True)).strip()
-
-
-def differing(one: Example) -> list[int]:
-    assert one.corrupted is not None
-    return [i for i, (x, y) in enumerate(zip(one.clean, one.corrupted, strict=True)) if x != y]
-
-
-# --- greater_than
-
-
-def test_greater_than_asks_for_every_later_year_and_no_other() -> None:
-    task = load("greater_than")
-    assert task.metric == "prob_diff"
-    for one in task.train:
-        start, century = re.findall(r"\d+", one.text)
-        assert one.text.endswith(f"the year {century}")
-        assert start[:2] == century
-        assert century in CENTURIES
-        answers, wrong = (sorted(int(ending) for ending in said(tokens)) for tokens in (one.answers[0], one.wrong[0]))
-        assert answers == [ending for ending in range(100) if ending > int(start[2:])]
-        assert wrong == [ending for ending in range(100) if ending <= int(start[2:])]
-        assert re.findall(r"\d+", corrupted(one)) == [f"{century}01", century]
-        assert differing(one) == [one.roles["year"]]
-        assert [at(one, role) for role in ("century1", "year", "century2", "end")] == [century, start[2:], century, century]
-        assert at(one, "noun") in LASTING
-        assert at(one, "year-1") == century
-
-
-def test_greater_than_counts_years_that_are_one_token_and_leaves_them_out() -> None:
-    """A tokenizer that knows 1732 and 1601 by themselves, and so their first three digits."""
-    backend = json.loads(byte_level().backend_tokenizer.to_str())
-    vocabulary = backend["model"]["vocab"]
-    chains = [[(f"Ġ{year[:end]}", year[end]) for end in range(4)] for year in ("1732", "1601")]
-    for left, right in (pair for chain in chains for pair in chain):
-        vocabulary.setdefault(left + right, len(vocabulary))
-    merges = [*(pair for chain in chains for pair in chain), *(tuple(pair) for pair in backend["model"]["merges"])]
-    backend["model"]["merges"] = [list(pair) for pair in dict.fromkeys(merges)]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
-    # 173 followed by another digit than 2 is a token and one digit, and so is 160: ten years of each century fall out
-    with pytest.warns(UserWarning, match=r"task 'greater_than': 110 of 700 years are not two tokens of two digits"):
-        task = load_task("greater_than", model_with(tokenizer), n=N)
-    for one in task.train:
-        start, century = re.findall(r"\d+", one.text)
-        assert century != "16", "the corrupted prompt needs its 01"
-        endings = {int(ending) for ending in said((*one.answers[0], *one.wrong[0]), tokenizer)}
-        assert endings == set(range(100)) - (set(range(30, 40)) if century == "17" else set())
-        assert century != "17" or not start.startswith("173")
-
-
-def test_greater_than_says_how_another_tokenizer_writes_years() -> None:
-    for tokenizer, pieces in (
-        (byte_level(two_digits=False), "' 1', '7', '3', '2'"),
-        (sentence_piece(), "' ', '1', '7', '3', '2'"),
-    ):
-        with pytest.raises(BadTask, match=f"needs years of two tokens, .* writes 1732 as {pieces}: choose a model whose"):
-            load("greater_than", tokenizer)
 
 
 # --- gendered_pronoun
@@ -175,100 +88,6 @@ def test_docstring_asks_for_the_fifth_of_six_arguments(corruption: str) -> None:
         assert [at(one, role) for role in roles] == [*has, *described]
         assert [one.roles[role] for role in roles] == sorted(one.roles.values())
         assert one.text.endswith("    :param")
-
-
-# --- arithmetic
-
-SIGNS = {"+": "+", "-": "-", "*": "*", "/": "/", "plus": "+", "minus": "-", "times": "*", "over": "/"}
-NAMES_OF_SIGNS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
-
-
-def compute(first: int, sign: str, second: int) -> Fraction:
-    return {"+": Fraction(first + second), "-": Fraction(first - second), "*": Fraction(first * second)}.get(
-        sign, Fraction(first, second)
-    )
-
-
-def parse(text: str) -> tuple[int, str, int]:
-    first, sign, second, equals = text.split()
-    assert equals == ("=" if sign in "+-*/<" else "equals")
-    return int(first), sign, int(second)
-
-
-@pytest.mark.parametrize("style", ["symbols", "words"])
-def test_arithmetic_asks_for_the_result_and_corruption_changes_one_operand(style: str) -> None:
-    groups = set()
-    for one in load("arithmetic", style=style).train:
-        first, sign, second = parse(one.text)
-        result = compute(first, SIGNS[sign], second)
-        assert said(one.answers[0]) == [str(result)]
-        assert result >= 0
-        assert 1 <= min(first, second) <= max(first, second) <= 99
-        first2, sign2, second2 = parse(corrupted(one))
-        assert sign2 == sign
-        assert (first2 != first) + (second2 != second) == 1
-        assert (len(str(first2)), len(str(second2))) == (len(str(first)), len(str(second)))
-        assert said(one.wrong[0]) == [str(compute(first2, SIGNS[sign], second2))] != [str(result)]
-        assert [at(one, role) for role in ("operand1", "operator", "operand2", "equals")] == one.text.split()
-        assert one.group == NAMES_OF_SIGNS[SIGNS[sign]]
-        groups.add(one.group)
-    assert groups == set(NAMES_OF_SIGNS.values())
-
-
-@pytest.mark.parametrize(("style", "sign"), [("symbols", "<"), ("words", "or")])
-def test_arithmetic_can_ask_for_no_computation(style: str, sign: str) -> None:
-    for one in load("arithmetic", style=style, corruption="operator").train:
-        first, own, second = parse(one.text)
-        assert corrupted(one) == one.text.replace(f" {own} ", f" {sign} ")
-        others = {compute(first, each, second) for each in "+-*/" if each != SIGNS[own]} - {compute(first, SIGNS[own], second)}
-        (wrong,) = said(one.wrong[0])
-        assert Fraction(int(wrong)) in others
-
-
-def test_arithmetic_keeps_to_its_settings() -> None:
-    task = load("arithmetic", operators=["add", "divide"], digits=1)
-    assert {one.group for one in task.train} == {"add", "divide"}
-    assert all(max(first, second) <= 9 for first, _, second in (parse(one.text) for one in task.train))
-    assert len({parse(one.text)[0] for one in load("arithmetic", digits=1).train}) == 9, "every number from 1"
-    below = load("arithmetic", operators="subtract", negative=True, first_token=True)
-    results = {compute(first, "-", second) for first, _, second in (parse(one.text) for one in below.train)}
-    assert min(results) < 0 < max(results)
-    for one in below.train:
-        first, _, second = parse(one.text)
-        assert said(one.answers[0])[0].isdigit() == (first >= second), "below 0 the sign is the first token"
-    bad: list[tuple[dict[str, Any], type[Exception], str]] = [
-        ({"digits": 4}, BadSetting, r"digits=4 must be a whole number from 1 to 3"),
-        ({"operators": ["adds"]}, UnknownName, r"operator of task 'arithmetic' 'adds'. Did you mean add"),
-        ({"style": "prose"}, UnknownName, r"style of task 'arithmetic' 'prose'"),
-        ({"corruption": "operands"}, UnknownName, r"Did you mean operand"),
-        ({"digits": 1, "n": 500}, BadTask, r"task 'arithmetic' has about \d+ different prompts .* but 505 are asked for"),
-    ]
-    for settings, error, sentence in bad:
-        with pytest.raises(error, match=sentence):
-            load("arithmetic", **settings)
-
-
-def test_arithmetic_with_a_tokenizer_that_spaces_numbers_ends_in_that_space() -> None:
-    tokenizer = sentence_piece()
-    for one in load("arithmetic", tokenizer).train:
-        assert one.text.endswith("= ")
-        first, sign, second = parse(one.text)
-        assert said(one.answers[0], tokenizer) == [str(compute(first, sign, second))], "results of one digit alone"
-        shown = [at(one, role, tokenizer) for role in ("operand1", "operator", "operand2", "equals", "end")]
-        assert shown == [str(first)[-1], sign, str(second)[-1], "=", ""]
-    longer = load("arithmetic", tokenizer, first_token=True)
-    results = [compute(*parse(one.text)) for one in longer.train]
-    assert max(results) > 9
-    assert [said(one.answers[0], tokenizer) for one in longer.train] == [[str(result)[0]] for result in results]
-    with pytest.raises(BadTask, match=r"no sums with operator 'add', .* first_token=True"):
-        load("arithmetic", without_numbers(), operators="add")
-
-
-def without_numbers() -> PreTrainedTokenizerFast:
-    """Whole numbers and unknown ones: a word-level tokenizer that knows the operands 1 to 9 but no result."""
-    backend = Tokenizer(WordLevel({"[UNK]": 0, "=": 1, "+": 2}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue] - untyped setter
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
 
 
 # --- factual_recall
@@ -410,9 +229,31 @@ def test_ioi_names_the_people_the_place_and_the_object(order: str, corruption: s
         assert differing(one) == sorted(one.roles[role] for role in changed)
 
 
+def test_tpp_speaks_english_where_the_tokenizer_knows_plurals_and_only_there() -> None:
+    """Bare nouns, whose prompts the shipped models were trained on, for a tokenizer without plurals; or as the setting says."""
+    plurals, nouns = set(PLURALS), set(NOUNS)
+    assert not plurals & nouns
+    assert {"mice", "cherries", "benches", "otters", "shelves", "geese"} <= plurals
+    assert not {"bread", "breads", "sheeps", "irons"} & plurals
+    without = byte_level(without=frozenset(PLURALS[40:]))
+    told = {
+        "known": load("tpp"),
+        "unknown": load("tpp", without),
+        "unwanted": load("tpp", plural=False),
+        "wanted": load("tpp", without, plural=True),
+    }
+    for how, task in told.items():
+        for one in task.train:
+            said_nouns = [word for word in words(one.text) if word in plurals | nouns]
+            assert len(said_nouns) == 5
+            assert set(said_nouns) <= (plurals if how in ("known", "wanted") else nouns)
+    with pytest.raises(BadSetting, match="plural='yes' cannot be used in task 'tpp'"):
+        load("tpp", plural="yes")
+
+
 def test_tpp_names_each_noun_of_the_chain() -> None:
     for one in load("tpp").train:
-        a, b, link, c, subject = (word for word in words(one.text) if word in NOUNS)
+        a, b, link, c, subject = (word for word in words(one.text) if word in PLURALS)
         ends = [one.text.index(a), one.text.index(b), one.text.index(f" {link}", one.text.index(b) + 1), one.text.index(c)]
         assert ends == sorted(ends)
         roles = ("a1", "b1", "b2", "c1", "a2")

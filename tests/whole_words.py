@@ -77,11 +77,14 @@ def _chains(
 
 
 @cache
-def byte_level(without: frozenset[str] = frozenset(), two_digits: bool = True) -> PreTrainedTokenizerFast:
-    """A space belongs to the word after it; numbers are read two digits at a time, or one."""
+def byte_level(
+    without: frozenset[str] = frozenset(), two_digits: bool = True, unspaced: bool = False
+) -> PreTrainedTokenizerFast:
+    """A space belongs to the word after it; numbers are read two digits at a time, or one; maybe words without a space, too."""
     numbers = [*(str(number) for number in range(100)), *TWO_DIGITS] if two_digits else [str(number) for number in range(10)]
     spaced = [f"Ġ{word}" for word in (*(one for one in words() if one not in without), *numbers)]
     joined = TWO_DIGITS if two_digits else ()  # after the others: 1732 after a space is first merged from its beginning
+    joined = (*joined, *words()) if unspaced else joined
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocabulary, merges = _chains([*spaced, *joined], sorted(alphabet), ["<|endoftext|>"])
     backend = Tokenizer(BPE(vocabulary, merges))

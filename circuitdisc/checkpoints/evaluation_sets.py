@@ -19,7 +19,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Example, Task
 from circuitdisc.tasks.model import TaskModel
-from circuitdisc.tasks.registry import REGISTRY, TASKS, TaskKind
+from circuitdisc.tasks.registry import FRAMED, REGISTRY, TASKS, TaskKind
 
 HELDOUT, ANY_LENGTH, CORRUPTED, TEXT = "held-out", "any answer length", "corrupted", "text"
 N_OTHERS = 200
@@ -67,7 +67,8 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
     kind = _kind(settings)
     if kind is None or kind.n is None:
         return True
-    return all(settings.get(name, parameter.default) == parameter.default for name, parameter in kind.settings.items())
+    defaults = {name: parameter.default for name, parameter in kind.settings.items()} | FRAMED
+    return all(settings.get(name, default) == default for name, default in defaults.items())
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:

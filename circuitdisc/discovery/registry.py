@@ -10,7 +10,6 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Annotated, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
@@ -22,20 +21,19 @@ from circuitdisc.discovery.algorithm import Algorithm, adopt_algorithm, algorith
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
-from circuitdisc.discovery.presearch import corruption_notes
+from circuitdisc.discovery.presearch import ability_metric, ability_of, corruption_notes
 from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, with_contents
-from circuitdisc.metrics import METRICS, AnyMetric, Metric, get_metric
 from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
+from circuitdisc.metrics import AnyMetric, Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, Working, of_others, takes
 from circuitdisc.plugins import Registry, refuse_mark
 from circuitdisc.runs import Journal, versions
-from circuitdisc.stats import plain, standard_error
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.measured import constant_errors, is_numeric, metric_for
+from circuitdisc.tasks.measured import is_numeric, metric_for
 
 ALGORITHMS = {
     algorithm.name: algorithm
@@ -108,7 +106,7 @@ def discover(
             `(model, task, ablation, *, setting=default, ...) -> Discovery`, whose fourth argument, if it has one, is the
             `SearchContext`.
         ablation: `zero`, `mean`, `resample`, or an `Ablation` with settings.
-        allow_chance: search even though the model does not do the task.
+        allow_chance: search even though the model does not do the task, or its corrupted prompts change nothing.
         journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
             same weights, train examples and settings.
         settings: the algorithm's own (see its docstring).
@@ -120,6 +118,7 @@ def discover(
         UnknownName: algorithm, metric, ablation or setting is not known.
         BadSetting: a setting is out of its bounds.
         MetricAtChance: the model does not do the task, and `allow_chance` is not set.
+        NothingToExplain: under `resample` the corrupted prompts change nothing that can be told from 0, and it is not set.
         BadRun: the journal was begun with other weights, examples or settings, or by another version.
     """
     given: Any = options
@@ -138,7 +137,7 @@ def discover(
     journal.bind(identity)
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
     full = None if allow_chance else refuse_chance(model, task, measure)
-    notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory))
+    notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
     context = SearchContext(measure, memory, seed, journal, given["progress"])
     started = perf_counter()
     discovery = chosen.function(model, task, ablation, context, **settings)
@@ -195,9 +194,7 @@ def _packages(algorithm: str, settings: Mapping[str, Any]) -> dict[str, str]:
 def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> Float[Tensor, "B"] | None:
     """Make sure that the model does the task on the train split, so that there is something to find.
 
-    With wrong answers: the mean logit difference must lie two standard errors above 0. Without: the accuracy must lie two
-    standard errors above one in the size of the vocabulary. With numbers as targets: the squared error must lie two standard
-    errors below that of the best constant. A model with one output and no targets is not judged: nothing says what is right.
+    `ability_of` says when it does. A model with one output and no targets is not judged: nothing says what is right.
 
     Args:
         measured: another metric, which the same run measures.
@@ -209,25 +206,18 @@ def refuse_chance(model: Model, task: Task, measured: Metric | None = None) -> F
     Raises:
         MetricAtChance: it does not.
     """
-    numeric = is_numeric(task.train)
-    if model.d_vocab_out < 2 and not numeric:
+    if model.d_vocab_out < 2 and not is_numeric(task.train):
         return None
-    usual = "logit_diff" if all(all(example.wrong) for example in task.train) else "accuracy"
-    metric = METRICS["squared_error" if numeric else usual]
+    metric = ability_metric(task.train)
     patching = Patching(model, Ablation("zero"), task.train)
     measured = measured or metric
     both = list({each.name: each for each in (metric, measured)}.values())  # each once: values are collected by name
     values = patching.evaluate(task.train, {"full": model.graph.edge_mask}, both)["full"]
-    full = values[metric.name].double().cpu()
-    chance = {"logit_diff": 0.0, "accuracy": 1.0 / model.d_vocab_out, "squared_error": 0.0}[metric.name]
-    above = full - torch.from_numpy(constant_errors(task.train)) if numeric else full - chance
-    error = plain(float(standard_error(above.numpy()))) or 0.0
-    mean = float(full.mean())
-    if not (torch.isfinite(full).all() and float(above.mean()) - 2 * error > 0):
-        at_chance = f"chance ({chance:.2g})" if not numeric else f"the best constant ({mean - float(above.mean()):.3g})"
+    shown = ability_of(model, task.train, values[metric.name])
+    if not shown.does:
         raise MetricAtChance(
-            f"{model.name} does not do task '{task.name}': {metric.name} on {len(full)} train examples is {mean:.3g} "
-            f"± {2 * error:.2g}, which is not above {at_chance}, so there is no circuit to find. "
+            f"{model.name} does not do task '{task.name}': {metric.name} on {len(task.train)} train examples is "
+            f"{shown.mean:.3g} ± {shown.error:.2g}, which is not above {shown.chance}, so there is no circuit to find. "
             "To search all the same (the base of a ladder, say) set allow_chance=true"
         )
     return values[measured.name]

@@ -36,8 +36,15 @@ MODULES = (
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 
-WHOLE = {"lens": "the logit lens: the metric read off the residual stream after each layer"}
-"""Modules that hold a whole command in a `JOB`, and its line of the help."""
+WHOLE = {
+    "lens": "the logit lens: the metric read off the residual stream after each layer",
+    "tasks check": "which tasks a model does, and on which a search is worth its time",
+}
+"""Commands that are whole in a module of their name, with _ for a space, as a `JOB`; and their lines of the help."""
+
+
+TASKS = "Tasks and a model: what it can do, before anything is searched. `circuitdisc list tasks` describes them."
+"""What the commands of `circuitdisc tasks` have in common."""
 
 
 def _light() -> dict[str, Job]:
@@ -53,7 +60,7 @@ class _Own(Mapping[str, Job]):
 
     def __getitem__(self, name: str) -> Job:
         if name in WHOLE:
-            return replace(import_module(f"circuitdisc.jobs.{name}").JOB, summary=WHOLE[name])
+            return replace(import_module(f"circuitdisc.jobs.{name.replace(' ', '_')}").JOB, summary=WHOLE[name])
         return LIGHT[name]
 
     def __contains__(self, name: object) -> bool:

@@ -59,6 +59,7 @@ class Example:
             first of them alone.
         targets: for each position the number that the model should put out, where its output is a number; `answers` then
             names the output that is read. Empty for tasks whose answers are tokens.
+        source: the text that it was read from, if it was; no part of what the example is.
     """
 
     clean: tuple[int, ...]
@@ -71,6 +72,7 @@ class Example:
     roles: Mapping[str, int] = field(default_factory=dict, hash=False)
     whole: tuple[int, ...] = ()
     targets: tuple[float, ...] = ()
+    source: TextExample | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.clean)

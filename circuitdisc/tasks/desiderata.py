@@ -13,6 +13,7 @@ Source: Davies et al. 2023, "Discovering Variable Binding Circuitry with Desider
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from circuitdisc.tasks.examine import examine
 from circuitdisc.tasks.library.file import encode_rows
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.notes import note
-from circuitdisc.tasks.registry import load_task
+from circuitdisc.tasks.registry import FRAMED, load_task
 from circuitdisc.tasks.rows import Row, read_rows
 from circuitdisc.tasks.split import drop_duplicates
 
@@ -100,7 +101,7 @@ def load_desiderata(
     n_choose: int | None = None,
     n_report: int | None = None,
     seed: int = 0,
-    **settings: object,
+    **settings: Any,
 ) -> tuple[Desideratum, ...]:
     """The desiderata of a task, or of a file.
 
@@ -140,7 +141,8 @@ def load_desiderata(
             corruption=name,
             **settings,
         )
-        desiderata.append(replace(of_task(drawn, full["n_choose"], name), positions=kind.positions))
+        n_choose = len(drawn.train) * full["n_choose"] // (full["n_train"] + full["n_choose"])  # fewer where the task has fewer
+        desiderata.append(replace(of_task(drawn, n_choose, name), positions=kind.positions))
     return tuple(desiderata)
 
 
@@ -177,7 +179,9 @@ def _of_file(
     if path.suffix.lower() != ".jsonl":
         raise BadFile(f"{path} holds no desiderata: write them as .jsonl, one object a line")
     for name in settings:
-        if name not in ("first_token", "prepend_bos"):
+        if name in FRAMED and settings[name]:
+            raise BadSetting(f"{name}={settings[name]} cannot be used with a file of desiderata: leave it out")
+        if name not in ("first_token", "prepend_bos", *FRAMED):
             raise UnknownName("setting of a file of desiderata", name, ("first_token", "prepend_bos"))
     rows = read_rows(path, extra=(FIELD,))
     missing = "is missing: every line needs"

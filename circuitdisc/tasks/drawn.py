@@ -82,7 +82,9 @@ def drawn_task(
 
         UnknownName: a setting names what is not there.
         BadSetting: a setting has a value that cannot be used.
-        BadTask: the model has no tokenizer, it knows too few of the task's words, or there are too few different prompts.
+        BadTask: the model has no tokenizer, it knows too few of the task's words, or there are not two different prompts.
+
+    Where a task has fewer different prompts than are asked for, all that are drawn are dealt in proportion, and a note says so.
 
     Args:
         task: its name.
@@ -103,7 +105,7 @@ def drawn_task(
                 return draw_one(rng)
 
             if all_fit:
-                texts = draw_distinct(draw, n + n_heldout, task)
+                texts = draw_distinct(draw, n + n_heldout)
                 examples = encode_examples(texts, setup.tokenizer, prepend_bos=prepend_bos)
             else:
                 first_token = settings.get("first_token", False)
@@ -130,9 +132,39 @@ def deal(
     metric: str = "logit_diff",
     settings: Mapping[str, object] | None = None,
 ) -> Task:
-    """A task of examples that were drawn, of which the first are held out; its settings are the sizes and these."""
+    """A task of examples that were drawn, of which the first are held out; its settings are the sizes and these.
+
+    Fewer different prompts than are asked for are dealt in proportion; whoever asked says so with `note_fewer`.
+
+    Raises:
+        BadTask: there are not two different prompts.
+    """
+    n, n_heldout = sizes_in_proportion(task, len({example.clean for example in examples}), n, n_heldout)
     split = split_examples(examples, n, None, n_heldout=n_heldout)
     return Task(task, split.train, split.heldout, metric, {"n": n, "n_heldout": n_heldout, **(settings or {})})
+
+
+def sizes_in_proportion(task: str, there: int, n: int, n_heldout: int) -> tuple[int, int]:
+    """The sizes of the splits where a task has this many different prompts: as asked for, or all in the same proportion.
+
+    Raises:
+        BadTask: there are not two.
+    """
+    if there >= n + n_heldout:
+        return n, n_heldout
+    if there < 2:
+        raise BadTask(f"task '{task}' has {there} different prompts with these settings, and needs two: widen its settings")
+    fewer = min(max(1, round(there * n / (n + n_heldout))), there - 1)
+    return fewer, there - fewer
+
+
+def note_fewer(task: Task, n: int, n_heldout: int) -> None:
+    """Say that a task has fewer examples than are asked for, if so."""
+    if (there := len(task.train) + len(task.heldout)) < n + n_heldout:
+        note(
+            f"task '{task.name}' has about {there} different prompts with these settings, and {n + n_heldout} are asked for (n "
+            f"and n_heldout together): it has {len(task.train)} for the search and {len(task.heldout)} held out"
+        )
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
@@ -145,24 +177,9 @@ def pick_several(rng: np.random.Generator, items: Sequence[Item], size: int) -> 
     return [items[index] for index in rng.choice(len(items), size=size, replace=False)]
 
 
-def draw_distinct(draw: Callable[[], AnyExample], n: int, task: str) -> list[AnyExample]:
-    """Draw random examples until `n` have different clean prompts.
-
-    Args:
-        draw: draws one example.
-        n: examples wanted.
-        task: the task that draws, for messages.
-
-    Raises:
-        BadTask: after 20 draws for each wanted one there are still too few.
-    """
-    examples = _draw_new(draw, n, set())
-    if len(examples) < n:
-        raise BadTask(
-            f"task '{task}' has about {len(examples)} different prompts with these settings, but {n} are asked for "
-            "(n and n_heldout together): ask for fewer, or widen the task's settings"
-        )
-    return examples
+def draw_distinct(draw: Callable[[], AnyExample], n: int) -> list[AnyExample]:
+    """Draw random examples until `n` have different clean prompts, or 20 draws for each wanted one gave no more."""
+    return _draw_new(draw, n, set())
 
 
 def draw_examples(
@@ -176,6 +193,8 @@ def draw_examples(
 ) -> list[Example]:
     """Examples of `n` different clean prompts, in the order in which they are drawn; those that cannot be used are left out.
 
+    Fewer where the task has no more.
+
     Args:
         draw: draws one example at random.
         tokenizer: the model's tokenizer.
@@ -185,7 +204,7 @@ def draw_examples(
         prepend_bos: whether prompts begin with the BOS token; None leaves it to the tokenizer.
 
     Raises:
-        BadTask: too few different prompts can be drawn, or none of those drawn can be used.
+        BadTask: none of the prompts drawn can be used.
         BadSetting: `prepend_bos` is set and the tokenizer has no BOS token.
     """
     drawn: set[object] = set()
@@ -193,10 +212,7 @@ def draw_examples(
     while len(usable) < n:
         fresh = _draw_new(draw, max(n - len(usable), LEAST) if drawn else n, drawn)
         if not fresh:
-            raise BadTask(
-                f"task '{task}' has about {len(usable)} different prompts for this model's tokenizer with these settings, "
-                f"but {n} are asked for (n and n_heldout together): ask for fewer, or widen the task's settings"
-            )
+            break
         usable += encode_fitting(fresh, tokenizer, len(fresh), first_token=first_token, prepend_bos=prepend_bos)
     if len(usable) < len(drawn):
         note(

@@ -75,6 +75,7 @@ def encode_fitting(
     *,
     first_token: bool = False,
     prepend_bos: bool | None = None,
+    where: Sequence[str] | None = None,
 ) -> list[Example]:
     """As `encode_examples`, but texts that cannot be used are left out, and it stops after `n` that can.
 
@@ -85,7 +86,8 @@ def encode_fitting(
     examples: list[Example] = []
     problems: list[str] = []
     for start in range(0, len(texts), n):
-        for outcome in _encode_each(texts[start : start + n], tokenizer, first_token, prepend_bos, None, None):
+        labels = None if where is None else where[start : start + n]
+        for outcome in _encode_each(texts[start : start + n], tokenizer, first_token, prepend_bos, None, labels):
             if isinstance(outcome, Example):
                 examples.append(outcome)
             else:
@@ -276,7 +278,8 @@ class _TextEncoder:
         if text.target is not None:
             roles = {role: self.token_at(text.clean, end - 1) for role, (_, end) in text.roles.items()}
             answers, targets = ((0,),), (text.target,)
-            return Example(clean, corrupted, (position,), answers, ((),), text.group, text.clean, roles, targets=targets)
+            read = (position,), answers, ((),)
+            return Example(clean, corrupted, *read, text.group, text.clean, roles, targets=targets, source=text)
         if not text.answers:
             raise BadTask("there is no answer: give one")
         right = {answer: self.answer_ids(context, answer) for answer in text.answers}
@@ -291,7 +294,7 @@ class _TextEncoder:
         first = right[text.answers[0]]
         whole = first if len(first) > 1 and position == len(clean) - 1 else ()
         example = Example(
-            clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), text.group, text.clean, roles, whole
+            clean, corrupted, (position,), (tuple(answers),), (tuple(wrong),), text.group, text.clean, roles, whole, source=text
         )
         if clean == corrupted and text.clean != text.corrupted:
             raise BadTask(

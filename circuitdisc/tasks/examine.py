@@ -13,6 +13,7 @@ from circuitdisc.tasks.show import (
     is_space,
     keeps_spaces,
     lacks_space,
+    marks_turns,
     shorten,
     show_token,
     show_tokens,
@@ -36,7 +37,7 @@ def examine(examples: Sequence[Example], tokenizer: "Tokenizer") -> list[str]:
         examples: all examples of a task, or of a file.
         tokenizer: the model's tokenizer; without one ids are compared with each other alone.
     """
-    checks = (_begins_twice, _looks_padded, _special_tokens, _spaces, _pieces, _shared_tokens, _change_too_late)
+    checks = (_begins_twice, _chat_marker, _looks_padded, _special_tokens, _spaces, _pieces, _shared_tokens, _change_too_late)
     return [sentence for check in checks for sentence in check(examples, tokenizer)]
 
 
@@ -116,6 +117,21 @@ def _begins_twice(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iterat
             f"{len(twice)} prompts begin with the same special token twice, the first with "
             f"{show_tokens(twice[0][:3], tokenizer)}: leave it out where it is written (a chat template may have added it), or "
             "set prepend_bos=false"
+        )
+
+
+def _chat_marker(examples: Sequence[Example], tokenizer: "Tokenizer") -> Iterator[str]:
+    """A BOS token that was put before prompts and is what begins a turn of a chat."""
+    if tokenizer is None or not isinstance(bos := tokenizer.bos_token_id, int):
+        return
+    begun = [
+        example for example in examples if example.clean[0] == bos and not example.text.startswith(str(tokenizer.bos_token))
+    ]
+    if begun and marks_turns(tokenizer):
+        yield (
+            f"{show_token(bos, tokenizer)} is put before {len(begun)} prompts as the BOS token, and the tokenizer's chat "
+            "template begins every turn with it: the prompts look like a turn without a role. Leave prepend_bos out, or set "
+            "chat_template=true for whole turns"
         )
 
 

@@ -12,17 +12,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.checks import EXAMPLES, SEED, bounded
+from circuitdisc.checks import EXAMPLES, SEED, Whole, bounded
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
 from circuitdisc.plugins import Registry, check_function
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.check import check_examples
+from circuitdisc.tasks.drawn import note_fewer
 from circuitdisc.tasks.examine import examine, examine_variety
+from circuitdisc.tasks.framing import Framing
 from circuitdisc.tasks.measured import metric_for
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.notes import collect_notes
 
 COMMON = ("n", "n_heldout", "seed")
+FRAMED: dict[str, object] = {"shots": 0, "chat_template": False}
+"""What every task takes beside its own settings, with defaults: what stands around its prompts (`tasks/framing.py`)."""
+SHOTS = Whole(0, 1000)
 UNSET = "???"  # what a YAML file writes for a value that has to be given
 
 
@@ -67,7 +72,7 @@ class TaskKind:
             name: UNSET if parameter.default is parameter.empty else parameter.default
             for name, parameter in self.settings.items()
         }
-        return {"n": self.n, "n_heldout": self.n, **own}
+        return {"n": self.n, "n_heldout": self.n, **own, **FRAMED}
 
 
 TASKS: dict[str, TaskKind] = {
@@ -105,7 +110,7 @@ REGISTRY = Registry(
 )
 
 
-@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED)
+@bounded(n=EXAMPLES, n_heldout=EXAMPLES, seed=SEED, shots=SHOTS)
 def load_task(
     task: Any,
     model: TaskModel,
@@ -114,6 +119,8 @@ def load_task(
     n: int | None = None,
     n_heldout: int | None = None,
     seed: int = 0,
+    shots: int = 0,
+    chat_template: bool = False,
     **settings: object,
 ) -> Task:
     """Build a task for a model.
@@ -123,9 +130,12 @@ def load_task(
             fields of such a file: a list of dicts, or a pandas data frame.
         model: the model, or anything with its name, tokenizer, d_vocab, d_vocab_out and n_ctx.
         metric: what is measured where no other is asked for: a name, a `Metric` or a function; None: the task's own.
-        n: train examples; None: 200, or half of a file.
+        n: train examples; None: 200, or half of a file. Of a task that has fewer prompts all are taken, with a note.
         n_heldout: held-out examples; None: as many as `n`.
         seed: seed of the draw or, for a file, of the split.
+        shots: solved examples of the task before each prompt, the same before all; they are no examples themselves.
+        chat_template: whether each prompt is the user's turn in the tokenizer's chat template, so that the answer is the first
+            token of the assistant's.
         **settings: the task's own settings.
 
     Returns:
@@ -148,13 +158,15 @@ def load_task(
     own = _with_defaults(name, settings, kind.settings)
     n = kind.n if n is None else n
     n_heldout = n if n_heldout is None else n_heldout
+    if not isinstance(chat_template, bool):
+        raise BadSetting(f"chat_template={chat_template!r} cannot be used: give true or false")
     with collect_notes() as notes:
-        built = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
-    if not isinstance(built, Task):
-        raise BadSetting(f"task '{name}' gave a {type(built).__name__}: it must give a Task")
+        built = _built(kind, model, n, n_heldout, seed, own, shots, chat_template)
     examples = (*built.train, *built.heldout)
     check_examples(examples, [f"task '{built.name}', example {index}" for index in range(len(examples))], model)
     made = {"n": len(built.train), "n_heldout": len(built.heldout), "seed": seed, **own}
+    made |= {"shots": shots} if shots else {}
+    made |= {"chat_template": True} if chat_template else {}
     notes += [*examine(examples, model.tokenizer), *examine_variety(examples, model.tokenizer)]
     notes = tuple(dict.fromkeys((*built.notes, *notes)))
     for sentence in notes:
@@ -163,11 +175,44 @@ def load_task(
     return replace(built, metric=measured, settings={**made, **built.settings}, notes=notes)
 
 
+def _built(
+    kind: TaskKind,
+    model: TaskModel,
+    n: int | None,
+    n_heldout: int | None,
+    seed: int,
+    own: dict[str, Any],
+    shots: int,
+    chat_template: bool,
+) -> Task:
+    """The task in its frame."""
+
+    def build(n: int | None, n_heldout: int | None, seed: int) -> Task:
+        task = kind.build(model, n=n, n_heldout=n_heldout, seed=seed, **own)
+        if not isinstance(task, Task):
+            raise BadSetting(f"task '{kind.name}' gave a {type(task).__name__}: it must give a Task")
+        return task
+
+    if not shots and not chat_template:
+        task = build(n, n_heldout, seed)
+    else:
+        framing = Framing(model, shots, chat_template, own.get("prepend_bos"), bool(own.get("first_token")), seed)
+        if kind.n is None:
+            task = framing.frame_given(build, n, n_heldout)
+        else:
+            assert n is not None
+            assert n_heldout is not None
+            task = framing.frame_drawn(build, n, n_heldout)
+    if kind.n is not None and n is not None and n_heldout is not None:
+        note_fewer(task, n, n_heldout)
+    return task
+
+
 def _with_defaults(task: str, given: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> dict[str, object]:
     """The settings given and the defaults of the others; those with a default of one type must be of that type."""
     for name in given:
         if name not in known:
-            raise UnknownName(f"setting of task '{task}'", name, (*known, *COMMON))
+            raise UnknownName(f"setting of task '{task}'", name, (*known, *COMMON, *FRAMED))
     values: dict[str, object] = {}
     for name, parameter in known.items():
         default = parameter.default

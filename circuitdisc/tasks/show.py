@@ -61,6 +61,17 @@ def special_id(kind: str, tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return token if isinstance(token, int) else None
 
 
+def marks_turns(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """True if the BOS token is what the chat template begins every turn with, as `<|im_start|>`."""
+    bos, turns = tokenizer.bos_token, [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    if not bos or not tokenizer.chat_template:
+        return False
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False)).count(str(bos)) >= len(turns)
+    except Exception:  # a template is another's program and raises what it likes; `tasks/framing.py` says so where it is used
+        return False
+
+
 def is_space(text: str | None) -> bool:
     """True for a text of spaces alone; line ends and tabs say something by themselves."""
     return text is not None and text != "" and not text.strip(" ")

@@ -86,10 +86,9 @@ def draw_pool(model: TaskModel, task: Mapping[str, Any] | Task, n_pool: int | No
 
 
 def _default_heldout(name: str, model: TaskModel, own: Mapping[str, Any]) -> tuple[Example, ...]:
-    try:
-        return load_task(name, model, n=1, n_heldout=PROTECTED, seed=0, **own).heldout
-    except BadTask:  # it has fewer prompts than that: those of its default sizes
-        return load_task(name, model, seed=0, **own).heldout
+    heldout = load_task(name, model, n=1, n_heldout=PROTECTED, seed=0, **own).heldout
+    # where the task has fewer prompts than that, those of its default sizes
+    return heldout if len(heldout) == PROTECTED else load_task(name, model, seed=0, **own).heldout
 
 
 def _cut(task: Task, examples: Sequence[Example], protected: set[tuple[int, ...]], n_pool: int | None) -> Pool:

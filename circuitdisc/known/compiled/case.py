@@ -16,7 +16,7 @@ from circuitdisc.known.compiled.truth import CompiledTruth, true_edges
 from circuitdisc.models.load import DTYPES, cut_toy
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.drawn import deal, draw_distinct
+from circuitdisc.tasks.drawn import deal, draw_distinct, note_fewer
 
 PROGRAMS: dict[str, Callable[..., Program]] = {
     "induction": induction,
@@ -74,7 +74,7 @@ def build(
     Raises:
         UnknownName: there is no such program, setting or dtype.
         BadSetting: a number cannot be used.
-        BadTask: the program has fewer different prompts than are asked for.
+        BadTask: the program has not two different prompts.
     """
     if name not in PROGRAMS:
         raise UnknownName("compiled program", name, PROGRAMS)
@@ -82,8 +82,9 @@ def build(
         raise UnknownName("dtype", dtype, DTYPES)
     program = PROGRAMS[name](**_check_sizes(name, sizes))
     rng = np.random.default_rng(seed)
-    examples = draw_distinct(lambda: program.draw(rng), n + n_heldout, name)
+    examples = draw_distinct(lambda: program.draw(rng), n + n_heldout)
     task = deal(f"compiled/{name}", examples, n, n_heldout, settings={"seed": seed, **sizes})
+    note_fewer(task, n, n_heldout)
     toy = program.plan.compile(rotate, distractors, seed)
     graph = cut_toy(toy, split_embeddings=split_embeddings).graph
     truth = true_edges(toy, graph, task.train)

@@ -18,7 +18,7 @@ from circuitdisc.models.load import DTYPES, read_model
 from circuitdisc.models.model import Model
 from circuitdisc.shipped import FOLDER
 from circuitdisc.tasks.base import Task
-from circuitdisc.tasks.drawn import deal, draw_distinct
+from circuitdisc.tasks.drawn import deal, draw_distinct, note_fewer
 
 CASES: dict[str, Callable[[], SiitProgram]] = {
     "induction": induction,
@@ -87,14 +87,15 @@ def load(
     Raises:
         UnknownName: there is no such case or dtype.
         BadSetting: a number cannot be used.
-        BadTask: the program has fewer different prompts than are asked for.
+        BadTask: the program has not two different prompts.
     """
     program = program_of(name)
     if dtype not in DTYPES:
         raise UnknownName("dtype", dtype, DTYPES)
     rng = np.random.default_rng(seed)
-    examples = draw_distinct(lambda: program.pair(rng), n + n_heldout, f"siit/{name}")
+    examples = draw_distinct(lambda: program.pair(rng), n + n_heldout)
     task = deal(f"siit/{name}", examples, n, n_heldout, settings={"seed": seed})
+    note_fewer(task, n, n_heldout)
     model = read_model(f"siit/{name}", dtype=dtype, split_embeddings=split_embeddings)
     return SiitCase(model, task, truth_of(program, model.graph, ablations_of(name)), program)
 

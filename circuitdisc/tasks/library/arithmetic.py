@@ -6,7 +6,9 @@ number of as many digits, and the result another, which is the wrong answer. Tha
 operator that asks for no computation ("3 < 5 ="); the wrong answer is then what another operator gives. Examples of one
 operator form a group.
 
-Where a tokenizer writes the space before a number as a token of its own, as Llama's do, the prompt ends with that space.
+With spaces a sum is written as the tokenizer reads it in running text: where it writes the space before a number as a token
+of its own, as those of Llama, Gemma and SmolLM2 do, the prompt ends with that space. Whether it does is tried, not known by its
+name. `spaces=False` writes "3+5=", of which no tokenizer makes a space.
 
 Roles: `operand1`, `operator`, `operand2`, `equals`; the last token, which is `equals` or the space after it, is `end`.
 
@@ -19,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from circuitdisc.checks import Whole, bounded
-from circuitdisc.errors import BadTask
+from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.tasks.base import TextExample
 from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick
 from circuitdisc.tasks.follow import tokens_after
@@ -32,7 +34,7 @@ CORRUPTIONS = ("operand", "operator")
 TRIES = 1000  # sums drawn for one that has a corrupted partner
 MOST_DIGITS = 3
 LARGEST_RESULT = 9999
-FRAME = "{operand1} {operator} {operand2} {equals}"
+SPACED, TIGHT = "{operand1} {operator} {operand2} {equals}", "{operand1}{operator}{operand2}{equals}"
 NONE = -1  # stands for a token where a sum cannot be asked
 
 
@@ -65,6 +67,7 @@ def build(
     operators: Names = None,
     digits: int = 2,
     style: str = "symbols",
+    spaces: bool = True,
     corruption: str = "operand",
     negative: bool = False,
     first_token: bool = False,
@@ -76,15 +79,23 @@ def build(
         operators: some of `add`, `subtract`, `multiply` and `divide`; None: all.
         digits: the most digits of an operand, 1 to 3.
         style: `symbols` ("3 + 5 =") or `words` ("3 plus 5 equals").
+        spaces: "3 + 5 =", which ends with a space where the tokenizer does not join it to the number; False: "3+5=".
         corruption: `operand` or `operator`.
         negative: draw results below 0 too; most tokenizers write them as two tokens, so that they need `first_token`.
         first_token: use results of any number of tokens and score the first; else only results of one token.
+
+    Raises:
+        BadSetting: words without spaces are asked for.
+        BadTask: there are no sums of an operator, or no corrupted partners.
     """
     chosen = setup.names("operator", operators, OPERATORS)
     setup.names("style", style, STYLES)
     setup.names("corruption", corruption, CORRUPTIONS)
+    if not spaces and style == "words":
+        raise BadSetting("spaces=false writes 3+5= and cannot be used with style=words: leave one of the two out")
     way = STYLES[style]
-    sums = Sums(setup.tokenizer, way, digits=digits, negative=negative, first_token=first_token)
+    frame, space = (SPACED, space_before_numbers(setup.tokenizer, way.equals)) if spaces else (TIGHT, None)
+    sums = Sums(setup.tokenizer, way, space, digits=digits, negative=negative, first_token=first_token)
     pairs = {operator: sums.pairs(operator) for operator in chosen}
 
     def draw(rng: np.random.Generator) -> TextExample:
@@ -103,11 +114,11 @@ def build(
         (other1, other2), wrong = partner
         sign, other_sign = way.operators[operator], way.no_operator if corruption == "operator" else way.operators[operator]
         clean, corrupted = (
-            fill(FRAME, operand1=f"{left + 1}", operator=between, operand2=f"{right + 1}", equals=way.equals)
+            fill(frame, operand1=f"{left + 1}", operator=between, operand2=f"{right + 1}", equals=way.equals)
             for left, between, right in ((first, sign, second), (other1, other_sign, other2))
         )
         answers, wrong = ((sums.answer(int(result)),) for result in (sums.results[operator][first, second], wrong))
-        prompts = (clean.text + sums.space, corrupted.text + sums.space)
+        prompts = (clean.text + (space or ""), corrupted.text + (space or ""))
         return TextExample(*prompts, answers, wrong, group=operator, roles=clean.roles)
 
     return draw
@@ -126,21 +137,29 @@ class Sums:
     Args:
         tokenizer: the model's tokenizer.
         style: how they are written.
+        space: what ends the prompt before a number that has no space of its own; empty: the number has; None: there is none.
         digits: the most digits of an operand.
         negative: whether results may be below 0.
         first_token: whether a result of several tokens may be scored by its first.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", style: Style, *, digits: int, negative: bool, first_token: bool
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        style: Style,
+        space: str | None,
+        *,
+        digits: int,
+        negative: bool,
+        first_token: bool,
     ) -> None:
-        self.space = space_before_numbers(tokenizer, style.equals)
+        self.joins_space = space == ""
         self.largest = 10**digits - 1
         self.widths: Int[np.ndarray, "N"] = np.array([len(str(number)) for number in range(1, self.largest + 1)])
         lowest = -self.largest if negative else 0
         numbers = range(lowest, LARGEST_RESULT + 1)
         written = [self.answer(number) for number in numbers]
-        ids = tokens_after(f"{style.equals}{self.space}", written, tokenizer)
+        ids = tokens_after(f"{style.equals}{space or ''}", written, tokenizer)
         token_of = np.array([tokens[0] if tokens and (first_token or len(tokens) == 1) else NONE for tokens in ids])
         self.results: dict[str, Int[np.ndarray, "N N"]] = {}
         self.tokens: dict[str, Int[np.ndarray, "N N"]] = {}  # the token that scores each result
@@ -152,7 +171,7 @@ class Sums:
 
     def answer(self, result: int) -> str:
         """The result as it follows the prompt."""
-        return f"{result}" if self.space else f" {result}"
+        return f" {result}" if self.joins_space else f"{result}"
 
     def pairs(self, operator: str) -> Int[np.ndarray, "P"]:
         """The sums of an operator, as indices into its flattened table.

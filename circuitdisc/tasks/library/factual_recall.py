@@ -1,9 +1,11 @@
 """Factual recall: "The capital of France is the city of" is continued with Paris.
 
 Three relations, each with frames of its own: a country's capital, the language that most people in a country speak, and the
-kind of animal that an animal is. The corrupted prompt names another subject of the same relation, of as many tokens and with
-another answer, which is the wrong answer. Answers that are not one token are left out with their subjects, and so are
-subjects for which there is no partner; notes count both. Examples of one relation and frame form a group.
+kind of animal that an animal is. Frames are worded so that the answer has to be what comes next (not "called" or "a"); those of
+animals name all five kinds first, in different orders, so that it is clear which names are wanted and none is given away. The
+corrupted prompt names another subject of the same relation, of as many tokens and with another answer, which is the wrong one.
+Answers that are not one token are left out with their subjects, and so are subjects for which there is no partner; notes count
+both. Examples of one relation and frame form a group.
 
 Roles: `subject` (its last token, where a factual-recall circuit gathers what it knows of it); `relation`, the word that says
 what is asked for; the last token is `end`.
@@ -45,7 +47,7 @@ CAPITAL = Relation(
         "city_of": "The {relation} of {subject} is the city of",
         "map": "On the map of {subject}, a star marks its {relation}, the city of",
         "pupils": "As every pupil there learns, the {relation} of {subject} is called",
-        "flight": "We booked a flight to the {relation} of {subject}, that is, to",
+        "flight": "We booked a flight to {subject} and landed in the {relation}, the city of",
         "embassy": "In {subject} most embassies are found in the {relation},",
     },
     _facts(
@@ -65,11 +67,11 @@ CAPITAL = Relation(
 LANGUAGE = Relation(
     "language",
     {
-        "main": "The main {relation} of {subject} is",
+        "main": "The main {relation} of {subject} is called",
         "speak": "Most people in {subject} speak a {relation} called",
-        "home": "In {subject} the {relation} that children learn at home is usually",
-        "signs": "A traveller in {subject} finds nearly all signs in one {relation},",
-        "course": "Before she moved to {subject} she took a course in its {relation},",
+        "schools": "In {subject} the {relation} of the schools and the newspapers is",
+        "signs": "Most signs in {subject} are in the {relation} of the country, which is",
+        "newspapers": "Newspapers in {subject} are printed in the country's main {relation}, which is",
     },
     _facts(
         """
@@ -87,11 +89,11 @@ LANGUAGE = Relation(
 ANIMAL = Relation(
     "kind",
     {
-        "is_a": "The {subject} is a {relation} of",
-        "zoology": "In zoology the {subject} counts as a {relation} of",
-        "pupils": "At school we learned that the {subject} is a {relation} of",
-        "sign": "A sign at the zoo says that the {subject} is a {relation} of",
-        "child": "Ask any child: the {subject} is a {relation} of",
+        "question": "Is it a bird, a fish, an insect, a mammal or a reptile? The {subject} is a {relation} of",
+        "fall_into": "Animals fall into mammals, birds, fish, reptiles and insects. The {subject} is a {relation} of",
+        "listed": "Birds, fish, insects, mammals and reptiles are animals. The {subject} is a {relation} of",
+        "school": "Insect, reptile, fish, bird or mammal? At school we learned that the {subject} is a {relation} of",
+        "zoo": "There were mammals, reptiles, birds, insects and fish at the zoo. The {subject} is a {relation} of",
     },
     _facts(
         """

@@ -1,19 +1,27 @@
 """Greater-than: "The war lasted from the year 1732 to the year 17" is continued with any ending above 32.
 
-A year is written as two tokens of two digits, so that the end year's century stands in the prompt and its ending is one
-token. The answers are all endings above the start year's, the wrong answers all others; the metric is `prob_diff`, which
-sums over both. In the corrupted prompt the start year ends in 01, so that nearly every ending is right. Years that the
-tokenizer does not write in this way are neither shown nor counted as endings; a note says how many they are. Examples
-of one frame form a group.
+The beginning of the end year stands in the prompt, and its ending is one token. How much that is, the tokenizer decides, and
+it is tried, not known by a name:
 
-Roles: `noun`; `century1` and `year`, the two halves of the start year; `century2`, the end year's century, which is also
-`end`.
+- A tokenizer that joins two digits, as GPT-2's does, writes a year as two tokens. The prompt ends with the century, and what is
+  read is the ending of two digits: all of 00 to 99.
+- One that writes digits one by one, or three together, ends it with the century and the decade, and what is read is the last
+  digit: after "from the year 1732 to the year 173" all of 3 to 9 are right. Every digit is right or wrong at this one place, as
+  every ending is above. The third digit by itself would not do: where it equals the start year's, the fourth decides.
 
-Source: Hanna et al. 2023, section 2; own frames and nouns.
+The answers are all endings above the start year's, the wrong answers all others; the metric is `prob_diff`, which sums over
+both. In the corrupted prompt the start year ends in 01, or in the digit 1, so that nearly every ending is right. Years that
+the tokenizer does not write in this way are neither shown nor counted as endings; a note says how many they are. Examples of
+one frame form a group.
+
+Roles: `noun`; `century1` and `year`, the beginning and the ending of the start year; `century2`, the end year's beginning,
+which is also `end`. Where digits are read, the beginning is that of three digits and stands at its last one.
+
+Source: Hanna et al. 2023, section 2 (two digits); own frames and nouns; the reading of the last digit is ours.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -44,9 +52,35 @@ NOUNS: tuple[str, ...] = (
 
 CENTURIES: tuple[str, ...] = ("11", "12", "13", "14", "15", "16", "17")
 
-FIRST_START, LAST_START = "02", "98"
-CORRUPTED_START = "01"
-ENDINGS = tuple(f"{ending:02d}" for ending in range(100))  # two digits each, so that they sort as numbers do
+
+class YearReading(NamedTuple):
+    """What of a year is read.
+
+    Args:
+        beginnings: what a year may begin with.
+        endings: what may follow it, in the order of the numbers.
+        corrupted: the ending of the corrupted prompt's start year.
+        first, last: endings that a clean prompt's start year may have.
+    """
+
+    beginnings: tuple[str, ...]
+    endings: tuple[str, ...]
+    corrupted: str
+    first: str
+    last: str
+
+    def starts(self, usable: Sequence[str]) -> list[str]:
+        """The endings that a start year may have: another of the usable ones is above it."""
+        return [ending for ending in usable if self.first <= ending <= self.last and ending < usable[-1]]
+
+
+READINGS = (
+    YearReading(CENTURIES, tuple(f"{ending:02d}" for ending in range(100)), "01", "02", "98"),
+    YearReading(
+        tuple(f"{century}{decade}" for century in CENTURIES for decade in range(10)), tuple("0123456789"), "1", "2", "8"
+    ),
+)
+"""The first that a tokenizer can be read by is taken."""
 
 
 @drawn_task("greater_than", metric="prob_diff")
@@ -58,19 +92,19 @@ def build(setup: Setup, *, frames: Names = None) -> Draw:
         frames: names of the frames to draw from; None: all.
 
     Raises:
-        BadTask: the tokenizer does not write years as two tokens of two digits.
+        BadTask: the tokenizer writes no ending of two digits, and no last digit, as one token.
     """
     chosen = setup.names("frame", frames, FRAMES)
-    endings = _endings(setup.tokenizer)
+    reading, endings = _reading(setup.tokenizer)
     nouns = setup.words(NOUNS, "nouns")
     centuries = list(endings)
 
     def draw(rng: np.random.Generator) -> TextExample:
         frame, noun, century = pick(rng, chosen), pick(rng, nouns), pick(rng, centuries)
-        start = pick(rng, _starts(endings[century]))
+        start = pick(rng, reading.starts(endings[century]))
         words = {"noun": noun, "century1": century, "century2": century}
         clean = fill(FRAMES[frame], **words, year=start)
-        corrupted = fill(FRAMES[frame], **words, year=CORRUPTED_START).text
+        corrupted = fill(FRAMES[frame], **words, year=reading.corrupted).text
         answers = tuple(ending for ending in endings[century] if ending > start)
         wrong = tuple(ending for ending in endings[century] if ending <= start)
         return TextExample(clean.text, corrupted, answers, wrong, group=frame, roles=clean.roles)
@@ -78,33 +112,34 @@ def build(setup: Setup, *, frames: Names = None) -> Draw:
     return draw
 
 
-def _starts(endings: Sequence[str]) -> list[str]:
-    """The endings that a start year may have: one of the others is above it."""
-    return [ending for ending in endings if FIRST_START <= ending <= LAST_START and ending < endings[-1]]
+def _reading(tokenizer: "PreTrainedTokenizerBase") -> tuple[YearReading, dict[str, tuple[str, ...]]]:
+    """What can be read of this tokenizer's years, and for each beginning the endings that are one token after it."""
+    for reading in READINGS:
+        if usable := _endings(reading, tokenizer):
+            total, kept = len(reading.beginnings) * len(reading.endings), sum(map(len, usable.values()))
+            if kept < total:
+                note(
+                    f"task 'greater_than': {total - kept} of {total} years are not written as a beginning and one token of "
+                    f"{len(reading.corrupted)} digits by this model's tokenizer and are left out"
+                )
+            return reading, usable
+    ids = tokens_after("year", [" 1732"], tokenizer)[0]
+    pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids) if ids else "a word it does not know"
+    raise BadTask(
+        "task 'greater_than' needs years whose last two digits, or last digit, are one token, as 17 and 32 for 1732, but this "
+        f"model's tokenizer writes 1732 as {pieces}: choose a model with another tokenizer, or another task"
+    )
 
 
-def _endings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
-    """For each century that can be used the endings that are one token after it."""
+def _endings(reading: YearReading, tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
+    """For each beginning that can be used the endings that are one token after it."""
     usable: dict[str, tuple[str, ...]] = {}
-    for century in CENTURIES:
-        after = tokens_after(f"year {century}", ENDINGS, tokenizer)
-        whole = tokens_after("year", [f" {century}"], tokenizer)[0]
-        if whole is None or len(whole) != 1:
+    for beginning in reading.beginnings:
+        whole = tokens_after("year", [f" {beginning}"], tokenizer)[0]
+        if whole is None or (len(reading.corrupted) == 2 and len(whole) != 1):  # two digits of several tokens are read by digit
             continue
-        kept = tuple(ending for ending, ids in zip(ENDINGS, after, strict=True) if ids is not None and len(ids) == 1)
-        if CORRUPTED_START in kept and _starts(kept):
-            usable[century] = kept
-    if not usable:
-        ids = tokens_after("year", [" 1732"], tokenizer)[0]
-        pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids) if ids else "a word it does not know"
-        raise BadTask(
-            "task 'greater_than' needs years of two tokens, as 17 and 32 for 1732, but this model's tokenizer writes 1732 as "
-            f"{pieces}: choose a model whose tokenizer joins two digits, as GPT-2's does, or another task"
-        )
-    total = len(CENTURIES) * len(ENDINGS)
-    if (kept_in_all := sum(map(len, usable.values()))) < total:
-        note(
-            f"task 'greater_than': {total - kept_in_all} of {total} years are not two tokens of two digits for this model's "
-            "tokenizer and are left out"
-        )
+        after = tokens_after(f"year {beginning}", reading.endings, tokenizer)
+        kept = tuple(ending for ending, ids in zip(reading.endings, after, strict=True) if ids is not None and len(ids) == 1)
+        if reading.corrupted in kept and reading.starts(kept):
+            usable[beginning] = kept
     return usable

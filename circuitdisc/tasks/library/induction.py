@@ -67,7 +67,7 @@ def build(
         other = int(rng.choice([i for i in range(length - 1) if abs(i - at) > 1]))
         return _example(prefix, half, at, other, model)
 
-    examples = draw_distinct(draw, n + n_heldout, "induction")
+    examples = draw_distinct(draw, n + n_heldout)
     return deal("induction", examples, n, n_heldout)
 
 
@@ -99,6 +99,6 @@ def _example(prefix: tuple[int, ...], half: list[int], at: int, other: int, mode
         positions=(len(clean) - 1,),
         answers=((half[at + 1],),),
         wrong=((half[other + 1],),),
-        text="" if model.tokenizer is None else str(model.tokenizer.decode(list(clean))),
+        text="" if model.tokenizer is None else str(model.tokenizer.decode([*half, *again])),
         roles={"a1": start + at, "b1": start + at + 1, "c1": start + other + 1, "a2": len(clean) - 1},
     )

@@ -34,3 +34,27 @@ NOUNS: tuple[str, ...] = tuple(
     pitcher mosaic
     """.split()  # noqa: SIM905 - a list literal would be four hundred quoted lines
 )
+
+_UNCOUNTED = frozenset(
+    """
+    squid moose salmon trout sheep lightning thunder spinach garlic ginger bread butter cheese yogurt sugar honey vinegar
+    mustard flour rice corn celery moss ivy bamboo clover sand gravel clay mud dust fog rain snow dawn pliers scissors copper
+    silver iron gold nickel zinc granite soup
+    """.split()  # noqa: SIM905 - as above
+)
+_IRREGULAR = {
+    **{"mouse": "mice", "goose": "geese", "shelf": "shelves", "scarf": "scarves", "cactus": "cacti"},
+    **{noun: f"{noun}es" for noun in ("mango", "potato", "volcano", "domino")},
+}
+
+
+def _plural(noun: str) -> str:
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+PLURALS: tuple[str, ...] = tuple(_plural(noun) for noun in NOUNS if noun not in _UNCOUNTED)
+"""The nouns that are counted, in the plural."""

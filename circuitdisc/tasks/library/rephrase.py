@@ -1,4 +1,4 @@
-"""Rephrase: "The king was very quick. In other words, the king was very" is continued with "swift", not with "quick".
+"""Rephrase: "The king was quick. In other words, the king was" is continued with "swift", not with "quick".
 
 A sentence says something with an adjective, and the prompt asks to say it again in other words: the synonym is the answer,
 the adjective itself, which a copying head would give, the wrong one. In the corrupted prompt the sentence has the adjective of
@@ -18,12 +18,12 @@ from circuitdisc.tasks.drawn import Draw, Names, Setup, drawn_task, pick, pick_s
 from circuitdisc.tasks.roles import fill
 
 FRAMES: dict[str, str] = {
-    "in_other_words": "The {noun} was very {adjective}. In other words, the {_again} was very",
+    "in_other_words": "The {noun} was {adjective}. In other words, the {_again} was",
     "rephrased": "Sentence: The {noun} is {adjective}. Rephrased: The {_again} is",
     "without": "She said that the {noun} looked {adjective}. Without using that word again, he agreed that the {_again} looked",
-    "synonym": "If a {noun} is {adjective}, then another way to describe that {_again} is to call it",
-    "edit": "First draft: a rather {adjective} {noun}. Second draft, with a different word: the same {_again}, rather",
-    "reported": "They found the {noun} quite {adjective}, and the newspaper, in its own words, called the {_again} quite",
+    "synonym": "If a {noun} is {adjective}, then one can also say, with a synonym, that the {_again} is",
+    "edit": "First draft: the {noun} seemed {adjective}. Second draft, with a different word: the {_again} seemed",
+    "reported": "They called the {noun} {adjective}, and the newspaper, in its own words, called the {_again}",
 }
 
 # nouns and adjectives come in two classes, so that a noun can be what the adjective says of it

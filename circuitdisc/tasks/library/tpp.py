@@ -3,10 +3,15 @@
 The corrupted prompt has a fourth noun in place of b in the second premise, so that nothing links a to c. The wrong
 answer is b, which an induction head would give. Examples of one template form a group.
 
+There are two wordings of every template. The plural one is English: "If all otters are goats and all goats are lamps, then
+all otters are". The bare one has its nouns as they stand in a dictionary, whatever the sentence asks for: "If all otter are
+goat and goat are lamp, then all otter are". The shipped models of `tpp/` were trained on the bare one, with a tokenizer that
+knows no plural. Unless `plural` says which, a tokenizer that writes at least 50 plurals as one token gets the plural wording.
+
 Roles: `a1` and `b1`, the nouns of the first premise; `b2` and `c1`, those of the second (`b2` is the one that the corrupted
 prompt replaces); `a2`, the noun of the conclusion; the last token is `end`.
 
-Source: Transitive Property Problem study (CS224N); own wording and nouns.
+Source: Transitive Property Problem study (CS224N); own wordings and nouns.
 """
 
 from collections.abc import Sequence
@@ -14,11 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuitdisc.errors import BadTask
+from circuitdisc.errors import BadSetting
 from circuitdisc.tasks.base import Task, TextExample
 from circuitdisc.tasks.drawn import Names, Setup, deal, pick, pick_several
 from circuitdisc.tasks.encode import encode_examples, encode_fitting
-from circuitdisc.tasks.library.nouns import NOUNS
+from circuitdisc.tasks.follow import tokens_after
+from circuitdisc.tasks.library.nouns import NOUNS, PLURALS
 from circuitdisc.tasks.model import TaskModel
 from circuitdisc.tasks.roles import Filled, fill
 
@@ -86,9 +92,42 @@ TEMPLATES: tuple[TPPTemplate, ...] = (
     ),
     TPPTemplate("type_all_are", "{a} is a type of {b}. All {link} are {c}.", "Therefore {subject} is also a type of"),
 )
+"""The bare wording."""
+
+PLURAL_TEMPLATES: tuple[TPPTemplate, ...] = (
+    TPPTemplate(
+        "implies_if_hence",
+        "We know that {a} imply {b}, and that where there are {link} there are {c}.",
+        "Hence, by the transitive property, {subject} also imply",
+    ),
+    TPPTemplate("all_are_are", "If all {a} are {b} and all {link} are {c},", "then all {subject} are"),
+    TPPTemplate(
+        "all_are_type",
+        "Suppose all {a} are {b}, while all {link} belong to the {c}.",
+        "From this it can be inferred that all {subject} belong to the",
+    ),
+    TPPTemplate(
+        "implies_if_therefore",
+        "Here {a} imply {b}. Moreover, where there are {link} there are {c}.",
+        "Therefore {subject} also imply",
+    ),
+    TPPTemplate(
+        "implies_if_so",
+        "Given that {a} imply {b}, as well as that {link} imply {c},",
+        "one sees by the transitive property that {subject} also imply",
+    ),
+    TPPTemplate(
+        "implies_implies",
+        "When {a} imply {b} and {link} imply {c},",
+        "then by the transitive property {subject} also imply",
+    ),
+    TPPTemplate("type_all_are", "All {a} are {b}. All {link} are {c}.", "Therefore all {subject} are also"),
+)
+"""The plural wording, of the same names."""
 
 
 LEAST_NOUNS = 4
+LEAST_PLURALS = 50  # of one token, for the plural wording where none is asked for
 TRIES = 8  # prompts drawn for each one wanted, where some are left out
 
 
@@ -99,6 +138,7 @@ def build(
     n_heldout: int,
     seed: int,
     templates: Names = None,
+    plural: bool | None = None,
     first_token: bool = False,
     prepend_bos: bool | None = None,
 ) -> Task:
@@ -106,20 +146,23 @@ def build(
 
     Args:
         templates: names of the templates to draw from; None: all seven.
+        plural: True for the plural wording, False for the bare one; None: as the tokenizer knows plurals.
         first_token: draw nouns of any number of tokens and score the first; else only nouns of one token.
     """
     setup = Setup("tpp", model)
-    tokenizer, by_name = setup.tokenizer, {template.name: template for template in TEMPLATES}
+    tokenizer = setup.tokenizer
+    if plural not in (None, True, False):
+        raise BadSetting(f"plural={plural!r} cannot be used in task 'tpp': give true, false, or leave it out")
+    if plural is None:
+        after = tokens_after("all", [f" {word}" for word in PLURALS], tokenizer)
+        plural = sum(ids is not None and len(ids) == 1 for ids in after) >= LEAST_PLURALS
+    wording, words, kind = (PLURAL_TEMPLATES, PLURALS, "plural nouns") if plural else (TEMPLATES, NOUNS, "nouns")
+    by_name = {template.name: template for template in wording}
     chosen = [by_name[name] for name in setup.names("template", templates, by_name)]
     wanted = n + n_heldout
-    drawn = TRIES * wanted if first_token else wanted
-    nouns = NOUNS if first_token else setup.words(NOUNS, "nouns", need=LEAST_NOUNS)
-    most = len(chosen) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2) // 2
-    if drawn > most:
-        raise BadTask(
-            f"task 'tpp' draws at most {most} prompts of {len(nouns)} nouns and {len(chosen)} templates, but "
-            f"{drawn} are needed: ask for fewer, or allow more templates"
-        )
+    nouns = words if first_token else setup.words(words, kind, need=LEAST_NOUNS)
+    most = len(chosen) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2)
+    drawn = min(TRIES * wanted if first_token else wanted, most)
     texts = tpp_examples(drawn, seed, nouns, templates=chosen)
     if first_token:  # nouns of unequal length leave prompts of unequal length, which cannot be used
         examples = encode_fitting(texts, tokenizer, wanted, first_token=True, prepend_bos=prepend_bos)
@@ -140,7 +183,7 @@ def tpp_examples(
         templates: templates to draw from, each as likely as the others.
     """
     assert len(set(nouns)) == len(nouns) >= LEAST_NOUNS, "nouns must be four or more distinct words"
-    assert 2 * n <= len(templates) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2), "n is too near all there are"
+    assert n <= len(templates) * len(nouns) * (len(nouns) - 1) * (len(nouns) - 2), "there are not as many"
     rng = np.random.default_rng(seed)
     examples: dict[str, TextExample] = {}
     while len(examples) < n:
