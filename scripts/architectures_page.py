@@ -56,7 +56,7 @@ def row_of(title: str, module: Any, n_edges: int) -> list[str]:
         model = cut_hugging_face(module, accepts=is_the_module)
         checked = max(check_model(model).values())
     except BadModel as error:
-        why = str(error).partition(": ")[2].partition(". ")[0]
+        why = str(error).partition("From its weights: ")[2] or str(error).partition(": ")[2].partition(". ")[0]
         return [title, kind, "refused: " + (why if len(why) < 160 else why[:159] + "…"), "", "", ""]
     if not model.can("partial runs"):
         return [title, kind, "hooks", f"{checked:.0e}", "", ""]

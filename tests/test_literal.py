@@ -18,7 +18,7 @@ from circuitdisc.models.families import all_families
 from circuitdisc.tasks.base import Example
 
 DECLARED = [*(kind for family in all_families() for kind in family.titles), "falcon_alibi", "falcon_groups"]
-GUESSED = ["arcee", "exaone4", "glm4", "nemotron", "olmoe", "stablelm", "starcoder2"]
+GUESSED = ["arcee", "exaone4", "glm4", "gpt_bigcode", "nemotron", "olmoe", "stablelm", "starcoder2"]
 
 
 @pytest.mark.parametrize("kind", [*DECLARED, *(kind for kind in GUESSED if kind != "stablelm")])  # whose keys do not come apart
@@ -46,9 +46,16 @@ def test_what_cannot_be_guessed_runs_by_hooks(kind):
     check_model(model)
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "mamba", "diffllama"])
-def test_what_has_no_heads_of_its_own_is_refused(kind):
-    with pytest.raises(BadModel, match="cannot be cut at heads and inputs"):
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("deepseek_v3", "it has no attention with a matrix for queries"),
+        ("mamba", "'MambaBlock' object has no attribute"),
+        ("diffllama", r"8 of its parameters have no place in the family \(.*lambda_k1"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_and_the_part_is_named(kind, part):
+    with pytest.raises(BadModel, match=f"cannot be cut at heads and inputs .* From its weights: .*{part}"):
         cut_hugging_face(hugging_face(kind), accepts=is_the_module)
 
 

@@ -211,16 +211,13 @@ def _cut(
     family = None if components == "hooks" else find_family(model_type)
     if family is not None:
         return _coupled(_by_family(name, module, own, tokenizer, split_embeddings, family), exact_norm)
+    why = ""
     if components != "hooks":
-        for guess in guesses(module):
-            try:
-                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess), guessed=True)
-            except BadModel:
-                continue
-            if accepts is None or accepts(model):
-                return _coupled(model, exact_norm)
+        guessed, why = _by_guess(name, module, own, tokenizer, split_embeddings, accepts)
+        if guessed is not None:
+            return _coupled(guessed, exact_norm)
     if components == "fast":
-        raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
+        raise BadModel(f"{name}: there are no fast components for '{model_type}' ({why}); use components=hooks")
     if exact_norm:
         raise BadSetting(f"{name}: exact_norm=true recomputes norms of fast components, and this model runs through hooks")
     if split_embeddings:
@@ -228,13 +225,33 @@ def _cut(
     plain = module if copied else copy.deepcopy(module)  # the bridge puts its hooks into the module itself
     try:
         hooked = HookedModel(plain, name)
-    except CircuitdiscError:
-        raise
-    except Exception as error:  # a bridge that does not know a setting
-        raise _cannot_be_cut(name, module, f"the architecture {type(module).__name__}", "", error) from error
+    except Exception as error:  # a bridge that does not know a setting raises anything
+        if not isinstance(error, CircuitdiscError):
+            error = _cannot_be_cut(name, module, f"the architecture {type(module).__name__}", "", error)
+        raise (BadModel(f"{error}. From its weights: {why}") if why else error) from error
     return Model(
         name, hooked.graph, hooked, plain, own, tokenizer, hooked.d_vocab, hooked.d_vocab, hooked.n_ctx, architecture=model_type
     )
+
+
+def _by_guess(
+    name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, accepts: Accepts | None
+) -> tuple[Model | None, str]:
+    """The model by the first guessed declaration that is accepted; or None, and why not."""
+    why = ""
+    try:
+        for guess in guesses(module):
+            try:
+                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess), guessed=True)
+            except BadModel as error:
+                why = str(error).removeprefix(f"{name}: ")
+                continue
+            if accepts is None or accepts(model):
+                return model, ""
+            why = "read by its usual shape, it does not give the module's own logits"
+    except BadModel as error:
+        why = str(error)
+    return None, why
 
 
 def _by_family(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, family: Family) -> Model:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuitdisc.errors import BadModel
 from circuitdisc.models.families.family import AFTER_NORM_BY_HOOKS, Family, WeightMap
+from circuitdisc.models.wording import first_line
 
 # leaf names in the order in which they are looked for
 Q, K, V = ("q_proj", "query", "wq"), ("k_proj", "key", "wk"), ("v_proj", "value", "wv")
@@ -21,6 +23,7 @@ IN = ("up_proj", "fc1", "c_fc", "fc_in", "dense_h_to_4h", "w1")
 GATE, GATE_UP = ("gate_proj", "w3"), ("gate_up_proj",)
 OUT = ("down_proj", "fc2", "c_proj", "fc_out", "dense_4h_to_h", "w2")
 NORM_Q, NORM_K = ("q_norm", "q_layernorm", "query_layernorm"), ("k_norm", "k_layernorm", "key_layernorm")
+POSITIONS = ("wpe", "embed_positions", "position_embedding", "position_embeddings")
 # the first name in each that a layer of four norms has
 BEFORE_MLP = ("pre_feedforward_layernorm", "pre_mlp_layernorm", "post_attention_layernorm")
 AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm", "post_attn_norm")
@@ -28,11 +31,15 @@ AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm"
 
 
 def guesses(hf_model: Any) -> Iterator[Family]:
-    """Declarations that may fit, likeliest first; none where the module is not a decoder of the usual shape."""
+    """Declarations that may fit, likeliest first.
+
+    Raises:
+        BadModel: the module is not a decoder of the usual shape; the part that is not there, or is another, is named.
+    """
     try:
         yield from _guesses(hf_model)
-    except (AttributeError, StopIteration, RuntimeError, TypeError, ValueError, IndexError):
-        return  # a part is missing, or does something else than its name says
+    except (AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:  # a part does something else
+        raise BadModel(f"it is not a decoder of the usual shape ({first_line(error)})") from error
 
 
 def _guesses(hf_model: Any) -> Iterator[Family]:
@@ -42,20 +49,23 @@ def _guesses(hf_model: Any) -> Iterator[Family]:
     if not hasattr(body, "layers") and hasattr(body, "decoder"):
         body_name, body = f"{body_name}.decoder", body.decoder
     lists = [(name, part) for name, part in body.named_children() if isinstance(part, nn.ModuleList)]
-    layers_name, layers = next((name, part) for name, part in lists if len(part) == config.num_hidden_layers)
+    layers_name, layers = _the("list of layers", [pair for pair in lists if len(pair[1]) == config.num_hidden_layers])
     layer: Any = layers[0]
     norms = [name for name, part in body.named_children() if _is_norm(part)]
-    attention = next(name for name, part in layer.named_children() if _leaf(part, (*Q, *QKV)))
+    attention = _the("attention with a matrix for queries", [n for n, p in layer.named_children() if _leaf(p, (*Q, *QKV))])
     block = getattr(layer, attention)
     mlp = next((name for name, part in layer.named_children() if name != attention and _leaf(part, OUT)), "")
-    feed = getattr(layer, mlp) if mlp else None
+    feed = getattr(layer, mlp) if mlp else layer
     experts = next((n for n, _ in layer.named_children() if n in ("mlp", "block_sparse_moe", "feed_forward", "moe")), "mlp")
     fused = _leaf(block, QKV)
+    positions = _leaf(body, POSITIONS)
+    first = getattr(body, positions).weight.shape[0] - config.max_position_embeddings if positions else 0
     places = {
         "body": body_name,
-        "embedding": next(name for name, part in body.named_modules() if part is hf_model.get_input_embeddings()),
+        "embedding": _the("embedding", [n for n, p in body.named_modules() if p is hf_model.get_input_embeddings()]),
+        "positions": positions,
         "layers": layers_name,
-        "norm_final": norms[-1],
+        "norm_final": _the("norm at the end", norms[-1:]),
         "rotary": next((name for name, part in body.named_children() if "rotary" in name), ""),
         "q": _under(attention, _leaf(block, Q)),
         "k": _under(attention, _leaf(block, K)),
@@ -82,7 +92,7 @@ def _guesses(hf_model: Any) -> Iterator[Family]:
         for pairs in ("halves", "neighbours") if places["rotary"] else ("halves",):
             yield Family(
                 {config.model_type: config.model_type},
-                WeightMap(**places, **before, **after, qkv_by=qkv_by),  # pyright: ignore[reportArgumentType]
+                WeightMap(**places, **before, **after, qkv_by=qkv_by, positions_from=first),  # pyright: ignore[reportArgumentType]
                 norm=kind,  # pyright: ignore[reportArgumentType]
                 norm_offset=offset,
                 parallel=parallel,
@@ -139,8 +149,19 @@ def _leaf(part: Any, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in children), "")
 
 
+def _the(what: str, found: list[Any]) -> Any:
+    """The first of what was found.
+
+    Raises:
+        BadModel: nothing was.
+    """
+    if not found:
+        raise BadModel(f"it is not a decoder of the usual shape: it has no {what}")
+    return found[0]
+
+
 def _under(parent: str, name: str) -> str:
-    return f"{parent}.{name}" if name else ""
+    return f"{parent}.{name}" if name and parent else name
 
 
 def _first_of(names: tuple[str, ...], given: list[str]) -> str:

@@ -246,8 +246,7 @@ class _Reader:
         ]
         if left:
             raise BadModel(
-                f"{len(left)} parameters have no place in its family ({some_names(left)}): the model is not what the family "
-                "declares, and would be cut wrongly"
+                f"{len(left)} of its parameters have no place in the family ({some_names(left)}): it would be cut wrongly"
             )
 
     def _copied(self) -> set[int]:
