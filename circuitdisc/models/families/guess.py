@@ -122,7 +122,7 @@ def _norms_of(layer: Any) -> tuple[dict[str, str], dict[str, str]]:
 @torch.no_grad()
 def _kind_of_norm(module: Any, config: Any) -> tuple[str, float]:
     """Which norm a module computes, and what it adds to its stored scale: found by giving it numbers."""
-    weight: Tensor = next(module.parameters())
+    weight: Tensor = _the("norms with a scale", list(module.parameters()))
     x = torch.linspace(-1.0, 2.0, config.hidden_size, device=weight.device, dtype=weight.dtype)[None]
     given, bias = module(x), getattr(module, "bias", None)
     centred = x - x.mean(-1, keepdim=True)
