@@ -35,6 +35,7 @@ def _(result: LogitAttribution) -> Description:
         "Means over examples. after: the difference if nothing later wrote anything, with its interval",
         picture("layers", layers_figure(result), "What each layer adds to the logit difference; the table has the numbers."),
         "Bars: what a layer adds. Line: the difference after it, the final norm's scale held at its final value.",
+        ends_last=True,
     )
     heads = picture("heads", head_map(result.heads, signed=True), "Every head's part.")
     parts = Section(
