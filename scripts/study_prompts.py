@@ -41,5 +41,7 @@ def arithmetic(rng: np.random.Generator) -> Iterator[dict[str, object]]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    lines = arithmetic(np.random.default_rng(0))
-    (folder / "arithmetic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    rng = np.random.default_rng(0)
+    lines = list(arithmetic(rng))
+    text = "".join(json.dumps(lines[at]) + "\n" for at in rng.permutation(len(lines)))  # so that the first n are of all groups
+    (folder / "arithmetic.jsonl").write_text(text, encoding="utf-8")
