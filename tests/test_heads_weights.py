@@ -42,6 +42,7 @@ def own_run(model, tokens):
 @torch.no_grad()
 def test_products_give_a_runs_patterns_and_outputs(regression):
     model, found = regression
+    assert found.note == ""
     tokens = training.draw(3, training.codebook(), torch.Generator().manual_seed(9)).tokens
     patterns, x, written = own_run(model, tokens)
     scores = torch.einsum("bti,hij,bqj->hbqt", x, torch.tensor(found.kq[0]), x)[:, :, -1]
@@ -62,7 +63,8 @@ def test_heads_that_share_keys_and_values_have_the_same_factors():
         mine, theirs = slice(head * K, head * K + K), slice(group * K, group * K + K)
         assert np.allclose(found.kq[1, head], W_K[theirs].T @ W_Q[mine] / K**0.5, atol=1e-12)
         assert np.allclose(found.ov[1, head], W_V[theirs].T @ W_O[:, mine].T, atol=1e-12)
-    assert found.note == "the norm's scale is left out; rotary angles are left out"
+    assert "the norm's scale is left out; rotary angles are left out" in found.note
+    assert "the answer is read from other axes than the label's" in found.note
 
 
 def test_the_regression_toy_has_the_weights_of_its_study(regression):

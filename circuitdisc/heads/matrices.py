@@ -111,7 +111,11 @@ def head_matrices(model: Model, *, inputs: Sequence[int] | None = None, label: i
         raise BadSetting(f"inputs={axes} are not different axes of {model.name} from 0 to {D - 1} without label={label}")
     products = [_products(block, scale) for block, scale in zip(components.weights.layers, spec.attn_scale, strict=True)]
     kq, ov = (torch.stack(layers).cpu().numpy() for layers in zip(*products, strict=True))
+    elsewhere = [axis for axis in range(D) if axis != label]
     notes = [
+        "the answer is read from other axes than the label's, too: these figures are not those of a regression toy"
+        if components.weights.W_U[elsewhere].any()
+        else "",
         "the norm's scale is left out" if spec.norm is not None else "",
         "rotary angles are left out" if components.weights.inverse_frequencies is not None else "",
     ]
