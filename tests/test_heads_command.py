@@ -25,12 +25,13 @@ QUICK = {
     "effects": TOY,
     "knockout": [*TOY, "n_random=3"],
     "neurons": [*TPP, "knock_out=a3.h1,a2.h0", "layers=[3]", "sizes=[5,20]", "n_random=2", "top=3", "n_tokens=4"],
+    "weights": ["model=toys/linear_regression", "inputs=0,1", "progress=false"],
 }
 
 
 FUNCTIONS = {
     "roles": "head_roles", "attention": "attention_to", "logits": "logit_attribution", "effects": "head_effects",
-    "knockout": "knockout_curve", "neurons": "neuron_analysis",
+    "knockout": "knockout_curve", "neurons": "neuron_analysis", "weights": "head_matrices",
 }  # fmt: skip
 
 
@@ -129,6 +130,11 @@ def test_a_settings_file_for_every_tool():
         (["neurons", *TOY], "has no MLPs"),
         (["neurons", *TPP, "ablation=resample"], "neurons cannot be ablated by resample"),
         (["logits", *TOY, "model=toys/inducton"], "unknown model 'toys/inducton'. Did you mean toys/induction"),
+        (
+            ["weights", "model=toys/induction", "label=99"],
+            "label=99 is no axis of toys/induction: give a number from -64 to 63",
+        ),
+        (["weights", "model=toys/induction", "task=tpp"], "unknown setting of heads weights 'task'"),
         (["logits", *TOY, "threads=0"], "threads=0 must be a whole number"),
     ],
 )

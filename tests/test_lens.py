@@ -17,7 +17,8 @@ from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.jobs.lens import describe_lens, logit_lens
 from circuitdisc.metrics import METRICS, log_probabilities
-from circuitdisc.pages.description import description_text
+from circuitdisc.pages.description import Description, Section, description_text
+from circuitdisc.pages.verdict import Verdict
 from circuitdisc.stats import share_interval
 from circuitdisc.tasks.base import Task, collate
 
@@ -158,3 +159,11 @@ def test_the_help_of_all_has_its_line_and_imports_nothing():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "circuitdisc lens  " in done.stdout
     assert done.stdout.strip().endswith("set()")
+
+
+@pytest.mark.parametrize(("ends_last", "first", "words"), [(True, 5, "5 earlier lines"), (False, 0, "5 more lines")])
+def test_of_a_long_table_by_layer_the_last_lines_are_printed(ends_last, first, words):
+    section = Section("Layers", [{"layer": layer} for layer in range(25)], ends_last=ends_last)
+    lines = description_text(Description(Verdict(("That is all.",)), (section,))).splitlines()
+    assert [int(line) for line in lines if line.strip().isdigit()] == list(range(first, first + 20))
+    assert f"... {words} on the page" in lines

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import bare_model, word_model, word_tokenizer
 
-from circuitdisc.errors import BadFile, BadTask, UnknownName
+from circuitdisc.errors import BadFile, BadTask, CircuitdiscWarning, UnknownName
 from circuitdisc.tasks import Task, load_task
 from circuitdisc.tasks.check import raise_problems
 from circuitdisc.tasks.library.nouns import NOUNS
@@ -81,6 +81,16 @@ def test_the_file_says_the_split(tmp_path: Path) -> None:
     assert [one.text for one in task.heldout] == [row["clean"] for row in rows[7:]]
     assert [one.group for one in task.heldout] == ["g1", "g0", "g1"]
     assert len(load_task(write_jsonl(tmp_path, rows), word_model(), n=2, n_heldout=3).train) == 2
+
+
+def test_a_named_split_whose_first_lines_are_of_few_groups_says_so(tmp_path: Path) -> None:
+    rows = [pair(i, split="train" if i < 8 else "heldout", group=f"g{i // 2 % 4}") for i in range(10)]
+    with pytest.warns(
+        CircuitdiscWarning, match="the first 4 examples with split 'train' are of 2 of its 4 groups: mix the lines"
+    ):
+        task = load_task(write_jsonl(tmp_path, rows), word_model(), n=4, n_heldout=2)
+    assert {one.group for one in task.train} == {"g0", "g1"}
+    load_task(write_jsonl(tmp_path, rows[::2] + rows[1::2]), word_model(), n=4, n_heldout=2)  # a warning would be an error here
 
 
 def test_csv_equals_jsonl(tmp_path: Path) -> None:

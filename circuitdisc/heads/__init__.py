@@ -9,6 +9,7 @@
     cd.heads.neurons(model, task, knock_out=["a3.h1"])    # importance of every neuron, with and without heads
     cd.heads.neuron_table(model, task, order)             # the top k neurons masked, or alone kept
     cd.heads.neuron_tokens(model, ["m3.n17"])             # the tokens that a neuron raises
+    cd.heads.head_matrices(model)                         # key-query and output-value products of a toy's heads
     cd.dcm(model, desiderata, "group", circuit=circuit)   # which heads carry the value, the position, the label
     cd.localised(model, task, ["a3.h1"], "offset")        # a few heads edited: offsets, mixtures, first-token attention
 
@@ -23,6 +24,7 @@ from circuitdisc.heads.knockout import KnockoutCurve, knockout_curve
 from circuitdisc.heads.localised.localised import localised
 from circuitdisc.heads.localised.result import Localised
 from circuitdisc.heads.logits import LogitAttribution, logit_attribution
+from circuitdisc.heads.matrices import HeadMatrices, head_matrices
 from circuitdisc.heads.neurons.analysis import NeuronAnalysis, neuron_analysis
 from circuitdisc.heads.neurons.neurons import NeuronImportance, neurons
 from circuitdisc.heads.neurons.table import NeuronTable, neuron_table
@@ -34,6 +36,7 @@ __all__ = [
     "AttentionTo",
     "Dcm",
     "HeadEffects",
+    "HeadMatrices",
     "HeadRoles",
     "KnockoutCurve",
     "Localised",
@@ -45,6 +48,7 @@ __all__ = [
     "attention_to",
     "dcm",
     "head_effects",
+    "head_matrices",
     "head_roles",
     "knockout_curve",
     "localised",

@@ -11,9 +11,10 @@ values) and report.html, one page that opens offline.
   circuitdisc heads roles model=toys/induction task=induction task.length=8
   circuitdisc heads attention model=tpp/lightweight task=tpp query=end key=first
   circuitdisc heads knockout model=tpp/lightweight task=tpp ablation=mean steps=9
-  circuitdisc heads neurons model=tpp/lightweight task=tpp knock_out=[a3.h1]"""
+  circuitdisc heads neurons model=tpp/lightweight task=tpp knock_out=[a3.h1]
+  circuitdisc heads weights model=toys/linear_regression"""
 
-LISTS = ("roles", "order", "knock_out", "layers", "sizes")
+LISTS = ("roles", "order", "knock_out", "layers", "sizes", "inputs")
 
 
 def _tool(name: str, function: str, heading: str, summary: str) -> Job:
@@ -32,9 +33,12 @@ def _tool(name: str, function: str, heading: str, summary: str) -> Job:
         if "ablation" in call.settings:
             shared |= {"ablation": dict(call.settings["ablation"]), "metric": call.metric}
         model = load_model(**call.settings["model"])
+        tool = getattr(circuitdisc.heads, function)
+        if "task" not in call.settings:  # weights alone: nothing is run
+            return Answer(tool(model, **settings), model.name, (), {"tool": name})
         without_task = name == "roles" and settings["prompts"] == "repeated"
         task = None if without_task else build_task(model, call.settings)
-        result = getattr(circuitdisc.heads, function)(model, task, **settings, **shared)
+        result = tool(model, task, **settings, **shared)
         subject = f"{model.name}, {'random tokens said twice' if task is None else f'task {task.name}'}"
         notes = () if task is None else task.notes
         return Answer(result, subject, notes, {"tool": name})
@@ -48,7 +52,7 @@ def _tool(name: str, function: str, heading: str, summary: str) -> Job:
         find=find,
         leaves=Leaves(
             heading=heading,
-            words=lambda call: (f"heads-{name}", call.model_name, call.task_name),
+            words=lambda call: (f"heads-{name}", call.model_name, *([call.task_name] if "task" in call.settings else [])),
             described_by="heads",
             format="circuitdisc.heads",
         ),
@@ -72,4 +76,5 @@ JOBS = (
         "heads ablated one after the other, in the order of their effect and at random",
     ),
     _tool("neurons", "neuron_analysis", "Neurons", "the neurons that the answer, or what heads do for it, depends on"),
+    _tool("weights", "head_matrices", "Weights", "the key-query and output-value products of a toy's heads, axis by axis"),
 )

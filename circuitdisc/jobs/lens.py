@@ -192,7 +192,7 @@ def describe_lens(lens: LogitLens) -> Description:
         {"after": row["after"]} | {key: value for name in names for key, value in _cells(row, name)} for row in lens.table()
     ]
     caption = f"Bands: {lens.confidence:.0%} intervals of the means."
-    return Description(Verdict(tuple(lead), tuple(caveats)), (Section("Layer by layer", rows, note, shown, caption),))
+    return Description(Verdict(tuple(lead), tuple(caveats)), (Section("Layer by layer", rows, note, shown, caption, True),))
 
 
 def _words(row: Row, name: str) -> str:

@@ -103,7 +103,8 @@ class ToyConfig:
                 raise BadModel(f"config.json: {name}={str(value)[:40]!r} cannot be used; {_WANTED[kind].format(low=low)}")
         if self.n_heads % self.kv_heads:
             raise BadModel(f"config.json: n_heads={self.n_heads} is no multiple of n_key_value_heads={self.kv_heads}")
-        if self.rotary_width % 2 or self.rotary_width > self.d_head:
+        is_rotary = self.positional_embedding_type == "rotary" or self.rotary_dim is not None
+        if is_rotary and (self.rotary_width % 2 or self.rotary_width > self.d_head):
             raise BadModel(f"config.json: rotary_dim={self.rotary_width} must be even and at most d_head={self.d_head}")
         if self.normalization_type not in NORMS:
             raise UnknownName("normalization_type", str(self.normalization_type), [str(name) for name in NORMS])

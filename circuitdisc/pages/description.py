@@ -31,6 +31,7 @@ class Section:
         rows: the table's lines.
         note: what the table shows.
         caption: of the figure.
+        ends_last: of more lines than a terminal gets the last are printed, as of a table by layer; else the first.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Section:
     note: str = ""
     picture: Picture | None = None
     caption: str = ""
+    ends_last: bool = False
 
     @property
     def headers(self) -> list[str]:
@@ -84,9 +86,11 @@ def description_text(description: Description) -> str:
     for section in description.sections:
         if section.rows:
             align = "".join("l" if at in section.words else "r" for at in range(len(section.headers)))
-            parts.append(text_table(section.headers, section.cells(PRINTED_AT_MOST), align))
-            if len(section.rows) > PRINTED_AT_MOST:
-                parts[-1] += f"\n... {len(section.rows) - PRINTED_AT_MOST:,} more lines on the page"
+            more, cells = len(section.rows) - PRINTED_AT_MOST, section.cells(LISTED_AT_MOST)
+            shown = cells[-PRINTED_AT_MOST:] if section.ends_last else cells[:PRINTED_AT_MOST]
+            parts.append(text_table(section.headers, shown, align))
+            if more > 0:
+                parts[-1] += f"\n... {more:,} {'earlier' if section.ends_last else 'more'} lines on the page"
             parts[-1] += f"\n{section.note}" if section.note else ""
     return plain_text("\n\n".join([*parts, description.said.text]))
 

@@ -4,17 +4,20 @@ from circuitdisc.heads.attention import AttentionTo
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.heads.knockout import KnockoutCurve
 from circuitdisc.heads.logits import LogitAttribution
+from circuitdisc.heads.matrices import HeadMatrices
 from circuitdisc.heads.neurons.analysis import NeuronAnalysis
 from circuitdisc.heads.neurons.table import NeuronTable
 from circuitdisc.heads.roles import HeadRoles
 from circuitdisc.pages.description import Description, Section, cell, describe
-from circuitdisc.pages.heads_figures import bars_figure, curve_figure, head_map, layers_figure, masked_figure
+from circuitdisc.pages.heads_figures import axes_map, bars_figure, curve_figure, head_map, layers_figure, masked_figure
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero
 from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
 from circuitdisc.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
 
+_AXES = "Rows: the axis that is read (of the key, of the attended token), 0 at the bottom; columns: of the query, written."
+_MATRICES = 16  # pictures on a page
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 
 
@@ -32,6 +35,7 @@ def _(result: LogitAttribution) -> Description:
         "Means over examples. after: the difference if nothing later wrote anything, with its interval",
         picture("layers", layers_figure(result), "What each layer adds to the logit difference; the table has the numbers."),
         "Bars: what a layer adds. Line: the difference after it, the final norm's scale held at its final value.",
+        ends_last=True,
     )
     heads = picture("heads", head_map(result.heads, signed=True), "Every head's part.")
     parts = Section(
@@ -180,6 +184,31 @@ def _(result: NeuronAnalysis) -> Description:
             Section("Tokens", [tokens.row() for tokens in result.tokens], "What a neuron's output raises and lowers most"),
         ),
     )
+
+
+@describe.register
+def _(result: HeadMatrices) -> Description:
+    rows, sums = result.table(), result.sums()
+    first = max(rows, key=lambda row: abs(row["KQ diagonal"]))
+    lead = (
+        f"On the inputs (axes {', '.join(map(str, result.inputs))}) the diagonal of {first['head']}'s KQ is "
+        f"{number(first['KQ diagonal'])}, with a standard deviation of {number(first['spread'])}; off it the entries have a "
+        f"size of {number(first['off the diagonal'])}.",
+        *(
+            f"OV of the label (axis {result.label}) adds up to {number(row['sum over heads'])} over the heads of layer "
+            f"{row['layer']}, of {number(row['of absolute values'])} in absolute values."
+            for row in sums[:1]
+        ),
+    )
+    pictures = [
+        (f"{row['head']}: {what}", picture(f"{what}-{row['head']}", axes_map(matrix), f"{what} of {row['head']}."))
+        for what, matrices in (("KQ", result.kq), ("OV", result.ov))
+        for row, matrix in zip(rows, matrices.reshape(-1, *matrices.shape[2:]), strict=True)
+    ][:_MATRICES]
+    note = "Root mean squares where there is more than one entry. KQ times the scale of the scores; OV to the label's axis"
+    sections = [Section("Heads", rows, note), Section("Sums", sums, "OV of the label over the heads of a layer")]
+    sections += [Section(title, picture=shown, caption=_AXES) for title, shown in pictures]
+    return Description(Verdict(lead, as_sentences([result.note])), tuple(sections))
 
 
 def _masked_rows(table: NeuronTable) -> list[Row]:

@@ -61,6 +61,16 @@ def head_map(values: Float[np.ndarray, "L H"], *, signed: bool = False, largest:
     return figure
 
 
+def axes_map(values: Float[np.ndarray, "D D"]) -> go.Figure:
+    """A square of numbers with its middle colour at 0: rows from below, columns from the left."""
+    figure, largest = go.Figure(), float(np.abs(values).max(initial=0.0)) or 1.0
+    figure.add_heatmap(z=values, zmin=-largest, zmax=largest, colorscale="RdBu_r", xgap=1, ygap=1, colorbar={"thickness": 12})
+    frame(figure, 380, width=470)
+    figure.update_xaxes(showgrid=False, zeroline=False, dtick=max(1, len(values) // 16))
+    figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, len(values) // 16))
+    return figure
+
+
 def _short(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.2g}".replace("-", "−")
 

@@ -200,4 +200,10 @@ def _named_splits(
                 "add lines, or ask for fewer"
             )
         splits.append(tuple(mine[:size]))
+        groups, of_all = ({example.group for example in part} for part in (splits[-1], mine))
+        if len(groups) < len(of_all):
+            note(
+                f"the first {size} examples with split '{name}' are of {len(groups)} of its {len(of_all)} groups: mix the "
+                f"lines of the file, or ask for more with {setting}="
+            )
     return splits[0], splits[1]
