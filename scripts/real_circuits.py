@@ -109,15 +109,21 @@ def measured(call: Call, model: str, runs: Path, limit: float) -> dict[str, Any]
         _, status, usage = os.wait4(process.pid, 0)
         output.seek(0)
         said = output.read().decode(errors="replace").strip().splitlines()
-    code = os.waitstatus_to_exitcode(status)
+    process.returncode = code = os.waitstatus_to_exitcode(status)  # Popen has not seen that it ended
     return {
         "command": "circuitdisc " + shlex.join(words),
         "status": "stopped" if code in (-signal.SIGXCPU, -signal.SIGKILL) else "done" if code == 0 else "refused",
         "seconds": usage.ru_utime + usage.ru_stime,
         "wall": time.perf_counter() - started,
         "peak": usage.ru_maxrss * 1024,
-        "said": said[-1] if code and said else "",
+        "said": _sentence(said) if code else "",
     }
+
+
+def _sentence(lines: Sequence[str]) -> str:
+    """What a command that failed said last, as far as it fits into a table."""
+    own = [line.removeprefix("circuitdisc: ") for line in lines if line.startswith("circuitdisc: ")]
+    return (own or lines or [""])[-1][:160]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -154,14 +160,7 @@ def circuit_row(runs: Path, task: str, algorithm: str) -> list[str]:
     note, scores = read(runs / f"{name}.measured.json"), read(folder / "scores.json")
     row = [f"`{task}`", f"`{algorithm}`"]
     if scores is None:
-        why = (
-            "not run"
-            if note is None
-            else f"stopped after {note['seconds']:.0f} s"
-            if note["status"] == "stopped"
-            else note["said"]
-        )
-        return [*row, why, *["–"] * 7]
+        return [*row, _why_not(note), *["–"] * 7]
     held_out = {score["name"]: score for score in scores["scores"] if score["split"] == "heldout"}
     circuit, cost, stable = (read(folder / f"{file}.json") for file in ("circuit", "cost", "stability"))
     size = f"{scores['circuit_heads']} heads" + ("" if circuit["granularity"] == "head" else f", {circuit['n_edges']:,} edges")
@@ -326,9 +325,12 @@ def main() -> None:
     runs.mkdir(parents=True, exist_ok=True)
     for call in calls():
         note = runs / f"{call.name}.measured.json"
-        if args.tables or args.pictures or not re.search(args.only, call.name) or (read(note) or {}).get("status") == "done":
+        before = read(note) or {"status": "not run", "seconds": 0.0, "peak": 0}
+        if args.tables or args.pictures or not re.search(args.only, call.name) or before["status"] == "done":
             continue
         result = measured(call, args.model, runs, args.limit)
+        if before["status"] == "stopped":  # it went on from there
+            result |= {"seconds": result["seconds"] + before["seconds"], "peak": max(result["peak"], before["peak"])}
         note.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         needed = f"{result['seconds']:.0f} s, {result['peak'] / 2**20:,.0f} MiB"
         print(f"{call.name}: {result['status']}, {needed} {result['said']}", flush=True)
