@@ -38,8 +38,8 @@ TASKS = {  # the cheap ones first; settings of a task, and the positions between
     "subject_verb_agreement": ("", ("end:subject", "end:attractor")),
     "gendered_pronoun": ("", ("end:name",)),
     "factual_recall": ("", ("end:subject",)),
-    "ioi": ("", ("end:io", "end:s1", "end:s2", "s2:s1", "s2:s1+1", "s1+1:s1")),
-    "induction": ("task.length=8", ("end:b1", "b1:a1")),
+    "ioi": ("", ("end:io", "end:s2", "s2:s1", "s2:s1+1")),
+    "induction": ("task.length=8", ("end:b1",)),
     "colored_objects": ("", ("end:correct_color",)),
 }
 ALGORITHMS = {
