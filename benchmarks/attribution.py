@@ -120,7 +120,7 @@ def direct_eap(model: Model, task: Task) -> np.ndarray:
             cut.read(layer, qkv, range(n_heads), inputs[index * n_heads : (index + 1) * n_heads], frame)  # pyright: ignore
             for index, qkv in enumerate(("q", "k", "v"))
         )
-        z = cut.pattern(layer, q, k, frame) @ v
+        z = cut.pattern(layer, range(n_heads), q, k, frame) @ v
         b_O = cut.weights.layers[layer].b_O
         assert b_O is not None
         x = x + cut.head_output(layer, range(n_heads), z, frame)[:, 0].sum(0) + b_O

@@ -28,7 +28,7 @@ from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
 from circuitdisc.engine.gradients.memory import Gradient, Shapes, buffer_bytes, examples_in_budget, peak_bytes
 from circuitdisc.metrics import get_metric
 from circuitdisc.models import Model, cut_hugging_face
-from circuitdisc.models.components import ModelSpec
+from circuitdisc.models.weights import ModelSpec
 
 RESULTS = Path(__file__).parent / "results" / "ATTRIBUTION_MEMORY.md"
 LLAMAS: dict[str, dict[str, Any]] = {

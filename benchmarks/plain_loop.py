@@ -15,7 +15,7 @@ from torch.nn import functional
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import NormWeights
+from circuitdisc.models.weights import NormWeights
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""Searches and scores on a real model: seconds, passes, peak memory, and the share of the time that is linear algebra.
+"""Searches and scores on a real model: CPU seconds, passes, peak memory, and the share of the time that is linear algebra.
 
     python benchmarks/real_model.py FOLDER                               # a Hugging Face folder; writes results/REAL_MODEL.md
     python benchmarks/real_model.py FOLDER --only ioi,eap_ig             # some rows
     python benchmarks/real_model.py FOLDER --against /an/older/checkout  # each row by both, one after the other
 
-Every row runs in a process of its own, by the public calls alone, so that an older checkout can run it, too. Peak memory is
+Every row runs in a process of its own, by the public calls alone, so that an older checkout can run it, too. Seconds are of the
+processor, so that other work beside counts little; with one thread they are those of a quiet machine. Peak memory is
 the largest resident set over that of the loaded model. Linear algebra is the time inside matrix products (one Python call
 each, measured by a dispatch mode in a second run of the row, `--share`).
 """
@@ -67,9 +68,9 @@ class InProducts:
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 if func.overloadpacket.__name__ not in outer.names:
                     return func(*args, **(kwargs or {}))
-                started = time.perf_counter()
+                started = time.process_time()
                 result = func(*args, **(kwargs or {}))
-                outer.seconds += time.perf_counter() - started
+                outer.seconds += time.process_time() - started
                 return result
 
         self.mode = Mode()
@@ -82,9 +83,9 @@ def seconds_of_forward(forward: Callable[[], object]) -> float:
     seconds = 0.0
     with torch.no_grad():
         for _ in range(2):
-            started = time.perf_counter()
+            started = time.process_time()
             forward()
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
     return seconds
 
 
@@ -110,7 +111,7 @@ def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], th
     products = InProducts()
     if share:
         products.mode.__enter__()
-    started = time.perf_counter()
+    started = time.process_time()
     result: dict[str, Any] = {}
     if call == "score":
         scores = cd.score(model, task, circuit, ablation="resample")
@@ -126,7 +127,7 @@ def run_row(folder: str, task_name: str, call: str, settings: dict[str, Any], th
         result["cost"] = {name: float(value) for name, value in vars(discovery.cost).items()}
         tried = [line for line in discovery.trace if {"edge", "group", "head"} & set(line)]
         result["decided"], result["figure"] = len(tried), sorted(circuit.edge_names())
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     if share:
         products.mode.__exit__(None, None, None)
     result |= {"seconds": seconds, "forward": forward, "peak": peak_bytes() - before, "products": products.seconds}
@@ -185,7 +186,7 @@ def line_of(row: tuple[str, str, dict[str, Any]], now: Any, before: Any) -> list
 
 
 HEADERS = [
-    "task", "call", "seconds", "plain forwards", "decided; passes; node evaluations", "peak memory, MiB", "in matrix products",
+    "task", "call", "CPU seconds", "plain forwards", "decided; passes; node evaluations", "peak memory, MiB", "in matrix products",
     "edges", "faithfulness, held out", "before / now; the same",
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ and one big buffer of differences [S, B, T, D]. Slow and obvious; shares with th
 
 import numpy as np
 import torch
-from reference import norm, rotate, run_mlp, unembed
+from reference import norm, run_mlp, turned, unembed
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.patching import Patching
@@ -33,7 +33,7 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
         return torch.stack(upstream).sum(0) + constant + leaves.get(receiver, 0.0)
 
     positions = batch.position_ids
-    token = weights.W_E[batch.clean] * spec.embed_scale
+    token = norm(spec, weights.W_E[batch.clean] * spec.embed_scale, weights.norm_embedding)
     position = torch.zeros_like(token) if weights.W_pos is None else weights.W_pos[positions]
     for value in (token, position) if graph.split_embeddings else (token + position,):
         write(value)
@@ -48,9 +48,8 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            if weights.inverse_frequencies is not None:
-                q, k = (rotate(x, positions, weights.inverse_frequencies) for x in (q, k))
-            pattern = attention(spec, layer, q, k, batch, length)
+            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame) for kind, x in (("q", q), ("k", k)))
+            pattern = attention(cut, layer, head, q, k, batch, length)
             if leaf_patterns is not None:
                 leaf_patterns[layer, head] = torch.zeros_like(pattern, requires_grad=True)
                 pattern = pattern + leaf_patterns[layer, head]
@@ -71,11 +70,14 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
     return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
 
-def attention(spec, layer, q, k, batch, length):
-    """The pattern [B, T, T2]."""
+def attention(cut, layer, head, q, k, batch, length):
+    """One head's pattern [B, T, T2]."""
+    spec, bias = cut.spec, cut.weights.key_bias
     scores = q @ k.transpose(-1, -2) * spec.attn_scale[layer]
     if spec.score_softcap:
         scores = spec.score_softcap * (scores / spec.score_softcap).tanh()
+    if bias is not None:
+        scores = scores + bias[head][batch.position_ids][:, None, :]
     window = spec.window[layer] if spec.window else None
     i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
     reach = (j <= i) if spec.causal else torch.ones(length, length, dtype=torch.bool)
@@ -164,21 +166,21 @@ def direct_atp(model, ablation, examples, metric):
         for head in range(spec.n_heads):
             group = head // (spec.n_heads // spec.n_kv_heads)
 
-            def project(x, kind, block=block, head=head, group=group):
+            def project(x, kind, layer=layer, block=block, head=head, group=group):
                 x = norm(spec, x, block.norm_attention)
                 weight, bias, row = (block.W_Q, block.b_Q, head) if kind == "q" else (block.W_K, block.b_K, group)
                 x = x @ weight[row]
                 x = x if bias is None else x + bias[row]
-                return x if weights.inverse_frequencies is None else rotate(x, batch.position_ids, weights.inverse_frequencies)
+                return turned(cut, layer, kind, head, x, batch.position_ids, chunk.frame)
 
             for kind in "qk":
                 r = graph.receiver_index[f"a{layer}.h{head}<{kind}>"]
                 clean = chunk.clean[: graph.n_upstream[r]].sum(0) + constant
-                pattern = attention(spec, layer, project(clean, "q"), project(clean, "k"), batch, length)
+                pattern = attention(cut, layer, head, project(clean, "q"), project(clean, "k"), batch, length)
                 for s in range(int(graph.n_upstream[r])):
                     q = project(clean + delta[s] if kind == "q" else clean, "q")
                     k = project(clean + delta[s] if kind == "k" else clean, "k")
-                    changed = attention(spec, layer, q, k, batch, length)
+                    changed = attention(cut, layer, head, q, k, batch, length)
                     scores[r, s] = float(((changed - pattern) * into_pattern[layer, head]).sum())
         if block.b_O is not None:
             constant = constant + block.b_O

@@ -60,8 +60,8 @@ def plain_run(model, tokens, outputs=None, patterns=None, scales=None):
             q, k, v = normed @ block.W_Q[head], normed @ block.W_K[group], normed @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            if weights.inverse_frequencies is not None:
-                q, k = (rotate(y[None], positions[None], weights.inverse_frequencies)[0] for y in (q, k))
+            if weights.inverse_frequencies:
+                q, k = (rotate(y[None], positions[None], weights.inverse_frequencies[0])[0] for y in (q, k))
             scores = q @ k.T * spec.attn_scale[layer]
             if spec.score_softcap:
                 scores = spec.score_softcap * (scores / spec.score_softcap).tanh()

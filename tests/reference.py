@@ -1,7 +1,7 @@
 """The slow, obvious truth: the whole model, head by head, every edge masked, straight from the weights.
 
-Shares with the package only the weights' layout and the table of activations (and, for Gemma 2, the
-norm scale that is held at its clean value).
+Shares with the package only the weights' layout and the table of activations (and the scales that are frozen at their clean
+values: of norms after attention, and of norms of queries and keys across heads).
 """
 
 import math
@@ -10,11 +10,11 @@ import torch
 
 from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
-from circuitdisc.models.components import ACTIVATIONS
+from circuitdisc.models.weights import ACTIVATIONS, NormWeights
 
 
 def norm(spec, x, weights):
-    if spec.norm is None:
+    if spec.norm is None or not weights.present:
         return x
     if spec.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -30,15 +30,33 @@ def unembed(spec, weights, normed):
     return logits if not spec.logit_softcap else spec.logit_softcap * (logits / spec.logit_softcap).tanh()
 
 
-def rotate(x, positions, frequencies):
-    """Rotate pairs (i, i + half) by position * frequency. x [B, T, K]."""
+def rotate(x, positions, frequencies, neighbours=False, scale=1.0):
+    """Rotate pairs (i, i + half), or neighbours (2 i, 2 i + 1), by position * frequency. x [B, T, K]."""
     out = x.clone()
     half = len(frequencies)
     angle = positions[..., None].float() * frequencies
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    out[..., :half] = x[..., :half] * cos - x[..., half : 2 * half] * sin
-    out[..., half : 2 * half] = x[..., half : 2 * half] * cos + x[..., :half] * sin
+    cos, sin = angle.cos().to(x.dtype) * scale, angle.sin().to(x.dtype) * scale
+    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if neighbours else (slice(half), slice(half, 2 * half))
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
     return out
+
+
+def turned(cut, layer, kind, head, x, positions, frame):
+    """One head's queries or keys as its pattern takes them: normed and turned by their positions. x [B, T, K]"""
+    spec, block = cut.spec, cut.weights.layers[layer]
+    weights, row = (block.norm_q, head) if kind == "q" else (block.norm_k, head // (spec.n_heads // spec.n_kv_heads))
+    if weights is not None:
+        scale = weights.scale if weights.scale is None or weights.scale.dim() == 1 else weights.scale[row]
+        if spec.norm_across_heads:  # by the size of all heads' together in the full run
+            x = x * frame.turn_scale[layer, kind] * (1.0 if scale is None else scale)
+        else:
+            x = norm(spec, x, NormWeights(scale, weights.shift))
+    which = spec.rotary[layer] if spec.rotary else 0
+    frequencies = cut.weights.inverse_frequencies
+    if not frequencies or which is None:
+        return x
+    return rotate(x, positions, frequencies[which], spec.rotary_pairs == "neighbours", spec.rotary_scale)
 
 
 def masked_run(model: Model, chunk, mask) -> torch.Tensor:
@@ -57,7 +75,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
         return total
 
     positions = batch.position_ids
-    token = weights.W_E[batch.clean] * spec.embed_scale
+    token = norm(spec, weights.W_E[batch.clean] * spec.embed_scale, weights.norm_embedding)
     position = torch.zeros_like(token) if weights.W_pos is None else weights.W_pos[positions]
     live += [token, position] if graph.split_embeddings else [token + position]
     length = batch.clean.shape[1]
@@ -70,8 +88,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            if weights.inverse_frequencies is not None:
-                q, k = (rotate(x, positions, weights.inverse_frequencies) for x in (q, k))
+            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame) for kind, x in (("q", q), ("k", k)))
             scores = torch.full((batch.n_examples, length, length), -math.inf, dtype=cut.dtype)
             window = spec.window[layer] if spec.window else None
             for i in range(length):
@@ -82,6 +99,8 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
                     score = (q[:, i] * k[:, j]).sum(-1) * spec.attn_scale[layer]
                     if spec.score_softcap:
                         score = spec.score_softcap * (score / spec.score_softcap).tanh()
+                    if weights.key_bias is not None:
+                        score = score + weights.key_bias[head][positions[:, j]]
                     scores[:, i, j] = torch.where(batch.is_token[:, j] | torch.tensor(i == j), score, -math.inf)
             out = (scores.softmax(-1) @ v) @ block.W_O[head]
             if block.norm_after_attention is not None:
@@ -107,6 +126,10 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
 def run_mlp(spec, block, x):
     activation = ACTIVATIONS[spec.activation]
     x = norm(spec, x, block.norm_mlp)
+    if block.experts is not None:
+        out = block.experts(x)
+        out = out[0] if isinstance(out, tuple) else out
+        return out if block.norm_after_mlp is None else norm(spec, out, block.norm_after_mlp)
     hidden = x @ block.W_in
     if block.b_in is not None:
         hidden = hidden + block.b_in

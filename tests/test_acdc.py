@@ -67,7 +67,9 @@ def random_graph(family, seed, split):
     return cut_toy(toy(family, seed, **sizes).double(), name=family, split_embeddings=split)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gpt_neox", "gemma3_text", "olmo2", "falcon_alibi", "gptj", "cohere", "mixtral"]
+)
 @pytest.mark.parametrize("first_change", [1, 4])
 def test_same_decisions_on_real_architectures(family, first_change):
     """With prompts that differ early, and late: positions before the first difference are not run again."""

@@ -35,8 +35,8 @@ from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import get_metric
 from circuitdisc.tasks.base import Task
 
-FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", *TOYS]
-LONG_FAMILIES = [name for name in FAMILIES if name not in ("gpt2", "gemma2", "parallel")]
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "bloom", "cohere", "granite", "mixtral", *TOYS]
+LONG_FAMILIES = [name for name in FAMILIES if name not in ("gpt2", "gemma2", "olmo2", "parallel")]
 KINDS = ["zero", "mean", "resample"]
 METRICS = ["logit_diff", "log_prob", "prob_diff"]
 POINTS = equal(0.0, 0.5)
@@ -60,7 +60,7 @@ def scores_of(algorithm, model, task, kind: Any = "resample", metric="log_prob",
 
 @pytest.mark.parametrize(("kind", "metric"), list(zip(KINDS, METRICS, strict=True)))
 @pytest.mark.parametrize(
-    "family", ["gpt2", "gemma2", "parallel", *(pytest.param(name, marks=pytest.mark.long) for name in LONG_FAMILIES)]
+    "family", ["gpt2", "gemma2", "olmo2", "parallel", *(pytest.param(name, marks=pytest.mark.long) for name in LONG_FAMILIES)]
 )
 def test_scores_equal_the_direct_way(family, kind: Any, metric):
     model = model_of(family)
@@ -100,7 +100,9 @@ def test_kl_away_from_the_full_model(family):
     assert far(between.edges_between(POINTS), direct_between_embeddings(model, ablation, examples, kl, POINTS)) < 1e-9
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "bidirectional", "no_norm"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "bloom", "cohere", "bidirectional", "no_norm"]
+)
 def test_atp_equals_the_literal_computation_edge_by_edge(family):
     model = model_of(family)
     examples, ablation, metric = random_examples(model, 3), Ablation("resample"), get_metric("log_prob")

@@ -72,7 +72,7 @@ def test_what_hooks_cannot_do_is_refused_in_a_sentence(pair, capability):
     fast, hooked = pair
     assert (fast.can(capability), hooked.can(capability)) == (True, False)
     require(fast, capability, "this")
-    with pytest.raises(BadSetting, match=r"^this, and .* runs through hooks: it works with GPT-2, .* and Gemma 2$"):
+    with pytest.raises(BadSetting, match=r"^this, and .* runs through hooks: it works with GPT-2, .* and Qwen 3 MoE$"):
         require(hooked, capability, "this")
     with pytest.raises(BadSetting, match=r"needs a model with fast components; .* runs by hooks"):
         _ = hooked.components

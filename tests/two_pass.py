@@ -7,9 +7,9 @@ clean value.
 import math
 
 import torch
-from reference import rotate, unembed
+from reference import turned, unembed
 
-from circuitdisc.models.components import ACTIVATIONS
+from circuitdisc.models.weights import ACTIVATIONS
 
 
 def size_of(spec, x):
@@ -98,8 +98,10 @@ class PlainRun:
         q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
         if block.b_Q is not None:
             q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-        if self.weights.inverse_frequencies is not None:
-            q, k = (rotate(one, batch.position_ids, self.weights.inverse_frequencies) for one in (q, k))
+        q, k = (
+            turned(self.model.components, layer, kind, head, x, batch.position_ids, self.chunk.frame)
+            for kind, x in (("q", q), ("k", k))
+        )
         scores = q @ k.transpose(1, 2) * spec.attn_scale[layer]
         if spec.score_softcap:
             scores = spec.score_softcap * (scores / spec.score_softcap).tanh()

@@ -180,13 +180,6 @@ def _make_ready(components: Components, graph: ComputationGraph, chunk: Chunk, f
     if components.spec.causal:  # nothing before the first changed token sees it; readings have to be there, too
         changed = int(positions_mask(chunk.batch, positions).any(0).nonzero().min())
         start = min(changed, int(chunk.batch.read_position.min()))
-    tail = Frame(
-        frame.position_ids[:, start:],
-        frame.allowed,
-        None if frame.cos is None else frame.cos[:, start:],
-        None if frame.sin is None else frame.sin[:, start:],
-        {layer: scale[:, start:] for layer, scale in frame.head_scale.items()},
-    )
     residuals = {}
     for layer in range(first, graph.n_layers + 1):
         n_before = n_embed + layer * (graph.n_heads + graph.has_mlp)
@@ -197,7 +190,7 @@ def _make_ready(components: Components, graph: ComputationGraph, chunk: Chunk, f
         before[layer] = (k[:, :, :start].clone(), v[:, :, :start].clone())
     ablated = chunk.ablated if chunk.ablated.shape[2] == 1 or not start else chunk.ablated[:, :, start:].clone()
     kept = replace(chunk, clean=chunk.clean[:n_embed].clone(), ablated=ablated)
-    return Ready(kept, residuals[first][:, start:].clone(), tail, first, start, before)
+    return Ready(kept, residuals[first][:, start:].clone(), frame.tail(start), first, start, before)
 
 
 @torch.no_grad()

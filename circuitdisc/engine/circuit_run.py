@@ -116,7 +116,7 @@ class CircuitRun:
         if not heads:
             return
         q, k, v = self._read_qkv(layer, heads)
-        pattern = self.components.pattern(layer, q, k, self.frame)
+        pattern = self.components.pattern(layer, heads, q, k, self.frame)
         outputs = self.components.head_output(layer, heads, pattern @ v, self.frame)
         self.node_evaluations += len(heads)
         for row, head in enumerate(heads):

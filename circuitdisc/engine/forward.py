@@ -118,7 +118,7 @@ def layer_states(
     hooks = {} if hooks is None else hooks
     for layer in range(first, graph.n_layers):
         x = apply(hooks, "resid_pre", layer, x)
-        state = attend(components, layer, x, frame, hooks, past)
+        state = attend(components, layer, x, frame, hooks, past, fix_scale)
         if fix_scale:
             components.fix_head_scale(layer, state.z[:, None], frame)
         state.written = write(components, layer, state.z, frame, hooks)
@@ -151,21 +151,26 @@ def attend(
     frame: Frame,
     hooks: Hooks | None = None,
     past: Past | None = None,
+    fix_scale: bool = False,
 ) -> LayerState:
     """All heads of a layer up to their weighted values; nothing is written yet."""
     hooks = {} if hooks is None else hooks
     block = components.weights.layers[layer]
     normed = components.norm(x, block.norm_attention)
-    q = apply(hooks, "q", layer, components.rotate(_project(normed, block.W_Q, block.b_Q), frame))
-    k, v = (
-        apply(hooks, point, layer, value)
-        for point, value in zip("kv", _keys_values(components, layer, normed, frame), strict=True)
-    )
+    q = _project(normed, block.W_Q, block.b_Q)
+    k = _project(normed, block.W_K, block.b_K)
+    if fix_scale:
+        components.fix_turn_scale(layer, "q", q, frame)
+        components.fix_turn_scale(layer, "k", k, frame)
+    q = apply(hooks, "q", layer, components.turn(layer, "q", range(q.shape[0]), q, frame))
+    k = apply(hooks, "k", layer, components.turn(layer, "k", range(k.shape[0]), k, frame))
+    v = apply(hooks, "v", layer, _project(normed, block.W_V, block.b_V))
     queries = None
     if past is not None and past.start:
         k, v = (torch.cat([before, here], dim=2) for before, here in zip(past.keys_values[layer], (k, v), strict=True))
         queries = torch.arange(past.start, past.start + x.shape[1], device=x.device)
-    pattern = apply(hooks, "pattern", layer, components.pattern(layer, q, for_heads(components, k), frame, queries))
+    pattern = components.pattern(layer, range(q.shape[0]), q, for_heads(components, k), frame, queries)
+    pattern = apply(hooks, "pattern", layer, pattern)
     z = apply(hooks, "z", layer, pattern @ for_heads(components, v))
     return LayerState(layer, x, q, k, v, pattern, z, x[:0], x[:0])
 
@@ -174,12 +179,10 @@ def keys_values(
     components: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame
 ) -> tuple[Float[Tensor, "G B T K"], Float[Tensor, "G B T K"]]:
     """Keys, as the pattern takes them, and values of a layer that reads this residual."""
-    return _keys_values(components, layer, components.norm(x, components.weights.layers[layer].norm_attention), frame)
-
-
-def _keys_values(components: Components, layer: int, normed: Float[Tensor, "B T D"], frame: Frame) -> tuple[Tensor, Tensor]:
     block = components.weights.layers[layer]
-    return components.rotate(_project(normed, block.W_K, block.b_K), frame), _project(normed, block.W_V, block.b_V)
+    normed = components.norm(x, block.norm_attention)
+    k = _project(normed, block.W_K, block.b_K)
+    return components.turn(layer, "k", range(k.shape[0]), k, frame), _project(normed, block.W_V, block.b_V)
 
 
 def write(

@@ -141,7 +141,7 @@ class IncrementalRun:
         layer, positions = step.layer, step.positions
         if looks_elsewhere:
             q, k = self._full(trial, step, "q", heads)[..., positions, :], self._full(trial, step, "k", heads)
-            pattern = self.components.pattern(layer, q, k, self.run.frame, positions)
+            pattern = self.components.pattern(layer, heads, q, k, self.run.frame, positions)
             trial.patterns |= {sender: (positions, row) for sender, row in zip(senders, pattern, strict=True)}
         else:
             pattern = torch.stack([self._patterns[sender][:, positions] for sender in senders])[:, None]

@@ -109,7 +109,7 @@ class MaskedRun:
             components.read(layer, qkv, heads, read[:, None], self.frame)
             for qkv, read in zip(("q", "k", "v"), inputs, strict=True)
         )
-        pattern = components.pattern(layer, q, k, self.frame)
+        pattern = components.pattern(layer, heads, q, k, self.frame)
         return components.head_output(layer, heads, pattern @ v, self.frame)[:, 0]
 
     def _mlp(self, layer: int) -> Float[Tensor, "1 B T D"]:

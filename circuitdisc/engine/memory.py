@@ -90,8 +90,7 @@ def rows_in(model: Model, budget: int, each: int, n_changed: int) -> int:
 
 def d_mlp(components: Components) -> int:
     """Width of the MLPs, 0 without."""
-    W_in = components.weights.layers[0].W_in
-    return 0 if W_in is None else W_in.shape[1]
+    return max(block.d_mlp for block in components.weights.layers)
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

@@ -41,9 +41,18 @@ def load_model(name: str, **settings: Any) -> Model:
     Raises:
         UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
     """
-    model = read_model(name, **settings)
+    model = read_model(name, accepts=is_the_module, **settings)
     verify(model)
     return model
+
+
+def is_the_module(model: Model) -> bool:
+    """Whether a cut model, by a guessed declaration, is its module."""
+    try:
+        verify(model)
+    except BadModel:
+        return False
+    return True
 
 
 def verify(model: Model, examples: Sequence[Example] = ()) -> None:
@@ -51,7 +60,7 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
 
     Args:
         examples: of the call. A module with hooks or adapters, which may act on some prompts alone, is compared on the first of
-            them, too.
+            them, too; one whose architecture was guessed on the longest.
 
     Raises:
         BadModel: the cut model is not the module.
@@ -62,6 +71,8 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
         own.set_checked(model.backend)
     if examples and own.extras():
         _compare(model, {OWN: _against_own(model, examples[:EXAMPLES_COMPARED])})
+    elif examples and model.guessed:  # a window, say, shows in long prompts alone
+        _compare(model, {OWN: _against_own(model, sorted(examples, key=len)[-EXAMPLES_COMPARED:])})
 
 
 @torch.no_grad()

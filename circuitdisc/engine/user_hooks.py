@@ -43,7 +43,7 @@ def run_with_hooks(model: Model, prompts: Prompts, hooks: Mapping[str, Hook]) ->
         BadSetting: the model has no fast components, or a hook returns no tensor of the value's shape.
         BadTask: there are no prompts, text without a tokenizer, or ids that the model does not have.
 
-    In models with a norm after attention its scale is frozen at the run without hooks, so that heads stay separate.
+    Scales of norms that couple heads are frozen at the run without hooks, so that heads stay separate.
     """
     for point in hooks:
         if point not in POINTS:
@@ -53,7 +53,7 @@ def run_with_hooks(model: Model, prompts: Prompts, hooks: Mapping[str, Hook]) ->
     position_ids = (is_token.long().cumsum(1) - 1).clamp(min=0)
     frame = components.frame(is_token, position_ids)
     x = components.embed(tokens, position_ids, split=False)[0]
-    if any(block.norm_after_attention is not None for block in components.weights.layers):
+    if components.freezes_scales:
         with torch.no_grad():
             forward(components, graph, frame, x, fix_scale=True)
     final = forward(components, graph, frame, x, {point: _checked(point, hook) for point, hook in hooks.items()})

@@ -1,8 +1,8 @@
 """A transformer cut at its senders and receivers: every node as a function of its own inputs, straight from the weights.
 
-One class serves all families that differ only in switches (`ModelSpec`): kind of norm, rotary or learned positions, grouped
-queries, gated MLPs, parallel blocks, softcaps, norms after attention. Each family's file translates its weights into
-`Weights`, which follow the TransformerLens layout.
+One class serves all families that differ only in switches (`ModelSpec`): kind of norm, learned, rotary or linear positions,
+grouped queries, norms of queries and keys, gated MLPs, experts, parallel blocks, softcaps, norms after attention. Each family's
+declaration (`families/`) says which switch and which weight is where; `Weights` follow the TransformerLens layout.
 
 Shape letters: n heads asked for, C candidates (rows that differ in their edges), B examples, T positions, D residual width,
 H heads, K head width, M MLP width, V vocabulary. An input of n heads at once is [n, C, B, T, D]; axes of size 1 broadcast.
@@ -12,9 +12,9 @@ kept. An MLP's output includes its output bias. Nothing is folded.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,115 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitdisc.errors import BadModel
-from circuitdisc.graph import QKV, ComputationGraph
+from circuitdisc.graph import QKV
 from circuitdisc.models.backend import Capability
-
-ACTIVATIONS = {
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: functional.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "silu": functional.silu,
-    "swish": functional.silu,
-}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The switches of one architecture.
-
-    Args:
-        d_vocab, d_vocab_out: input and output vocabulary; they differ in some toys.
-        n_ctx: longest prompt, in tokens.
-        norm: kind of the norms before attention, MLP and unembedding; None for models without.
-        eps: the norms' epsilon.
-        activation: of the MLP, a key of `ACTIVATIONS`; None for attention-only models.
-        attn_scale: what attention scores are multiplied with, per layer.
-        parallel: attention and MLP of a block read the same residual.
-        causal: False for bidirectional attention.
-        window: longest distance that attention reaches back plus one, per layer; None without a limit.
-        score_softcap, logit_softcap: cap c of c * tanh(x / c) on attention scores and on logits.
-        embed_scale: what token embeddings are multiplied with.
-        rotary_scale: what cos and sin are multiplied with (YaRN).
-    """
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    d_vocab_out: int
-    n_ctx: int
-    norm: Literal["layer", "rms"] | None
-    eps: float
-    activation: str | None
-    attn_scale: tuple[float, ...]
-    parallel: bool = False
-    causal: bool = True
-    window: tuple[int | None, ...] | None = None
-    score_softcap: float | None = None
-    logit_softcap: float | None = None
-    embed_scale: float = 1.0
-    rotary_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise BadModel(
-                f"activation '{self.activation}' is not one that the fast components know ({', '.join(ACTIVATIONS)})"
-            )
-
-    def graph(self, split_embeddings: bool = False) -> ComputationGraph:
-        """The computation graph of this architecture."""
-        has_mlp = self.activation is not None
-        parallel = self.parallel and has_mlp
-        return ComputationGraph(self.n_layers, self.n_heads, has_mlp, parallel, split_embeddings, self.d_model)
-
-
-@dataclass(frozen=True)
-class NormWeights:
-    """Scale and shift of one norm; None where the norm has none."""
-
-    scale: Float[Tensor, "D"] | None = None
-    shift: Float[Tensor, "D"] | None = None
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """Weights of one block. `norm_after_attention` and `norm_after_mlp` are None in most families."""
-
-    W_Q: Float[Tensor, "H D K"]
-    W_K: Float[Tensor, "Hkv D K"]
-    W_V: Float[Tensor, "Hkv D K"]
-    W_O: Float[Tensor, "H K D"]
-    b_Q: Float[Tensor, "H K"] | None = None
-    b_K: Float[Tensor, "Hkv K"] | None = None
-    b_V: Float[Tensor, "Hkv K"] | None = None
-    b_O: Float[Tensor, "D"] | None = None
-    norm_attention: NormWeights = field(default_factory=NormWeights)
-    norm_mlp: NormWeights = field(default_factory=NormWeights)
-    norm_after_attention: NormWeights | None = None
-    norm_after_mlp: NormWeights | None = None
-    W_in: Float[Tensor, "D M"] | None = None
-    W_gate: Float[Tensor, "D M"] | None = None
-    W_out: Float[Tensor, "M D"] | None = None
-    b_in: Float[Tensor, "M"] | None = None
-    b_gate: Float[Tensor, "M"] | None = None
-    b_out: Float[Tensor, "D"] | None = None
-
-
-@dataclass(frozen=True)
-class Weights:
-    """All weights. `W_pos` is None for rotary models, `inverse_frequencies` for all others."""
-
-    W_E: Float[Tensor, "V D"]
-    layers: tuple[LayerWeights, ...]
-    W_U: Float[Tensor, "D Vout"]
-    b_U: Float[Tensor, "Vout"] | None = None
-    W_pos: Float[Tensor, "Tmax D"] | None = None
-    norm_final: NormWeights = field(default_factory=NormWeights)
-    inverse_frequencies: Float[Tensor, "Krot2"] | None = None
+from circuitdisc.models.weights import ACTIVATIONS, ModelSpec, NormWeights, Weights
 
 
 @dataclass
@@ -140,31 +34,46 @@ class Frame:
     Args:
         position_ids: index of each token in its own prompt. [B, T]
         allowed: for each layer's window, True where a query (T) may attend to a key (T2). [B, T, T2]
-        cos, sin: of the rotary angles; None without rotary positions. [B, T, Krot]
+        key_positions: position of each token that is attended to. [B, T2]
+        angles: cos and sin of the rotary angles, for each of the model's frequencies. [B, T, Krot] each
         head_scale: for models with a norm after attention, per layer the reciprocal root mean square of the
             attention output in the run that the frame belongs to. [B, T, 1]
+        turn_scale: for models that norm queries or keys across heads, the same of all heads' queries, and of all heads' keys,
+            by layer and `q` or `k`. [B, T, 1]
     """
 
     position_ids: Int[Tensor, "B T"]
     allowed: dict[int | None, Bool[Tensor, "B T T2"]]
-    cos: Float[Tensor, "B T Krot"] | None = None
-    sin: Float[Tensor, "B T Krot"] | None = None
+    key_positions: Int[Tensor, "B T2"] | None = None
+    angles: tuple[tuple[Float[Tensor, "B T Krot"], Float[Tensor, "B T Krot"]], ...] = ()
     head_scale: dict[int, Float[Tensor, "B T 1"]] = field(default_factory=dict)
+    turn_scale: dict[tuple[int, QKV], Float[Tensor, "B T 1"]] = field(default_factory=dict)
 
     def at(self, tokens: Int[Tensor, "n"]) -> "Frame":
         """Angles and scales of some tokens (numbered b * T + t) as one row: B = 1, T = n. Without masks."""
-        cos = None if self.cos is None else self.cos.flatten(0, 1)[tokens][None]
-        sin = None if self.sin is None else self.sin.flatten(0, 1)[tokens][None]
-        scales = {layer: scale.flatten(0, 1)[tokens][None] for layer, scale in self.head_scale.items()}
-        return Frame(self.position_ids.flatten()[tokens][None], {}, cos, sin, scales)
+        return replace(self._of(lambda x: x.flatten(0, 1)[tokens][None]), allowed={}, key_positions=None)
+
+    def tail(self, start: int) -> "Frame":
+        """The frame of the queries from `start` on; keys are still all that there are."""
+        return self._of(lambda x: x[:, start:])
+
+    def _of(self, chosen: Callable[[Tensor], Tensor]) -> "Frame":
+        return replace(
+            self,
+            position_ids=chosen(self.position_ids),
+            angles=tuple((chosen(cos), chosen(sin)) for cos, sin in self.angles),
+            head_scale={layer: chosen(scale) for layer, scale in self.head_scale.items()},
+            turn_scale={place: chosen(scale) for place, scale in self.turn_scale.items()},
+        )
 
 
 class Components:
     """The nodes of one model as functions.
 
-    Models with a norm after attention (Gemma 2) couple the heads of a layer: the norm divides their sum by its root mean
+    Models with a norm after attention (Gemma, OLMo 2) couple the heads of a layer: the norm divides their sum by its root mean
     square. So that heads stay separate senders, that one number a position (`Frame.head_scale`) is frozen at its value in
     the full model's run; the full circuit is then exactly the model, and a head's output depends on its own inputs alone.
+    The same holds for norms of queries and keys that go across heads (`Frame.turn_scale`).
     """
 
     capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
@@ -186,6 +95,11 @@ class Components:
     def device(self) -> torch.device:
         return self.weights.W_E.device
 
+    @property
+    def freezes_scales(self) -> bool:
+        """Whether norms couple the heads of a layer, so that runs need the scales of an uncut run (`Frame`)."""
+        return self.spec.norm_across_heads or any(block.norm_after_attention is not None for block in self.weights.layers)
+
     def configuration(self) -> dict[str, Any]:
         """The model's switches."""
         return asdict(self.spec)
@@ -203,20 +117,23 @@ class Components:
             if window is not None:
                 reach = reach & (distance < window)
             allowed[window] = (reach & is_token[:, None, :]) | itself
-        frame = Frame(position_ids, allowed)
-        frequencies = self.weights.inverse_frequencies
-        if frequencies is not None:  # angles in float32 at least, as the families' own code has them
-            angles = position_ids[..., None].to(frequencies.dtype) * frequencies
-            angles = torch.cat([angles, angles], dim=-1)
-            frame.cos = (angles.cos() * self.spec.rotary_scale).to(self.dtype)
-            frame.sin = (angles.sin() * self.spec.rotary_scale).to(self.dtype)
-        return frame
+        angles = tuple(self._angles(position_ids, frequencies) for frequencies in self.weights.inverse_frequencies)
+        return Frame(position_ids, allowed, position_ids, angles)
+
+    def _angles(self, position_ids: Int[Tensor, "B T"], frequencies: Float[Tensor, "Krot2"]) -> tuple[Tensor, Tensor]:
+        """Cos and sin, computed in float32 at least, as the families' own code has them."""
+        angles = position_ids[..., None].to(frequencies.dtype) * frequencies
+        neighbours = self.spec.rotary_pairs == "neighbours"
+        twice = angles.repeat_interleave(2, -1) if neighbours else torch.cat([angles, angles], dim=-1)
+        cos, sin = (turn * self.spec.rotary_scale for turn in (twice.cos(), twice.sin()))
+        return cos.to(self.dtype), sin.to(self.dtype)
 
     def embed(self, tokens: Int[Tensor, "B T"], position_ids: Int[Tensor, "B T"], split: bool) -> Float[Tensor, "E B T D"]:
         """The embedding's senders: token plus position as one (E = 1), or the two apart (E = 2)."""
         token = self.weights.W_E[tokens]
         if self.spec.embed_scale != 1.0:
             token = token * torch.tensor(self.spec.embed_scale, dtype=token.dtype)
+        token = self.norm(token, self.weights.norm_embedding)
         position = torch.zeros_like(token) if self.weights.W_pos is None else self.weights.W_pos[position_ids]
         return torch.stack([token, position]) if split else (token + position)[None]
 
@@ -240,7 +157,7 @@ class Components:
         frame: Frame,
         like: Float[Tensor, "n C B T D"] | None = None,
     ) -> Float[Tensor, "n C B T K"]:
-        """Queries, keys or values of these heads from their inputs: norm, projection, rotation.
+        """Queries, keys or values of these heads from their inputs: norm, projection, norm of queries and keys, rotation.
 
         Args:
             like: inputs whose norm is used in place of that of x.
@@ -258,28 +175,59 @@ class Components:
         projected = _batched_matmul(x, _rows(weight, chosen))
         if bias is not None:
             projected = projected + _rows(bias, chosen)[:, None, None, None, :]
-        projected = projected if qkv == "v" else self.rotate(projected, frame)
+        projected = projected if qkv == "v" else self.turn(layer, qkv, chosen, projected, frame)
         return projected[[chosen.index(row) for row in rows]] if shared else projected
 
-    def rotate(self, x: Float[Tensor, "n C B T K"], frame: Frame) -> Float[Tensor, "n C B T K"]:
-        """Queries or keys turned by their positions; as they are in models without rotary positions."""
-        if frame.cos is None or frame.sin is None:
+    def turn(
+        self, layer: int, qkv: QKV, rows: Sequence[int], x: Float[Tensor, "n ... B T K"], frame: Frame
+    ) -> Float[Tensor, "n ... B T K"]:
+        """Queries or keys as the pattern takes them: normed and turned by their positions, where the model does so.
+
+        Args:
+            rows: which of the layer's queries (as many as heads) or keys (as many as groups) x holds.
+        """
+        block = self.weights.layers[layer]
+        norm = block.norm_q if qkv == "q" else block.norm_k
+        if norm is not None:
+            x = self._normed_heads(x, norm, rows, frame.turn_scale[layer, qkv] if self.spec.norm_across_heads else None)
+        which = self.spec.rotary[layer] if self.spec.rotary else 0
+        if which is None or not frame.angles:
             return x
-        cos, sin = frame.cos, frame.sin
+        cos, sin = frame.angles[which]
         turning, still = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        first, second = turning.chunk(2, dim=-1)
-        turned = turning * cos + torch.cat([-second, first], dim=-1) * sin
-        return torch.cat([turned, still], dim=-1)
+        if self.spec.rotary_pairs == "neighbours":
+            quarter = torch.stack([-turning[..., 1::2], turning[..., ::2]], dim=-1).flatten(-2)
+        else:
+            first, second = turning.chunk(2, dim=-1)
+            quarter = torch.cat([-second, first], dim=-1)
+        turned = turning * cos + quarter * sin
+        return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
+
+    def _normed_heads(self, x: Tensor, norm: NormWeights, rows: Sequence[int], size: Tensor | None) -> Tensor:
+        """Queries or keys behind their norm: of each head by itself, or with a frozen size of all heads together."""
+        scale, shift = norm.scale, norm.shift
+        if scale is not None and scale.dim() == 2:  # [H, K]
+            scale = scale[list(rows)].reshape(len(rows), *[1] * (x.dim() - 2), -1)
+        if size is not None:
+            return x * size if scale is None else x * size * scale
+        return self.norm(x, NormWeights(scale, shift))
+
+    def fix_turn_scale(self, layer: int, qkv: QKV, x: Float[Tensor, "n ... B T K"], frame: Frame) -> None:
+        """Record the size of all heads' queries, or keys, in the uncut run. Nothing to do where norms are each head's own."""
+        if self.spec.norm_across_heads:
+            x = x.detach()[:, 0] if x.dim() == 5 else x.detach()  # [n, B, T, K]
+            frame.turn_scale[layer, qkv] = self._reciprocal_rms(x.permute(1, 2, 0, 3).flatten(2)).to(x.dtype)
 
     def pattern(
         self,
         layer: int,
+        heads: Sequence[int],
         q: Float[Tensor, "n C B T K"],
         k: Float[Tensor, "n C B T2 K"],
         frame: Frame,
         positions: Int[Tensor, "T"] | None = None,
     ) -> Float[Tensor, "n C B T T2"]:
-        """Attention patterns.
+        """Attention patterns of these heads.
 
         Args:
             positions: the queries' positions in the frame; None for all.
@@ -287,6 +235,10 @@ class Components:
         scores = (q @ k.transpose(-1, -2)) * self.spec.attn_scale[layer]
         if self.spec.score_softcap is not None:
             scores = (scores / self.spec.score_softcap).tanh() * self.spec.score_softcap
+        if self.weights.key_bias is not None:
+            assert frame.key_positions is not None, "a frame of single tokens has no keys"
+            bias = _rows(self.weights.key_bias, heads)[:, frame.key_positions].unsqueeze(-2)  # [n, B, 1, T2]
+            scores = scores + (bias if scores.dim() == bias.dim() else bias.unsqueeze(1)).to(scores.dtype)
         allowed = frame.allowed[self.spec.window[layer] if self.spec.window else None]
         if positions is not None:
             allowed = allowed[:, positions]
@@ -329,20 +281,29 @@ class Components:
     def hidden(
         self, layer: int, x: Float[Tensor, "... D"], like: Float[Tensor, "... D"] | None = None
     ) -> Float[Tensor, "... M"]:
-        """Activations of a layer's neurons, from the MLP's input; of a gated MLP the products with the gate."""
+        """Activations of a layer's neurons, from the MLP's input; of a gated MLP the products with the gate.
+
+        Of a mixture of experts, what the router and the experts read.
+        """
         block = self.weights.layers[layer]
+        x = self.norm(x, block.norm_mlp, like)
+        if block.experts is not None:
+            return x
         assert block.W_in is not None, f"layer {layer} has no MLP"
         assert self.spec.activation is not None, "the model has no MLP"
         activation = ACTIVATIONS[self.spec.activation]
-        x = self.norm(x, block.norm_mlp, like)
         hidden = _affine(x, block.W_in, block.b_in)
         return activation(hidden) if block.W_gate is None else activation(_affine(x, block.W_gate, block.b_gate)) * hidden
 
     def mlp_output(self, layer: int, hidden: Float[Tensor, "... M"]) -> Float[Tensor, "... D"]:
         """What a layer's MLP writes, from its neurons' activations."""
         block = self.weights.layers[layer]
-        assert block.W_out is not None, f"layer {layer} has no MLP"
-        out = _affine(hidden, block.W_out, block.b_out)
+        if block.experts is not None:
+            out = block.experts(hidden.reshape(1, -1, hidden.shape[-1]))
+            out = (out[0] if isinstance(out, tuple) else out).reshape(hidden.shape)
+        else:
+            assert block.W_out is not None, f"layer {layer} has no MLP"
+            out = _affine(hidden, block.W_out, block.b_out)
         return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp)
 
     def unembed(
@@ -387,9 +348,9 @@ class Components:
         Args:
             like: x is divided by the size that this has, and not by its own; the norm is then linear in x.
         """
-        if self.spec.norm is None:
+        if self.spec.norm is None or not weights.present:
             return x
-        if self.spec.norm == "layer" and like is None:
+        if self.spec.norm == "layer" and like is None and (weights.scale is None or weights.scale.dim() == 1):
             return functional.layer_norm(x, x.shape[-1:], weights.scale, weights.shift, self.spec.eps)
         wide = x.to(_at_least_float32(x.dtype))
         of = wide if like is None else like.to(wide.dtype)

@@ -1,7 +1,8 @@
 """Load a model: one that ships with the package, a Hugging Face name or folder, or a folder in TransformerLens weight names."""
 
 import copy
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, BadSetting, CircuitdiscError, UnknownName
-from circuitdisc.models.backend import Backend
 from circuitdisc.models.components import Components
 from circuitdisc.models.families import find_family
+from circuitdisc.models.families.family import Family
+from circuitdisc.models.families.guess import guesses
+from circuitdisc.models.families.reader import read_module
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.models.own_run import OwnRun, evaluated
@@ -33,6 +36,7 @@ from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, tra
 from circuitdisc.models.wording import first_line
 from circuitdisc.shipped import shipped_models
 
+Accepts = Callable[[Model], bool]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,6 +47,7 @@ def read_model(
     device: str = "cpu",
     split_embeddings: bool = False,
     components: str = "auto",
+    accepts: Accepts | None = None,
 ) -> Model:
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
 
@@ -51,7 +56,9 @@ def read_model(
         dtype: `float32`, `float64`, `bfloat16` or `float16`.
         device: as torch names it (`cpu`, `cuda`).
         split_embeddings: token and position embedding as two senders.
-        components: `auto` (fast where the family has them), `fast`, or `hooks` (the fallback, for any bridged architecture).
+        components: `auto` (fast where the family has them or can be guessed), `fast`, or `hooks` (the fallback, for any bridged
+            architecture).
+        accepts: of an architecture that no family declares: whether a model by a guessed declaration is the module.
 
     Raises:
         UnknownName: neither shipped, nor a folder, nor (as far as can be seen offline) a Hugging Face name.
@@ -71,7 +78,7 @@ def read_model(
     if "model_type" in config:
         module = load_pretrained(folder, DTYPES[dtype]).to(device)
         tokenizer = load_tokenizer(folder if directory is not None else name)
-        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components)
+        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts)
     if "n_layers" not in config:
         raise BadFile(
             f"{folder / 'config.json'} is neither a Hugging Face configuration (no model_type) "
@@ -127,7 +134,13 @@ def cut_toy(toy: ToyTransformer, *, name: str = "toy", split_embeddings: bool = 
 
 
 def cut_hugging_face(
-    module: Any, tokenizer: Any = None, *, name: str = "local", split_embeddings: bool = False, components: str = "auto"
+    module: Any,
+    tokenizer: Any = None,
+    *,
+    name: str = "local",
+    split_embeddings: bool = False,
+    components: str = "auto",
+    accepts: Accepts | None = None,
 ) -> Model:
     """Wrap an in-memory Hugging Face causal language model.
 
@@ -139,39 +152,71 @@ def cut_hugging_face(
         BadModel: it is no such model, or cannot be cut.
     """
     plain = plain_module(module, name)
-    by_hooks = components == "hooks" or find_family(plain.config.model_type) is None
-    if by_hooks and any(part is plain for part in module.modules()):
-        plain = copy.deepcopy(plain)  # the bridge puts its hooks into the module itself
-    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components)
+    copied = all(part is not plain for part in module.modules())
+    return _cut(name, plain, OwnRun(unwrapped(module)), tokenizer, split_embeddings, components, accepts, copied)
 
 
-def _cut(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, components: str) -> Model:
+def _cut(
+    name: str,
+    module: Any,
+    own: OwnRun,
+    tokenizer: Any,
+    split_embeddings: bool,
+    components: str,
+    accepts: Accepts | None = None,
+    copied: bool = True,
+) -> Model:
+    """The model by its family's declaration, by a guessed one, or by hooks.
+
+    Args:
+        accepts: whether a model by a guessed declaration is the module; None takes the first that can be read.
+        copied: the module is nobody else's: hooks may be put into it.
+    """
     model_type = module.config.model_type
     family = None if components == "hooks" else find_family(model_type)
-    if family is None and components == "fast":
+    if family is not None:
+        return _by_family(name, module, own, tokenizer, split_embeddings, family)
+    if components != "hooks":
+        for guess in guesses(module):
+            try:
+                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess), guessed=True)
+            except BadModel:
+                continue
+            if accepts is None or accepts(model):
+                return model
+    if components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}'; use components=hooks")
-    if family is None and split_embeddings:
+    if split_embeddings:
         raise BadSetting(f"{name}: token and position embedding cannot be split for '{model_type}' (hook-based run)")
+    plain = module if copied else copy.deepcopy(module)  # the bridge puts its hooks into the module itself
     try:
-        if family is None:
-            hooked = HookedModel(module, name)
-            backend: Backend = hooked
-            graph, sizes = hooked.graph, (hooked.d_vocab, hooked.d_vocab, hooked.n_ctx)
-        else:
-            with evaluated(module), torch.no_grad():
-                spec, weights = family.translate(module)
-            backend = Components(spec, _detached(weights))
-            graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
+        hooked = HookedModel(plain, name)
     except CircuitdiscError:
         raise
-    except Exception as error:  # a layer that is not the family's, a bridge that does not know a setting
-        check_finite(module, name)
-        kind = f"the architecture {type(module).__name__}" if family is None else f"this {type(module).__name__}"
-        why = "" if family is None else ": its parts are not those of its family"
-        raise BadModel(
-            f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=model_type)
+    except Exception as error:  # a bridge that does not know a setting
+        raise _cannot_be_cut(name, module, f"the architecture {type(module).__name__}", "", error) from error
+    return Model(
+        name, hooked.graph, hooked, plain, own, tokenizer, hooked.d_vocab, hooked.d_vocab, hooked.n_ctx, architecture=model_type
+    )
+
+
+def _by_family(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, family: Family) -> Model:
+    try:
+        with evaluated(module), torch.no_grad():
+            spec, weights = read_module(module, family)
+    except CircuitdiscError:
+        raise
+    except Exception as error:  # a layer that is not the family's
+        why = ": its parts are not those of its family"
+        raise _cannot_be_cut(name, module, f"this {type(module).__name__}", why, error) from error
+    graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
+    backend = Components(spec, _detached(weights))
+    return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=module.config.model_type)
+
+
+def _cannot_be_cut(name: str, module: Any, kind: str, why: str, error: Exception) -> BadModel:
+    check_finite(module, name)
+    return BadModel(f"{name}: {kind} cannot be cut at heads and inputs{why} ({type(error).__name__}: {first_line(error)})")
 
 
 def _detached(weights: Any) -> Any:

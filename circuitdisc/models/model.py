@@ -28,6 +28,7 @@ class Model:
         tokenizer: a transformers tokenizer, or None: then tasks give token ids.
         d_vocab, d_vocab_out, n_ctx: input vocabulary, output vocabulary, longest prompt.
         architecture: family, for messages and the report.
+        guessed: no family declares the architecture; it was read by its usual shape, and the self-check found it right.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Model:
     d_vocab_out: int
     n_ctx: int
     architecture: str
+    guessed: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitdisc.errors import BadModel, UnknownName
-from circuitdisc.models.components import ACTIVATIONS, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.stored import is_float
+from circuitdisc.models.weights import ACTIVATIONS, LayerWeights, ModelSpec, NormWeights, Weights
 from circuitdisc.models.wording import some_names
 
 NORMS = {None: None, "LN": "layer", "LNPre": "layer", "RMS": "rms", "RMSPre": "rms"}
@@ -340,7 +340,7 @@ def translate(toy: ToyTransformer) -> tuple[ModelSpec, Weights]:
         norm_final=_norm(weights, "ln_final"),
         W_U=weights["unembed.W_U"],
         b_U=weights["unembed.b_U"],
-        inverse_frequencies=rotary_frequencies(config).to(weights["embed.W_E"].device) if rotary else None,
+        inverse_frequencies=(rotary_frequencies(config).to(weights["embed.W_E"].device),) if rotary else (),
     )
 
 

@@ -33,6 +33,7 @@ from circuitdisc.checkpoints.finetune.lora import merged, with_lora
 from circuitdisc.checkpoints.finetune.rungs import SCHEDULES, Rung, Training, check_settings, make_rungs
 from circuitdisc.checkpoints.listing import LADDER, LADDER_FORMAT
 from circuitdisc.engine.memory import parse_memory
+from circuitdisc.engine.selfcheck import is_the_module
 from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.files import write_json
 from circuitdisc.heads.base import head_mask
@@ -150,7 +151,7 @@ class _Plan:
 
 def _plan(base: str | Path, task: Mapping[str, Any] | Task, settings: Mapping[str, Any]) -> _Plan:
     """The pool and the rungs; the base is loaded once, for its tokenizer and its graph."""
-    model = read_model(str(base))
+    model = read_model(str(base), accepts=is_the_module)
     if not hasattr(getattr(model.module, "config", None), "model_type"):
         raise BadModel(f"{model.name} is in TransformerLens weight names: only Hugging Face models can be fine-tuned")
     judged: dict[str, Any] | Task = task if isinstance(task, Task) else {"seed": settings["seed"], **task}
@@ -189,7 +190,7 @@ def _train(rung: Rung, plan: _Plan, settings: Mapping[str, Any], folder: Path, m
         return trained
     n_rows = max(1, round(rung.fraction * len(plan.pool.examples)))
     rows = training_rows(plan.pool.examples[:n_rows], plan.n_ctx, settings["seed"])
-    model = read_model(plan.base, device=settings["device"])
+    model = read_model(plan.base, device=settings["device"], accepts=is_the_module)
     module: Any = model.module.requires_grad_(True)
     extra: dict[str, Any] = {}
     if rung.heads:

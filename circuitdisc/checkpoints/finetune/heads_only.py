@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from circuitdisc.controls import different_sets
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.models.families import find_family
+from circuitdisc.models.families.reader import read_module
 from circuitdisc.models.model import Model
 
 INPUTS, SHARED = ("W_Q", "W_O", "b_Q"), ("W_K", "W_V", "b_K", "b_V")  # of a head alone; of all that share its keys
@@ -45,7 +46,7 @@ def head_parameters(module: Any, heads: Bool[np.ndarray, "L H"]) -> dict[str, Bo
     ghost = copy.deepcopy(module)
     for parameter in ghost.parameters():
         parameter.requires_grad_(False).zero_()
-    spec, weights = family.translate(ghost)
+    spec, weights = read_module(ghost, family)
     shared = spec.n_heads // spec.n_kv_heads
     expected = 0
     for layer, block in enumerate(weights.layers):

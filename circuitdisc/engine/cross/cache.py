@@ -21,8 +21,9 @@ from circuitdisc.engine.forward import LayerState, clean_states, logits_at
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadRun
 from circuitdisc.metrics import Metric, log_probabilities
-from circuitdisc.models.components import Components, NormWeights
+from circuitdisc.models.components import Components
 from circuitdisc.models.model import Model
+from circuitdisc.models.weights import NormWeights
 from circuitdisc.tasks.base import Example, collate
 
 STORED = ("output", "value", "query", "key", "pattern", "mlp", "residual")

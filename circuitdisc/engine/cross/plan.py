@@ -75,13 +75,16 @@ class CrossShapes:
         return self.n_layers * (self.read + self.write + self.mlp)
 
 
+MLP_WIDTHS = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_mlp")
+
+
 def shapes_of(model: Model) -> CrossShapes:
     """The sizes of a loaded model."""
     spec, weights = model.components.spec, model.components.weights
     block = weights.layers[0]
     return CrossShapes(
         spec.n_layers, spec.n_heads, spec.n_kv_heads, spec.d_model, spec.d_head,
-        0 if block.W_in is None else block.W_in.shape[1], spec.d_vocab, block.W_gate is not None,
+        block.d_mlp, spec.d_vocab, block.gated,
         weights.W_U.data_ptr() == weights.W_E.data_ptr(), model.dtype.itemsize,
     )  # fmt: skip
 
@@ -101,15 +104,16 @@ def shapes_from_config(config: Mapping[str, Any], itemsize: int) -> CrossShapes:
 
     heads, width = size("num_attention_heads", "n_head", "n_heads"), size("hidden_size", "n_embd", "d_model")
     family = find_family(config.get("model_type"))
+    one_key = config.get("multi_query") and not config.get("new_decoder_architecture")  # Falcon's names
     gated = bool(config.get("gated_mlp")) if family is None else family.gated
     tied = bool(config.get("tie_word_embeddings", "model_type" in config))
     return CrossShapes(
         n_layers=size("num_hidden_layers", "n_layer", "n_layers"),
         n_heads=heads,
-        n_kv_heads=size("num_key_value_heads", "n_key_value_heads", default=heads),
+        n_kv_heads=1 if one_key else size("num_key_value_heads", "n_key_value_heads", "num_kv_heads", default=heads),
         d_model=width,
         d_head=size("head_dim", "d_head", default=width // heads),
-        d_mlp=size("intermediate_size", "n_inner", "d_mlp", default=0 if config.get("attn_only") else 4 * width),
+        d_mlp=size(*MLP_WIDTHS, default=0 if config.get("attn_only") else 4 * width) * (config.get("num_experts_per_tok") or 1),
         d_vocab=size("vocab_size", "d_vocab"),
         gated=gated,
         tied=tied,

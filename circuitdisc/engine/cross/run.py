@@ -228,7 +228,7 @@ class _ChunkRun:
         k, v = (for_heads(self.components, x)[heads] for x in (k, v))
         pattern = state.pattern[heads]
         if chosen["query"] or chosen["key"]:
-            pattern = self.components.pattern(layer, q[heads][:, None], k[:, None], self.frame)[:, 0]
+            pattern = self.components.pattern(layer, heads, q[heads][:, None], k[:, None], self.frame)[:, 0]
         if chosen["pattern"]:
             rows = [heads.index(head) for head in chosen["pattern"]]
             pattern[rows] = self._put(pattern[rows], self._take(layer, "pattern")[chosen["pattern"]], heads=True)

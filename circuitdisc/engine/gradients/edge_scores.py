@@ -28,7 +28,8 @@ from circuitdisc.engine.gradients.memory import tokens_a_block
 from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import wide
-from circuitdisc.models.components import Components, LayerWeights
+from circuitdisc.models.components import Components
+from circuitdisc.models.weights import LayerWeights
 
 QKVS: tuple[QKV, ...] = ("q", "k", "v")
 
@@ -80,7 +81,7 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
         return wide(values.reshape(H, C, -1, values.shape[-1])[:, :, tokens])
 
     d = torch.stack([chosen(gradient) for gradient in step.into])
-    if spec.norm is None:
+    if spec.norm is None or not block.norm_attention.present:
         return HeadGradients(d.sum(2).to(components.dtype), None, None, None)
     x = wide(step.x.reshape(C, -1, spec.d_model)[:, tokens])
     if spec.norm == "layer":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import wide
-from circuitdisc.models.components import Components
+from circuitdisc.models.components import Components, Frame
 
 # A place in the residual stream: a layer, and before its heads or before its MLP. The embedding writes before (0, HEADS).
 Place = tuple[int, int]
@@ -63,6 +63,17 @@ def projections(components: Components, layer: int, normed: Float[Tensor, "C B T
         shared = components.spec.n_heads // n
         inputs.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
     return inputs[0], inputs[1], inputs[2]
+
+
+def turned(
+    components: Components, layer: int, q: Float[Tensor, "H C B T K"], k: Float[Tensor, "H C B T K"], frame: Frame
+) -> tuple[Tensor, Tensor]:
+    """Every query head's q and k as the pattern takes them, from `projections`."""
+    heads, shared = range(q.shape[0]), components.heads_per_group
+    return (
+        components.turn(layer, "q", heads, q, frame),
+        components.turn(layer, "k", [head // shared for head in heads], k, frame),
+    )
 
 
 def heads_sum(components: Components, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components, ModelSpec
+from circuitdisc.models.components import Components
+from circuitdisc.models.weights import ModelSpec
 from circuitdisc.tasks.base import Example
 
 # Larger batches are not faster on a CPU, and smaller ones leave matrix products thin.
@@ -69,12 +70,12 @@ class Shapes:
 
     @classmethod
     def of(cls, components: Components, metric: Metric) -> "Shapes":
-        block = components.weights.layers[0]
+        block = max(components.weights.layers, key=lambda block: block.d_mlp)
         return cls(
             spec=components.spec,
-            d_mlp=0 if block.W_in is None else block.W_in.shape[1],
-            gated=block.W_gate is not None,
-            rotary=components.weights.inverse_frequencies is not None,
+            d_mlp=block.d_mlp,
+            gated=block.gated,
+            rotary=bool(components.weights.inverse_frequencies),
             itemsize=components.dtype.itemsize,
             all_columns=metric.columns == "all",
             on_cpu=components.device.type == "cpu",

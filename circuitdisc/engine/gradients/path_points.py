@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.models.components import ModelSpec
+from circuitdisc.models.weights import ModelSpec
 
 Points = Literal["auto", "published", "gauss"]
 

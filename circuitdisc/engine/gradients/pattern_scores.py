@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
 from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_tokens
-from circuitdisc.engine.gradients.layers import HEADS, SenderGroup, projections
+from circuitdisc.engine.gradients.layers import HEADS, SenderGroup, projections, turned
 from circuitdisc.engine.gradients.memory import CPU_PATTERN_ROWS
 from circuitdisc.engine.gradients.segments import HeadsSegment, readout
 from circuitdisc.metrics import wide
@@ -46,8 +46,9 @@ def _add_pattern_scores(
     components, graph, frame, layer = attribution.components, attribution.graph, chunk.frame, step.layer
     norm = components.weights.layers[layer].norm_attention
     q, k, v = step.projections
-    q, k = components.rotate(q, frame), components.rotate(k, frame)
-    clean = components.pattern(layer, q, k, frame)
+    q, k = turned(components, layer, q, k, frame)
+    heads = range(graph.n_heads)
+    clean = components.pattern(layer, heads, q, k, frame)
     scale = frame.head_scale.get(layer)
     into_z = step.out if scale is None else step.out * scale
     gradient = wide(into_z @ v.transpose(-1, -2))  # [H, 1, B, T, T]
@@ -56,9 +57,10 @@ def _add_pattern_scores(
     for first, delta in _senders_before(attribution, chunk, layer, most):
         stop = first + delta.shape[0]
         changed_q, changed_k, _ = projections(components, layer, components.norm(step.x + delta, norm))
+        changed_q, changed_k = turned(components, layer, changed_q, changed_k, frame)
         for row, pattern in (
-            (row_q, components.pattern(layer, components.rotate(changed_q, frame), k, frame)),
-            (row_k, components.pattern(layer, q, components.rotate(changed_k, frame), frame)),
+            (row_q, components.pattern(layer, heads, changed_q, k, frame)),
+            (row_k, components.pattern(layer, heads, q, changed_k, frame)),
         ):
             change = ((pattern - clean) * gradient).sum((2, 3, 4))
             scores[row : row + graph.n_heads, first:stop] += change.to(scores.dtype)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.engine.evaluate import of_columns
-from circuitdisc.engine.gradients.layers import HEADS, MLP, Place, heads_sum, projections
+from circuitdisc.engine.gradients.layers import HEADS, MLP, Place, heads_sum, projections, turned
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
@@ -128,10 +128,14 @@ class SegmentedRun:
         components, frame = self.components, self.frame
         block = components.weights.layers[layer]
         q, k, v = projections(components, layer, components.norm(x, block.norm_attention))
+        if self.uncut:
+            components.fix_turn_scale(layer, "q", q, frame)
+            components.fix_turn_scale(layer, "k", k, frame)
         with torch.set_grad_enabled(self.gradients):
             if self.gradients:
                 q, k, v = (leaf.requires_grad_() for leaf in (q, k, v))
-            z = components.pattern(layer, components.rotate(q, frame), components.rotate(k, frame), frame) @ v
+            turned_q, turned_k = turned(components, layer, q, k, frame)
+            z = components.pattern(layer, range(q.shape[0]), turned_q, turned_k, frame) @ v
         if self.gradients:
             self._attention[layer] = _Attention(x, (q, k, v), z)
         z = z.detach()

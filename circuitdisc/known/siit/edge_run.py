@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.models.components import ACTIVATIONS
 from circuitdisc.models.toy import ToyTransformer
+from circuitdisc.models.weights import ACTIVATIONS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,18 @@ FAMILIES = (
     "circuitdisc.models.families.gpt2",
     "circuitdisc.models.families.gpt_neox",
     "circuitdisc.models.families.llama",
-    "circuitdisc.models.families.gemma2",
+    "circuitdisc.models.families.gemma",
+    "circuitdisc.models.families.gemma1",
+    "circuitdisc.models.families.olmo2",
+    "circuitdisc.models.families.phi3",
+    "circuitdisc.models.families.phi",
+    "circuitdisc.models.families.gptj",
+    "circuitdisc.models.families.opt",
+    "circuitdisc.models.families.bloom",
+    "circuitdisc.models.families.falcon",
+    "circuitdisc.models.families.granite",
+    "circuitdisc.models.families.cohere",
+    "circuitdisc.models.families.mixtral",
 )
 
 
