@@ -26,7 +26,7 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,10 @@ def read(path: Path) -> Any:
 
 def short(value: float | None) -> str:
     """Two decimals, no zero before the point."""
-    return "–" if value is None else f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+    if value is None:
+        return "–"
+    value = round(value, 2) + 0.0  # no -0
+    return f"{value:.2f}".replace("0.", ".", 1).replace("-", "−") if abs(value) < 1 else f"{value:.2f}".replace("-", "−")
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -185,7 +188,12 @@ CIRCUITS_HEAD = [
 
 
 def circuits(runs: Path) -> list[str]:
-    return markdown(CIRCUITS_HEAD, [circuit_row(runs, task, algorithm) for task in TASKS for algorithm in ALGORITHMS])
+    """The table of circuits that were searched for, and the names of the others."""
+    pairs = [(task, algorithm) for task in TASKS for algorithm in ALGORITHMS]
+    called = [pair for pair in pairs if (runs / f"{'_'.join(pair)}.measured.json").exists()]
+    missing = [f"`{task}` by `{algorithm}`" for task, algorithm in pairs if (task, algorithm) not in called]
+    more = ["", f"Not run: {', '.join(missing)}."] if missing else []
+    return markdown(CIRCUITS_HEAD, [circuit_row(runs, *pair) for pair in called]) + more
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -222,6 +230,25 @@ def roles(runs: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def write_names(model_name: str, path: Path) -> None:
+    """What each head adds to the logit of `ioi`'s two names, each against a name that only the corrupted prompt has."""
+    from circuitdisc import load_model, load_task
+    from circuitdisc.heads import logit_attribution
+
+    model = load_model(model_name)
+    examples = load_task("ioi", model, n=20, n_heldout=40, seed=0).heldout
+    result = {}
+    for role, other in (("io", "io"), ("s2", "s1")):
+        asked = []
+        for example in examples:
+            assert example.corrupted is not None, "`ioi` has corrupted prompts"
+            answer, wrong = example.clean[example.roles[role]], example.corrupted[example.roles[other]]
+            asked.append(replace(example, answers=((answer,),), wrong=((wrong,),)))
+        parts = logit_attribution(model, asked)
+        result[role] = dict(zip(parts.names, parts.mean.tolist(), strict=True))
+    path.write_text(json.dumps(result) + "\n", "utf-8")
+
+
 def order(head: str) -> tuple[int, int]:
     layer, number = head[1:].split(".h")
     return int(layer), int(number)
@@ -239,13 +266,17 @@ def heads_table(runs: Path, task: str) -> list[str]:
     circuit = read(runs / f"{task}_path_patching" / "circuit.json")
     groups = {head: group for group, heads in (circuit or {}).get("groups", {}).items() for head in heads}
     scored = {role: by_head for role, by_head in roles(runs).items() if role not in ("first_token", "self")}
+    names = read(runs / "names.json") if task == "ioi" else None
     rows = []
     for head in sorted(shown | set(groups), key=order):
         having = ", ".join(f"{role.replace('_', ' ')} {short(by[head])}" for role, by in scored.items() if by[head] >= 0.4)
         marks = [short(of_head.get(head)) for of_head in looks.values()]
         rows.append([head, groups.get(head, ""), having, *marks, interval(effects[head]) if head in effects else "–"])
+        if names is not None:
+            rows[-1] += [short(names[role][head]) for role in names]
     headers = ["head", "path patching", "role on random tokens", *(p.replace(":", " → ") for p in looks)]
-    return markdown([*headers, f"adds to the difference of {short(difference)}"], rows)
+    headers += [f"adds to the difference of {short(difference)}", *([] if names is None else ["to IO", "to S"])]
+    return markdown(headers, rows)
 
 
 def overlaps(runs: Path) -> list[str]:
@@ -334,6 +365,8 @@ def main() -> None:
         note.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         needed = f"{result['seconds']:.0f} s, {result['peak'] / 2**20:,.0f} MiB"
         print(f"{call.name}: {result['status']}, {needed} {result['said']}", flush=True)
+    if not args.tables and not args.pictures and re.search(args.only, "names") and not (runs / "names.json").exists():
+        write_names(args.model, runs / "names.json")
     if args.pictures:
         draw(args.pictures, runs, args.page.parent / "pictures")
     write_tables(runs, args.page)
