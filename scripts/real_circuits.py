@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,6 @@ ALGORITHMS = {
     "bisect": "algorithm.keep=0.9",
 }
 SAMPLES = {"eap_ig": 5}
-OVERLAPS = (("ioi", "induction"), ("ioi", "colored_objects"))
 PICTURES = ("subject_verb_agreement_acdc", "ioi_path_patching")
 
 
@@ -85,10 +85,6 @@ def calls() -> Iterator[Call]:
         for positions in TASKS[task][1]:
             query, key = positions.split(":")
             yield Call(f"heads_{task}_{query}_{key}", f"heads attention {words} query={query} key={key}")
-    for algorithm in ("eap_ig", "path_patching"):
-        for a, b in OVERLAPS:
-            words = f"compare RUNS/{a}_{algorithm} RUNS/{b}_{algorithm} interventions=none n_random=5"
-            yield Call(f"compare_{a}_{b}_{algorithm}", words)
 
 
 def measured(call: Call, model: str, runs: Path, limit: float) -> dict[str, Any]:
@@ -116,14 +112,14 @@ def measured(call: Call, model: str, runs: Path, limit: float) -> dict[str, Any]
         "seconds": usage.ru_utime + usage.ru_stime,
         "wall": time.perf_counter() - started,
         "peak": usage.ru_maxrss * 1024,
-        "said": _sentence(said) if code else "",
+        "said": _sentence(said).replace(model, Path(model).name) if code else "",
     }
 
 
 def _sentence(lines: Sequence[str]) -> str:
     """What a command that failed said last, as far as it fits into a table."""
     own = [line.removeprefix("circuitdisc: ") for line in lines if line.startswith("circuitdisc: ")]
-    return (own or lines or [""])[-1][:160]
+    return textwrap.shorten((own or lines or [""])[-1], 160, placeholder=" ...")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -191,8 +187,12 @@ def circuits(runs: Path) -> list[str]:
     """The table of circuits that were searched for, and the names of the others."""
     pairs = [(task, algorithm) for task in TASKS for algorithm in ALGORITHMS]
     called = [pair for pair in pairs if (runs / f"{'_'.join(pair)}.measured.json").exists()]
-    missing = [f"`{task}` by `{algorithm}`" for task, algorithm in pairs if (task, algorithm) not in called]
-    more = ["", f"Not run: {', '.join(missing)}."] if missing else []
+    missing: dict[str, list[str]] = {}
+    for task, algorithm in pairs:
+        if (task, algorithm) not in called:
+            missing.setdefault(algorithm, []).append(f"`{task}`")
+    words = [f"`{algorithm}` on {', '.join(of)}" for algorithm, of in missing.items()]
+    more = ["", f"Not run: {'; '.join(words)}."] if words else []
     return markdown(CIRCUITS_HEAD, [circuit_row(runs, *pair) for pair in called]) + more
 
 
