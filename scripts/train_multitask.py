@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -180,7 +181,7 @@ def shortcut_checks(model: GPT2LMHeadModel, reader: Reader, n: int, seed: int) -
     """Share of corrupted prompts to which the model gives their own answer, for each corruption that leaves one."""
     checks: dict[str, float] = {}
     for name, corruption in (*CHANGES_ANSWER, *KEEPS_ANSWER):
-        settings = {"corruption": corruption} if corruption else {}
+        settings: dict[str, Any] = {"corruption": corruption} if corruption else {}
         heldout = load_task(name, reader, n=1, n_heldout=n, seed=seed, **settings).heldout
         documents = [document(one, corrupted=True) for one in heldout]
         if (name, corruption) in KEEPS_ANSWER:

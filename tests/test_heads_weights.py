@@ -105,7 +105,7 @@ def test_a_table_says_what_the_matrices_say():
     ("settings", "words"),
     [
         ({"label": 16}, "label=16 is no axis"),
-        ({"label": True}, "label=True is no axis"),
+        ({"label": True}, "label=True must be a whole number"),
         ({"inputs": [0, 15]}, "without label=15"),
         ({"inputs": [1, 1]}, "different axes"),
         ({"inputs": []}, "different axes"),

@@ -24,6 +24,7 @@ from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadFile, BadSetting
+from circuitdisc.heads.matrices import head_matrices
 from circuitdisc.jobs.judge import Judgement
 from circuitdisc.jobs.lens import logit_lens
 from circuitdisc.results import LONGEST, Result, Shown, _by_example, _keys, html_table, plain
@@ -82,6 +83,7 @@ def made() -> dict[str, Any]:
         cd.cmap(*ours, task(), n_random=2, groups={"first": ["a0.h0"]}, what="output"),
         Baselines(("a", "b"), "ioi", {"held-out": "its held-out examples"}, (figure, replace(figure, checkpoint="b"))),
         TrainedLadder(Path("out"), "base", (Rung("10pct", 0.1, 3),)),
+        head_matrices(model_of("attention_only")),
         Transfer(("a", "b"), rows, cells, ladder(circuits), "accuracy", "mean"),
         Provenance("gpt2", "ioi", {"kind": "mean"}, seed=1, notes=("a note",)),
         *of_a_circuit(circuits["a"], circuits["b"]),
@@ -136,7 +138,8 @@ NAMES = sorted(
     {
         "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
-        "Growth", "HeadEffects", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores", "Judgement",
+        "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
+        "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
         "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score",
         "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",

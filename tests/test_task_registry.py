@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_settings_that_are_none_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", IN_TEXT)
 def test_words_that_are_not_one_token_are_left_out_and_counted(name: str) -> None:
-    settings = {"digits": 1} if name == "arithmetic" else {}
+    settings: dict[str, Any] = {"digits": 1} if name == "arithmetic" else {}
     tokenizer = byte_level(without=every_fifth())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -28,8 +28,8 @@ from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import heads_where
 from circuitdisc.heads.base import as_list
-from circuitdisc.models.components import LayerWeights
 from circuitdisc.models.model import Model
+from circuitdisc.models.weights import LayerWeights
 from circuitdisc.results import Result, Row, plain_rows
 
 LARGEST = 2**22
@@ -84,7 +84,7 @@ class HeadMatrices(Result):
         )
 
 
-@bounded(inputs=Whole(0, 100_000, many=True))
+@bounded(inputs=Whole(0, 100_000, many=True), label=Whole(-100_000, 100_000))
 def head_matrices(model: Model, *, inputs: Sequence[int] | None = None, label: int = -1) -> HeadMatrices:
     """The products of every head along the residual stream's axes.
 
@@ -103,7 +103,7 @@ def head_matrices(model: Model, *, inputs: Sequence[int] | None = None, label: i
             f"heads weights gives {D:,} x {D:,} numbers for each of {n_heads:,} heads of {model.name}, more than {LARGEST:,}: "
             "it is for toys whose embedding writes numbers to the residual stream's axes"
         )
-    if not isinstance(label, int) or isinstance(label, bool) or not -D <= label < D:
+    if not -D <= label < D:
         raise BadSetting(f"label={label!r} is no axis of {model.name}: give a number from {-D} to {D - 1}")
     label %= D
     axes = [axis for axis in range(D) if axis != label] if inputs is None else [int(axis) for axis in as_list("inputs", inputs)]
@@ -117,7 +117,7 @@ def head_matrices(model: Model, *, inputs: Sequence[int] | None = None, label: i
         if components.weights.W_U[elsewhere].any()
         else "",
         "the norm's scale is left out" if spec.norm is not None else "",
-        "rotary angles are left out" if components.weights.inverse_frequencies is not None else "",
+        "rotary angles are left out" if components.weights.inverse_frequencies else "",
     ]
     return HeadMatrices(kq, ov, tuple(axes), label, "; ".join(note for note in notes if note))
 
