@@ -328,9 +328,8 @@ def draw(browser: str, runs: Path, folder: Path) -> None:
             continue
         figure = draw_circuit(Circuit.load(runs / name / "circuit.json"))
         figure.update_layout(paper_bgcolor="white")
-        figure.data = [
-            trace for trace in figure.data if trace.opacity != 0 and (trace.marker or {}).opacity != 0
-        ]  # no hover texts
+        traces: Any = figure.data
+        figure.data = [trace for trace in traces if trace.marker.opacity != 0]  # without the points that carry hover texts
         size = f"width: {figure.layout.width:.0f}, height: {figure.layout.height:.0f}"
         show = "Plotly.toImage('{plot_id}', {format: 'svg', SIZE}).then(made => {document.body.textContent = made})"
         with tempfile.TemporaryDirectory() as scratch:
