@@ -326,10 +326,10 @@ def draw(browser: str, runs: Path, folder: Path) -> None:
     for name in PICTURES:
         if not (runs / name / "circuit.json").exists():
             continue
-        figure: Any = draw_circuit(Circuit.load(runs / name / "circuit.json"))
+        figure = draw_circuit(Circuit.load(runs / name / "circuit.json"))
         figure.update_layout(paper_bgcolor="white")
         traces: Any = figure.data
-        figure.data = [trace for trace in traces if trace.opacity != 0 and trace.marker.opacity != 0]  # no hover texts
+        figure.data = [trace for trace in traces if trace.marker.opacity != 0]  # without the points that carry hover texts
         size = f"width: {figure.layout.width:.0f}, height: {figure.layout.height:.0f}"
         show = "Plotly.toImage('{plot_id}', {format: 'svg', SIZE}).then(made => {document.body.textContent = made})"
         with tempfile.TemporaryDirectory() as scratch:
