@@ -1,7 +1,8 @@
 """Write the few-shot prompts of docs/studies-real.md: `python scripts/study_prompts.py runs/prompts`.
 
 `arithmetic.jsonl`: "1+3=4, 2+7=" is continued with 9. Sums and products of two numbers from 1 to 9 whose result is one digit,
-after one demonstration; in the corrupted prompt one operand is another number, and so is the result. No sum is in both splits.
+after one demonstration; in the corrupted prompt one operand is another number, and so is the result. No sum is in both splits;
+2+3 and 3+2 count as two sums.
 """
 
 import json
