@@ -14,7 +14,7 @@ from changed import changed
 from examples import random_examples, random_task
 from hypothesis import given
 from hypothesis import strategies as st
-from models import hugging_face, model_of
+from models import hugging_face, model_of, shared
 
 import circuitdisc
 import circuitdisc.identity as room
@@ -243,3 +243,10 @@ def test_what_names_the_version_names_the_one_that_runs():
     assert package_version() == versions()["circuitdisc"] == version
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
     assert (root / "CHANGELOG.md").read_text().split("\n## ")[1].startswith(version)
+
+
+def test_switches_that_came_later_do_not_change_what_a_model_is():
+    """A journal that an earlier version began goes on."""
+    assert not {"rotary", "rotary_pairs", "norm_across_heads"} & set(shared("gemma2").backend.configuration())
+    assert shared("cohere").backend.configuration()["rotary_pairs"] == "neighbours"
+    assert shared("olmo2").backend.configuration()["norm_across_heads"] is True

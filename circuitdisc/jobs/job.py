@@ -280,7 +280,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
-    """Write what was found, the record last; returns what the command prints."""
+    """Write what was found, then its page; returns what the command prints."""
     from circuitdisc.files import write_arrays, write_json
     from circuitdisc.jobs.registry import REGISTRY
     from circuitdisc.pages.description import describe, description_text, write_description
@@ -290,17 +290,17 @@ def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     record = {"command": call.command, **call.groups, "settings": call.own, **answer.record}
     record |= {"started": call.started.isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
     record["versions"] = versions() | REGISTRY.versions(call.job.name)
+    if arrays := answer.result.arrays():
+        write_arrays(folder / ARRAYS, arrays)
+    found = answer.result.to_dict()
+    whole = {**found, **record} if leaves.format is None else _within(leaves.format, record, found)
+    write_json(folder / leaves.result, whole)  # before the page is drawn, so that an error there loses nothing
     own = leaves.described_by
     if isinstance(own, str):
         import_module(f"circuitdisc.pages.{own}")  # registers how this kind of result is described
     description = (describe if isinstance(own, str) else own)(answer.result).noted(answer.notes)
     page = folder / leaves.page
     write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
-    if arrays := answer.result.arrays():
-        write_arrays(folder / ARRAYS, arrays)
-    found = answer.result.to_dict()
-    whole = {**found, **record} if leaves.format is None else _within(leaves.format, record, found)
-    write_json(folder / leaves.result, whole)
     return f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
 
 

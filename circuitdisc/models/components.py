@@ -26,6 +26,9 @@ from circuitdisc.graph import QKV
 from circuitdisc.models.backend import Capability
 from circuitdisc.models.weights import ACTIVATIONS, ModelSpec, NormWeights, Weights
 
+LATER = {"rotary": (), "rotary_pairs": "halves", "norm_across_heads": False}
+"""Switches that runs of earlier versions do not know, and what they have in the models of those runs."""
+
 
 @dataclass
 class Frame:
@@ -102,8 +105,8 @@ class Components:
         return self.spec.norm_across_heads or any(block.norm_after_attention is not None for block in self.weights.layers)
 
     def configuration(self) -> dict[str, Any]:
-        """The model's switches."""
-        return asdict(self.spec)
+        """The model's switches; those that came later only where they are set, so that what was kept of a model stays its own."""
+        return {name: value for name, value in asdict(self.spec).items() if name not in LATER or value != LATER[name]}
 
     # --- inputs ------------------------------------------------------------------------------------------------------
 
