@@ -105,7 +105,7 @@ class Components:
         return self.spec.norm_across_heads or any(block.norm_after_attention is not None for block in self.weights.layers)
 
     def configuration(self) -> dict[str, Any]:
-        """The model's switches; those that came later only where they are set, so that what was kept of a model stays its own."""
+        """The model's switches; those that came later only where they are set, so that what was kept of a model is its own."""
         return {name: value for name, value in asdict(self.spec).items() if name not in LATER or value != LATER[name]}
 
     # --- inputs ------------------------------------------------------------------------------------------------------
