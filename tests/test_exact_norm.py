@@ -63,6 +63,7 @@ def test_a_circuit_found_with_the_scale_held_is_scored_both_ways():
     task = random_task(held, 6)
     circuit = cd.discover(held, task, "eap", edges=60, ablation="resample", allow_chance=True).circuit
     assert isinstance(circuit, Circuit)
+    assert any("model.exact_norm=true" in note for note in circuit.provenance.notes)
     values = [
         next(score.value for score in cd.score(model, task, circuit, ablation="resample", n_random=0).scores)
         for model in (held, exact)

@@ -35,6 +35,10 @@ from circuitdisc.runs import Journal, versions
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import is_numeric, metric_for
 
+HELD_NORM = (
+    "a norm couples the heads of a layer, and the number by which it divides is held at the full model's run: "
+    "`circuitdisc score RUN model.exact_norm=true` shows what that costs"
+)
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
@@ -137,7 +141,8 @@ def discover(
     journal.bind(identity)
     check_lines(algorithm, model.graph, journal.decisions, journal.path)
     full = None if allow_chance else refuse_chance(model, task, measure)
-    notes = (*task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
+    held = (HELD_NORM,) if model.can("partial runs") and model.components.freezes_scales else ()
+    notes = (*held, *task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
     context = SearchContext(measure, memory, seed, journal, given["progress"])
     started = perf_counter()
     discovery = chosen.function(model, task, ablation, context, **settings)
