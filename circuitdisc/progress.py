@@ -20,3 +20,9 @@ def work_bar(total: float, description: str, enabled: bool = True) -> "tqdm[Any]
 def time_bar(description: str, enabled: bool = True) -> "tqdm[Any]":
     """A bar over seconds, whose sum is an estimate that changes on the way (`bar.total`)."""
     return work_bar(1.0, description, enabled)
+
+
+def finish(bar: "tqdm[Any]") -> None:
+    """The work is done, whatever the last estimate of it was."""
+    bar.total = bar.n or bar.total
+    bar.refresh()

@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+from examples import random_task
+from models import model_of
 
+import circuitdisc as cd
+from circuitdisc import progress
 from circuitdisc.discovery.time_left import TimeLeft
 from circuitdisc.graph import ComputationGraph
 
@@ -49,3 +53,19 @@ def test_nothing_is_left_at_the_end_and_nothing_known_before_the_first():
     clock.visited(graph.n_receivers - 1, 7, 3.0)
     assert (clock.expect(graph.edge_mask, graph.n_receivers - 1) or 0) > 0
     assert clock.expect(graph.edge_mask, 0) == 0
+
+
+def test_the_bar_of_a_walk_ends_at_its_end_though_the_last_estimate_was_too_high(monkeypatch):
+    bars = []
+
+    class Recorded(progress.tqdm):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **{**settings, "delay": 0})
+            bars.append(self)
+
+    monkeypatch.setattr(progress, "tqdm", Recorded)
+    monkeypatch.setattr(TimeLeft, "expect", lambda self, mask, n_unvisited: 1000.0)
+    model = model_of("no_norm")
+    cd.discover(model, random_task(model, 3), "acdc", threshold=0.1, ablation="resample", allow_chance=True, progress=True)
+    (bar,) = [bar for bar in bars if "acdc" in bar.desc]
+    assert bar.n == bar.total > 0

@@ -28,7 +28,7 @@ from circuitdisc.engine.patching import Cost, Patching, Removal
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
-from circuitdisc.progress import time_bar
+from circuitdisc.progress import finish, time_bar
 from circuitdisc.tasks.base import Task
 
 Values = tuple[float, ...]
@@ -70,6 +70,7 @@ def joint_acdc(
             return JointWalk(Together(removals), graph, context, bar, rule, order, speculation, spared, clock)
 
         mask = walk_back(graph, context.journal, begin, graph.edge_mask)
+        finish(bar)
     cost = Cost()
     for patching in patchings:
         cost.add(patching.cost)

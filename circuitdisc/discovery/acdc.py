@@ -34,7 +34,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, takes
-from circuitdisc.progress import time_bar
+from circuitdisc.progress import finish, time_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
@@ -110,6 +110,7 @@ def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, *
             return Walk(removal, graph, context, bar, rule, given["order"], given["speculation"], scores, clock)
 
         mask = walk_back(graph, journal, begin, start)
+        finish(bar)
     patching.cost.add(cost)
     notes = (rule.note(metric), *notes)
     return Discovery(Circuit(graph, mask).prune(), None, journal.decisions, patching.cost, notes=notes, ranking=scores)
