@@ -13,11 +13,12 @@ import circuitdisc as cd
 from circuitdisc.ablation import Ablation
 from circuitdisc.engine.cross.plan import shapes_from_config, shapes_of
 from circuitdisc.engine.patching import Patching
-from circuitdisc.engine.selfcheck import check_model
+from circuitdisc.engine.selfcheck import _against_own, check_model
 from circuitdisc.errors import BadModel, BadSetting
 from circuitdisc.models import cut_hugging_face, families
 from circuitdisc.models.families.family import Family, WeightMap
 from circuitdisc.models.families.reader import read_module
+from circuitdisc.tasks.base import Example
 
 FAMILY = Family(
     {"starcoder2": "StarCoder 2"},
@@ -105,3 +106,13 @@ def test_prompts_end_where_an_architecture_begins_to_change(kind, rope):
     own = [module(input_ids=ids).logits[0, 8] for ids in (tokens, longer)]
     if kind == "phi3":  # the same token, seen with other angles
         assert float((own[0] - own[1]).abs().max().detach()) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "phi3", "mixtral", "granite", "olmo2"])
+def test_a_window_counts_where_the_module_has_it_and_nowhere_else(kind):
+    """Beyond the self-check's own prompts: a stray key of config.json is no window."""
+    module = hugging_face(kind, sliding_window=8).double().requires_grad_(False)
+    model = cut_hugging_face(module)
+    assert (model.components.spec.window is not None) == (kind in ("mistral", "phi3", "mixtral"))
+    long = Example(tuple(range(20)), None, tuple(range(20)), ((0,),) * 20, ((),) * 20)
+    assert _against_own(model, [long]) < 1e-6

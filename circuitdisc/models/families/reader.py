@@ -296,9 +296,13 @@ def _is_linear(module: Any) -> bool:
 
 
 def sliding_windows(config: Any, n_layers: int) -> tuple[int | None, ...] | None:
-    """Each layer's attention window, from a configuration with `sliding_window` and perhaps `layer_types`."""
+    """Each layer's attention window, from a configuration with `sliding_window` and perhaps `layer_types`.
+
+    A key in a file that the configuration's own class does not know is one that the model does not read, either: Llama has no
+    window, whatever its config.json says.
+    """
     window = getattr(config, "sliding_window", None)
-    if window is None:
+    if window is None or not hasattr(type(config), "sliding_window"):
         return None
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
     return tuple(window if kind == "sliding_attention" else None for kind in types)
