@@ -51,6 +51,7 @@ ALGORITHMS = {
     "bisect": "algorithm.keep=0.9",
 }
 SAMPLES = {"eap_ig": 5}
+UNSURE = {"colored_objects": "allow_chance=true"}  # above chance on 100 prompts, not for certain on the 20 of the search
 PICTURES = ("subject_verb_agreement_acdc", "ioi_path_patching")
 
 
@@ -75,7 +76,7 @@ def calls() -> Iterator[Call]:
     for algorithm, settings in ALGORITHMS.items():
         for task, words in task_words.items():
             how = f"ablation=resample algorithm={algorithm} {settings} scoring.n_random=10"
-            yield Call(f"{task}_{algorithm}", f"discover {words} {how}")
+            yield Call(f"{task}_{algorithm}", f"discover {words} {UNSURE.get(task, '')} {how}")
         for task in TASKS if algorithm in SAMPLES else ():
             words = f"stability RUNS/{task}_{algorithm} n_samples={SAMPLES[algorithm]}"
             yield Call(f"{task}_{algorithm}_stability", words, leaves_folder=False)
