@@ -14,6 +14,9 @@ from circuitdisc.models import Model, cut_hugging_face
 from circuitdisc.runs import versions
 from circuitdisc.tasks.base import Example, Task
 
+CLOCK = time.perf_counter if torch.cuda.is_available() else time.process_time
+"""Processor seconds, so that other work of the machine does not count; seconds of the clock where a GPU works."""
+
 
 def random_gpt2(sizes: Mapping[str, Any], seed: int = 0) -> Model:
     """A GPT-2 with random weights. Nothing is downloaded.
@@ -45,14 +48,14 @@ def random_task(model: Model, n: int, length: int, differ_at: int | None, seed: 
 
 
 def in_turn(work: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median seconds of several things, done in turn, after one round that does not count."""
+    """Median seconds (`CLOCK`) of several things, done in turn, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for repetition in range(repetitions + 1):
         for name, function in work.items():
-            started = time.perf_counter()
+            started = CLOCK()
             function()
             if repetition:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(CLOCK() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

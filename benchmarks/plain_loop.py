@@ -4,10 +4,9 @@ Written to be fair: all heads of a layer at once, each receiver's input as one m
 but the readings. It uses none of the package's runs, only the weights (GPT-2 alone).
 """
 
-import time
-
 import numpy as np
 import torch
+from common import CLOCK
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
@@ -60,7 +59,7 @@ def masked_run(model: Model, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Flo
 
 def seconds_an_edge(model: Model, chunks: list[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
     """Time of one tested edge: the masked run and its metric, on all examples."""
-    started = time.perf_counter()
+    started = CLOCK()
     for chunk in chunks:
         metric(masked_run(model, chunk, mask), chunk.labels)
-    return time.perf_counter() - started
+    return CLOCK() - started

@@ -115,9 +115,9 @@ class Bench:
     def forward_seconds(self) -> float:
         """One plain forward of all prompts."""
         with torch.inference_mode():
-            start = time.perf_counter()
+            start = time.process_time()
             self.plain(self.clean)
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     def forwards(self) -> list[float]:
         """Several, one after another; one more that is not counted goes before."""
@@ -174,14 +174,14 @@ class Clock:
 
         def __iter__(self) -> Iterator:
             for item in self.items:
-                start = time.perf_counter()
+                start = time.process_time()
                 yield item
-                end = time.perf_counter()
+                end = time.process_time()
                 if isinstance(item, Edge):  # the outer loop goes over thresholds
                     self.clock.edges.append((item, end - start))
                     if self.clock.between is not None:
                         self.clock.between()
-                        self.clock.pauses += time.perf_counter() - end
+                        self.clock.pauses += time.process_time() - end
 
 
 @contextlib.contextmanager
@@ -197,11 +197,11 @@ def clocked(module, clock: Clock) -> Iterator[None]:
 def run_acdc(bench: Bench, clock: Clock, threshold: float, metric: str) -> tuple[PruneScores, float]:
     """AutoCircuit's ACDC for one threshold: threshold x 10^0. Returns its scores and seconds, without the clock's pauses."""
     with clocked(ACDC, clock):
-        start = time.perf_counter()
+        start = time.process_time()
         scores = ACDC.acdc_prune_scores(
             bench.model, bench.loader, None, tao_exps=[0], tao_bases=[threshold], faithfulness_target=metric
         )
-        seconds = time.perf_counter() - start - clock.pauses
+        seconds = time.process_time() - start - clock.pauses
     return scores, seconds
 
 
@@ -300,11 +300,11 @@ def attribution(bench: Bench, steps: int | None) -> dict:
     before, memory_before = bench.forwards(), peak_memory()
     options = {"mask_val": 0.0} if steps is None else {"integrated_grad_samples": steps}
     with clocked(mask_gradient, Clock()):
-        start = time.perf_counter()
+        start = time.process_time()
         scores = mask_gradient.mask_gradient_prune_scores(
             bench.model, bench.loader, None, grad_function="logit", answer_function="avg_diff", **options
         )
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     memory = peak_memory()
     after = bench.forwards()
     flat = {mib_name(edge): edge.prune_score(scores).item() for edge in bench.model.edges}
