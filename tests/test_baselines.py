@@ -66,7 +66,7 @@ def test_figures_are_those_of_the_model_itself(found: Baselines, name: str, on: 
     for figure in ("log_prob", "accuracy", "pair_accuracy", "logit_diff"):
         one = found.get(name, figure, on)
         assert one.value == pytest.approx(np.mean([row[figure] for row in rows]), abs=1e-4)
-        assert one.low <= one.value <= one.high
+        assert cd.metrics.METRICS[figure].least <= one.low <= one.value <= one.high <= cd.metrics.METRICS[figure].most
         assert one.n == len(examples)
 
 

@@ -198,3 +198,12 @@ def test_unknown_metrics_are_refused_with_the_nearest():
         get_metric("logit_dif")
     assert get_metric("kl") is METRICS["kl"]
     assert get_metric(METRICS["kl"]) is METRICS["kl"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(METRICS)))
+def test_values_lie_where_the_metric_says(seed, name):
+    logits, *_, labels = made_up(seed)
+    values = METRICS[name](logits * 5, labels)
+    assert bool((values >= METRICS[name].least - 1e-12).all())
+    assert bool((values <= METRICS[name].most + 1e-12).all())

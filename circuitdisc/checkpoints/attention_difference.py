@@ -149,7 +149,7 @@ def compare_attention(
     over: Partition | None = None,
 ) -> AttentionDifference:
     """Two measurements with the intervals of their difference."""
-    low, high = mean_intervals(tuned - base, over, confidence, seed)
+    low, high = (np.clip(end, -1.0, 1.0) for end in mean_intervals(tuned - base, over, confidence, seed))
     return AttentionDifference(names, base, tuned, low, high, str(query), tuple(map(str, keys)), split, confidence, over)
 
 

@@ -181,7 +181,9 @@ def _figures(
         if name in ("accuracy", "pair_accuracy"):
             ends = share_interval(sums, weights, groups=over, confidence=confidence)
         else:
+            metric = get_metric(name)
             ends = interval((sums, weights), _per_reading, groups=over, confidence=confidence, seed=seed)
+            ends = ends.within(metric.least, metric.most)
         value = float(sums.sum() / weights.sum())
         figures.append(Figure(checkpoint, on, name, value, float(ends.low), float(ends.high), n, ends.method))
     return figures

@@ -13,5 +13,13 @@ def accuracy(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, 
 
 
 METRIC = Metric(
-    "accuracy", accuracy, "all", False, "share of examples whose top token is right", differentiable=False, least_outputs=2
+    "accuracy",
+    accuracy,
+    "all",
+    False,
+    "share of examples whose top token is right",
+    differentiable=False,
+    least_outputs=2,
+    least=0.0,
+    most=1.0,
 )

@@ -7,6 +7,7 @@ Whatever precision a model runs in, a metric sees logits in float32 at least: a 
 an error as large as the divergences that are measured with it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -66,6 +67,7 @@ class Metric:
             it is then a maximum, too, so that its gradient at the full model vanishes.
         differentiable: False if the value is constant almost everywhere, so that it has no gradient to follow.
         needs_targets: True if every example must name the number that the model should put out.
+        least, most: values lie between these, and so do the ends of an interval.
         least_outputs: columns of the unembedding below which the value is the same whatever the model computes.
         of_blocks: the same values from blocks of columns (adjacent, all of them in order), for a metric of the whole vocabulary
             that need not see it at once; None: it must. It follows no gradient. Another `function` needs another one, or None.
@@ -80,6 +82,8 @@ class Metric:
     differentiable: bool = True
     needs_targets: bool = False
     least_outputs: int = 1
+    least: float = -math.inf
+    most: float = math.inf
     of_blocks: Callable[[Iterable[Float[Tensor, "... N W"]], Labels], Float[Tensor, "... N"]] | None = None
 
     def __call__(self, logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tensor, "... N"]:

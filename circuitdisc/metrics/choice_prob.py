@@ -19,5 +19,12 @@ def choice_prob(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Tenso
 
 
 METRIC = Metric(
-    "choice_prob", choice_prob, "answers", True, "probability of the right among the named answers", least_outputs=2
+    "choice_prob",
+    choice_prob,
+    "answers",
+    True,
+    "probability of the right among the named answers",
+    least_outputs=2,
+    least=0.0,
+    most=1.0,
 )

@@ -50,5 +50,6 @@ METRIC = Metric(
     "minus KL(full model || circuit), in nats",
     True,
     least_outputs=2,
+    most=0.0,
     of_blocks=negative_kl_of_blocks,
 )

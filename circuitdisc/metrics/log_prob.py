@@ -29,5 +29,6 @@ METRIC = Metric(
     False,
     "log-probability of the right answers, in nats",
     least_outputs=2,
+    most=0.0,
     of_blocks=log_prob_of_blocks,
 )

@@ -22,4 +22,6 @@ METRIC = Metric(
     "share with a right answer above every wrong",
     differentiable=False,
     least_outputs=2,
+    least=0.0,
+    most=1.0,
 )

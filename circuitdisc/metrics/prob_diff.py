@@ -32,5 +32,7 @@ METRIC = Metric(
     True,
     "probability of right minus wrong answers",
     least_outputs=2,
+    least=-1.0,
+    most=1.0,
     of_blocks=prob_diff_of_blocks,
 )

@@ -13,4 +13,6 @@ def squared_error(logits: Float[Tensor, "... N W"], labels: Labels) -> Float[Ten
     return -(model_output(logits, labels) - labels.targets.to(logits.dtype)).square()
 
 
-METRIC = Metric("squared_error", squared_error, "answers", False, "minus the squared error of a number", needs_targets=True)
+METRIC = Metric(
+    "squared_error", squared_error, "answers", False, "minus the squared error of a number", needs_targets=True, most=0.0
+)

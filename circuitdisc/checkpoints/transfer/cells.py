@@ -91,7 +91,7 @@ class Judge:
                 first = metric is self.metrics[0]
                 scores += [figure for figure in scored if first or figure.name in UNSIGNED]
                 if metric.name not in ("accuracy", "pair_accuracy", "kl"):
-                    scores.append(self._mean(metric.name, split, values, controls.words))
+                    scores.append(self._mean(metric, split, values, controls.words))
         return tuple(scores)
 
     def _masks(self, circuit: Circuit, controls: Controls) -> dict[str, Bool[np.ndarray, "R S"]]:
@@ -113,14 +113,15 @@ class Judge:
         self._values |= {keys[name]: known[keys[name]] for name in ("full", "circuit", "empty")}
         return {name: known[key] for name, key in keys.items()}
 
-    def _mean(self, metric: str, split: str, values: Mapping[str, PerMetric], matched: str) -> Score:
+    def _mean(self, metric: Metric, split: str, values: Mapping[str, PerMetric], matched: str) -> Score:
         """The metric itself: its mean when the circuit runs."""
-        circuit, full = (values[which][metric] for which in ("circuit", "full"))
+        circuit, full = (values[which][metric.name] for which in ("circuit", "full"))
         over = partition_of(self.task.split(split))
         ends = interval((circuit,), groups=over, confidence=self.confidence, seed=self.seed)
-        drawn = tuple(float(by_metric[metric].mean()) for name, by_metric in values.items() if name.startswith("random"))
+        ends = ends.within(metric.least, metric.most)
+        drawn = tuple(float(by_metric[metric.name].mean()) for name, by_metric in values.items() if name.startswith("random"))
         note, value = f"full model {full.mean():.3g}", float(circuit.mean())
-        labels = (metric, split, self.ablation.label, metric, len(circuit))
+        labels = (metric.name, split, self.ablation.label, metric.name, len(circuit))
         return Score(*labels, value, *ends.ends, self.confidence, drawn, note, ends.method, matched)
 
 

@@ -126,9 +126,12 @@ def _report(
     before = splits.values("report", None, metrics)
     after = [splits.values("report", each.edit, metrics) for each in learned]
     effects = []
-    for name in (metric.name for metric in metrics):
+    for metric in metrics:
+        name, width = metric.name, metric.most - metric.least
         rows = np.stack([before[name], after[0][name], after[0][name] - before[name]])
         low, high = mean_intervals(rows, over, confidence, fit.seed)
+        low = np.maximum(low, [metric.least, metric.least, -width])
+        high = np.minimum(high, [metric.most, metric.most, width])
         (b, a, d), controls = rows.mean(1).tolist(), (float((each[name] - before[name]).mean()) for each in after[1:])
         ends = [float(end) for pair in zip(low, high, strict=True) for end in pair]
         effects.append(
