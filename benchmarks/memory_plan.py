@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import circuitdisc as cd
 from circuitdisc.discovery.registry import ALGORITHMS, SearchContext
+from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Shapes, examples_in_budget, means_bytes, peak_bytes
 from circuitdisc.engine.memory import COPIES_TO_PREPARE, parse_memory, rows_in
 from circuitdisc.engine.patching import Patching, Removal
@@ -145,6 +146,13 @@ def watch(model: Model, planned: Planned) -> None:
         held, size = paths.held_bytes(path_run), paths.row_size(path_run)
         return held + size[0] * min(len(senders), rows_in(model, paths.patching.budget - held, *size))
 
+    def of_ranking(attribution: Attribution, *_: object) -> int:
+        shapes, scope = Shapes.of(attribution.components, attribution.metric), attribution.ablation.method.averages
+        means = 0 if scope is None else means_bytes(shapes, attribution.examples, scope)
+        length = max(map(len, attribution.examples))
+        return peak_bytes(shapes, attribution.chunk_size, length, attribution.gradient, means=means)
+
+    planned.watch(Attribution, "chunks", of_ranking)
     planned.watch(PathPatching, "_patched", of_paths)
     planned.watch(Patching, "hold", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
     planned.watch(Patching, "evaluate", lambda patching, examples, *_: patching.chunk_bytes(examples))
@@ -166,14 +174,14 @@ def stop(seconds: int) -> None:
     def out_of_time(*_: object) -> None:
         raise _OutOfTime
 
-    signal.signal(signal.SIGALRM, out_of_time)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, out_of_time)  # processor seconds
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def within(work: Callable[[], object]) -> None:
     with contextlib.suppress(_OutOfTime):
         work()
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def in_a_process(args: argparse.Namespace, number: int, gives_back: bool) -> tuple[int, int]:

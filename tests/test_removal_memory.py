@@ -13,6 +13,7 @@ from models import model_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.engine.memory import bytes_per_token, storage_bytes
 from circuitdisc.engine.patching import Patching
 from circuitdisc.metrics import METRICS
 
@@ -85,3 +86,21 @@ def test_rows_take_no_more_than_planned(forget_older, family, mask_share, dtype)
             spent.append(live.most / (len(senders) * removal.parts[0].row_size(receiver)[0]))
     assert max(spent) <= 1
     assert max(spent) > 0.7
+
+
+@pytest.mark.parametrize("kind", [Ablation("resample"), Ablation("zero"), Ablation("mean"), Ablation("mean", scope="dataset")])
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_cut_senders_carry_is_planned_once_where_it_is_kept_once(kind: Ablation, alike: bool) -> None:
+    """Clean values, what is carried, and a copy in passing: the first two are what the chunks hold in the end."""
+    model = model_of("llama")
+    examples = random_examples(model, 12)
+    if alike:
+        examples = [example for example in examples if len(example) == len(examples[0])]
+        assert len(examples) > 2
+    patching = Patching(model, kind, examples)
+    chunks = patching.hold(examples)
+    held = storage_bytes(tensor for chunk in chunks for tensor in (chunk.clean, chunk.ablated))
+    n_tokens = len(examples) * max(map(len, examples))
+    copies = held / (n_tokens * bytes_per_token(model, copies=1))
+    planned = patching.hold_bytes(examples, 3) / (n_tokens * bytes_per_token(model, copies=1))
+    assert planned - 1 <= copies < planned - 0.5

@@ -151,6 +151,10 @@ class AblationKind:
         """The tokens from which on a sender of a causal model may carry another value when cut; None: all of them."""
         return None
 
+    def carries_alike(self, examples: Sequence[Example]) -> bool:
+        """What senders carry is the same for all of these, so that it is in memory once and not for each of them."""
+        return self.constant
+
     def fit(self, source: Source) -> Any:
         """What is learnt of the reference examples, for `carry`."""
         return None

@@ -3,6 +3,8 @@
 Shape letters: H heads, B examples, T positions, T2 positions attended to.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -10,7 +12,7 @@ from torch.nn import functional
 from circuitdisc.ablation.base import AblationKind, Pattern, Scope, Site, Source, Write
 from circuitdisc.ablation.means import Means
 from circuitdisc.errors import BadSetting, BadTask
-from circuitdisc.tasks.base import PromptBatch
+from circuitdisc.tasks.base import Example, PromptBatch
 
 OVER = {"group": "per group and position", "position": "per position", "dataset": "over the data set"}
 
@@ -36,6 +38,11 @@ class Mean(AblationKind):
     @property
     def ablates_neurons(self) -> bool:
         return self.ablation.prompts == "clean"
+
+    def carries_alike(self, examples: Sequence[Example]) -> bool:
+        scope = self.ablation.scope
+        one_group = scope != "group" or len({example.group for example in examples}) == 1
+        return scope == "dataset" or (one_group and len({len(example) for example in examples}) == 1)
 
     def fit(self, source: Source) -> dict[Site, Means]:
         """The averages of every site, in one run of the reference examples.

@@ -192,6 +192,7 @@ class Patching:
 
     def hold_bytes(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> int:
         """What holding all examples for a search takes."""
+        copies -= self.ablation.method.carries_alike(examples)
         return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
