@@ -4,6 +4,7 @@ and one big buffer of differences [S, B, T, D]. Slow and obvious; shares with th
 
 import numpy as np
 import torch
+from literal_rules import RULES
 from reference import norm, run_mlp, turned, unembed
 
 from circuitdisc.ablation import Ablation
@@ -12,14 +13,16 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
 
 
-def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torch.Tensor:
+def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain") -> torch.Tensor:
     """Logits at the readings [N, V].
 
     Args:
         overrides: sender index -> what it writes instead.
         leaves: receiver index -> what is added to its input.
         leaf_patterns: (layer, head) -> what is added to its attention pattern.
+        rule: of the backward pass (tests/literal_rules.py).
     """
+    how = RULES[rule]
     cut = model.components
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
     live: list[torch.Tensor] = []
@@ -44,12 +47,13 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
         outputs = []
         for head in range(spec.n_heads):
             group = head // (spec.n_heads // spec.n_kv_heads)
-            q, k, v = (norm(spec, read(index[f"a{layer}.h{head}<{i}>"], constant), block.norm_attention) for i in "qkv")
+            q, k, v = (how.norm(spec, read(index[f"a{layer}.h{head}<{i}>"], constant), block.norm_attention) for i in "qkv")
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
-            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame) for kind, x in (("q", q), ("k", k)))
-            pattern = attention(cut, layer, head, q, k, batch, length)
+            q, k, v = (how.share(kind, x) for kind, x in (("q", q), ("k", k), ("v", v)))
+            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame, how) for kind, x in (("q", q), ("k", k)))
+            pattern = attention(cut, layer, head, q, k, batch, length, how)
             if leaf_patterns is not None:
                 leaf_patterns[layer, head] = torch.zeros_like(pattern, requires_grad=True)
                 pattern = pattern + leaf_patterns[layer, head]
@@ -61,16 +65,16 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None) -> torc
             constant = constant + block.b_O
         mlp = None
         if spec.parallel and graph.has_mlp:
-            mlp = run_mlp(spec, block, read(index[f"m{layer}"], before))
+            mlp = run_mlp(spec, block, read(index[f"m{layer}"], before), how)
         for out in outputs:
             write(out)
         if graph.has_mlp:
-            write(mlp if mlp is not None else run_mlp(spec, block, read(index[f"m{layer}"], constant)))
-    final = norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
+            write(mlp if mlp is not None else run_mlp(spec, block, read(index[f"m{layer}"], constant), how))
+    final = how.norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
     return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
 
-def attention(cut, layer, head, q, k, batch, length):
+def attention(cut, layer, head, q, k, batch, length, rule=RULES["plain"]):
     """One head's pattern [B, T, T2]."""
     spec, bias = cut.spec, cut.weights.key_bias
     scores = q @ k.transpose(-1, -2) * spec.attn_scale[layer]
@@ -84,7 +88,7 @@ def attention(cut, layer, head, q, k, batch, length):
     if window is not None:
         reach = reach & (i - j < window)
     allowed = (reach & batch.is_token[:, None, :]) | (i == j)
-    return scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return rule.softmax(scores.masked_fill(~allowed, -torch.inf))
 
 
 def metric_of(metric: Metric, chunk, logits):
@@ -98,10 +102,10 @@ def big_buffer(model: Model, ablation: Ablation, examples):
     return chunk, chunk.ablated.expand_as(chunk.clean) - chunk.clean
 
 
-def gradients(model: Model, chunk, metric: Metric, overrides=None) -> torch.Tensor:
+def gradients(model: Model, chunk, metric: Metric, overrides=None, rule="plain") -> torch.Tensor:
     """d metric / d input of every receiver. [R, B, T, D]"""
     leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(model.graph.n_receivers)}
-    value = metric_of(metric, chunk, leaf_run(model, chunk, overrides or {}, leaves))
+    value = metric_of(metric, chunk, leaf_run(model, chunk, overrides or {}, leaves, rule=rule))
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return torch.stack(found)
 
@@ -112,17 +116,17 @@ def scores_of(model: Model, delta, g) -> np.ndarray:
     return np.where(model.graph.edge_mask, scores, np.nan)
 
 
-def direct_eap(model, ablation, examples, metric):
+def direct_eap(model, ablation, examples, metric, rule="plain"):
     chunk, delta = big_buffer(model, ablation, examples)
-    return scores_of(model, delta, gradients(model, chunk, metric))
+    return scores_of(model, delta, gradients(model, chunk, metric, rule=rule))
 
 
-def interpolated(model, chunk, delta, metric, senders, points):
+def interpolated(model, chunk, delta, metric, senders, points, rule="plain"):
     """Gradients averaged over points between ablated and clean output of some senders."""
     found = 0.0
     for share, weight in zip(points.shares, points.weights, strict=True):
         overrides = {s: chunk.clean[s] + (1 - share) * delta[s] for s in senders}
-        found = found + weight * gradients(model, chunk, metric, overrides)
+        found = found + weight * gradients(model, chunk, metric, overrides, rule)
     return found
 
 
@@ -130,12 +134,12 @@ def embedding_senders(model):
     return [s for s, node in enumerate(model.graph.senders) if node.kind not in ("head", "mlp")]
 
 
-def direct_between_embeddings(model, ablation, examples, metric, points):
+def direct_between_embeddings(model, ablation, examples, metric, points, rule="plain"):
     chunk, delta = big_buffer(model, ablation, examples)
-    return scores_of(model, delta, interpolated(model, chunk, delta, metric, embedding_senders(model), points))
+    return scores_of(model, delta, interpolated(model, chunk, delta, metric, embedding_senders(model), points, rule))
 
 
-def direct_between_activations(model, ablation, examples, metric, points, of_embedding=None):
+def direct_between_activations(model, ablation, examples, metric, points, of_embedding=None, rule="plain"):
     chunk, delta = big_buffer(model, ablation, examples)
     groups: dict = {}
     for s, node in enumerate(model.graph.senders):
@@ -144,7 +148,7 @@ def direct_between_activations(model, ablation, examples, metric, points, of_emb
     scores = np.full(model.graph.edge_mask.shape, np.nan)
     for (kind, _), senders in groups.items():
         taken = of_embedding if of_embedding is not None and kind == "embedding" else points
-        some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, taken))
+        some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, taken, rule))
         scores[:, senders] = some[:, senders]
     return scores
 

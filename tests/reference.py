@@ -42,7 +42,7 @@ def rotate(x, positions, frequencies, neighbours=False, scale=1.0):
     return out
 
 
-def turned(cut, layer, kind, head, x, positions, frame):
+def turned(cut, layer, kind, head, x, positions, frame, rule=None):
     """One head's queries or keys as its pattern takes them: normed and turned by their positions. x [B, T, K]"""
     spec, block = cut.spec, cut.weights.layers[layer]
     weights, row = (block.norm_q, head) if kind == "q" else (block.norm_k, head // (spec.n_heads // spec.n_kv_heads))
@@ -51,7 +51,7 @@ def turned(cut, layer, kind, head, x, positions, frame):
         if spec.norm_across_heads:  # by the size of all heads' together in the full run
             x = x * frame.turn_scale[layer, kind] * (1.0 if scale is None else scale)
         else:
-            x = norm(spec, x, NormWeights(scale, weights.shift))
+            x = (rule.norm if rule else norm)(spec, x, NormWeights(scale, weights.shift))
     which = spec.rotary[layer] if spec.rotary else 0
     frequencies = cut.weights.inverse_frequencies
     if not frequencies or which is None:
@@ -123,21 +123,32 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
     return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
 
-def run_mlp(spec, block, x):
+def run_mlp(spec, block, x, rule=None):
+    """An MLP's output.
+
+    Args:
+        rule: of the backward pass (tests/literal_rules.py); None: autograd's own.
+    """
     activation = ACTIVATIONS[spec.activation]
-    x = norm(spec, x, block.norm_mlp)
+    normed = rule.norm if rule else norm
+    x = normed(spec, x, block.norm_mlp)
     if block.experts is not None:
         out = block.experts(x)
         out = out[0] if isinstance(out, tuple) else out
-        return out if block.norm_after_mlp is None else norm(spec, out, block.norm_after_mlp)
+        return out if block.norm_after_mlp is None else normed(spec, out, block.norm_after_mlp)
     hidden = x @ block.W_in
     if block.b_in is not None:
         hidden = hidden + block.b_in
-    hidden = activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+    if rule is None:
+        hidden = activation(hidden) if block.W_gate is None else activation(x @ block.W_gate) * hidden
+    elif block.W_gate is None:
+        hidden = rule.activation(activation, hidden)
+    else:
+        hidden = rule.product(rule.activation(activation, x @ block.W_gate), hidden)
     out = hidden @ block.W_out
     if block.b_out is not None:
         out = out + block.b_out
-    return out if block.norm_after_mlp is None else norm(spec, out, block.norm_after_mlp)
+    return out if block.norm_after_mlp is None else normed(spec, out, block.norm_after_mlp)
 
 
 def masked_metric(model: Model, chunks, mask, metric: Metric) -> float:

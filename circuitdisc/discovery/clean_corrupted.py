@@ -15,8 +15,7 @@ from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute, takes_gauss
-from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.scored import Attributing, attribute, rule_and_selection, takes_gauss
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import GAUSS_WITH_CLEAN_END, PUBLISHED_ENDS, Points
 from circuitdisc.models.model import Model
@@ -24,7 +23,7 @@ from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 
-@takes(Ranking)
+@takes(Attributing)
 def clean_corrupted(
     model: Model,
     task: Task,
@@ -32,7 +31,7 @@ def clean_corrupted(
     context: SearchContext,
     *,
     points: Points = "auto",
-    **options: Unpack[Ranking],
+    **options: Unpack[Attributing],
 ) -> Discovery:
     """Score every edge with gradients averaged over the clean and the ablated embeddings.
 
@@ -50,7 +49,7 @@ def clean_corrupted(
             does not allow it.
     """
     taken = GAUSS_WITH_CLEAN_END if takes_gauss(points, model, ablation) else PUBLISHED_ENDS
-    selection = Selection(**options)
+    rule, selection = rule_and_selection(options)
     gradient = Gradient(rows=2)
     return attribute(
         "clean_corrupted",
@@ -61,4 +60,5 @@ def clean_corrupted(
         selection,
         gradient,
         lambda attribution: attribution.edges_between(taken),
+        rule,
     )

@@ -14,21 +14,20 @@ from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.scored import Attributing, attribute, rule_and_selection
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
 from circuitdisc.tasks.base import Task
 
 
-@takes(Ranking)
+@takes(Attributing)
 def eap(
     model: Model,
     task: Task,
     ablation: Ablation,
     context: SearchContext,
-    **options: Unpack[Ranking],
+    **options: Unpack[Attributing],
 ) -> Discovery:
     """Score every edge by its difference times the gradient at the clean run.
 
@@ -39,8 +38,8 @@ def eap(
         BadSetting: a setting is out of its bounds, the metric's gradient vanishes, or the model, the ablation or the budget
             does not allow it.
     """
-    selection = Selection(**options)
+    rule, selection = rule_and_selection(options)
     gradient = Gradient(at_full=True)
     return attribute(
-        "eap", model, task, ablation, context, selection, gradient, lambda attribution: attribution.edges_at_full()
+        "eap", model, task, ablation, context, selection, gradient, lambda attribution: attribution.edges_at_full(), rule
     )

@@ -19,8 +19,7 @@ from typing_extensions import Unpack
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute, takes_gauss
-from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.scored import Attributing, attribute, rule_and_selection, takes_gauss
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, gauss_between, published_between
 from circuitdisc.models.model import Model
@@ -29,7 +28,7 @@ from circuitdisc.tasks.base import Task
 
 
 @bounded(steps=Whole(1, 10_000))
-@takes(Ranking)
+@takes(Attributing)
 def eap_ig(
     model: Model,
     task: Task,
@@ -38,7 +37,7 @@ def eap_ig(
     *,
     steps: int = 5,
     points: Points = "auto",
-    **options: Unpack[Ranking],
+    **options: Unpack[Attributing],
 ) -> Discovery:
     """Score every edge by its difference times the gradient averaged between ablated and clean embeddings.
 
@@ -57,8 +56,16 @@ def eap_ig(
             does not allow it.
     """
     taken = (gauss_between if takes_gauss(points, model, ablation) else published_between)(steps)
-    selection = Selection(**options)
+    rule, selection = rule_and_selection(options)
     gradient = Gradient(rows=steps)
     return attribute(
-        "eap_ig", model, task, ablation, context, selection, gradient, lambda attribution: attribution.edges_between(taken)
+        "eap_ig",
+        model,
+        task,
+        ablation,
+        context,
+        selection,
+        gradient,
+        lambda attribution: attribution.edges_between(taken),
+        rule,
     )

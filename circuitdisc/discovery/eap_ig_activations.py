@@ -19,8 +19,7 @@ from typing_extensions import Unpack
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.scored import attribute, takes_gauss
-from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.scored import Attributing, attribute, rule_and_selection, takes_gauss
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, gauss_between, published_between
 from circuitdisc.models.model import Model
@@ -29,7 +28,7 @@ from circuitdisc.tasks.base import Task
 
 
 @bounded(steps=Whole(1, 10_000))
-@takes(Ranking)
+@takes(Attributing)
 def eap_ig_activations(
     model: Model,
     task: Task,
@@ -38,7 +37,7 @@ def eap_ig_activations(
     *,
     steps: int = 5,
     points: Points = "auto",
-    **options: Unpack[Ranking],
+    **options: Unpack[Attributing],
 ) -> Discovery:
     """Score the edges out of every place with gradients averaged between its ablated and clean output.
 
@@ -59,7 +58,7 @@ def eap_ig_activations(
     """
     of_embedding = (gauss_between if takes_gauss(points, model, ablation) else published_between)(steps)
     taken = gauss_between(steps) if points == "gauss" else published_between(steps)
-    selection = Selection(**options)
+    rule, selection = rule_and_selection(options)
     gradient = Gradient(rows=steps, places=True)
     return attribute(
         "eap_ig_activations",
@@ -70,4 +69,5 @@ def eap_ig_activations(
         selection,
         gradient,
         lambda attribution: attribution.edges_between_activations(taken, of_embedding),
+        rule,
     )

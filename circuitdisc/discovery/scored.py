@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -10,14 +10,35 @@ from jaxtyping import Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import Selection
+from circuitdisc.discovery.selection import Ranking, Selection
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, starts_at_nothing
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
+from circuitdisc.options import Option
 from circuitdisc.tasks.base import Task
+
+
+class Attributing(Ranking, total=False):
+    """Choosing by scores that come from a backward pass."""
+
+    rule: Annotated[
+        str,
+        Option(
+            "plain",
+            "of the backward pass. `plain`: autograd's own; `relp`: relevance patching; `gim`: gradient interaction "
+            "modifications.",
+        ),
+    ]
+
+
+def rule_and_selection(options: Attributing) -> tuple[str, Selection]:
+    """The rule that is asked for, and how the circuit is chosen."""
+    sizing: dict[str, Any] = {name: value for name, value in options.items() if name != "rule"}
+    return options.get("rule", "plain"), Selection(**sizing)
+
 
 FAR_OFF = 0.25
 """From which share on the embedding's scores that do not add up are warned about."""
@@ -32,6 +53,7 @@ def attribute(
     selection: Selection,
     gradient: Gradient,
     scores_of: Callable[[Attribution], Float[np.ndarray, "R S"]],
+    rule: str = "plain",
 ) -> Discovery:
     """Score all edges on the train split and choose a circuit.
 
@@ -40,6 +62,7 @@ def attribute(
         selection: how the circuit is chosen.
         gradient: where gradients are taken.
         scores_of: the scores from an attribution that is ready.
+        rule: of the backward pass.
     """
     selection.n_edges(model.graph)
     attribution = Attribution(
@@ -51,6 +74,7 @@ def attribute(
         memory=context.memory,
         name=name,
         progress=context.progress,
+        rule=rule,
     )
     scores = scores_of(attribution)
     notes = _notes(name, attribution)

@@ -24,6 +24,7 @@ from torch.nn import functional
 from circuitdisc.errors import BadModel
 from circuitdisc.graph import QKV
 from circuitdisc.models.backend import Capability
+from circuitdisc.models.backward import PLAIN, BackwardRule
 from circuitdisc.models.weights import ACTIVATIONS, ModelSpec, NormWeights, Weights
 
 LATER = {"rotary": (), "rotary_pairs": "halves", "norm_across_heads": False}
@@ -191,17 +192,24 @@ class Components:
         return projected if bias is None else projected + _rows(bias, rows)[:, None, None, None, :]
 
     def turn(
-        self, layer: int, qkv: QKV, rows: Sequence[int], x: Float[Tensor, "n ... B T K"], frame: Frame
+        self,
+        layer: int,
+        qkv: QKV,
+        rows: Sequence[int],
+        x: Float[Tensor, "n ... B T K"],
+        frame: Frame,
+        rule: BackwardRule = PLAIN,
     ) -> Float[Tensor, "n ... B T K"]:
         """Queries or keys as the pattern takes them: normed and turned by their positions, where the model does so.
 
         Args:
             rows: which of the layer's queries (as many as heads) or keys (as many as groups) x holds.
+            rule: of the backward pass.
         """
         block = self.weights.layers[layer]
         norm = block.norm_q if qkv == "q" else block.norm_k
         if norm is not None:
-            x = self._normed_heads(x, norm, rows, frame.turn_scale[layer, qkv] if self.spec.norm_across_heads else None)
+            x = self._normed_heads(x, norm, rows, frame.turn_scale[layer, qkv] if self.spec.norm_across_heads else None, rule)
         which = self.spec.rotary[layer] if self.spec.rotary else 0
         if which is None or not frame.angles:
             return x
@@ -215,14 +223,16 @@ class Components:
         turned = turning * cos + quarter * sin
         return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
 
-    def _normed_heads(self, x: Tensor, norm: NormWeights, rows: Sequence[int], size: Tensor | None) -> Tensor:
+    def _normed_heads(
+        self, x: Tensor, norm: NormWeights, rows: Sequence[int], size: Tensor | None, rule: BackwardRule
+    ) -> Tensor:
         """Queries or keys behind their norm: of each head by itself, or with a frozen size of all heads together."""
         scale, shift = norm.scale, norm.shift
         if scale is not None and scale.dim() == 2:  # [H, K]
             scale = scale[list(rows)].reshape(len(rows), *[1] * (x.dim() - 2), -1)
         if size is not None:
             return x * size if scale is None else x * size * scale
-        return self.norm(x, NormWeights(scale, shift))
+        return self.norm(x, NormWeights(scale, shift), rule.divisor_of(x))
 
     def fix_turn_scale(self, layer: int, qkv: QKV, x: Float[Tensor, "n ... B T K"], frame: Frame) -> None:
         """Record the size of all heads' queries, or keys, in the uncut run. Nothing to do where norms are each head's own."""
@@ -238,11 +248,13 @@ class Components:
         k: Float[Tensor, "n C B T2 K"],
         frame: Frame,
         positions: Int[Tensor, "T"] | None = None,
+        rule: BackwardRule = PLAIN,
     ) -> Float[Tensor, "n C B T T2"]:
         """Attention patterns of these heads.
 
         Args:
             positions: the queries' positions in the frame; None for all.
+            rule: of the backward pass.
         """
         scores = (q @ k.transpose(-1, -2)) * self.spec.attn_scale[layer]
         if self.spec.score_softcap is not None:
@@ -255,7 +267,7 @@ class Components:
         if positions is not None:
             allowed = allowed[:, positions]
         scores = scores.masked_fill(~allowed, -math.inf)
-        return scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(scores.dtype)
+        return rule.softmax(scores.to(_at_least_float32(scores.dtype))).to(scores.dtype)
 
     def head_output(
         self, layer: int, heads: Sequence[int], z: Float[Tensor, "n C B T K"], frame: Frame
@@ -286,12 +298,22 @@ class Components:
 
     # --- MLP, norms, unembedding -------------------------------------------------------------------------------------
 
-    def mlp(self, layer: int, x: Float[Tensor, "... D"], like: Float[Tensor, "... D"] | None = None) -> Float[Tensor, "... D"]:
-        """What a layer's MLP writes, from its input; `like` as in `read`."""
-        return self.mlp_output(layer, self.hidden(layer, x, like))
+    def mlp(
+        self,
+        layer: int,
+        x: Float[Tensor, "... D"],
+        like: Float[Tensor, "... D"] | None = None,
+        rule: BackwardRule = PLAIN,
+    ) -> Float[Tensor, "... D"]:
+        """What a layer's MLP writes, from its input; `like` as in `read`, `rule` of the backward pass."""
+        return self.mlp_output(layer, self.hidden(layer, x, like, rule), rule)
 
     def hidden(
-        self, layer: int, x: Float[Tensor, "... D"], like: Float[Tensor, "... D"] | None = None
+        self,
+        layer: int,
+        x: Float[Tensor, "... D"],
+        like: Float[Tensor, "... D"] | None = None,
+        rule: BackwardRule = PLAIN,
     ) -> Float[Tensor, "... M"]:
         """Activations of a layer's neurons, from the MLP's input; of a gated MLP the products with the gate.
 
@@ -305,9 +327,11 @@ class Components:
         assert self.spec.activation is not None, "the model has no MLP"
         activation = ACTIVATIONS[self.spec.activation]
         hidden = _affine(x, block.W_in, block.b_in)
-        return activation(hidden) if block.W_gate is None else activation(_affine(x, block.W_gate, block.b_gate)) * hidden
+        if block.W_gate is None:
+            return rule.activation(activation, hidden)
+        return rule.gated(rule.activation(activation, _affine(x, block.W_gate, block.b_gate)), hidden)
 
-    def mlp_output(self, layer: int, hidden: Float[Tensor, "... M"]) -> Float[Tensor, "... D"]:
+    def mlp_output(self, layer: int, hidden: Float[Tensor, "... M"], rule: BackwardRule = PLAIN) -> Float[Tensor, "... D"]:
         """What a layer's MLP writes, from its neurons' activations."""
         block = self.weights.layers[layer]
         if block.experts is not None:
@@ -316,7 +340,7 @@ class Components:
         else:
             assert block.W_out is not None, f"layer {layer} has no MLP"
             out = _affine(hidden, block.W_out, block.b_out)
-        return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp)
+        return out if block.norm_after_mlp is None else self.norm(out, block.norm_after_mlp, rule.divisor_of(out))
 
     def unembed(
         self,

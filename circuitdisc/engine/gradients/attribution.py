@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.checks import check_choice
 from circuitdisc.engine.gradients.differences import (
     Differences,
     PlaceSource,
@@ -30,6 +31,7 @@ from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_t
 from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, Place, SenderGroup, sender_groups
 from circuitdisc.engine.gradients.memory import Gradient, Shapes, examples_in_budget
 from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
+from circuitdisc.engine.gradients.rules import RULES
 from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, log_probabilities, readout
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
@@ -70,10 +72,12 @@ class Attribution:
         gradient: where gradients will be taken.
         memory: budget for activations, as `8GiB`; examples are split to fit.
         name: of the algorithm, for messages and the progress bar.
+        rule: of the backward pass: a name in `RULES`.
 
     Raises:
+        UnknownName: there is no such rule.
         BadSetting: the metric's gradient vanishes, the ablation replaces patterns, the model has no fast components, or not
-            even one example fits the budget.
+            even one example fits the budget; or the rule has no backward pass for its MLPs.
     """
 
     def __init__(
@@ -87,8 +91,13 @@ class Attribution:
         memory: str | int = "4GiB",
         name: str = "attribution",
         progress: bool = False,
+        rule: str = "plain",
     ) -> None:
+        check_choice("rule", rule, tuple(RULES))
+        self.rule = RULES[rule]
         self.components = _check(model, ablation, metric, gradient, name)
+        if self.rule.changes_mlps and any(block.experts is not None for block in self.components.weights.layers):
+            raise BadSetting(f"rule={rule} has no backward pass for mixtures of experts: use rule=plain for {model.name}")
         self.model, self.graph, self.ablation = model, model.graph, ablation
         self.examples, self.metric, self.name, self.progress = examples, metric, name, progress
         self.groups = sender_groups(self.graph)
@@ -127,8 +136,9 @@ class Attribution:
         note = residuals.__setitem__ if self.gradient.places else None
         x = embedded.sum(0)[None]
         clean = SegmentedRun(
-            components, graph, frame, x, gradients=self.gradient.at_full, uncut=True, read=batch.reads, write=record, note=note
-        )
+            components, graph, frame, x, gradients=self.gradient.at_full, uncut=True, read=batch.reads, write=record, note=note,
+            rule=self.rule,
+        )  # fmt: skip
         residuals[graph.n_layers, HEADS] = clean.residual
         residuals[0, HEADS] = x
         full = log_probabilities(components, clean.residual, batch) if self.metric.zero_at_full else None
@@ -149,7 +159,14 @@ class Attribution:
         part = (self.graph.n_layers - place[0]) / self.graph.n_layers
         self.cost.model_runs += part * len(shares) * chunk.batch.n_examples / len(self.examples)
         return SegmentedRun(
-            self.components, self.graph, chunk.frame, x, start=place, gradients=gradients, read=chunk.batch.reads
+            self.components,
+            self.graph,
+            chunk.frame,
+            x,
+            start=place,
+            gradients=gradients,
+            read=chunk.batch.reads,
+            rule=self.rule,
         )
 
     def gradients(self, chunk: AttributionChunk, run: SegmentedRun, factors: Sequence[float] | None = None) -> Gradients:
@@ -238,7 +255,7 @@ class Attribution:
         return scores
 
     def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> MetricGradient:
-        return readout(self.components, residual, chunk.batch, self.metric, chunk.full_logprobs)
+        return readout(self.components, residual, chunk.batch, self.metric, chunk.full_logprobs, self.rule)
 
 
 def _check(model: Model, ablation: Ablation, metric: Metric, gradient: Gradient, name: str) -> Components:

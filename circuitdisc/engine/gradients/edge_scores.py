@@ -6,7 +6,7 @@ scale and shift,
 
     g = scale * (W d) - mean(scale * (W d)) - x * mean(x * scale * (W d))      (the second term for layer norms alone)
 
-It is linear in d, so that gradients taken at several rows are added up before W is applied. Both means are products of d with
+Under a rule that holds a norm's divisor the third term falls away. It is linear in d, so that gradients taken at several rows are added up before W is applied. Both means are products of d with
 vectors of K numbers: with W^T scale, and with the projection itself.
 
 Scores are formed for a few tokens at a time: there the differences of all senders and, layer by layer, the gradients of all
@@ -41,14 +41,16 @@ class HeadGradients:
     Args:
         d: gradient with respect to the projections over the norm's divisor, q, k and v in turn. [3, H, n, K]
         offset: mean over D of scale * (W d); None without a layer norm. [3 H, n, 1]
-        along: for each row, mean over D of x * scale * (W d); None without a norm. [C, 3 H, n, 1]
-        x: each row's normed input before scale and shift; None without a norm. [C, n, D]
+        along: for each row, mean over D of x * scale * (W d); None where no divisor is followed. [C, 3 H, n, 1]
+        x: each row's normed input before scale and shift; None where no divisor is followed. [C, n, D]
+        normed: the inputs go into a norm.
     """
 
     d: Float[Tensor, "3 H n K"]
     offset: Float[Tensor, "H3 n 1"] | None
     along: Float[Tensor, "C H3 n 1"] | None
     x: Float[Tensor, "C n D"] | None
+    normed: bool = True
 
     def rebuild(self, components: Components, layer: int, tokens: slice, out: Float[Tensor, "H3 t D"]) -> None:
         """Write the gradients at some of the tokens into `out`."""
@@ -62,12 +64,14 @@ class HeadGradients:
                 torch.bmm(shared, weight.transpose(1, 2), out=rows)
             else:
                 rows.copy_(shared @ weight.transpose(1, 2))
-        if self.along is None or self.x is None:
+        if not self.normed:
             return
         if block.norm_attention.scale is not None:
             out.mul_(block.norm_attention.scale)
         if self.offset is not None:
             out.sub_(self.offset[:, tokens])
+        if self.along is None or self.x is None:
+            return
         for along, x in zip(self.along, self.x, strict=True):
             out.addcmul_(along[:, tokens], x[tokens], value=-1.0)
 
@@ -82,17 +86,21 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
 
     d = torch.stack([chosen(gradient) for gradient in step.into])
     if spec.norm is None or not block.norm_attention.present:
-        return HeadGradients(d.sum(2).to(components.dtype), None, None, None)
+        return HeadGradients(d.sum(2).to(components.dtype), None, None, None, normed=False)
     x = wide(step.x.reshape(C, -1, spec.d_model)[:, tokens])
     if spec.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
     divided = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps)
     d *= divided
     of_scale, constants = _vectors(block, H)
-    projected = torch.stack([chosen(projection) for projection in step.projections]) - constants
-    along = (d * projected).sum(-1, keepdim=True).flatten(0, 1).transpose(0, 1) / spec.d_model
+    along = None
+    if not step.holds_norm:
+        projected = torch.stack([chosen(projection) for projection in step.projections]) - constants
+        along = (d * projected).sum(-1, keepdim=True).flatten(0, 1).transpose(0, 1) / spec.d_model
     d = d.sum(2)
     offset = (d * of_scale).sum(-1, keepdim=True).flatten(0, 1) / spec.d_model if spec.norm == "layer" else None
+    if along is None:
+        return HeadGradients(d.to(components.dtype), offset, None, None)
     return HeadGradients(d.to(components.dtype), offset, along.reshape(C, 3 * H, n, 1), x * divided)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import wide
+from circuitdisc.models.backward import PLAIN, BackwardRule
 from circuitdisc.models.components import Components, Frame
 
 # A place in the residual stream: a layer, and before its heads or before its MLP. The embedding writes before (0, HEADS).
@@ -66,13 +67,18 @@ def projections(components: Components, layer: int, normed: Float[Tensor, "C B T
 
 
 def turned(
-    components: Components, layer: int, q: Float[Tensor, "H C B T K"], k: Float[Tensor, "H C B T K"], frame: Frame
+    components: Components,
+    layer: int,
+    q: Float[Tensor, "H C B T K"],
+    k: Float[Tensor, "H C B T K"],
+    frame: Frame,
+    rule: BackwardRule = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Every query head's q and k as the pattern takes them, from `projections`."""
     heads, shared = range(q.shape[0]), components.heads_per_group
     return (
-        components.turn(layer, "q", heads, q, frame),
-        components.turn(layer, "k", [head // shared for head in heads], k, frame),
+        components.turn(layer, "q", heads, q, frame, rule),
+        components.turn(layer, "k", [head // shared for head in heads], k, frame, rule),
     )
 
 

@@ -20,6 +20,7 @@ from circuitdisc.engine.gradients.layers import HEADS, MLP, Place, heads_sum, pr
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
+from circuitdisc.models.backward import PLAIN, BackwardRule
 from circuitdisc.models.components import Components, Frame
 from circuitdisc.tasks.base import PromptBatch
 
@@ -36,6 +37,7 @@ class HeadsSegment:
         into: gradients with respect to these three.
         out: gradient with respect to the heads' pattern-weighted values, which W_O takes to the residual stream (and which,
             with a norm after attention, hold its scale). [H, C, B, T, K]
+        holds_norm: the divisor of the heads' norm is a constant.
     """
 
     layer: int
@@ -43,6 +45,7 @@ class HeadsSegment:
     projections: tuple[Float[Tensor, "H C B T K"], ...]
     into: tuple[Float[Tensor, "H C B T K"], ...]
     out: Float[Tensor, "H C B T K"]
+    holds_norm: bool = False
 
 
 @dataclass
@@ -92,6 +95,7 @@ class SegmentedRun:
         write: called with each place and what its senders write there: an MLP's output [1, C, B, T, D], or the heads'
             pattern-weighted values [H, C, B, T, K], with the scale of a norm after attention.
         note: called with each place and the residual stream before it. [C, B, T, D]
+        rule: of the backward pass.
     """
 
     components: Components
@@ -105,6 +109,7 @@ class SegmentedRun:
     read: tuple[Int[Tensor, "N"], Int[Tensor, "N"]] | None = None
     write: Write | None = None
     note: Write | None = None
+    rule: BackwardRule = PLAIN
 
     def __post_init__(self, x: Float[Tensor, "C B T D"]) -> None:
         self._write, self._note = self.write or _nothing, self.note or _nothing
@@ -134,8 +139,8 @@ class SegmentedRun:
         with torch.set_grad_enabled(self.gradients):
             if self.gradients:
                 q, k, v = (leaf.requires_grad_() for leaf in (q, k, v))
-            turned_q, turned_k = turned(components, layer, q, k, frame)
-            z = components.pattern(layer, range(q.shape[0]), turned_q, turned_k, frame) @ v
+            turned_q, turned_k = turned(components, layer, q, k, frame, self.rule)
+            z = components.pattern(layer, range(q.shape[0]), turned_q, turned_k, frame, rule=self.rule) @ v
         if self.gradients:
             self._attention[layer] = _Attention(x, (q, k, v), z)
         z = z.detach()
@@ -153,7 +158,7 @@ class SegmentedRun:
         if self.gradients:
             x = x.detach().requires_grad_()
         with torch.set_grad_enabled(self.gradients):
-            out = self.components.mlp(layer, x)
+            out = self.components.mlp(layer, x, self.rule.divisor_of(x), self.rule)
         if self.gradients:
             self._mlp[layer] = _Mlp(x, out)
         out = out.detach() if at is None else self._spread(out.detach(), at)
@@ -201,6 +206,9 @@ class SegmentedRun:
         out = (wide_dx @ block.W_O.reshape(H * K, D).T).view(C, B, T, H, K).permute(3, 0, 1, 2, 4)
         scale = self.frame.head_scale.get(layer)
         into = torch.autograd.grad(kept.z, kept.projections, out if scale is None else out * scale)
+        into = tuple(
+            gradient.mul_(share) if share != 1.0 else gradient for gradient, share in zip(into, self.rule.shares, strict=True)
+        )
         normed = 0.0
         for weight, gradient in zip((block.W_Q, block.W_K, block.W_V), into, strict=True):
             shared = gradient.unflatten(0, (weight.shape[0], -1)).sum(1) if weight.shape[0] < H else gradient
@@ -209,10 +217,10 @@ class SegmentedRun:
         assert isinstance(normed, Tensor)
         with torch.enable_grad():
             x = kept.x.detach().requires_grad_()
-            y = components.norm(x, block.norm_attention)
+            y = components.norm(x, block.norm_attention, self.rule.divisor_of(x))
             (into_x,) = torch.autograd.grad(y, x, normed) if y is not x else (normed,)
         q, k, v = (kept_input.detach() for kept_input in kept.projections)
-        return HeadsSegment(layer, kept.x, (q, k, v), into, out), into_x
+        return HeadsSegment(layer, kept.x, (q, k, v), into, out, self.rule.holds_norms), into_x
 
 
 def _nothing(place: Place, values: Tensor) -> None:
@@ -238,6 +246,7 @@ def readout(
     batch: PromptBatch,
     metric: Metric,
     full_logprobs: Tensor | None = None,
+    rule: BackwardRule = PLAIN,
 ) -> MetricGradient:
     """Unembed the readings alone (and, where they suffice, the answers' columns alone), and take the metric's gradient.
 
@@ -247,7 +256,8 @@ def readout(
     labels = replace(batch.labels, full_logprobs=full_logprobs)
     with torch.enable_grad():
         read = residual.detach()[:, batch.read_example, batch.read_position].requires_grad_()
-        values = of_columns(batch, labels, lambda columns: wide(components.unembed(read, columns)), metric)
+        like = rule.divisor_of(read)
+        values = of_columns(batch, labels, lambda columns: wide(components.unembed(read, columns, like=like)), metric)
         if not values.requires_grad:
             raise BadSetting(
                 f"metric '{metric.name}' has no gradient: give it values that depend smoothly on the logits and are not "

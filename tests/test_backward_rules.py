@@ -1,0 +1,61 @@
+"""Attribution under rules of the backward pass, against autograd with the rules written out (tests/literal_rules.py)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from direct_attribution import direct_between_activations, direct_between_embeddings, direct_eap
+from examples import random_examples
+from models import model_of
+
+from circuitdisc.ablation import Ablation
+from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.memory import Gradient
+from circuitdisc.engine.gradients.path_points import equal
+from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.metrics import get_metric
+
+FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "bloom", "cohere", "granite"]
+POINTS = equal(0.0, 0.5)
+FULL = Gradient(at_full=True)
+
+
+def attribution(model, kind: Any, examples, rule, gradient=FULL):
+    return Attribution(model, Ablation(kind), examples, get_metric("log_prob"), gradient=gradient, rule=rule)
+
+
+def far(found, wanted):
+    assert (np.isnan(found) == np.isnan(wanted)).all()
+    return np.nanmax(np.abs(found - wanted)) / np.nanmax(np.abs(wanted))
+
+
+@pytest.mark.parametrize("rule", ["relp", "gim"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_equal_the_rule_written_out(family, rule):
+    model, metric, ablation = model_of(family), get_metric("log_prob"), Ablation("resample")
+    examples = random_examples(model, 3)
+    wanted = direct_eap(model, ablation, examples, metric, rule)
+    assert far(attribution(model, "resample", examples, rule).edges_at_full(), wanted) < 1e-9
+    plain = attribution(model, "resample", examples, "plain").edges_at_full()
+    assert far(plain, wanted) > 1e-2  # the rule matters
+    between = attribution(model, "resample", examples, rule, Gradient(rows=2, places=True))
+    wanted = direct_between_embeddings(model, ablation, examples, metric, POINTS, rule)
+    assert far(between.edges_between(POINTS), wanted) < 1e-9
+
+
+@pytest.mark.parametrize("rule", ["relp", "gim"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
+def test_so_do_points_between_activations(family, rule):
+    model, metric, ablation = model_of(family), get_metric("log_prob"), Ablation("mean")
+    examples = random_examples(model, 3)
+    between = attribution(model, "mean", examples, rule, Gradient(rows=2, places=True))
+    wanted = direct_between_activations(model, ablation, examples, metric, POINTS, rule=rule)
+    assert far(between.edges_between_activations(POINTS, POINTS), wanted) < 1e-9
+
+
+def test_what_has_no_rule_is_refused():
+    model = model_of("mixtral")
+    with pytest.raises(BadSetting, match="mixtures of experts"):
+        attribution(model, "zero", random_examples(model, 2), "relp")
+    with pytest.raises(UnknownName, match="relp"):
+        attribution(model, "zero", random_examples(model, 2), "repl")
