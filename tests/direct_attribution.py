@@ -13,7 +13,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
 
 
-def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain") -> torch.Tensor:
+def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain", written=None) -> torch.Tensor:
     """Logits at the readings [N, V].
 
     Args:
@@ -21,6 +21,7 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="p
         leaves: receiver index -> what is added to its input.
         leaf_patterns: (layer, head) -> what is added to its attention pattern.
         rule: of the backward pass (tests/literal_rules.py).
+        written: a list that takes what every sender writes.
     """
     how = RULES[rule]
     cut = model.components
@@ -70,6 +71,8 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="p
             write(out)
         if graph.has_mlp:
             write(mlp if mlp is not None else run_mlp(spec, block, read(index[f"m{layer}"], constant), how))
+    if written is not None:
+        written.extend(live)
     final = how.norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
     return unembed(spec, weights, final)[batch.read_example, batch.read_position]
 
@@ -150,6 +153,26 @@ def direct_between_activations(model, ablation, examples, metric, points, of_emb
         taken = of_embedding if of_embedding is not None and kind == "embedding" else points
         some = scores_of(model, delta, interpolated(model, chunk, delta, metric, senders, taken, rule))
         scores[:, senders] = some[:, senders]
+    return scores
+
+
+def direct_conductance(model, ablation, examples, metric, steps):
+    """Stretch by stretch from clean to ablated embeddings: how each sender moves, times the gradient at its middle."""
+    chunk, delta = big_buffer(model, ablation, examples)
+    senders = embedding_senders(model)
+
+    def at(way):
+        return {s: chunk.clean[s] + way * delta[s] for s in senders}
+
+    def written(way):
+        values: list = []
+        leaf_run(model, chunk, at(way), {}, written=values)
+        return torch.stack(values)
+
+    scores = 0.0
+    for step in range(steps):
+        moved = written((step + 1) / steps) - written(step / steps)
+        scores = scores + scores_of(model, moved, gradients(model, chunk, metric, at((step + 0.5) / steps)))
     return scores
 
 

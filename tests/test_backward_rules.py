@@ -1,15 +1,18 @@
-"""Attribution under rules of the backward pass, against autograd with the rules written out (tests/literal_rules.py)."""
+"""Conductance, and attribution under rules of the backward pass, against both written out (tests/literal_rules.py)."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from direct_attribution import direct_between_activations, direct_between_embeddings, direct_eap
-from examples import random_examples
+from direct_attribution import direct_between_activations, direct_between_embeddings, direct_conductance, direct_eap
+from examples import random_examples, random_task
 from models import model_of
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.base import SearchContext
+from circuitdisc.discovery.ceap import ceap
 from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.conductance import edges_by_conductance
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import equal
 from circuitdisc.errors import BadSetting, UnknownName
@@ -59,3 +62,27 @@ def test_what_has_no_rule_is_refused():
         attribution(model, "zero", random_examples(model, 2), "relp")
     with pytest.raises(UnknownName, match="relp"):
         attribution(model, "zero", random_examples(model, 2), "repl")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma3_text", "olmo2", "bloom", "cohere"])
+def test_conductance_equals_the_stretches_written_out(family):
+    model, metric, ablation = model_of(family), get_metric("log_prob"), Ablation("resample")
+    examples = random_examples(model, 3)
+    found = edges_by_conductance(attribution(model, "resample", examples, "plain", Gradient()), 3)
+    assert far(found, direct_conductance(model, ablation, examples, metric, 3)) < 1e-9
+
+
+def test_conductance_adds_up_across_the_graph():
+    """With many stretches the scores into `logits`, like those out of the embedding, are the change of the metric."""
+    model, examples = model_of("llama"), random_examples(model_of("llama"), 3)
+    ready = attribution(model, "resample", examples, "plain", Gradient())
+    scores = edges_by_conductance(ready, 60)
+    assert ready.path_sum is not None
+    assert np.nansum(scores[-1]) == pytest.approx(ready.path_sum.change, rel=1e-3)
+    assert ready.path_sum.scores == pytest.approx(ready.path_sum.change, rel=1e-3)
+
+
+def test_conductance_needs_a_way_to_the_corrupted_prompts():
+    model = model_of("gpt2")
+    with pytest.raises(BadSetting, match="use ablation=resample"):
+        ceap(model, random_task(model), Ablation("mean"), SearchContext(metric="log_prob"))

@@ -52,6 +52,7 @@ ALGORITHMS = {
         ),
         Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
         Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
+        Algorithm("ceap", "what flows through every edge between clean and corrupted inputs (Wu et al. 2026)", by_mean=True),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),

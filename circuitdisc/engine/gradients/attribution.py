@@ -32,7 +32,7 @@ from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, Place, SenderG
 from circuitdisc.engine.gradients.memory import Gradient, Shapes, examples_in_budget
 from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
 from circuitdisc.engine.gradients.rules import RULES
-from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, log_probabilities, readout
+from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, Write, log_probabilities, readout
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
 from circuitdisc.engine.requirements import gradients_of
@@ -148,9 +148,18 @@ class Attribution:
     # --- gradients ---------------------------------------------------------------------------------------------------
 
     def interpolated(
-        self, chunk: AttributionChunk, group: SenderGroup, shares: Sequence[float], gradients: bool = True
+        self,
+        chunk: AttributionChunk,
+        group: SenderGroup,
+        shares: Sequence[float],
+        gradients: bool = True,
+        write: Write | None = None,
     ) -> SegmentedRun:
-        """The model run on from one place, whose senders write share * clean + (1 - share) * ablated: a row a share."""
+        """The model run on from one place, whose senders write share * clean + (1 - share) * ablated: a row a share.
+
+        Args:
+            write: as `SegmentedRun` takes it.
+        """
         place = group.next_place(self.graph)
         clean = chunk.residuals[place]
         total = chunk.differences.total(group, clean.shape[1:])
@@ -166,6 +175,7 @@ class Attribution:
             start=place,
             gradients=gradients,
             read=chunk.batch.reads,
+            write=write,
             rule=self.rule,
         )
 
@@ -211,10 +221,10 @@ class Attribution:
         scores, ends = self.empty_scores(), []
         for chunk in self.chunks():
             run = self.interpolated(chunk, self.groups[0], points.shares)
-            ends.append(self._change_of_embedding(chunk, run, points))
+            ends.append(self.change_of_embedding(chunk, run, points))
             add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, points.factors), self.groups)
             del run, chunk
-        return self._add_up(self.finish(scores, len(points.shares)), ends, points)
+        return self.add_up(self.finish(scores, len(points.shares)), ends, len(points.shares))
 
     def edges_between_activations(self, points: PathPoints, of_embedding: PathPoints) -> Float[np.ndarray, "R S"]:
         """Scores of the edges out of each place with the gradient averaged over points between its ablated and clean output.
@@ -231,14 +241,14 @@ class Attribution:
                 taken = of_embedding if first else points
                 run = self.interpolated(chunk, group, taken.shares)
                 if first:
-                    ends.append(self._change_of_embedding(chunk, run, taken))
+                    ends.append(self.change_of_embedding(chunk, run, taken))
                 add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, taken.factors), [group])
                 self.bar.update(1)
                 del run
             del chunk
-        return self._add_up(self.finish(scores, len(points.shares)), ends, of_embedding)
+        return self.add_up(self.finish(scores, len(points.shares)), ends, len(of_embedding.shares))
 
-    def _change_of_embedding(self, chunk: AttributionChunk, run: SegmentedRun, points: PathPoints) -> Float[Tensor, "B"]:
+    def change_of_embedding(self, chunk: AttributionChunk, run: SegmentedRun, points: PathPoints) -> Float[Tensor, "B"]:
         """Metric with the embedding ablated minus that of the clean run, example by example."""
         if 0.0 in points.shares:
             ablated = run.residual[points.shares.index(0.0)][None]
@@ -246,12 +256,17 @@ class Attribution:
             ablated = self.interpolated(chunk, self.groups[0], (0.0,), gradients=False).residual
         return (self._readout(chunk, ablated).values - self._readout(chunk, chunk.clean.residual).values)[0].double()
 
-    def _add_up(
-        self, scores: Float[np.ndarray, "R S"], ends: Sequence[Float[Tensor, "B"]], points: PathPoints
+    def add_up(
+        self, scores: Float[np.ndarray, "R S"], ends: Sequence[Float[Tensor, "B"]], n_points: int
     ) -> Float[np.ndarray, "R S"]:
+        """The same scores; `path_sum` says how far those out of the embedding are from what ablating it does.
+
+        Args:
+            ends: that change of the metric, example by example.
+        """
         change = torch.cat(list(ends))
         total = float(np.nansum(scores[:, : self.groups[0].stop]))
-        self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), len(points.shares))
+        self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), n_points)
         return scores
 
     def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> MetricGradient:

@@ -6,8 +6,9 @@ scale and shift,
 
     g = scale * (W d) - mean(scale * (W d)) - x * mean(x * scale * (W d))      (the second term for layer norms alone)
 
-Under a rule that holds a norm's divisor the third term falls away. It is linear in d, so that gradients taken at several rows are added up before W is applied. Both means are products of d with
-vectors of K numbers: with W^T scale, and with the projection itself.
+Under a rule that holds a norm's divisor the third term falls away. It is linear in d, so that gradients taken at several rows
+are added up before W is applied. Both means are products of d with vectors of K numbers: with W^T scale, and with the
+projection itself.
 
 Scores are formed for a few tokens at a time: there the differences of all senders and, layer by layer, the gradients of all
 receivers are rebuilt, multiplied and let go.
