@@ -3,14 +3,15 @@
     python benchmarks/attribution_rules.py                          # shipped models; writes results/ATTRIBUTION_RULES.md
     python benchmarks/attribution_rules.py --model FOLDER           # nodes of a Hugging Face folder on ioi, beside them
 
-For each sender the effect of cutting all edges out of it, exactly, against the sum of its edges' scores; for each edge its exact
-effect against its score. Pearson's r over senders of a kind (over edges for the column `edges`), resample ablation, logit
+For each sender the effect of cutting it, exactly, against the sum of its edges' scores; for each edge its exact effect against
+its score. Pearson's r over senders of a kind (over edges for the column `edges`), resample ablation, logit
 difference, mean over examples. r close to 1 says that the ranking by an estimate is that of the truth.
 """
 
 import argparse
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import machine, markdown
@@ -39,8 +40,8 @@ def exact_nodes(model: Model, task: Task) -> dict[str, float]:
 
 
 def r(found: np.ndarray, wanted: np.ndarray) -> str:
-    """Pearson's, to two decimals; a dash for fewer than three pairs."""
-    return "–" if len(found) < 3 else f"{np.corrcoef(found, wanted)[0, 1]:.2f}"
+    """Pearson's, to two decimals, and of how many; a dash for fewer than five pairs."""
+    return f"– ({len(found)})" if len(found) < 5 else f"{np.corrcoef(found, wanted)[0, 1]:.2f} ({len(found):,})"
 
 
 def rows(model: Model, task: Task, edges: bool) -> list[list[str]]:
@@ -50,7 +51,7 @@ def rows(model: Model, task: Task, edges: bool) -> list[list[str]]:
     truth = cd.discover(model, task, "exact", ablation="resample").edge_scores if edges else None
     found = []
     for name, rule in tqdm(WAYS, desc=model.name):
-        settings = {} if rule == "plain" else {"rule": rule}
+        settings: dict[str, Any] = {} if rule == "plain" else {"rule": rule}
         with warnings.catch_warnings():  # whether scores add up is no question under a rule
             warnings.simplefilter("ignore")
             scores = cd.discover(model, task, name, ablation="resample", **settings).edge_scores
@@ -78,7 +79,7 @@ def main() -> None:
     for name, task_name, edges in cases:
         model = cd.load_model(name)
         table += rows(model, cd.load_task(task_name, model, n=args.n, n_heldout=1), edges)
-        headers = ["model", "task", "attribution, rule", "heads", "MLPs", "edges"]
+        headers = ["model", "task", "attribution, rule", "heads (n)", "MLPs (n)", "edges (n)"]
         text = ["# Attribution against exact patching", "", f"`python benchmarks/attribution_rules.py`, {args.n} prompts."]
         text += [machine(), "", *markdown(headers, table), ""]
         args.out.write_text("\n".join(text), encoding="utf-8")

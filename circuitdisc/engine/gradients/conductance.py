@@ -3,8 +3,8 @@
     score(s -> r) = integral over the way of (d metric / d input of r) . d(what s writes)
 
 Integrated gradients multiply the mean gradient with the whole change of s; conductance follows what s writes along the same
-way, so that a stretch where s does not move counts nothing, however steep the metric is there. The scores of all edges across any
-cut of the graph, those out of the embedding or those into `logits` say, add up to the same change of the metric.
+way, so that a stretch where s does not move counts nothing, however steep the metric is there. The scores of all edges
+across any cut of the graph, those out of the embedding or those into `logits` say, add up to the same change of the metric.
 
 The way is cut into m stretches; on each, the change of every sender is taken between its ends, and the gradient at its middle.
 
