@@ -171,7 +171,7 @@ def _call(out: Path, words: tuple[str, ...], was_done: bool) -> None:
         from circuitdisc.jobs.pipeline import resume
 
         _check_settings(out, Call(job, tuple(args)).settings)
-        resume(out, progress="progress=false" not in words)
+        resume(out, progress="progress=false" not in map(str.lower, words))
         return
     if (leaves := job.leaves) is not None and out.exists() and (not leaves.resumes or (out / leaves.result).exists()):
         if was_done:

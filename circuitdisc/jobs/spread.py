@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,6 +17,7 @@ from typing import Any
 from circuitdisc.checks import Whole
 from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped
 from circuitdisc.jobs.config import check_option, compose, conf_dir, plain, read_overrides
+from circuitdisc.jobs.queue import waiting_for_the_queue
 from circuitdisc.jobs.spelling import in_quotes
 from circuitdisc.runs import Cells, computing, handing_out, moved
 from circuitdisc.runs.calls import current_call
@@ -76,10 +77,11 @@ def launch(work: str, folder: Path, names: Sequence[str], words: Sequence[str], 
         place = in_quotes(str(folder.resolve()))
         begun = {name: cells.state(name).begun for name in names}
         try:
-            _multirun(
-                [*words, f"hydra.sweep.dir={place}", f"+folder={place}", f"+work={work}", f"+names={listed}"]
-                + [f"+more={in_quotes(more)}"] * bool(more)
-            )
+            with waiting_for_the_queue() if launcher == "submitit" else nullcontext():
+                _multirun(
+                    [*words, f"hydra.sweep.dir={place}", f"+folder={place}", f"+work={work}", f"+names={listed}"]
+                    + [f"+more={in_quotes(more)}"] * bool(more)
+                )
             return
         except BrokenExecutor:  # joblib gives up when one of its processes is killed; what nobody has begun goes on
             rest = [name for name in names if cells.state(name).begun == begun[name]]
