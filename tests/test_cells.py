@@ -32,6 +32,10 @@ def counts(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (text.count('"event": "begun"'), text.count('"event": "done"')) for name, text in logs.items()}
 
 
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
+
+
 # --- logs and locks -------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +268,7 @@ def test_a_judgement_hands_out_its_scores(a_run, tmp_path, monkeypatch):
 def test_a_second_call_runs_nothing_twice_and_more_values_run_alone(tmp_path, capsys):
     folder = tmp_path / "many"
     assert main(["discover", "-m", *SEARCH, "seed=0,1", f"out={folder}"]) == 0
-    table = list(csv.DictReader((folder / "summary.csv").open()))
+    table = read_csv(folder)
     assert [(row["folder"], row["seed"], row["status"]) for row in table] == [("0", "0", "done"), ("1", "1", "done")]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "list.json"}
     assert main(["discover", "-m", *SEARCH, "seed=2,1,0", f"out={folder}", "memory=1GiB"]) == 0
@@ -391,7 +395,7 @@ def test_one_table_of_all_runs_below_a_folder(a_run, tmp_path, capsys):
     assert (rows[0]["faithfulness"], rows[0]["low"], rows[0]["high"]) == (held["value"], held["low"], held["high"])
     assert (rows[0]["edges"], rows[0]["n_random"]) == (scores["circuit_edges"], 2)
     assert rows[0]["random"] == sum(held["controls"]) / 2
-    written = list(csv.DictReader((folder / "summary.csv").open()))
+    written = read_csv(folder)
     assert [float(row["faithfulness"]) for row in written] == [row["faithfulness"] for row in rows]
     read = pyarrow.read_table(folder / "summary.parquet").to_pylist()
     assert [row["faithfulness"] for row in read] == [row["faithfulness"] for row in rows]
