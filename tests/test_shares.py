@@ -47,14 +47,14 @@ class Squares:
 def shared_out(work: Squares, computed: list[str]):
     """As a launcher: two jobs, each the same command in a process that has a share."""
 
-    def hand_out(folder, names):
+    def hand_out(journal, names):
         for share in filter(None, (names[::2], names[1::2])):
             job = Squares(work.folder, work.identity)
-            before = (folder / "journal.jsonl").read_bytes()
-            with handing_out(None), computing(folder, share):
+            before = journal.read_bytes()
+            with handing_out(None), computing(journal, share):
                 job()
                 pytest.fail("a share ends the call")
-            assert (folder / "journal.jsonl").read_bytes() == before, "the call that waits writes it alone"
+            assert journal.read_bytes() == before, "the call that waits writes it alone"
             computed.extend(job.computed)
 
     return hand_out
@@ -93,12 +93,12 @@ def test_a_unit_that_fails_is_said_and_the_rest_is_kept(tmp_path):
 
 def test_a_late_job_of_a_call_that_is_over_computes_nothing(tmp_path):
     work = Squares(tmp_path)
-    with computing(tmp_path, ["square 1"]):
+    with computing(tmp_path / "journal.jsonl", ["square 1"]):
         work()
     assert not work.computed
     work()
     again, before = Squares(tmp_path), (tmp_path / "journal.jsonl").read_bytes()
-    with computing(tmp_path, ["a name of another version"]):
+    with computing(tmp_path / "journal.jsonl", ["a name of another version"]):
         again()
         pytest.fail("a share ends the call")
     assert not again.computed
