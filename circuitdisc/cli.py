@@ -100,7 +100,7 @@ def _typed(name: str) -> Callable[..., Work]:
 
     def command(ctx: typer.Context, words: list[str] = typer.Argument(None, autocompletion=complete)) -> Work:  # noqa: B008
         job, args = REGISTRY.get(name), [*(words or []), *ctx.args]
-        known = {flag: option for option in job.options for flag in _spellings(option)}
+        known = {flag: option for option in job.flags for flag in _spellings(option)}
         options, rest, quiet = dict[str, str](), list[str](), False
         while args:
             flag, equals, value = (arg := args.pop(0)).partition("=")

@@ -106,5 +106,6 @@ JOB = Job(
     },
     variants=(FILE_JOB,),
     recorded=True,
+    spreads=True,
     work=_work,
 )
