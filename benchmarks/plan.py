@@ -80,9 +80,8 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(args.folder, *args.case, args.measure)))
         return
-    print(
-        "| task | part | candidates, planned | real | node evaluations, planned | real | CPU s, planned | real | ratio | basis |"
-    )
+    heads = ["task", "part", "candidates, planned", "real", "node evaluations, planned", "real", "CPU s, planned", "real"]
+    print("| " + " | ".join([*heads, "ratio", "basis"]) + " |")
     print("|" + "---|" * 10)
     for task in args.tasks:
         for case in (name for name in CASES if any(name.startswith(only) for only in args.only)):

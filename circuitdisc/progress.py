@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from tqdm import tqdm
@@ -17,15 +17,17 @@ class Watch:
     """The bars of work that is measured, and stopped after some seconds: a plan reads off them how far the work has come."""
 
     def __init__(self, seconds: float) -> None:
-        self.started = perf_counter()
+        self.started, self.cpu = perf_counter(), process_time()
         self.deadline = self.started + seconds
         self.open: list[WatchedBar] = []
+        self.bars: list[WatchedBar] = []
 
     def bar(self, name: str, total: float | None, initial: float = 0) -> "WatchedBar":
         """A bar that is not shown."""
         bar = WatchedBar(total=total, initial=initial, disable=True)
-        bar.watch, bar.opened, bar.name = self, perf_counter(), name
+        bar.watch, bar.name, bar.opened = self, name, (perf_counter() - self.started, process_time() - self.cpu)
         self.open.append(bar)
+        self.bars.append(bar)
         return bar
 
     def share(self, place: int = 0) -> float | None:
@@ -38,10 +40,14 @@ class Watch:
 
 
 class WatchedBar(tqdm):
-    """A bar that counts without being shown, and ends the work when its time is over."""
+    """A bar that counts without being shown, and ends the work when its time is over.
+
+    Args:
+        opened: seconds and processor seconds since the watch began.
+    """
 
     watch: Watch | None = None
-    opened: float = 0.0
+    opened: tuple[float, float] = (0.0, 0.0)
     name: str = ""
 
     def update(self, n: float | None = 1) -> None:

@@ -113,7 +113,7 @@ def _transfer(call: Call, own: dict[str, Any]) -> RunPlan:
     rows = len([given] if isinstance(given, str) else given) or len(names)
     searches = (0 if given else len(names)) + len(joint) + donors
     note = f"measured and counted on {names[0]}, and taken {searches} times for searches and {rows + bool(joint) + donors} x "
-    whole = times(one, searches, (rows + bool(joint) + donors) * len(names), own["ranks"])
+    whole = times(one, searches, (rows + bool(joint) + donors) * len(names))
     return replace(whole, notes=(*whole.notes, f"{note}{len(names)} times for cells"))
 
 
@@ -170,7 +170,10 @@ def describe_plan(planned: RunPlan) -> Description:
     time = [f"Time of {part.name}: {part.basis}." for part in planned.parts if part.basis and part.name != "checks"]
     sections = [Section("Parts", [_row(part) for part in planned.parts], _note(planned))]
     if len(planned.ranks) > 1:
-        note = "What spreads is dealt out evenly, the rest is done by every rank, and what ranks tell each other takes no time"
+        note = (
+            "Examples are dealt out; what ranks tell each other, and what does not shrink with their number, takes no time. "
+            "Split: the ranks hold one model together, by heads, and each runs all examples"
+        )
         sections.append(Section("Ranks", [_of_ranks(planned, at) for at in range(len(planned.ranks))], note))
     note = "With the least activations: one example or candidate at a time, of searches with all examples in memory"
     sections.append(Section("What fits", _of_fits(planned), note))
@@ -218,7 +221,8 @@ def _of_ranks(planned: RunPlan, at: int) -> Row:
         "ranks": ranks.ranks,
         "work of the busiest": percent(ranks.work),
         "time, about": None if ranks.seconds is None else duration(ranks.seconds),
-        "memory a rank": size_words(planned.peak),
+        "memory a rank": size_words(ranks.memory),
+        "model split": None if ranks.split is None else size_words(ranks.split),
     }
 
 
@@ -230,6 +234,7 @@ def _of_fits(planned: RunPlan) -> list[Row]:
             "this plan": "fits" if fit.fits else "does not fit",
             "largest model of this width": f"{fit.layers:,} layers, {fit.parameters:,} weights" if fit.layers else "none",
             "longest prompts": f"{fit.tokens:,} tokens" if fit.tokens else "none",
+            "most search examples": fit.examples,
         }
         for fit in planned.fits
     ]

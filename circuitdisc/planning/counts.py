@@ -28,7 +28,6 @@ Span = tuple[float, float]
 """The least and the most; equal where the count is exact."""
 
 NOTHING: Span = (0.0, 0.0)
-EXAMPLES, CANDIDATES, CIRCUITS = "examples", "candidates", "circuits"
 
 
 def span(low: float, high: float | None = None) -> Span:
@@ -43,8 +42,6 @@ class Counts:
     Args:
         forwards: plain forwards in all.
         usual: plain forwards if every candidate is tried once, nothing is dead and no guess is wrong.
-        spreads: what is dealt out to several processes.
-        serial: plain forwards that each process does, however many there are.
         why: what the ranges depend on; empty where all is exact.
         units: work of each step of the search's bar, in order, where steps differ. [n]
     """
@@ -56,15 +53,13 @@ class Counts:
     node_evaluations: Span = NOTHING
     forwards: Span = NOTHING
     usual: float = 0.0
-    spreads: str = EXAMPLES
-    serial: float = 0.0
     why: str = ""
     units: Float[np.ndarray, "n"] | None = None
 
     def __add__(self, other: "Counts") -> "Counts":
         """Both, one after the other; the rest is the first one's."""
         sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in COUNTED_IN}
-        return replace(self, **sums, usual=self.usual + other.usual, serial=self.serial + other.serial)
+        return replace(self, **sums, usual=self.usual + other.usual)
 
 
 COUNTED_IN = ("model_runs", "backward_runs", "circuit_runs", "candidates", "node_evaluations", "forwards")
@@ -254,8 +249,6 @@ def _acdc(search: Search) -> Counts:
         candidates=(least + ends, most + ends),
         node_evaluations=(0.0, (most_nodes + starts * search.n_nodes) * search.n_chunks),
         usual=search.ready[0] + starts / 2 + usual * search.changing / search.n_nodes,
-        spreads=CANDIDATES,
-        serial=search.ready[0] + starts / 2,
         why=ALIVE,
     )
     return counts if first is None else counts + first
@@ -272,8 +265,6 @@ def _exact(search: Search) -> Counts:
         candidates=span(search.graph.n_edges),
         node_evaluations=(0.0, (nodes + search.n_nodes) * search.n_chunks),
         usual=search.ready[0] + 1 + nodes * search.changing / search.n_nodes,
-        spreads=CANDIDATES,
-        serial=search.ready[0] + 1,
         why="at how many tokens a change is seen",
         units=per_edge,
     )
@@ -301,8 +292,6 @@ def _bisect(search: Search) -> Counts:
         candidates=(2.0 + ends, most + ends),
         node_evaluations=(0.0, (most * behind(graph).max() + (tests + n + 1 + ends) * search.n_nodes) * search.n_chunks),
         usual=search.ready[0] + usual * search.changing,
-        spreads=CANDIDATES,
-        serial=search.ready[0] + kept * np.log2(max(2.0, n / kept)),
         why="how many edges matter, k of N: about k log2(N/k) tests, then walks over those kept until one cuts nothing",
     )
     return counts if first is None else counts + first
@@ -329,8 +318,6 @@ def _head_ablation(search: Search) -> Counts:
         candidates=span(heads),
         node_evaluations=(least, most),
         usual=search.ready[0] + least / search.n_nodes / search.n_chunks,
-        spreads=CANDIDATES,
-        serial=search.ready[0] + 1 + ends + verified,
         why="which heads the verification restores" if verified else "",
         units=np.repeat(order, graph.n_heads).astype(float) if settings["order"] != "random" else None,
     )
@@ -352,8 +339,6 @@ def _path_patching(search: Search) -> Counts:
         candidates=(float(heads) if plan.auto else 0.0, float(rounds * heads)),
         node_evaluations=(0.0, float(rounds * per_round * search.n_chunks)),
         usual=search.ready[0] + usual * search.changing * (fixed if not plan.auto else min(rounds, 13)),
-        spreads=CANDIDATES,
-        serial=search.ready[0] + 1,
         why="how many groups are found, each with a round for q, k and v, and which receivers they are"
         if plan.auto
         else "which receivers the groups are",
@@ -401,8 +386,6 @@ def counts_of_score(search: Search, n_circuits: Span, n_splits: int, n_chunks: i
         model_runs=runs,
         circuit_runs=(low * n_chunks, high * n_chunks),
         node_evaluations=(0.0, high * n_chunks * search.n_nodes),
-        spreads=CIRCUITS,
-        serial=each,
         why="how many nodes of a circuit are alive" + ("" if low == high else ", and how many controls `auto` takes"),
     )
     return replace(
@@ -413,4 +396,4 @@ def counts_of_score(search: Search, n_circuits: Span, n_splits: int, n_chunks: i
 def counts_of_checks(ablation: Ablation, allow_chance: bool) -> Counts:
     """Runs before a search, which it does not count: does the model do the task, what do corrupted prompts take away?"""
     low = 2.0 * (not allow_chance) + 2.0 * ablation.method.empty_is_corrupted
-    return Counts(model_runs=span(low), forwards=span(low), usual=low, serial=low)
+    return Counts(model_runs=span(low), forwards=span(low), usual=low)

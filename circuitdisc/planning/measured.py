@@ -6,7 +6,6 @@ take. Everything here is an estimate, unless the search ended by itself.
 
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 from typing import Any
@@ -15,21 +14,25 @@ import numpy as np
 import torch
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.controls import random_circuits
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.registry import discover
 from circuitdisc.discovery.selection import greedy
+from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.planning.counts import Counts
 from circuitdisc.planning.sizes import GRADIENTS
 from circuitdisc.progress import OutOfTime, Watch, watching
-from circuitdisc.scoring import score
-from circuitdisc.scoring.work import Works, runs_of
+from circuitdisc.scoring.score import masks_of
 from circuitdisc.tasks.base import Task, collate
+from circuitdisc.tasks.measured import beside, metric_for
 from circuitdisc.wording import duration, percent
 
 AT_ONCE = 1024  # tokens of a batch that is timed
+TRIED = 2
+"""Controls that are timed."""
 STAND_IN = 300
 """Edges of the circuit that stands in for one that a search has yet to find."""
 
@@ -97,7 +100,7 @@ def time_search(
     n = len(task.train)
     if counts is not None and algorithm in GRADIENTS and counts.usual * forward > seconds / 2:
         n = max(1, int(n * seconds / 2 / (counts.usual * forward)))  # no step of an attribution is shorter than a chunk
-    elif counts is not None and counts.serial * forward > seconds:
+    elif counts is not None and counts.model_runs[0] * forward > seconds:
         return None, None
     whole = n == len(task.train)
     part = task if whole else replace(task, train=task.train[:n])
@@ -113,7 +116,9 @@ def time_search(
     if whole:
         return Timing(wall, cpu, "the search itself, to its end"), found
     more = sum(map(len, task.train)) / sum(map(len, part.train))
-    return Timing(wall * more, cpu * more, f"estimate: the search on {n} of {len(task.train)} examples"), None
+    before = watch.bars[0].opened if watch.bars else (0.0, 0.0)  # checks of weights and examples, which are done once
+    seconds, of_cpu = (start + (end - start) * more for start, end in zip(before, (wall, cpu), strict=True))
+    return Timing(seconds, of_cpu, f"estimate: the search on {n} of {len(task.train)} examples"), None
 
 
 def _extrapolated(watch: Watch, clock: _Clock, algorithm: str, counts: Counts | None) -> Timing | None:
@@ -129,39 +134,32 @@ def _extrapolated(watch: Watch, clock: _Clock, algorithm: str, counts: Counts | 
         share = float(units[: int(bar.n)].sum() / units.sum())
         if not share:
             return None
-    before = bar.opened - watch.started
-    whole = before + (wall - before) / share
-    words = f"estimate: {percent(share)} of the search in {duration(wall)}"
-    return Timing(whole, cpu * whole / wall, words)
-
-
-class _Known(Exception):
-    pass
+    seconds, of_cpu = (start + (end - start) / share for start, end in zip(bar.opened, (wall, cpu), strict=True))
+    return Timing(seconds, of_cpu, f"estimate: {percent(share)} of the search in {duration(wall)}")
 
 
 def time_score(model: Model, task: Task, circuit: Circuit, n_random: int, given: Mapping[str, Any], basis: str) -> Timing:
-    """Scoring a circuit, from the first circuits that are run.
+    """Scoring a circuit, from the circuit and a few of its controls on the first examples.
 
     Args:
         given: what `score` takes: ablation, metric, seed, memory.
         basis: which circuit it is.
     """
-    clock, told = _Clock(), list[tuple[float, float]]()
-
-    def on_pace(pace: float, left: Works) -> None:
-        told.append((pace, runs_of(left)))
-        raise _Known
-
-    with suppress(_Known):
-        score(model, task, circuit, n_random=n_random, on_pace=on_pace, **given)
-    wall, cpu = clock.read()
-    if not told:
-        return Timing(wall, cpu, "the scores themselves, to their end")
-    pace, runs = told[0]
-    n_circuits, examples = 3, (*task.train, *task.heldout)
-    spent = min(wall, pace * len(examples) * n_circuits)  # what these circuits took is among the runs that are left
-    whole = max(wall, wall - spent + pace * runs)
-    return Timing(whole, cpu * whole / wall, f"estimate: {basis}, {pace * 1000:.3g} ms a circuit and example")
+    clock = _Clock()
+    controls = random_circuits(circuit, n_random, np.random.default_rng(given["seed"]))
+    masks = masks_of(circuit, replace(controls, circuits=controls.circuits[:TRIED]))
+    drawn, marks = clock.read(), list[tuple[float, float]]()
+    patching = Patching(model, given["ablation"], task.train, memory=given["memory"])
+    examples, n_all = task.train[: -(-len(task.train) // patching.n_chunks(task.train))], len(task.train) + len(task.heldout)
+    metrics = beside(model, metric_for(model, task, given["metric"]), "accuracy", "kl")
+    del masks["empty"]  # takes next to no time
+    patching.evaluate(examples, masks, metrics, on_progress=lambda _: marks.append(clock.read()))
+    seconds = []
+    for start, *ends in zip(drawn, *marks, strict=True):
+        ready, each = ends[0] - start, float(np.mean(np.diff(ends))) if len(ends) > 1 else 0.0
+        seconds.append(start + (ready + (1 + len(controls)) * each) * n_all / len(examples))
+    words = f"estimate: {basis} and {len(masks) - 2} controls on {len(examples)} examples"
+    return Timing(seconds[0], seconds[1], words)
 
 
 def stand_in(graph: ComputationGraph, n_edges: int | None, seed: int) -> Circuit:

@@ -3,7 +3,7 @@
 1. Counts follow from graph, settings and examples (`counts.py`), memory from the shapes (`sizes.py`).
 2. Time is measured where the weights are here: a plain forward, the first steps of the search itself, the first circuits that
    are scored, two minutes at most (`measured.py`). Without weights it follows from a speed that is given.
-3. On N ranks the part that spreads is dealt out, and the rest is done by each.
+3. On N ranks the examples are dealt out.
 """
 
 import warnings
@@ -18,14 +18,13 @@ from circuitdisc.ablation import get_ablation
 from circuitdisc.checks import N_RANDOM_OR_AUTO, Real, Whole, check_values
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.registry import Searching, get_algorithm
-from circuitdisc.engine.memory import MOST_ROWS, parse_memory
+from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, GraphMismatch, UnknownName
+from circuitdisc.files import size_words
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, of_others, takes
 from circuitdisc.planning.counts import (
-    CIRCUITS,
-    EXAMPLES,
     Counts,
     Search,
     Span,
@@ -37,16 +36,21 @@ from circuitdisc.planning.measured import Timing, stand_in, time_forward, time_s
 from circuitdisc.planning.models import has_weights
 from circuitdisc.planning.result import Fit, PlannedPart, RanksPlan, RunPlan, spans_of
 from circuitdisc.planning.sizes import (
+    GRADIENTS,
+    HOLDING,
+    MOST_EXAMPLES,
     MOST_LAYERS,
     MOST_TOKENS,
     Peak,
     Prompts,
     Sizes,
+    attribution_chunk,
     chunk_size,
     evaluation_peak,
     machine_memory,
     most_that_fits,
     peak_of,
+    sender_bytes,
 )
 from circuitdisc.scoring.work import AUTO, n_controls
 from circuitdisc.tasks.base import Task
@@ -138,6 +142,19 @@ class _Planner:
         self.n_chunks = -(-len(task.train) // chunk_size(self.sizes, self.prompts.length, self.budget))
         self.measures = has_weights(model) and given["measure"] > 0 and given["speed"] is None
         self.notes: list[str] = []
+        self.refused = self._is_refused()
+
+    def _is_refused(self) -> bool:
+        """Whether what the search holds of all examples is over the budget; then a note says so."""
+        copies = HOLDING.get(self.algorithm or "")
+        if copies is None or (needed := sender_bytes(self.sizes, self.prompts.n_tokens, copies)) <= self.budget:
+            return False
+        fitting = self.budget // sender_bytes(self.sizes, self.prompts.length, copies)
+        self.notes.append(
+            f"{self.algorithm} would be refused: it holds all search examples, which takes {size_words(needed)}, over memory="
+            f"{size_words(self.budget)}; {fitting} of {self.prompts.n} fit"
+        )
+        return True
 
     def plan(self) -> RunPlan:
         started = perf_counter()
@@ -164,7 +181,7 @@ class _Planner:
             speed=speed,
             measured=spent,
             parts=written,
-            ranks=ranks_of(written, self.given["ranks"]),
+            ranks=self._ranks(parts, written),
             fits=self._fits(parts),
             notes=tuple(self.notes),
         )
@@ -187,11 +204,12 @@ class _Planner:
 
     def _search(self, forward: Timing | None) -> _Part:
         assert self.algorithm is not None, "there is a search"
-        counts = counts_of(self.algorithm, self._of_search())
+        of = Search(self.model, self.ablation, self.settings, len(self.task.train), self.n_chunks, self._changing())
+        counts = counts_of(self.algorithm, of)
         part = _Part(self.algorithm, len(self.task.train), counts, peak_of(self.algorithm, self.settings, self.ablation))
         if counts is None:
             self.notes.append(f"nobody planned the counts of '{self.algorithm}': only its time is measured")
-        if forward is None:
+        if forward is None or self.refused:
             return part
         names = ("ablation", "metric", "seed", "memory", "allow_chance")
         asked = {name: self.given[name] for name in names}
@@ -207,11 +225,6 @@ class _Planner:
             )
         return part
 
-    def _of_search(self) -> Search:
-        return Search(
-            self.model, self.ablation, self.settings, len(self.task.train), self.n_chunks, self._changing()
-        )  # fmt: skip
-
     def _changing(self) -> float:
         """The share of the tokens at and behind the first that a corrupted prompt changes; all where others are cut to."""
         if not self.ablation.method.empty_is_corrupted:
@@ -226,10 +239,10 @@ class _Planner:
     def _score(self, search: _Part | None) -> _Part:
         n_random = self._n_random(search)
         splits = [split for split in (self.task.train, self.task.heldout) if split]
-        n_chunks = sum(-(-len(split) // chunk_size(self.sizes, self.prompts.length, self.budget)) for split in splits)
-        counts = counts_of_score(
-            self._of_score(), (STARTS + n_random[0], STARTS + n_random[1]), len(splits), n_chunks
-        )  # fmt: skip
+        n_chunks = sum(-(-len(split) // chunk_size(self.sizes, max(map(len, split)), self.budget)) for split in splits)
+        of_score = Search(self.model, self.ablation, {}, len(self.examples))
+        n_circuits = STARTS + n_random[0], STARTS + n_random[1]
+        counts = counts_of_score(of_score, n_circuits, len(splits), n_chunks)
         part = _Part("score", len(self.examples), counts, evaluation_peak)
         if self.measures:
             names = ("ablation", "metric", "seed", "memory")
@@ -239,9 +252,6 @@ class _Planner:
             asked = {name: self.given[name] for name in names}
             part.timing = time_score(self.model, self.task, circuit, int(n_random[1]), asked, basis)
         return part
-
-    def _of_score(self) -> Search:
-        return Search(self.model, self.ablation, {}, len(self.examples))
 
     def _n_edges(self) -> int | None:
         """Of the circuit, where settings say it."""
@@ -276,10 +286,9 @@ class _Planner:
         Args:
             forward: seconds of a plain forward over the search examples.
         """
-        counts, prompts = part.counts, self.prompts if part.n_examples == self.prompts.n else self.all_prompts
+        counts, prompts = part.counts, self._prompts_of(part)
         peak = None if part.peak is None else part.peak(self.sizes, prompts, self.budget)
         usual = None if counts is None else counts.usual
-        serial = 0.0 if counts is None or not counts.usual else min(1.0, counts.serial / counts.usual)
         given: dict[str, Any] = {}
         if part.timing is not None:
             timing = part.timing
@@ -295,8 +304,41 @@ class _Planner:
             given = {"seconds": counts.usual * each, "seconds_span": ends, "basis": f"estimate: its usual count, by {how}"}
         return PlannedPart(
             part.name, part.n_examples, 1, **spans_of(counts), usual=usual, why="" if counts is None else counts.why,
-            spreads=EXAMPLES if counts is None else counts.spreads, serial=serial, peak=peak, **given,
+            dealt=self._dealt(part), peak=peak, **given,
         )  # fmt: skip
+
+    def _dealt(self, part: _Part) -> int:
+        """Into how many pieces a part's work can be dealt out: ranks of CPUs take the chunks of an attribution in turn."""
+        if part.name not in GRADIENTS or not self.sizes.shapes.on_cpu:
+            return part.n_examples
+        chunk = attribution_chunk(self.sizes, self.prompts, self.budget, GRADIENTS[part.name](self.settings))
+        return -(-part.n_examples // chunk)
+
+    def _ranks(self, parts: Sequence[_Part], written: Sequence[PlannedPart]) -> tuple[RanksPlan, ...]:
+        """The run on 1, 2, 4 ... ranks: `shares_of` with the memory of each."""
+        plans = []
+        for n in rank_numbers(self.given["ranks"]):
+            work, seconds = shares_of(written, n)
+            copies, split = self._needed(parts, self.sizes, self.budget, ranks=n), self.sizes.split(n)
+            within = None if split is None else int(self._needed(parts, split, self.budget))
+            plans.append(RanksPlan(n, work, seconds, int(copies), within))
+        return tuple(plans)
+
+    def _needed(
+        self, parts: Sequence[_Part], sizes: Sizes, budget: int, length: int | None = None, n: int | None = None, ranks: int = 1
+    ) -> float:
+        """Weights and the largest peak, with prompts of another length, another number of them, or dealt out to ranks."""
+        each = [0]
+        for part in parts:
+            prompts = self._prompts_of(part)
+            prompts = prompts if length is None else prompts.of_length(length)
+            prompts = prompts if n is None or prompts is self.all_prompts else prompts.of_number(n)
+            prompts = prompts.of_number(-(-prompts.n // ranks))
+            each += [] if part.peak is None else [part.peak(sizes, prompts, budget)]
+        return sizes.weights + max(each)
+
+    def _prompts_of(self, part: _Part) -> Prompts:
+        return self.all_prompts if part.name == "score" else self.prompts
 
     def _fits(self, parts: Sequence[_Part]) -> tuple[Fit, ...]:
         stated = self.given["device_memory"]
@@ -306,22 +348,21 @@ class _Planner:
         return tuple(self._fit(parts, where, size) for where, size in rooms)
 
     def _fit(self, parts: Sequence[_Part], where: str, size: int) -> Fit:
-        def needed(sizes: Sizes, length: int | None, budget: int) -> float:
-            if not _has_graph(sizes):
-                return float("inf")
-            each = [
-                (part.peak, self.prompts if part.n_examples == self.prompts.n else self.all_prompts)
-                for part in parts
-                if part.peak
-            ]
-            return sizes.weights + max(
-                peak(sizes, prompts if length is None else prompts.of_length(length), budget) for peak, prompts in each
-            )
+        def layers_fit(n: int) -> bool:
+            sizes = self.sizes.with_layers(n)
+            return _has_graph(sizes) and self._needed(parts, sizes, 0) <= size
 
-        layers = most_that_fits(lambda n: needed(self.sizes.with_layers(n), None, 0) <= size, MOST_LAYERS)
-        tokens = most_that_fits(lambda n: needed(self.sizes, n, 0) <= size, min(MOST_TOKENS, self.model.n_ctx))
-        parameters = self.sizes.with_layers(layers).parameters if layers else 0
-        return Fit(where, size, needed(self.sizes, None, self.budget) <= size, layers, parameters, tokens)
+        layers = most_that_fits(layers_fit, MOST_LAYERS)
+        most = min(MOST_TOKENS, self.model.n_ctx)
+        return Fit(
+            where,
+            size,
+            self._needed(parts, self.sizes, self.budget) <= size,
+            layers,
+            self.sizes.with_layers(layers).parameters if layers else 0,
+            most_that_fits(lambda length: self._needed(parts, self.sizes, 0, length) <= size, most),
+            most_that_fits(lambda n: self._needed(parts, self.sizes, 0, n=n) <= size, MOST_EXAMPLES),
+        )
 
 
 def _has_graph(sizes: Sizes) -> bool:
@@ -357,39 +398,31 @@ def _prompts(examples: Sequence[Any]) -> Prompts:
 # --- several ranks --------------------------------------------------------------------------------------------------------
 
 
-def ranks_of(parts: Sequence[PlannedPart], most: int) -> tuple[RanksPlan, ...]:
-    """The run on 1, 2, 4 ... and `most` ranks.
+def rank_numbers(most: int) -> list[int]:
+    """1, 2, 4 ... and `most`."""
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
-    The model of it: what spreads is dealt out evenly, in whole examples, circuits or candidates (of which at most so many are
-    tried at once); the serial share is done by every rank; what ranks tell each other takes no time.
+
+def shares_of(parts: Sequence[PlannedPart], n: int) -> tuple[float, float | None]:
+    """The share of the work that the busiest of n ranks does, and its seconds.
+
+    The model of it: examples (or chunks of them) are dealt out whole and take equally long; what ranks tell each other, and
+    what does not shrink with the number of examples, takes no time.
     """
-    numbers = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
     weights = [part.seconds if part.seconds is not None else (part.usual or 0.0) for part in parts]
+    work = sum(weight * -(-part.dealt // n) / part.dealt for part, weight in zip(parts, weights, strict=True))
     timed = all(part.seconds is not None for part in parts)
-    plans = []
-    for n in dict.fromkeys(numbers):
-        shares = [_share(part, n) for part in parts]
-        work = sum(weight * share for weight, share in zip(weights, shares, strict=True))
-        plans.append(RanksPlan(n, work / sum(weights) if sum(weights) else 1.0, work if timed else None))
-    return tuple(plans)
+    return (work / sum(weights) if sum(weights) else 1.0), (work if timed else None)
 
 
-def _share(part: PlannedPart, n: int) -> float:
-    """Of a part's work that the busiest of n ranks does."""
-    units = float(MOST_ROWS)
-    if part.spreads == EXAMPLES:
-        units = float(part.n_examples)
-    elif part.spreads == CIRCUITS and part.circuit_runs is not None:
-        units = max(1.0, part.circuit_runs[1])
-    dealt = -(-units // n) / units
-    return part.serial + (1 - part.serial) * dealt
-
-
-def times(plan: RunPlan, n_searches: int, n_cells: int, ranks: int) -> RunPlan:
+def times(plan: RunPlan, n_searches: int, n_cells: int) -> RunPlan:
     """The plan of a transfer from that of one of its checkpoints: so many searches, and so many cells that are scored."""
-    factors = {"score": n_cells}
-    parts = tuple(_times(part, factors.get(part.name, n_searches)) for part in plan.parts)
-    return replace(plan, command="transfer", parts=parts, ranks=ranks_of(parts, ranks))
+    parts = tuple(_times(part, n_cells if part.name == "score" else n_searches) for part in plan.parts)
+    ranks = []
+    for rank in plan.ranks:
+        work, seconds = shares_of(parts, rank.ranks)
+        ranks.append(replace(rank, work=work, seconds=seconds))
+    return replace(plan, command="transfer", parts=parts, ranks=tuple(ranks))
 
 
 def _times(part: PlannedPart, n: int) -> PlannedPart:

@@ -29,8 +29,7 @@ class PlannedPart(Result):
         forwards: the same in forward passes of the whole model over the examples.
         usual: of these, if every candidate is tried once, all nodes stay alive and no guess is wrong.
         why: what a range depends on.
-        spreads: what is dealt out to several ranks.
-        serial: share of the work that every rank does.
+        dealt: into how many pieces the work can be dealt out to ranks: examples, or chunks of them.
         peak: the most bytes beside the weights; None where nobody planned it.
         seconds, cpu_seconds: expected, all times together; None without a measurement or a speed.
         seconds_span: by the least and the most count, where the time is not extrapolated from the run itself.
@@ -48,8 +47,7 @@ class PlannedPart(Result):
     forwards: Span | None
     usual: float | None
     why: str
-    spreads: str
-    serial: float
+    dealt: int
     peak: int | None
     seconds: float | None = None
     cpu_seconds: float | None = None
@@ -72,16 +70,21 @@ class PlannedPart(Result):
 
 @dataclass(frozen=True, repr=False)
 class RanksPlan(Result):
-    """The run on several processes, each with a copy of the model.
+    """The run on several processes, over which the examples are spread.
 
     Args:
         work: share of all the work that the busiest rank does.
         seconds: expected; None without a time on one.
+        memory: bytes of the busiest rank: the model, and activations of its examples.
+        split: the same where the ranks split one model by heads and MLP columns instead, and each runs all examples; None
+            where the heads do not divide.
     """
 
     ranks: int
     work: float
     seconds: float | None
+    memory: int
+    split: int | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +97,7 @@ class Fit(Result):
         fits: whether weights and planned peak do.
         layers, parameters: of the largest model of this width that does, with the least activations.
         tokens: of the longest prompts that do, as many as the task has; at most what the model takes. 0: none.
+        examples: the most search examples that do, up to 1,000,000.
     """
 
     where: str
@@ -102,6 +106,7 @@ class Fit(Result):
     layers: int
     parameters: int
     tokens: int
+    examples: int
 
 
 @dataclass(frozen=True, repr=False)

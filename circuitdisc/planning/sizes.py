@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.engine.gradients.memory import Gradient, Shapes, means_bytes, peak_bytes
+from circuitdisc.engine.gradients.memory import CPU_TOKEN_ROWS, HEAP_HOLES, Gradient, Shapes, means_bytes, peak_bytes
 from circuitdisc.engine.masked_run import piece_bytes
 from circuitdisc.engine.memory import (
     COPIES_OF_LOGITS,
@@ -26,8 +26,7 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example
 
-MOST_LAYERS, MOST_TOKENS = 4096, 2**22
-CPU_TOKENS = 1024  # of a chunk of an attribution
+MOST_LAYERS, MOST_TOKENS, MOST_EXAMPLES = 4096, 2**22, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,19 @@ class Sizes:
         """The same width with another number of layers."""
         return replace(self, shapes=replace(self.shapes, spec=replace(self.shapes.spec, n_layers=n)))
 
+    def split(self, n: int) -> "Sizes | None":
+        """What each of n ranks has of the model when heads and MLP columns are split; None where heads do not divide."""
+        spec = self.shapes.spec
+        if spec.n_heads % n:
+            return None
+        own = replace(
+            spec, n_heads=spec.n_heads // n, n_kv_heads=max(1, spec.n_kv_heads // n), d_vocab_out=-(-spec.d_vocab_out // n)
+        )
+        shapes = replace(self.shapes, spec=own, d_mlp=-(-self.shapes.d_mlp // n))
+        return replace(
+            self, shapes=shapes, layer_weights=-(-self.layer_weights // n), other_weights=-(-self.other_weights // n)
+        )
+
     def operations(self, lengths: Sequence[int], n_readings: int) -> float:
         """Floating-point operations of a plain forward on prompts of these lengths: two a weight a token, scores and
         weighted values of attention, and the unembedding at the readings."""
@@ -111,6 +123,10 @@ class Prompts:
     def of_length(self, length: int) -> "Prompts":
         """As many prompts of another length."""
         return replace(self, length=length)
+
+    def of_number(self, n: int) -> "Prompts":
+        """Another number of such prompts."""
+        return replace(self, n=n)
 
     @property
     def n_tokens(self) -> int:
@@ -142,24 +158,30 @@ def evaluation_peak(sizes: Sizes, prompts: Prompts, budget: int) -> int:
     return n * (one + COPIES_OF_LOGITS * prompts.n_readings * sizes.shapes.spec.d_vocab_out * sizes.shapes.wide)
 
 
+def attribution_chunk(sizes: Sizes, prompts: Prompts, budget: int, gradient: Gradient, means: int = 0) -> int:
+    """How many examples an attribution takes at once (`examples_in_budget`); one where not even one fits."""
+    shapes, n = sizes.shapes, prompts.n
+    holes = HEAP_HOLES if shapes.on_cpu else 1.0
+    if shapes.on_cpu:
+        n = min(n, max(1, CPU_TOKEN_ROWS // (gradient.rows * prompts.length)))
+    while n > 1 and holes * _gradient_bytes(sizes, prompts, n, gradient, means) > budget:
+        n = max(1, int(n * 0.9))
+    return n
+
+
+def _gradient_bytes(sizes: Sizes, prompts: Prompts, n: int, gradient: Gradient, means: int) -> int:
+    return peak_bytes(sizes.shapes, n, prompts.length, gradient, n_readings=prompts.n_readings, means=means)
+
+
 def attribution_peak(gradient: Gradient, ablation: Ablation) -> Peak:
-    """A forward and a backward pass of as many examples as fit (`examples_in_budget`)."""
+    """A forward and a backward pass of as many examples as fit."""
 
     def peak(sizes: Sizes, prompts: Prompts, budget: int) -> int:
-        shapes, scope = sizes.shapes, ablation.method.averages
-        means = 0
+        scope, means = ablation.method.averages, 0
         if scope is not None:
-            means = means_bytes(shapes, prompts.examples, scope) * prompts.length // max(map(len, prompts.examples))
-
-        def needed(n: int) -> int:
-            return peak_bytes(shapes, n, prompts.length, gradient, n_readings=prompts.n_readings, means=means)
-
-        n = prompts.n
-        if shapes.on_cpu:
-            n = min(n, max(1, CPU_TOKENS // (gradient.rows * prompts.length)))
-        while n > 1 and needed(n) > budget:
-            n = max(1, int(n * 0.9))
-        return needed(n)
+            means = means_bytes(sizes.shapes, prompts.examples, scope) * prompts.length // max(map(len, prompts.examples))
+        n = attribution_chunk(sizes, prompts, budget, gradient, means)
+        return _gradient_bytes(sizes, prompts, n, gradient, means)
 
     return peak
 
@@ -215,6 +237,9 @@ def masks_peak(batch: int, ablation: Ablation) -> Peak:
     return peak
 
 
+HOLDING = {"acdc": COPIES_OF_SENDERS, "exact": COPIES_OF_SENDERS, "bisect": COPIES_OF_SENDERS}
+HOLDING |= {"path_patching": COPIES_OF_SENDERS, "head_ablation": COPIES_TO_PREPARE}
+"""Searches that hold all examples at once, and how many copies of what all senders write (`Patching.hold`)."""
 REMOVES = ("acdc", "exact", "bisect", "path_patching")
 GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "eap": lambda settings: Gradient(at_full=True),
