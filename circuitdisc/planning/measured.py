@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from circuitdisc.ablation import get_ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.discovery.base import Discovery
@@ -149,7 +150,7 @@ def time_score(model: Model, task: Task, circuit: Circuit, n_random: int, given:
     controls = random_circuits(circuit, n_random, np.random.default_rng(given["seed"]))
     masks = masks_of(circuit, replace(controls, circuits=controls.circuits[:TRIED]))
     drawn, marks = clock.read(), list[tuple[float, float]]()
-    patching = Patching(model, given["ablation"], task.train, memory=given["memory"])
+    patching = Patching(model, get_ablation(given["ablation"]), task.train, memory=given["memory"])
     examples, n_all = task.train[: -(-len(task.train) // patching.n_chunks(task.train))], len(task.train) + len(task.heldout)
     metrics = beside(model, metric_for(model, task, given["metric"]), "accuracy", "kl")
     del masks["empty"]  # takes next to no time
