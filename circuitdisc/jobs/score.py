@@ -19,7 +19,7 @@ def _work(call: Call) -> str:
     if SCORES in call.options:
         return _score_file(call)
     folder = call.run_folder()
-    changes, progress = _changes(call, folder)
+    changes, progress = changes_of_call(call, folder)
     if ALL in call.options:
         from circuitdisc.jobs.judge import judge
 
@@ -37,7 +37,7 @@ def _work(call: Call) -> str:
     return table if changes else f"{table}\n\nreport  {write_page(folder)}"
 
 
-def _changes(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
+def changes_of_call(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
     """What is to be scored otherwise than the run has it, in the run's own task and ablation; and whether bars are shown.
 
     Raises:
