@@ -33,13 +33,11 @@ from circuitdisc.tasks.base import Task
 
 RESULTS = Path(__file__).parent / "results" / "RANKS.md"
 SEARCHES: dict[str, dict[str, Any]] = {
-    "acdc": {"threshold": 0.3},
-    "bisect": {"threshold": 0.3},
-    "head_ablation": {},
-    "path_patching": {},
     "eap_ig": {},
-    "edge_pruning": {"steps": 20},
+    "head_ablation": {},
     "score": {},
+    "edge_pruning": {"steps": 20},
+    "acdc": {"threshold": 0.5},
 }
 TIMED = ("acdc", "eap_ig", "score")
 
@@ -134,7 +132,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64, help="examples that are timed")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--counted", default="tpp/lightweight", help="model whose work is counted")
-    parser.add_argument("--n-counted", type=int, default=128, help="examples of that")
+    parser.add_argument("--n-counted", type=int, default=64, help="examples of that")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 64])
     parser.add_argument("--timed", help=argparse.SUPPRESS)
     args = parser.parse_args()
