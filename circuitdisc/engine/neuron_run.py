@@ -186,7 +186,7 @@ class NeuronRuns:
             name -> metric name -> values. [B]
         """
         variants = {name: partial(self.logits, masked=neurons) for name, neurons in masked.items()}
-        return evaluate(self.patching.chunks(examples), variants, metrics, on_progress)
+        return evaluate(self.patching.shares(examples), variants, metrics, on_progress)
 
 
 def _joined(traces: Sequence[NeuronTrace]) -> NeuronTrace:

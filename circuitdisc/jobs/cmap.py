@@ -96,6 +96,7 @@ cmap.json, arrays.npz (every example's values) and cmap.html.
   circuitdisc cmap base=FOLDER tuned=FOLDER task=entity_tracking model.dtype=bfloat16 plan=true""",
     config="cmap",
     lists=("what", "positions", "keys"),
+    by_ranks=True,
     work=_work,
     leaves=Leaves(
         heading="Cross-model patching",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
+from circuitdisc.jobs.ranked import own_folder, place, ranked
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -83,6 +84,7 @@ class Job:
         config: name of its configuration in conf/, or the path of a YAML file of another package; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
+        by_ranks: whether it spreads its work over processes that torchrun has started; else the first of them does it.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
         spreads: whether its units may be handed to a launcher (`Memo.spread`); then it is recorded, too.
         work: what it does; returns what is printed. None for a job with `find`.
@@ -97,6 +99,7 @@ class Job:
     config: Config | None = None
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
+    by_ranks: bool = False
     recorded: bool = False
     spreads: bool = False
     work: Callable[["Call"], str] | None = None
@@ -118,19 +121,25 @@ class Job:
             Stopped: Ctrl-C; it says what goes on.
         """
         options = dict(options or {})
-        if MULTIRUN in options:
-            from circuitdisc.jobs.multirun import multirun
+        with ranked(self.by_ranks) as has_work:
+            if not has_work:
+                return ""
+            if MULTIRUN in options:
+                from circuitdisc.jobs.multirun import multirun
 
-            return multirun(self, args)
-        launcher, args = self._for_launcher(args)
-        call = Call(self, tuple(args), options)
-        if not self.recorded:
-            return self._do(call)
-        from circuitdisc.jobs.spread import units_handed_out
-        from circuitdisc.runs.calls import recorded
+                _refuse_torchrun("-m runs many calls")
+                return multirun(self, args)
+            launcher, args = self._for_launcher(args)
+            call = Call(self, tuple(args), options)
+            if not self.recorded:
+                return self._do(call)
+            from circuitdisc.jobs.spread import units_handed_out
+            from circuitdisc.runs.calls import recorded
 
-        with recorded(self.name, call.words), units_handed_out(launcher):
-            return self._do(call)
+            if launcher:
+                _refuse_torchrun("a launcher runs parts of a call")
+            with recorded(self.name, call.words), units_handed_out(launcher):
+                return self._do(call)
 
     @property
     def flags(self) -> Mapping[str, str]:
@@ -161,6 +170,11 @@ class Job:
 
 Find = Callable[["Call", Path, "Journal | None"], Answer]
 """Computes what a call leaves, in its folder and with its journal, if it keeps one."""
+
+
+def _refuse_torchrun(what: str) -> None:
+    if place() is not None:
+        raise BadSetting(f"{what}, and torchrun spreads one call: leave out one of the two (docs/scale.md)")
 
 
 class Call:
@@ -252,7 +266,7 @@ class Call:
 
     def folder(self, words: Sequence[str]) -> Path:
         """`out`, or `runs/<word>_..._<date and time>`."""
-        return Path(self.settings["out"]) if self.settings["out"] else stamped_folder(*words)
+        return own_folder(Path(self.settings["out"]) if self.settings["out"] else stamped_folder(*words))
 
     def leave(self, find: "Find") -> str:
         """Compute a result in the folder of this call, and write it; returns what is printed."""
@@ -270,7 +284,7 @@ class Call:
         """
         if not self.args or self.args[0].startswith("-") or ("=" in self.args[0] and not Path(self.args[0]).is_dir()):
             raise BadRun(f"which run? `circuitdisc {self.job.name} RUN` takes the folder of a run")
-        return Path(self.args[0])
+        return own_folder(Path(self.args[0]))
 
 
 def stamped_folder(*words: str) -> Path:

@@ -81,6 +81,7 @@ JOB = Job(
 samples of its search examples. Prints how alike the circuits are, writes stability.json into the run's folder and its page
 again.""",
     config="stability",
+    by_ranks=True,
     recorded=True,
     spreads=True,
     work=_work,

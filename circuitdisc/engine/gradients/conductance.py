@@ -15,6 +15,7 @@ which the integral is taken are our own choice.
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
 from circuitdisc.engine.gradients.differences import Differences, Recorder
@@ -28,10 +29,9 @@ def edges_by_conductance(attribution: Attribution, steps: int) -> Float[np.ndarr
     Args:
         steps: stretches of the way.
     """
-    scores, ends = attribution.empty_scores(), []
-    embedding = attribution.groups[0]
-    ablated = equal(0.0)
-    for chunk in attribution.chunks(steps):
+    embedding, ablated = attribution.groups[0], equal(0.0)
+
+    def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "B"]:
         before = _written(attribution, chunk, 1.0)
         for step in range(steps):
             after = _written(attribution, chunk, 1 - (step + 1) / steps)
@@ -45,9 +45,10 @@ def edges_by_conductance(attribution: Attribution, steps: int) -> Float[np.ndarr
             attribution.bar.update(1)
             del middle, gradients, moved, changes, after
         last = attribution.interpolated(chunk, embedding, ablated.shares, gradients=False)
-        ends.append(attribution.change_of_embedding(chunk, last, ablated))
-        del before, last, chunk
-    return attribution.add_up(attribution.finish(scores), ends, steps)
+        return attribution.change_of_embedding(chunk, last, ablated)
+
+    scores, changes = attribution.over_chunks(attribution.edges, score, steps)
+    return attribution.add_up(attribution.finish(scores), changes, steps)
 
 
 def _written(attribution: Attribution, chunk: AttributionChunk, share: float) -> Recorder:
