@@ -192,7 +192,7 @@ class MaskedRuns:
         self.cost.circuit_runs += 1
         self.cost.node_evaluations += share * (self.graph.n_senders - int(self.graph.n_upstream[0]))
         self.cost.backward_runs += share
-        return Measured(total, gradient)
+        return Measured(total, self.components.agreed(gradient))
 
 
 def piece_bytes(shapes: Shapes, graph: ComputationGraph, n_examples: int, length: int, n_readings: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
+from circuitdisc.identity import hash_weights
 from circuitdisc.models.families import find_family
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.stored import (
@@ -90,8 +91,11 @@ def pretrained_config(where: Path | str, revision: str | None = None) -> Any:
     return config
 
 
-def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+def load_pretrained(folder: Path, dtype: torch.dtype, mapped: bool = False) -> Any:
     """The causal language model in a folder, every weight from its files.
+
+    Args:
+        mapped: see `fill_model`.
 
     Raises:
         BadFile: files are missing, malformed or cut short.
@@ -101,16 +105,18 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     tensors = read_tensors(weight_files(folder))
     empty = empty_model(config, len(tensors), folder)
     check_low_rank(tensors, str(folder))
-    module = fill_model(empty, without_prefixes(tensors, empty.state_dict(), str(folder)), dtype, folder)
+    module = fill_model(empty, without_prefixes(tensors, empty.state_dict(), str(folder)), dtype, folder, mapped)
     _read_generation(module, folder)
     return module
 
 
-def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: Path) -> Any:
+def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: Path, mapped: bool = False) -> Any:
     """An empty model with these weights, of which each is accounted for.
 
     Args:
         where: the folder or file that they are from.
+        mapped: the weights stay in their files, in the files' precision, and are read whenever they are looked at; whoever runs
+            the module lends it weights of `dtype` (`models/streamed.py`). Buffers are those of a model of `dtype`.
 
     Raises:
         BadFile: transformers cannot load them.
@@ -119,12 +125,13 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     check_size(empty, tensors, where)
     expected = empty.state_dict()
     tensors = {_name(name, tensor, expected): tensor for name, tensor in tensors.items()}
+    given = {name: _stand_in(tensor, dtype) for name, tensor in tensors.items()} if mapped else tensors
     try:
         with quiet_transformers():
             module, report = type(empty).from_pretrained(
                 None,
                 config=empty.config,
-                state_dict=tensors,
+                state_dict=given,
                 dtype=dtype,
                 attn_implementation=_attention(empty.config),
                 ignore_mismatched_sizes=True,  # they are read from the report
@@ -133,7 +140,10 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     except Exception as error:  # transformers, torch and a model's own code each raise their own
         raise BadFile(f"cannot load the model in {where}: {first_line(error)}") from error
     _check_report(report, tensors, where)
-    leave_files(module, tensors)
+    if mapped:
+        _put_back(module, {given[name].data_ptr(): tensor for name, tensor in tensors.items()}, dtype, where)
+    else:
+        leave_files(module, tensors)
     check_finite(module, str(where))
     _warn_untied(module, where)
     module.config.use_cache = False
@@ -141,16 +151,78 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     return module.eval().requires_grad_(False)
 
 
+def load_by_map(folder: Path, dtype: torch.dtype, device_map: Any, offload: Path) -> Any:
+    """The causal language model in a folder, its layers where `device_map` says; see `models/spread.py`.
+
+    Args:
+        offload: a folder for weights that are put on disk and are not as they are in the model's files.
+
+    Raises:
+        BadFile, BadModel: as `load_pretrained`; or the map names a place that there is not.
+    """
+    whole = load_pretrained(
+        folder, dtype, mapped=not _has_experts(pretrained_config(folder))
+    )  # sees that all weights are there
+    hashed, kind, config = hash_weights(whole), type(whole), whole.config
+    del whole
+    try:
+        with quiet_transformers():
+            module, report = kind.from_pretrained(
+                folder, config=config, dtype=dtype, device_map=device_map, offload_folder=offload, local_files_only=True,
+                use_safetensors=True, attn_implementation=_attention(config), output_loading_info=True,
+            )  # fmt: skip
+    except Exception as error:  # transformers, accelerate and torch each raise their own
+        raise BadFile(f"cannot spread the model in {folder} as parallel.device_map says: {first_line(error)}") from error
+    _check_report(report, (), folder)
+    module.config.use_cache = False
+    module.weights_hash = hashed  # of what is not all in memory any more
+    return module.eval().requires_grad_(False)
+
+
+def _stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the same shape that takes no memory, for a weight that stays in its file."""
+    return torch.zeros((), dtype=dtype).expand(tensor.shape) if is_float(tensor) else tensor
+
+
+def _put_back(module: Any, tensors: Mapping[int, Tensor], dtype: torch.dtype, where: Path) -> None:
+    """The files' own weights in place of what stood in for them; a weight that several parts share stays shared.
+
+    Args:
+        tensors: place of what stands in -> the file's tensor.
+
+    Raises:
+        BadModel: the model's weights are made out of several tensors of the files.
+    """
+    made = {id(weight): name for name, weight in module.named_parameters() if weight.data_ptr() not in tensors}
+    if made:
+        raise BadModel(
+            f"{where}: {len(made)} weights are made out of several tensors of its files ({some_names(made.values())}), so "
+            "that they cannot be read share by share: leave parallel.tensor out, and spread the model's layers with "
+            "parallel.device_map=auto"
+        )
+    weights: dict[int, torch.nn.Parameter] = {}
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                stored = weights.setdefault(id(weight), torch.nn.Parameter(tensors[weight.data_ptr()], requires_grad=False))
+                part._parameters[name] = stored
+    module.runs_as = dtype
+
+
 def _attention(config: Any) -> str:
     """Which of transformers' ways to compute attention is taken: the written-out one, but where a family names another.
 
     A mixture of experts is computed expert by expert, since the grouped products know no float64.
     """
-    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if any(hasattr(inner, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if _has_experts(config):
         config._experts_implementation = "eager"
     family = find_family(config.model_type)
     return "eager" if family is None else family.attention
+
+
+def _has_experts(config: Any) -> bool:
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return any(hasattr(inner, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _asker(where: Path) -> str:

@@ -27,7 +27,7 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
             per_example = _per_example((wide(values) * wide(gradient)).sum(-1), chunk)
             scores[first[place] : first[place] + len(values)] += per_example.abs().sum(-1)
         attribution.count_backward(chunk, chunk.clean)
-    return (scores / len(attribution.examples)).cpu().numpy()
+    return (attribution.components.agreed(scores) / len(attribution.examples)).cpu().numpy()
 
 
 def _written(step: Step, tokens: Int[Tensor, "n"]) -> tuple[Place, Float[Tensor, "s n X"]]:
