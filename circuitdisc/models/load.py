@@ -27,7 +27,7 @@ from circuitdisc.models.parallel import Parallel, check_placed, tensor_processes
 from circuitdisc.models.places import find_place
 from circuitdisc.models.plain import check_finite, unwrapped
 from circuitdisc.models.pretrained import load_pretrained
-from circuitdisc.models.spread import load_spread
+from circuitdisc.models.spread import spread
 from circuitdisc.models.stored import check_low_rank, leave_files, read_config, read_tensors, weight_files, without_prefixes
 from circuitdisc.models.streamed import StreamedRun
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
@@ -86,13 +86,14 @@ def read_model(
             module = load_pretrained(files, DTYPES[dtype], mapped=True)
             own = StreamedRun(module, DTYPES[dtype], device, weight_files(files))
             how["make"] = partial(split_module, name=name, mesh=mesh, dtype=DTYPES[dtype], device=device)
-        elif placed.device_map is not None:
-            module, components = load_spread(files, DTYPES[dtype], placed.device_map), "hooks"
-            own = OwnRun(module)
         else:
             module = load_module(files, adapter, place.name, DTYPES[dtype]).to(device)
             own = OwnRun(module)
-        return _cut(name, module, own, place.tokenizer(), split_embeddings, components, **how)
+        components = components if placed.device_map is None else "hooks"
+        model = _cut(name, module, own, place.tokenizer(), split_embeddings, components, **how)
+        if placed.device_map is not None:
+            spread(module, placed.device_map, name)
+        return model
     if "n_layers" not in config:
         raise BadFile(
             f"{files / 'config.json'} is neither a Hugging Face configuration (no model_type) "

@@ -16,7 +16,7 @@ from circuitdisc.errors import BadModel, BadSetting, UnknownName, shown
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-PLACES = ("auto", "balanced", "balanced_low_0", "sequential")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parallel:
 
     Args:
         tensor: over how many processes it is split.
-        device_map: how its layers are spread: `auto` or another word of accelerate's, or module -> `cpu`, `disk` or a device.
+        device_map: how its layers are spread: `auto`, or part of the model -> `cpu`, `disk` or a device.
     """
 
     tensor: int = 1
@@ -50,11 +50,11 @@ class Parallel:
                 raise UnknownName("setting of parallel", str(name), names)
         parallel = cls(**given)
         Whole(1, 1024).check("parallel.tensor", parallel.tensor)
-        if isinstance(parallel.device_map, str) and parallel.device_map not in PLACES:
-            raise UnknownName("parallel.device_map", parallel.device_map, PLACES)
-        if not isinstance(parallel.device_map, str | Mapping | None):
+        device_map = parallel.device_map
+        if device_map is not None and device_map != AUTO and not isinstance(device_map, Mapping):
             raise BadSetting(
-                f"parallel.device_map={shown(parallel.device_map)} is neither a word ({', '.join(PLACES)}) nor a table"
+                f"parallel.device_map={shown(device_map)} is neither auto nor a table of the model's parts, as in "
+                "{'': cpu, model.layers.7: disk}"
             )
         if parallel.tensor > 1 and parallel.device_map is not None:
             raise BadSetting("parallel.tensor splits every layer and parallel.device_map spreads whole ones: give one of them")

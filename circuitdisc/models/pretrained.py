@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
-from circuitdisc.identity import hash_weights
 from circuitdisc.models.families import find_family
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.stored import (
@@ -151,34 +150,6 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     return module.eval().requires_grad_(False)
 
 
-def load_by_map(folder: Path, dtype: torch.dtype, device_map: Any, offload: Path) -> Any:
-    """The causal language model in a folder, its layers where `device_map` says; see `models/spread.py`.
-
-    Args:
-        offload: a folder for weights that are put on disk and are not as they are in the model's files.
-
-    Raises:
-        BadFile, BadModel: as `load_pretrained`; or the map names a place that there is not.
-    """
-    whole = load_pretrained(
-        folder, dtype, mapped=not _has_experts(pretrained_config(folder))
-    )  # sees that all weights are there
-    hashed, kind, config = hash_weights(whole), type(whole), whole.config
-    del whole
-    try:
-        with quiet_transformers():
-            module, report = kind.from_pretrained(
-                folder, config=config, dtype=dtype, device_map=device_map, offload_folder=offload, local_files_only=True,
-                use_safetensors=True, attn_implementation=_attention(config), output_loading_info=True,
-            )  # fmt: skip
-    except Exception as error:  # transformers, accelerate and torch each raise their own
-        raise BadFile(f"cannot spread the model in {folder} as parallel.device_map says: {first_line(error)}") from error
-    _check_report(report, (), folder)
-    module.config.use_cache = False
-    module.weights_hash = hashed  # of what is not all in memory any more
-    return module.eval().requires_grad_(False)
-
-
 def _stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of the same shape that takes no memory, for a weight that stays in its file."""
     return torch.zeros((), dtype=dtype).expand(tensor.shape) if is_float(tensor) else tensor
@@ -214,15 +185,11 @@ def _attention(config: Any) -> str:
 
     A mixture of experts is computed expert by expert, since the grouped products know no float64.
     """
-    if _has_experts(config):
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if any(hasattr(inner, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         config._experts_implementation = "eager"
     family = find_family(config.model_type)
     return "eager" if family is None else family.attention
-
-
-def _has_experts(config: Any) -> bool:
-    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return any(hasattr(inner, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def _asker(where: Path) -> str:

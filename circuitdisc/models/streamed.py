@@ -16,12 +16,11 @@ from circuitdisc.models.own_run import OwnRun
 
 
 @contextmanager
-def lent(
-    module: nn.Module, dtype: torch.dtype, device: str | torch.device = "cpu", *, at_most: int | None = None
-) -> Iterator[None]:
+def lent(module: nn.Module, dtype: torch.dtype | None, device: Any = "cpu", *, at_most: int | None = None) -> Iterator[None]:
     """Put weights of another precision, elsewhere, into a module for a while.
 
     Args:
+        dtype: of parameters; None leaves it.
         at_most: leave weights of more axes as they are.
     """
     before: list[tuple[dict[str, Any], str, Tensor]] = []
