@@ -28,8 +28,8 @@ def spread(module: Any, device_map: str | Mapping[str, Any], name: str) -> None:
     """Spread a module that is whole in memory and made ready for its hooks, in place.
 
     Args:
-        device_map: `auto`, which fills GPUs, memory and disk in turn; or part of the model -> device, `cpu` or `disk`, where the
-            longest name counts and '' is the rest.
+        device_map: `auto`, which fills GPUs, memory and disk in turn; or part of the model -> device, `cpu` or `disk`: the
+            longest name counts, and '' is the rest.
         name: of the model, for messages.
 
     Raises:
