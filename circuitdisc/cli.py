@@ -13,14 +13,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuitdisc import __version__
-from circuitdisc.errors import CircuitdiscError, Stopped, UnknownName, tidy
+from circuitdisc.errors import CircuitdiscError, RanksLost, Stopped, UnknownName, tidy
 from circuitdisc.jobs.heads import GROUP as HEADS
 from circuitdisc.jobs.help import completions, group_help, job_help, main_help
 from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.notes import as_notes
+from circuitdisc.jobs.ranked import BAD_INPUT, INTERRUPTED, last_words, leave, speaks
 from circuitdisc.jobs.registry import REGISTRY, TASKS, hides_own
 
-BAD_INPUT, INTERRUPTED = 2, 130
 GROUPS = {"heads": HEADS, "tasks": TASKS}
 """What commands of two words have in common, by the first."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "ignore_unknown_options": True, "allow_extra_args": True}
@@ -137,29 +137,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         work = typer.main.get_command(_app()).main(args, prog_name="circuitdisc", standalone_mode=False)
         if callable(work):  # else the help or the version was printed
-            print(work())
+            text = work()
+            if speaks():
+                print(text)
         return 0
     except CircuitdiscError as error:
-        print(f"circuitdisc: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _end(f"circuitdisc: {error}", BAD_INPUT)
     except KeyboardInterrupt as stop:
-        what = str(stop) if isinstance(stop, Stopped) else "nothing was kept"
-        print(f"\ncircuitdisc: stopped; {what}", file=sys.stderr)
-        return INTERRUPTED
+        what = str(stop) if isinstance(stop, Stopped | RanksLost) else "nothing was kept"
+        return _end(f"\ncircuitdisc: stopped; {what}", INTERRUPTED)
     except BrokenPipeError:
         raise
     except UNREADABLE as error:
-        print(f"circuitdisc: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return _end(f"circuitdisc: {' '.join(str(error).split())}", BAD_INPUT)
     except OSError as error:
-        print(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", file=sys.stderr)
-        return BAD_INPUT
+        return _end(f"circuitdisc: {tidy(f'{error.strerror or error}: {error.filename or str()}')}", BAD_INPUT)
+
+
+def _end(text: str, status: int) -> int:
+    """Say why the command ends, once among all processes of a call; returns the exit status."""
+    text, status = last_words(text, status)
+    if text:
+        print(text, file=sys.stderr)
+    return status
 
 
 def run() -> None:
     """Entry point of the console command."""
     try:
-        sys.exit(main())
+        leave(main())
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         sys.stdout = None
         sys.exit(0)

@@ -97,3 +97,14 @@ class BadRun(CircuitdiscError):
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, with a sentence on what was kept and which command goes on with it."""
+
+
+class RanksLost(KeyboardInterrupt):
+    """A process of a call that runs on several has ended, or was told to end: the others end, too, as after Ctrl-C.
+
+    Args:
+        n: processes of the call.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__(f"one of the {n} processes of this call has ended, or does not answer")

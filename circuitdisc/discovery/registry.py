@@ -23,7 +23,8 @@ from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.presearch import ability_metric, ability_of, corruption_notes
 from circuitdisc.engine.measuring import Ablating
-from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.patching import Cost, Patching
+from circuitdisc.engine.ranks import agreed
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, MetricAtChance, UnknownName
 from circuitdisc.identity import Identity, identity_of, with_contents
 from circuitdisc.metrics import REGISTRY as METRIC_REGISTRY
@@ -149,6 +150,7 @@ def discover(
     if not isinstance(discovery, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(discovery).__name__}: an algorithm must return a Discovery")
     discovery.cost.seconds = perf_counter() - started
+    discovery.cost = Cost(**agreed(vars(discovery.cost)))  # the number of random controls rests on it
     cancels = cancelling_note(model, task, ablation, measure, discovery, algorithm, chosen.by_mean, full, memory)
     if cancels is not None:
         warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)

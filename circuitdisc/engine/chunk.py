@@ -10,6 +10,7 @@ from functools import cached_property
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitdisc.engine.ranks import Share
 from circuitdisc.metrics import Labels
 from circuitdisc.models.components import Frame
 from circuitdisc.tasks.base import PromptBatch
@@ -28,6 +29,7 @@ class Chunk:
         may_change: False where no cut can change anything: at padding and, under resample ablation of a causal model, before
             a prompt's first differing token. [B, T]
         ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
+        share: that the examples are of those of all ranks; None: they are all.
     """
 
     batch: PromptBatch
@@ -37,12 +39,18 @@ class Chunk:
     labels: Labels
     may_change: Bool[Tensor, "B T"]
     ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
+    share: Share | None = None
     _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def n_tokens(self) -> int:
         """Tokens without padding."""
         return int(self.batch.is_token.sum())
+
+    @property
+    def n_examples(self) -> int:
+        """Examples of the chunk on all ranks."""
+        return self.batch.n_examples if self.share is None else self.share.n
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is large in it."""

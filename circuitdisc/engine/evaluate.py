@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.memory import columns_at_once
+from circuitdisc.engine.ranks import gathered
 from circuitdisc.metrics import Labels, Metric, wide
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
@@ -37,6 +38,7 @@ def evaluate(
     """Metric values of several variants.
 
     Args:
+        chunks: of all examples, or of this rank's share of each (`Patching.shares`); the values are those of all.
         variants: name -> what gives the logits of the whole vocabulary at a chunk's readings.
         on_progress: called with 1 after each variant of each chunk.
         keep: (name of a unit, what computes its values) -> the values, maybe those of an earlier start. A unit is one
@@ -51,14 +53,15 @@ def evaluate(
         for name, run in variants.items():
 
             def measure(chunk: Chunk = chunk, run: Variant = run) -> dict[str, Float[Tensor, "B"]]:
-                return of_logits(chunk.batch, chunk.labels, run(chunk), metrics)
+                own = of_logits(chunk.batch, chunk.labels, run(chunk), metrics)
+                return {metric: gathered(values, chunk.share, metric) for metric, values in own.items()}
 
             values = measure() if keep is None else _kept(keep, f"{name}, examples from {first}", measure)
             for metric in values:
                 parts[name][metric].append(values[metric])
             if on_progress is not None:
                 on_progress(1)
-        first += chunk.batch.n_examples
+        first += chunk.n_examples
     return {name: {metric: torch.cat(some) for metric, some in by_metric.items()} for name, by_metric in parts.items()}
 
 

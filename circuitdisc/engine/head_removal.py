@@ -8,12 +8,14 @@ Shape letters: L layers, H heads.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.ranks import gathered
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 
@@ -64,11 +66,12 @@ class HeadRemoval:
 
     def _measure(self, kept: Bool[np.ndarray, "L H"], layer: int) -> tuple[float, list[list[Tensor]]]:
         """The metric, and the residual before each layer from `layer` on, for each chunk."""
-        total, n, states = 0.0, 0, []
+        sums, states = [], []
         for index, chunk in enumerate(self.chunks):
             before = self._before[index]
             logits, seen = self.patching.head_logits(chunk, kept, layer, before[layer] if before else None)
             states.append(seen)
-            total += float(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
-            n += chunk.batch.n_examples
-        return total / n, states
+            sums.append(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
+        share = self.chunks[0].share
+        n = sum(chunk.batch.n_examples for chunk in self.chunks) if share is None else share.n
+        return sum(gathered(torch.stack(sums), share, "sums of heads").tolist()) / n, states

@@ -48,7 +48,7 @@ def head_values(
         return _logits(patching, chunk, heads, latest[0][1])
 
     variants = {str(index): partial(run, heads=heads) for index, heads in enumerate(kept)}
-    values = evaluate(patching.chunks(examples), variants, metrics, on_progress)
+    values = evaluate(patching.shares(examples), variants, metrics, on_progress)
     return {
         metric.name: torch.stack([values[name][metric.name].double() for name in variants]).cpu().numpy() for metric in metrics
     }

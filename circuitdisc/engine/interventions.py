@@ -125,10 +125,10 @@ def evaluate_interventions(
     def run(chunk: Chunk, made: Sequence[Intervention]) -> Float[Tensor, "N V"]:
         logits = intervened_logits(model, chunk, made)
         if on_progress is not None:
-            on_progress(chunk.batch.n_examples)
+            on_progress(chunk.n_examples)
         return logits
 
-    chunks = Patching(model, Ablation("zero"), (), memory=memory).chunks(examples)
+    chunks = Patching(model, Ablation("zero"), (), memory=memory).shares(examples)
     return evaluate(chunks, {name: partial(run, made=made) for name, made in sets.items()}, metrics)
 
 

@@ -27,6 +27,7 @@ from circuitdisc.engine.gradients.memory import HEAP_HOLES, Shapes, segment_byte
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.prepared import prepare
+from circuitdisc.engine.ranks import Share, shared, summed
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
@@ -166,12 +167,13 @@ class MaskedRuns:
         patching = Patching(model, ablation, examples, memory=memory)
         self.cost = patching.cost
         self.cost.model_runs += 1 + ablation.method.runs_per_example
-        self.batches: list[list[Chunk]] = []
+        self.batches: list[tuple[Share | None, list[Chunk]]] = []
         n_embed = int(self.graph.n_upstream[0])
         for first in range(0, len(examples), batch):
-            chunks = prepare(model, ablation, examples[first : first + batch], patching.fitted, piece)
+            share, mine = shared(examples[first : first + batch])
+            chunks = prepare(model, ablation, mine, patching.fitted, piece)
             # no other clean value is needed: let go of them
-            self.batches.append([replace(chunk, clean=chunk.clean[:n_embed].clone()) for chunk in chunks])
+            self.batches.append((share, [replace(chunk, clean=chunk.clean[:n_embed].clone()) for chunk in chunks]))
 
     def measure(self, batch: int, mask: Float[Tensor, "R S"]) -> Measured:
         """One forward and one backward pass of a mask on one mini-batch.
@@ -181,18 +183,20 @@ class MaskedRuns:
             mask: the share of each edge, or of each sender. [R, S] or [1, S]
         """
         leaf, total = mask.detach().requires_grad_(), 0.0
-        n = sum(chunk.batch.n_examples for chunk in self.batches[batch])
-        gradient = torch.zeros_like(leaf)
-        for chunk in self.batches[batch]:
+        share, chunks = self.batches[batch]
+        n = sum(chunk.batch.n_examples for chunk in chunks) if share is None else share.n
+        gradient = torch.zeros_like(mask)
+        for chunk in chunks:
             mean = masked_values(self.components, self.graph, chunk, leaf, self.metric).sum() / n
             (of_piece,) = torch.autograd.grad(mean, leaf)
             gradient += of_piece
             total += float(mean.detach())
-        share = n / self.n_examples
+        part = n / self.n_examples
         self.cost.circuit_runs += 1
-        self.cost.node_evaluations += share * (self.graph.n_senders - int(self.graph.n_upstream[0]))
-        self.cost.backward_runs += share
-        return Measured(total, self.components.agreed(gradient))
+        self.cost.node_evaluations += part * (self.graph.n_senders - int(self.graph.n_upstream[0]))
+        self.cost.backward_runs += part
+        whole = summed(torch.tensor(total, dtype=torch.float64), share, "means of a mask")
+        return Measured(float(whole), self.components.agreed(summed(gradient, share, "gradients of a mask")))
 
 
 def piece_bytes(shapes: Shapes, graph: ComputationGraph, n_examples: int, length: int, n_readings: int) -> int:

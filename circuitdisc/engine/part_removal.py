@@ -27,6 +27,7 @@ from circuitdisc.engine.memory import bytes_per_token, rows_that_fit
 from circuitdisc.engine.node_removal import IncrementalNodeRemoval, bytes_of_run
 from circuitdisc.engine.parts import PartKind, without
 from circuitdisc.engine.patching import Patching, Removal
+from circuitdisc.engine.ranks import across, gathered
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
 from circuitdisc.tasks.base import Example
@@ -54,6 +55,8 @@ class PartRemoval:
         self.graph = patching.graph
         ready = [one for one in examples if isinstance(one, Chunk)]
         self.chunks = ready or patching.hold([one for one in examples if isinstance(one, Example)])
+        self.share = self.chunks[0].share
+        self.n_examples = self.share.n if self.share else sum(chunk.batch.n_examples for chunk in self.chunks)
         self._known: dict[bytes, Values] = {}
         self._bases: OrderedDict[bytes, list[IncrementalNodeRemoval]] = OrderedDict()
         self._bytes: dict[bytes, int] = {}
@@ -70,7 +73,7 @@ class PartRemoval:
                 kept = kept_heads(self.graph, mask)
                 logits = self.patching.head_logits(chunk, kept)[0] if by_heads else self.patching.circuit_logits(chunk, mask)
                 found.append(self._per_example(logits, chunk))
-            self._known[key] = np.concatenate(found)
+            self._known[key] = check_finite(gathered(np.concatenate(found), self.share), self.metric)
         return self._known[key]
 
     def each_removed(self, mask: Mask, names: Sequence[str]) -> Float[np.ndarray, "P B"]:
@@ -98,7 +101,7 @@ class PartRemoval:
         if self.by == "edge" or not self._incremental:
             return self.each_removed(without(self.graph, mask, taken), names)
         if not names:
-            return np.zeros((0, sum(chunk.batch.n_examples for chunk in self.chunks)))
+            return np.zeros((0, self.n_examples))
         return self.sets_removed(mask, [(*taken, name) for name in names])
 
     @property
@@ -124,14 +127,14 @@ class PartRemoval:
         if bases is None:
             return np.stack([self.values(self._less(mask, senders)) for senders in sets])
         order = sorted(range(len(sets)), key=lambda place: self._begin(sets[place]))
-        found = np.zeros((len(sets), sum(chunk.batch.n_examples for chunk in self.chunks)))
+        found = np.zeros((len(sets), self.n_examples))
         for _, places in groupby(order, key=lambda place: self._begin(sets[place])):
             together = list(places)
             for start in range(0, len(together), self._most_rows):
                 some = together[start : start + self._most_rows]
                 before = sum(one.node_evaluations for one in bases)
                 found[some] = self._measured([one.without([sets[place] for place in some]) for one in bases])
-                cost.node_evaluations += sum(one.node_evaluations for one in bases) - before
+                cost.node_evaluations += self._weight * (sum(one.node_evaluations for one in bases) - before)
         return found
 
     def _begin(self, senders: Set[int]) -> tuple[int, str]:
@@ -151,7 +154,7 @@ class PartRemoval:
         """
         key, components, cost = np.packbits(mask).tobytes(), self.patching.model.components, self.patching.cost
         if key not in self._bases:
-            n_tokens = sum(chunk.batch.clean.numel() for chunk in self.chunks)
+            n_tokens = across(max, sum(chunk.batch.clean.numel() for chunk in self.chunks), self.share)
             room = self.patching.budget - n_tokens * bytes_per_token(self.patching.model)
             needed = bytes_of_run(components, self.graph, mask, n_tokens)
             if needed > room:
@@ -161,9 +164,13 @@ class PartRemoval:
             self._bytes[key] = needed
             self._bases[key] = [IncrementalNodeRemoval(components, self.graph, chunk, mask) for chunk in self.chunks]
             cost.circuit_runs += 1
-            cost.node_evaluations += sum(one.node_evaluations for one in self._bases[key])
+            cost.node_evaluations += self._weight * sum(one.node_evaluations for one in self._bases[key])
         self._bases.move_to_end(key)
         return self._bases[key]
+
+    @property
+    def _weight(self) -> float:
+        return 1.0 if self.share is None else self.share.weight
 
     @property
     def _n_logits(self) -> int:
@@ -173,7 +180,8 @@ class PartRemoval:
     def _most_rows(self) -> int:
         model, graph = self.patching.model, self.graph
         tokens = max(chunk.batch.clean.numel() for chunk in self.chunks)
-        return rows_that_fit(model, self.patching.budget // 4, tokens, graph.n_receivers, graph.n_senders, self._n_logits)
+        fitting = rows_that_fit(model, self.patching.budget // 4, tokens, graph.n_receivers, graph.n_senders, self._n_logits)
+        return across(min, fitting, self.share)
 
     @torch.no_grad()
     def _measured(self, residuals: Sequence[Float[Tensor, "P N D"]]) -> Float[np.ndarray, "P B"]:
@@ -183,7 +191,7 @@ class PartRemoval:
             of_residual(model, chunk, residual, self.metric).double().cpu().numpy()
             for residual, chunk in zip(residuals, self.chunks, strict=True)
         ]
-        return check_finite(np.concatenate(found, axis=1), self.metric)
+        return check_finite(gathered(np.concatenate(found, axis=1), self.share, axis=1), self.metric)
 
     # --- heads whose patterns are cut: from the layer of the removed head on -------------------------------------------
 
@@ -199,12 +207,13 @@ class PartRemoval:
                 logits, _ = self.patching.head_logits(chunk, fewer, node.layer, before[node.layer])
                 row.append(self._per_example(logits, chunk))
         self.patching.cost.candidates += len(names)
-        return np.stack([np.concatenate(row) for row in rows])
+        whole = gathered(np.stack([np.concatenate(row) for row in rows]), self.share, axis=1)
+        return check_finite(whole, self.metric)
 
     # --- edges: as rows of one batch ---------------------------------------------------------------------------------
 
     def _edges_removed(self, mask: Mask, names: Sequence[str]) -> Float[np.ndarray, "P B"]:
-        found = np.zeros((len(names), sum(chunk.batch.n_examples for chunk in self.chunks)))
+        found = np.zeros((len(names), self.n_examples))
         for places, values in self.edge_groups(mask, names):
             found[places] = values()
         return found
@@ -248,8 +257,7 @@ class PartRemoval:
         self._known[np.packbits(mask).tobytes()] = values
 
     def _per_example(self, logits: Float[Tensor, "N V"], chunk: Chunk) -> Values:
-        values = of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().cpu().numpy()
-        return check_finite(values, self.metric)
+        return of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().cpu().numpy()
 
 
 class _Once:

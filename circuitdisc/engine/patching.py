@@ -8,7 +8,7 @@ Shape letters: B examples, C rows (candidates), N readings, W columns of the une
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ from circuitdisc.engine.memory import (
     rows_in,
 )
 from circuitdisc.engine.prepared import fit_ablation, prepare
+from circuitdisc.engine.ranks import across, gathered, largest_share, ranks, shared
 from circuitdisc.engine.selfcheck import verify
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
@@ -108,6 +109,19 @@ class Patching:
         self.cost.model_runs += 1 + self.ablation.method.runs_per_example
         yield from prepare(self.model, self.ablation, examples, self.fitted, self._chunk_size(examples), self.padding_side)
 
+    def shares(self, examples: Sequence[Example]) -> Iterator[Chunk]:
+        """The same for values that are then gathered: of each chunk this rank's share (`ranks.py`)."""
+        if ranks().n == 1:
+            yield from self.chunks(examples)
+            return
+        self.cost.model_runs += 1 + self.ablation.method.runs_per_example
+        size = self._chunk_size(examples)
+        for first in range(0, len(examples), size):
+            share, mine = shared(examples[first : first + size])
+            for chunk in prepare(self.model, self.ablation, mine, self.fitted, size, self.padding_side):
+                chunk.share = share
+                yield chunk
+
     # --- whole circuits ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -130,7 +144,7 @@ class Patching:
             circuit name -> metric name -> values. [B]
         """
         variants = {name: partial(self.circuit_logits, mask=mask) for name, mask in masks.items()}
-        return evaluate(self.chunks(examples), variants, metrics, on_progress, keep)
+        return evaluate(self.shares(examples), variants, metrics, on_progress, keep)
 
     def n_chunks(self, examples: Sequence[Example]) -> int:
         """How many chunks `evaluate` will go through."""
@@ -174,7 +188,7 @@ class Patching:
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
     def hold(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> list[Chunk]:
-        """All examples made ready and held in memory, for a search.
+        """All examples made ready and held in memory, for a search: on each rank its share (`ranks.py`).
 
         Args:
             copies: of what all senders write, at most at once.
@@ -188,11 +202,17 @@ class Patching:
                 f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
                 f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
             )
-        return list(self.chunks(examples))
+        share, mine = shared(examples)
+        chunks = list(self.chunks(mine))
+        if share is not None:
+            share = replace(share, weight=self.n_chunks(examples) / len(chunks))
+            for chunk in chunks:
+                chunk.share = share
+        return chunks
 
     def hold_bytes(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> int:
-        """What holding all examples for a search takes."""
-        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
+        """What holding all examples for a search takes: of several ranks, on that which has most."""
+        return largest_share(len(examples)) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
         """Mean metric of a circuit over examples held in memory."""
@@ -234,13 +254,13 @@ class Removal:
         accepts: bool,
     ) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
-        self.mask = mask.copy()
+        self.mask, self.share = mask.copy(), chunks[0].share
         model = patching.model
         self.parts = [runner(model).removal(chunk, mask, first) for chunk in chunks]
         patching.cost.circuit_runs += 1
         outputs = [part.end() for part in self.parts]
         self.value = self._means(outputs)[0]
-        self.start_values: Float[np.ndarray, "B"] = torch.cat(self._values(outputs), dim=1)[0].cpu().numpy()
+        self.start_values: Float[np.ndarray, "B"] = self._examples(outputs)[0]
         self._tried: list[float] = []
         self._cuts: tuple[int, list[int]] = (0, [])
         self.held_bytes = sum(part.held_bytes(accepts) for part in self.parts)
@@ -261,7 +281,8 @@ class Removal:
         model = self.patching.model
         if not model.can("partial runs"):
             return 1
-        return rows_in(model, self.patching.budget - self.held_bytes, *self.row_size(receiver))
+        most = rows_in(model, self.patching.budget - self.held_bytes, *self.row_size(receiver))
+        return across(min, most, self.share)
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Sequence[bool] | None = None) -> list[float]:
         """The metric when edges into `receiver` are cut: entry i with edge i cut, and those before it that are not spared.
@@ -296,20 +317,25 @@ class Removal:
 
     def close(self) -> None:
         """Add up what it cost."""
-        self.patching.cost.node_evaluations += sum(part.node_evaluations for part in self.parts)
+        weight = 1.0 if self.share is None else self.share.weight
+        self.patching.cost.node_evaluations += weight * sum(part.node_evaluations for part in self.parts)
 
     @torch.no_grad()
     def each_without(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
         """Metric values, example by example, with one edge into `receiver` cut, for each of these senders."""
         spared = np.ones(len(senders), dtype=bool)
         self.patching.cost.candidates += len(senders)
-        values = self._values([part.try_cuts(receiver, senders, spared) for part in self.parts])
-        return torch.cat(values, dim=1).cpu().numpy()
+        return self._examples([part.try_cuts(receiver, senders, spared) for part in self.parts])
 
     def _means(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
         """Mean metric over all examples, for every row."""
-        sums = [values.sum(-1) for values in self._values(outputs)]
-        return (torch.stack(sums).sum(0) / sum(chunk.batch.n_examples for chunk in self.chunks)).tolist()
+        sums = gathered(torch.stack([values.sum(-1) for values in self._values(outputs)]), self.share, "sums of rows")
+        n = sum(chunk.batch.n_examples for chunk in self.chunks) if self.share is None else self.share.n
+        return (sums.sum(0) / n).tolist()
+
+    def _examples(self, outputs: list[Float[Tensor, "C N X"]]) -> Float[np.ndarray, "C B"]:
+        """The metric of every row, example by example."""
+        return gathered(torch.cat(self._values(outputs), dim=1), self.share, "rows", axis=1).cpu().numpy()
 
     @torch.no_grad()
     def _values(self, outputs: list[Float[Tensor, "C N X"]]) -> list[Float[Tensor, "C B"]]:

@@ -29,6 +29,7 @@ from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.memory import COPIES_OF_LOGITS, rows_in, storage_bytes
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.path_run import PathRun, PathTarget, Rerun
+from circuitdisc.engine.ranks import gathered
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph, Node
@@ -199,15 +200,17 @@ class PathPatching:
             clean.append(self._values(run, run.run.residual())[0])
             parts.append(self._patched(run, before_ends, bar))
             self.patching.cost.circuit_runs += 1
-            self.patching.cost.node_evaluations += run.node_evaluations
+            self.patching.cost.node_evaluations += run.node_evaluations * (chunk.share.weight if chunk.share else 1.0)
         bar.close()
-        patched = torch.cat(parts, dim=1).double().cpu().numpy()
+        share = self.chunks[0].share
+        patched = gathered(torch.cat(parts, dim=1), share, "patched paths", axis=1).double().cpu().numpy()
+        unpatched = gathered(torch.cat(clean), share, "clean runs").double().cpu().numpy()
         rows = np.full((len(chosen), patched.shape[1]), np.nan)
         rows[[place for place, sender in enumerate(chosen) if sender < first_after]] = patched
         self.patching.cost.candidates += len(before_ends)
         cost = Cost(**{name: value - getattr(before, name) for name, value in vars(self.patching.cost).items()})
         ends_by_name = tuple(self.graph.receivers[one].name for one in ends)
-        return PathEffects(self.graph, ends_by_name, tuple(names), torch.cat(clean).double().cpu().numpy(), rows, cost)
+        return PathEffects(self.graph, ends_by_name, tuple(names), unpatched, rows, cost)
 
     def _patched(self, run: PathRun, senders: list[int], bar: tqdm) -> Float[Tensor, "n B"]:
         model, chunk = self.patching.model, run.chunk

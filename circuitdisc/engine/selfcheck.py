@@ -18,6 +18,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.engine.backends import full_run, runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.prepared import prepare
+from circuitdisc.engine.ranks import run_together
 from circuitdisc.errors import BadModel, CircuitdiscError
 from circuitdisc.models.families import find_family, listed_families
 from circuitdisc.models.in_memory import converted, model_in_memory
@@ -85,6 +86,7 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
     Raises:
         BadModel: the cut model is not the module.
     """
+    run_together(model.n_processes)
     own = model.own_logits
     if not own.checked(model.backend):
         check_model(model)

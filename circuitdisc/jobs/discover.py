@@ -5,15 +5,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, CircuitdiscError, Stopped
+from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped
 from circuitdisc.jobs.config import DISCOVER, conf_dir, plain, read_overrides
 from circuitdisc.jobs.job import Call, Job, check_call
+from circuitdisc.jobs.ranked import own_folder, place
 
 MULTIRUN = "--multirun"
 
 
 def _work(call: Call) -> str:
     if MULTIRUN in call.options:
+        if place() is not None:
+            raise BadSetting(
+                "discover -m runs many searches, and torchrun spreads one: leave out one of the two (docs/scale.md)"
+            )
         return _multirun(read_overrides(call.args, multirun=True))
     return run(call.settings, call.command)
 
@@ -31,7 +36,7 @@ def run(settings: dict[str, Any], command: str, number: int | None = None) -> st
     sections["command"] = command
     sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
     folder = Path(settings["out"]) if settings["out"] else default_folder(sections)
-    return start(sections, folder if number is None else folder / str(number)).summary
+    return start(sections, own_folder(folder if number is None else folder / str(number))).summary
 
 
 def _multirun(overrides: list[str]) -> str:
@@ -86,5 +91,6 @@ JOB = Job(
     summary="find a circuit, score it, write a report",
     config=DISCOVER,
     options={MULTIRUN: "every combination of comma-separated values, for example algorithm.threshold=0.01,0.03"},
+    spreads=True,
     work=_work,
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
+from circuitdisc.jobs.ranked import is_split, own_folder, ranked
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -81,6 +82,7 @@ class Job:
         config: name of its configuration in conf/, or the path of a YAML file of another package; None: it has no settings.
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
+        spreads: whether it spreads its work over processes that torchrun has started; else the first of them does it.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
         work: what it does; returns what is printed. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
@@ -94,6 +96,7 @@ class Job:
     config: Config | None = None
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
+    spreads: bool = False
     recorded: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
@@ -114,12 +117,15 @@ class Job:
             Stopped: Ctrl-C; it says what goes on.
         """
         call = Call(self, tuple(args), options or {})
-        if not self.recorded:
-            return self._do(call)
-        from circuitdisc.runs.calls import recorded
+        with ranked(self.spreads or is_split(args)) as has_work:
+            if not has_work:
+                return ""
+            if not self.recorded:
+                return self._do(call)
+            from circuitdisc.runs.calls import recorded
 
-        with recorded(self.name, call.words):
-            return self._do(call)
+            with recorded(self.name, call.words):
+                return self._do(call)
 
     def _do(self, call: "Call") -> str:
         if self.work is not None:
@@ -202,7 +208,10 @@ class Call:
     @property
     def model_settings(self) -> dict[str, Any]:
         """How models are loaded, without which."""
-        return {key: value for key, value in self.settings["model"].items() if key != "name"}
+        settings = {key: value for key, value in self.settings["model"].items() if key != "name"}
+        if any(key.rpartition(".")[0].endswith("parallel") for key in self.given):
+            return settings
+        return {key: value for key, value in settings.items() if key != "parallel"}  # as it was before there was one
 
     @property
     def model_name(self) -> str:
@@ -221,7 +230,7 @@ class Call:
 
     def folder(self, words: Sequence[str]) -> Path:
         """`out`, or `runs/<word>_..._<date and time>`."""
-        return Path(self.settings["out"]) if self.settings["out"] else stamped_folder(*words)
+        return own_folder(Path(self.settings["out"]) if self.settings["out"] else stamped_folder(*words))
 
     def leave(self, find: "Find") -> str:
         """Compute a result in the folder of this call, and write it; returns what is printed."""
@@ -239,7 +248,7 @@ class Call:
         """
         if not self.args or self.args[0].startswith("-") or ("=" in self.args[0] and not Path(self.args[0]).is_dir()):
             raise BadRun(f"which run? `circuitdisc {self.job.name} RUN` takes the folder of a run")
-        return Path(self.args[0])
+        return own_folder(Path(self.args[0]))
 
 
 def stamped_folder(*words: str) -> Path:

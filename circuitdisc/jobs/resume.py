@@ -1,11 +1,12 @@
 """`circuitdisc resume`: go on with whatever a folder holds."""
 
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadRun
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.ranked import by_first
 
 
 def _work(call: Call) -> str:
@@ -26,8 +27,9 @@ def _go_on(folder: Path, work: Any) -> str:
         raise BadRun(f"{folder} was begun by `circuitdisc {work.job}`, which this circuitdisc does not have")
     args = list(work.words[1 + len(work.job.split()) :])
     options = {arg: "" for arg in args if arg.startswith("-")}
-    with chdir(work.begun_in):
-        return REGISTRY.get(work.job)([arg for arg in args if arg not in options], options)
+    job, args = REGISTRY.get(work.job), [arg for arg in args if arg not in options]
+    with chdir(work.begun_in), nullcontext(True) if job.spreads else by_first() as has_work:
+        return job(args, options) if has_work else ""
 
 
-JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", work=_work)
+JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", spreads=True, work=_work)

@@ -105,6 +105,7 @@ JOB = Job(
         f"{SCORES} FILE": "scores of edges that another tool has written; needs model= and task=",
     },
     variants=(FILE_JOB,),
+    spreads=True,
     recorded=True,
     work=_work,
 )

@@ -81,6 +81,7 @@ JOB = Job(
 samples of its search examples. Prints how alike the circuits are, writes stability.json into the run's folder and its page
 again.""",
     config="stability",
+    spreads=True,
     recorded=True,
     work=_work,
 )

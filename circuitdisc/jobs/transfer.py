@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.ranked import own_folder
 
 PAGE = "transfer.html"
 
@@ -26,7 +27,7 @@ def _go_on(call: Call) -> str:
             "which checkpoints? Give the ladder in its order, as in checkpoints=[tpp/base,tpp/lightweight], or out=FOLDER "
             "alone to go on with a transfer that was begun there"
         )
-    folder = Path(call.settings["out"])
+    folder = own_folder(Path(call.settings["out"]))
     command = f"circuitdisc transfer out={shlex.quote(str(folder))}"
     with stoppable(command, lambda: True):
         return _finish(folder, resume_transfer(folder, call.settings["progress"]), command)
@@ -79,6 +80,7 @@ command again, or `circuitdisc transfer out=FOLDER` alone, goes on with a call t
   circuitdisc transfer checkpoints=[tpp/featherweight,tpp/lightweight] task=tpp circuits=[runs/feather,runs/light]""",
     config="transfer",
     lists=("checkpoints", "circuits", "donor"),
+    spreads=True,
     recorded=True,
     work=_work,
 )

@@ -80,7 +80,7 @@ class Components:
     """
 
     capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
-    how = "runs from its weights"
+    how, n_processes = "runs from its weights", 1
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec = spec

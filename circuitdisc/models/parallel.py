@@ -102,7 +102,7 @@ def tensor_processes(size: int, device: str) -> "DeviceMesh":
             f"parallel.tensor={size} splits the model over {size} processes, and there are {world}: start a multiple of "
             f"{size}, as in `torchrun --nproc-per-node {size} -m circuitdisc ...`"
         )
-    return _mesh(size, device.partition(":")[0])
+    return _mesh(size, device.partition(":")[0], dist.group.WORLD)
 
 
 def start_processes(device: str, what: str) -> None:
@@ -125,7 +125,7 @@ def start_processes(device: str, what: str) -> None:
 
 
 @cache
-def _mesh(size: int, kind: str) -> "DeviceMesh":
+def _mesh(size: int, kind: str, everyone: object) -> "DeviceMesh":
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from circuitdisc.errors import BadModel
+from circuitdisc.errors import BadModel, BadRun
 from circuitdisc.graph import QKV
 from circuitdisc.models.components import Components
 from circuitdisc.models.families.family import Family
@@ -140,7 +140,7 @@ class SplitComponents(Components):
 
     def __init__(self, spec: ModelSpec, weights: Weights, mesh: DeviceMesh) -> None:
         super().__init__(spec, weights)
-        self.mesh = mesh
+        self.mesh, self.n_processes = mesh, mesh.size()
         first = mesh.get_local_rank() == 0
         own: Weights = _local(weights)
         # a share has no norm of what is written, and the output bias is one process's alone
@@ -251,6 +251,7 @@ class SplitComponents(Components):
 
     def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         rows, inside = self._inside(tokens, self.spec.d_vocab)
+        self._check_together(tokens)
         return self.summed(self.own._embedded(rows).masked_fill(~inside[..., None], 0.0))
 
     def logits(self, normed: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
@@ -266,6 +267,21 @@ class SplitComponents(Components):
         if (low := max(first, start)) < (high := min(stop, end)):
             block[..., low - first : high - first] = self.own._logits_between(normed, low - start, high - start)
         return self.summed(block)
+
+    def _check_together(self, tokens: Int[Tensor, "B T"]) -> None:
+        """All processes run the same prompts, or what they sum would mean nothing.
+
+        Raises:
+            BadRun: they do not.
+        """
+        from torch import distributed
+
+        flat = tokens.flatten()
+        own = (flat * torch.arange(1, len(flat) + 1, device=flat.device)).sum()
+        extremes = torch.stack([own, -own])
+        distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group=self.mesh.get_group())
+        if int(extremes[0]) != int(own) or int(extremes[1]) != -int(own):
+            raise BadRun("the processes of a split model have come apart: they run other prompts each. Please report it")
 
     def _inside(self, tokens: Int[Tensor, "..."], n: int) -> tuple[Tensor, Tensor]:
         """Tokens as numbered in this process's share, and which of them are in it; others are some token of it."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from circuitdisc.errors import BadFile, BadRun, Stopped
+from circuitdisc.errors import BadFile, BadRun, RanksLost, Stopped
 from circuitdisc.files import read_json, remove, write_json
 
 LOCK, WRITER = ".lock", ".writer.json"
@@ -143,7 +143,8 @@ def stoppable(command: str | Sequence[str], kept: Callable[[], bool] = lambda: F
         raise
     except KeyboardInterrupt as stop:
         line = command if isinstance(command, str) else shlex.join(command)
-        raise Stopped(f"`{line}` goes on where it was" if kept() else "nothing was kept") from stop
+        why = f"{stop}; " if isinstance(stop, RanksLost) else ""
+        raise Stopped(why + (f"`{line}` goes on where it was" if kept() else "nothing was kept")) from stop
 
 
 def with_out(command: str, folder: Path) -> str:

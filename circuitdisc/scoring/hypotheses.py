@@ -232,10 +232,10 @@ def _evaluate(
     by = "head" if circuit.granularity == "head" else "edge"
     whole = sum(map(_share, circuits)) * len(examples)
     with work_bar(whole, "hypothesis tests", progress) as bar:
-        for place, chunk in enumerate(patching.chunks(examples)):
+        for place, chunk in enumerate(patching.shares(examples)):
             removal = PartRemoval(patching, [chunk], measure, by)
             for names, compute in _groups(removal, circuit, circuits, tested):
-                unit, runs = f"{place} {names[0]}", sum(map(_share, names)) * chunk.batch.n_examples
+                unit, runs = f"{place} {names[0]}", sum(map(_share, names)) * chunk.n_examples
                 known = units.knows(unit)
                 values = units.get(unit, lambda compute=compute: compute().tolist())
                 for name, row in zip(names, values, strict=True):

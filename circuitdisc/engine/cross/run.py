@@ -21,6 +21,7 @@ from circuitdisc.engine.cross.cache import Given
 from circuitdisc.engine.cross.patch import HEAD_KINDS, SHARED_KINDS, Patch, patched_tokens
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.forward import LayerState, attend, clean_states, for_heads, write
+from circuitdisc.engine.ranks import gathered, shared
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.components import Components
@@ -80,7 +81,7 @@ class CrossRun:
         distinct = sorted(dict.fromkeys(patches), key=lambda patch: patch.first(self.model.graph.n_layers))
         where = {patch: row for row, patch in enumerate(distinct)}
         by_metric: dict[str, list[np.ndarray]] = {metric.name: [] for metric in metrics}
-        chosen = list(range(len(self.given.chunks)) if chunks is None else chunks)
+        share, chosen = shared(list(range(len(self.given.chunks)) if chunks is None else chunks))
         n = sum(self.given.chunks[chunk][1] - self.given.chunks[chunk][0] for chunk in chosen)
         for chunk in chosen:
             first, last = self.given.chunks[chunk]
@@ -95,7 +96,8 @@ class CrossRun:
             for name, values in rows.items():
                 by_metric[name].append(torch.stack(values).numpy())
         rows_of = [where[patch] for patch in patches]
-        return {name: np.concatenate(parts, axis=1)[rows_of] for name, parts in by_metric.items()}
+        whole = {name: gathered(np.concatenate(parts, axis=1), share, name, axis=1) for name, parts in by_metric.items()}
+        return {name: values[rows_of] for name, values in whole.items()}
 
 
 class _ChunkRun:
@@ -103,7 +105,7 @@ class _ChunkRun:
 
     @torch.no_grad()
     def __init__(self, run: CrossRun, chunk: int, examples: Sequence[Example], share: float) -> None:
-        self.components: Components = components_of(run.model, "cross-model patching")
+        self.components: Components = components_of(run.model, "cross-model patching", whole=True)
         self.graph, self.given, self.chunk, self.work, self.share = run.model.graph, run.given, chunk, run.work, share
         self.batch: PromptBatch = collate(examples, device=run.model.device)
         self.tokens = patched_tokens(self.batch, run.positions)

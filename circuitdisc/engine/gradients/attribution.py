@@ -9,7 +9,7 @@ examples x positions x senders x residual width.
 Shape letters: C rows (points at which gradients are taken), B examples, T positions, D residual width, S senders, R receivers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
 from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, log_probabilities, readout
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
+from circuitdisc.engine.ranks import Share, gathered, largest_share, ranks, summed, turns
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
@@ -100,22 +101,49 @@ class Attribution:
         )
         self.source = PlaceSource(model, examples, self.chunk_size, self.cost)
         self.fitted = ablation.method.fit(self.source)
+        if self.components.device.type != "cpu":  # where a chunk may hold all examples, and a part of it is work enough
+            self.chunk_size = min(self.chunk_size, largest_share(len(examples)))
 
-    def chunks(self, steps_per_chunk: int = 1) -> Iterator[AttributionChunk]:
-        """The examples made ready, as many at a time as fit, with a progress bar.
+    def over_chunks(
+        self,
+        shape: tuple[int, ...],
+        score: Callable[[AttributionChunk, Float[Tensor, "*X"]], Float[Tensor, "B"] | None],
+        steps_per_chunk: int = 1,
+    ) -> tuple[Float[Tensor, "*X"], Float[Tensor, "B"]]:
+        """Sums over the examples, which are made ready as many at a time as fit, with a progress bar.
+
+        Ranks take the chunks in turn, and sums are added up in the chunks' order, so that their number changes no bit.
 
         Args:
-            steps_per_chunk: how often `self.bar` is moved on for each chunk, by the caller; 1 is moved on here.
+            shape: of the sums.
+            score: (a chunk, zeros to add its sums to) -> values of its examples, or none.
+            steps_per_chunk: how often `self.bar` is moved on for each chunk, by `score`; 1 is moved on here.
+
+        Returns:
+            The sums, in float64, and the values of all examples, if there are any.
         """
-        n_chunks = -(-len(self.examples) // self.chunk_size)
-        self.cost.model_runs += 1 + self.ablation.method.runs_per_example
-        self.bar = progress_bar(n_chunks * steps_per_chunk, f"{self.name} on {self.model.name}", "step", self.progress)
-        for first in range(0, len(self.examples), self.chunk_size):
-            batch = collate(self.examples[first : first + self.chunk_size], device=self.components.device)
-            yield self._prepare(batch)
+        n_chunks, before = -(-len(self.examples) // self.chunk_size), (self.cost.model_runs, self.cost.backward_runs)
+        n_rounds = -(-n_chunks // ranks().n)
+        whole, values = self._zeros(shape), list[Tensor]()
+        self.bar = progress_bar(n_rounds * steps_per_chunk, f"{self.name} on {self.model.name}", "step", self.progress)
+        share: Share | None = None
+        for share, index in turns(n_chunks):
+            sums, of_examples = self._zeros(shape), self._zeros((0,))
+            if index is not None:
+                examples = self.examples[index * self.chunk_size : (index + 1) * self.chunk_size]
+                given = score(self._prepare(collate(examples, device=self.components.device)), sums)
+                of_examples = of_examples if given is None else given
+            for part in gathered(sums[None], share, "sums of a chunk"):
+                whole += part
+            values.append(gathered(of_examples, share, "values of a chunk"))
             if steps_per_chunk == 1:
                 self.bar.update(1)
         self.bar.close()
+        spent = torch.tensor([self.cost.model_runs - before[0], self.cost.backward_runs - before[1]], dtype=torch.float64)
+        spent = summed(spent, None if share is None else Share(n_chunks), "costs of chunks").tolist()
+        self.cost.model_runs = before[0] + spent[0] + 1 + self.ablation.method.runs_per_example
+        self.cost.backward_runs = before[1] + spent[1]
+        return whole, torch.cat(values)
 
     def _prepare(self, batch: PromptBatch) -> AttributionChunk:
         components, graph = self.components, self.graph
@@ -173,8 +201,13 @@ class Attribution:
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
-    def empty_scores(self) -> Float[Tensor, "R S"]:
-        return torch.zeros(self.graph.n_receivers, self.graph.n_senders, dtype=torch.float64, device=self.components.device)
+    @property
+    def edges(self) -> tuple[int, int]:
+        """The shape of sums for every edge."""
+        return self.graph.n_receivers, self.graph.n_senders
+
+    def _zeros(self, shape: tuple[int, ...]) -> Float[Tensor, "*X"]:
+        return torch.zeros(shape, dtype=torch.float64, device=self.components.device)
 
     def finish(self, scores: Float[Tensor, "R S"], n_rows: int = 1) -> Float[np.ndarray, "R S"]:
         """The mean over examples and rows; NaN where the graph has no edge."""
@@ -183,21 +216,23 @@ class Attribution:
 
     def edges_at_full(self) -> Float[np.ndarray, "R S"]:
         """Scores with the gradient at the clean run."""
-        scores = self.empty_scores()
-        for chunk in self.chunks():
+
+        def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> None:
             add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, chunk.clean), self.groups)
-            del chunk  # before the next is made ready
-        return self.finish(scores)
+
+        return self.finish(self.over_chunks(self.edges, score)[0])
 
     def edges_between(self, points: PathPoints) -> Float[np.ndarray, "R S"]:
         """Scores with the gradient averaged over points between ablated and clean embeddings; sets `path_sum`."""
-        scores, ends = self.empty_scores(), []
-        for chunk in self.chunks():
+
+        def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "B"]:
             run = self.interpolated(chunk, self.groups[0], points.shares)
-            ends.append(self._change_of_embedding(chunk, run, points))
+            change = self._change_of_embedding(chunk, run, points)
             add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, points.factors), self.groups)
-            del run, chunk
-        return self._add_up(self.finish(scores, len(points.shares)), ends, points)
+            return change
+
+        scores, changes = self.over_chunks(self.edges, score)
+        return self._add_up(self.finish(scores, len(points.shares)), changes, points)
 
     def edges_between_activations(self, points: PathPoints, of_embedding: PathPoints) -> Float[np.ndarray, "R S"]:
         """Scores of the edges out of each place with the gradient averaged over points between its ablated and clean output.
@@ -207,19 +242,21 @@ class Attribution:
         Args:
             of_embedding: the points between the ablated and the clean embedding; as many.
         """
-        scores, ends = self.empty_scores(), []
-        for chunk in self.chunks(len(self.groups)):
+
+        def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "B"]:
+            change = None
             for group in self.groups:
-                first = group is self.groups[0]
-                taken = of_embedding if first else points
+                taken = points if group is not self.groups[0] else of_embedding
                 run = self.interpolated(chunk, group, taken.shares)
-                if first:
-                    ends.append(self._change_of_embedding(chunk, run, taken))
+                change = self._change_of_embedding(chunk, run, taken) if change is None else change
                 add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, taken.factors), [group])
                 self.bar.update(1)
                 del run
-            del chunk
-        return self._add_up(self.finish(scores, len(points.shares)), ends, of_embedding)
+            assert change is not None, "the first group is the embedding"
+            return change
+
+        scores, changes = self.over_chunks(self.edges, score, len(self.groups))
+        return self._add_up(self.finish(scores, len(points.shares)), changes, of_embedding)
 
     def _change_of_embedding(self, chunk: AttributionChunk, run: SegmentedRun, points: PathPoints) -> Float[Tensor, "B"]:
         """Metric with the embedding ablated minus that of the clean run, example by example."""
@@ -230,9 +267,8 @@ class Attribution:
         return (self._readout(chunk, ablated).values - self._readout(chunk, chunk.clean.residual).values)[0].double()
 
     def _add_up(
-        self, scores: Float[np.ndarray, "R S"], ends: Sequence[Float[Tensor, "B"]], points: PathPoints
+        self, scores: Float[np.ndarray, "R S"], change: Float[Tensor, "B"], points: PathPoints
     ) -> Float[np.ndarray, "R S"]:
-        change = torch.cat(list(ends))
         total = float(np.nansum(scores[:, : self.groups[0].stop]))
         self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), len(points.shares))
         return scores

@@ -18,8 +18,8 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
     """Mean over examples of |sum over positions of (ablated - clean) . gradient| with the gradient at the clean run."""
     graph = attribution.graph
     first = {group.place: group.first for group in attribution.groups}
-    scores = torch.zeros(graph.n_senders, dtype=torch.float64, device=attribution.components.device)
-    for chunk in attribution.chunks():
+
+    def score(chunk: AttributionChunk, scores: Float[Tensor, "S"]) -> None:
         end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
         for step in chunk.clean.backward(end.into):
             place, gradient = _written(step, chunk.differences.tokens)
@@ -27,6 +27,8 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
             per_example = _per_example((wide(values) * wide(gradient)).sum(-1), chunk)
             scores[first[place] : first[place] + len(values)] += per_example.abs().sum(-1)
         attribution.count_backward(chunk, chunk.clean)
+
+    scores, _ = attribution.over_chunks((graph.n_senders,), score)
     return (attribution.components.agreed(scores) / len(attribution.examples)).cpu().numpy()
 
 

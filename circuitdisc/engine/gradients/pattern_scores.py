@@ -21,18 +21,19 @@ from circuitdisc.metrics import wide
 
 def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]:
     """Scores at the clean run; edges into q and k by (changed pattern - clean pattern) . gradient of the pattern."""
-    linear, exact = attribution.empty_scores(), attribution.empty_scores()
-    for chunk in attribution.chunks():
+
+    def score(chunk: AttributionChunk, both: Float[Tensor, "2 R S"]) -> None:
         end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric)
         tokens = chunk.differences.tokens
         gradients = Gradients(attribution.components, tokens, at_tokens(end.into, tokens))
         for step in chunk.clean.backward(end.into):
             gradients.add(step)
             if isinstance(step, HeadsSegment):
-                _add_pattern_scores(exact, attribution, chunk, step)
+                _add_pattern_scores(both[1], attribution, chunk, step)
         attribution.count_backward(chunk, chunk.clean)
-        add_scores(linear, attribution.graph, chunk.differences, gradients, attribution.groups)
-        del gradients, end, chunk  # before the next is made ready
+        add_scores(both[0], attribution.graph, chunk.differences, gradients, attribution.groups)
+
+    linear, exact = attribution.over_chunks((2, *attribution.edges), score)[0]
     through = np.array([receiver.qkv in ("q", "k") for receiver in attribution.graph.receivers])
     rows = torch.from_numpy(through).to(linear.device)[:, None]
     return attribution.finish(torch.where(rows, exact, linear))
