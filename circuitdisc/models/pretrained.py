@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
+from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning, shorten
 from circuitdisc.models.families import find_family
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.stored import (
@@ -36,6 +36,11 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # of every call that rea
 SLACK = 2**26  # bytes that a model may need beyond its file, before it is said which tensors are missing
 BUFFERS = 2**30  # bytes of buffers, which no file holds
 MOST_EXPERTS = 8192
+UNPACK = (
+    "edges are weighed with plain numbers, and packed ones are not unpacked here. Take the checkpoint that it was made of, or "
+    "unpack it where its package runs (AutoModelForCausalLM.from_pretrained(...).dequantize(), then save_pretrained) and give "
+    "that folder; parallel.tensor and parallel.device_map hold what one GPU does not"
+)
 
 
 @contextmanager
@@ -82,12 +87,20 @@ def pretrained_config(where: Path | str, revision: str | None = None) -> Any:
             CircuitdiscWarning,
             stacklevel=2,
         )
-    if getattr(config, "quantization_config", None):
-        raise BadFile(f"the weights of {where} are quantised (quantization_config): save them dequantised first")
+    if quantised := getattr(config, "quantization_config", None):
+        raise BadFile(f"the weights of {where} are quantised ({_packing(quantised)}): {UNPACK}")
     for patch in ("fusion_config", "kernel_config"):  # would have transformers replace parts of the model
         if hasattr(config, patch):
             delattr(config, patch)
     return config
+
+
+def _packing(quantised: Any) -> str:
+    """How weights are packed, in words: `bitsandbytes, 4 bits`."""
+    said = quantised if isinstance(quantised, Mapping) else quantised.to_dict()
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits") or said.get("quant_type")
+    method = str(getattr(said.get("quant_method"), "value", said.get("quant_method", "quantization_config")))
+    return shorten(f"{method}, {bits} bits" if isinstance(bits, int) else method, 60)
 
 
 def load_pretrained(folder: Path, dtype: torch.dtype, mapped: bool = False) -> Any:
@@ -264,7 +277,7 @@ def _check_report(report: Mapping[str, Any], given: Collection[str], where: Path
     if cast:
         raise BadModel(
             f"{where} holds integers, booleans or 8-bit numbers where weights should be ({some_names(cast)}): "
-            "quantised weights cannot be read; save them as float32, float16 or bfloat16"
+            "quantised weights cannot be read; save them dequantised, as float32, float16 or bfloat16"
         )
     if mismatched := report["mismatched_keys"]:
         name, stored, asked = sorted(mismatched)[0]

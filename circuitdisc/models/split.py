@@ -14,6 +14,7 @@ Backward passes cross in the same places. Keys and values that do not divide ove
 Shape letters: G groups of heads that share keys and values, H heads, K head width, D residual width, M MLP width, V vocabulary.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from circuitdisc.errors import BadModel, BadRun
+from circuitdisc.errors import BadModel, BadRun, CircuitdiscWarning
 from circuitdisc.graph import QKV
 from circuitdisc.models.components import Components
 from circuitdisc.models.families.family import Family
@@ -57,6 +58,12 @@ def check_splits(spec: ModelSpec, weights: Weights, size: int, name: str) -> Non
         raise BadModel(
             f"{name} has {spec.n_heads} heads a layer, which do not divide over parallel.tensor={size} processes: "
             f"take one of {', '.join(str(n) for n in range(1, spec.n_heads + 1) if spec.n_heads % n == 0)}"
+        )
+    if copies_keys(spec, size):
+        warnings.warn(
+            f"{name}: the keys and values of its {spec.n_kv_heads} groups of heads do not divide over {size} processes; "
+            "every process has all of them, and reads all of them",
+            CircuitdiscWarning,
         )
 
 

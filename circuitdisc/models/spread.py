@@ -47,7 +47,12 @@ def spread(module: Any, device_map: str | Mapping[str, Any], name: str) -> None:
             _put(parts[part], place, Path(room.name) / f"{number}.safetensors", moved)
             if main != "cpu":
                 _run_on(parts[part], main if place in ("cpu", "disk") else place, lends=place in ("cpu", "disk"))
-    except (RuntimeError, OSError, ValueError) as error:  # torch's, for a device that there is not, or is full; of the disk
+    except (
+        RuntimeError,
+        AssertionError,
+        OSError,
+        ValueError,
+    ) as error:  # torch's, for a device that there is not, or is full; of the disk
         raise BadSetting(f"{name} cannot be spread as parallel.device_map says: {first_line(error)}") from error
 
 
