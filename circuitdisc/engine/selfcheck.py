@@ -47,7 +47,8 @@ def load_model(model: Any = None, tokenizer: Any = None, *, name: str | None = N
         tokenizer: for a model in memory; of a name, it is taken in place of the one in its files.
         name: what results call it; None: the name that is given, and `local` for a model in memory. `name` alone is loaded.
         settings: `dtype`, `device`, `split_embeddings`, `components`, `exact_norm`, `parallel`; see
-            `circuitdisc.models.read_model`. A model in memory is run in its own precision and where it is, if `dtype` and `device` are not given; else a copy is.
+            `circuitdisc.models.read_model`. A model in memory is run in its own precision and where it is, if `dtype` and
+            `device` are not given; else a copy is.
 
     Raises:
         UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.

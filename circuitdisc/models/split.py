@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from circuitdisc.errors import BadModel, BadRun, CircuitdiscWarning
 from circuitdisc.graph import QKV
@@ -167,7 +167,7 @@ class SplitComponents(Components):
 
     def summed(self, shares: Tensor) -> Tensor:
         """The sum of all processes' shares; every process then goes on with the same."""
-        return DTensor.from_local(shares, self.mesh, [Partial()], run_check=False).full_tensor(grad_placements=[Replicate()])
+        return self._whole(shares, Partial(), shares.shape)
 
     def agreed(self, values: Tensor) -> Tensor:
         """The first process's values."""
@@ -176,9 +176,11 @@ class SplitComponents(Components):
     def _gathered(self, share: Tensor, axis: int, n: int) -> Tensor:
         """All processes' shares side by side, n in all."""
         axis = axis % share.dim()
-        shape = torch.Size((*share.shape[:axis], n, *share.shape[axis + 1 :]))
+        return self._whole(share.contiguous(), Shard(axis), torch.Size((*share.shape[:axis], n, *share.shape[axis + 1 :])))
+
+    def _whole(self, share: Tensor, placement: Placement, shape: torch.Size) -> Tensor:
         stride = torch.empty(shape, device="meta").stride()
-        whole = DTensor.from_local(share.contiguous(), self.mesh, [Shard(axis)], run_check=False, shape=shape, stride=stride)
+        whole = DTensor.from_local(share, self.mesh, [placement], run_check=False, shape=shape, stride=stride)
         return whole.full_tensor(grad_placements=[Replicate()])
 
     def _placed(self, share: Tensor, places: list[int], n: int) -> Tensor:
@@ -204,7 +206,7 @@ class SplitComponents(Components):
         heads = list(every[heads] if isinstance(heads, slice) else heads)
         W_O: Any = self.weights.layers[layer].W_O
         if heads == list(every):
-            return W_O.full_tensor()
+            return self._gathered(W_O.to_local(), 0, len(every))
         places = [place for place, head in enumerate(heads) if head in self.own_heads]
         own = self.own.weights.layers[layer].W_O[[heads[place] - self._heads[0] for place in places]]
         return self._placed(own, places, len(heads))
@@ -305,6 +307,21 @@ def _local(part: Any) -> Any:
     if isinstance(part, Weights | LayerWeights | NormWeights):
         return type(part)(**{field.name: _local(getattr(part, field.name)) for field in fields(part)})
     return part
+
+
+def planned_bytes(spec: ModelSpec, weights: Weights, size: int) -> int:
+    """Bytes of the weights that a process of so many has at most, from their shapes."""
+
+    def count(name: str, part: Any) -> int:
+        if isinstance(part, Tensor):
+            axis = None if name in KEYS_VALUES and copies_keys(spec, size) else SPLIT.get(name)
+            n = part.numel() if axis is None else part.numel() // part.shape[axis] * -(-part.shape[axis] // size)
+            return n * part.element_size()
+        if isinstance(part, tuple):
+            return sum(count(name, entry) for entry in part)
+        return sum(count(field, value) for field, value in vars(part).items()) if is_dataclass(part) else 0
+
+    return count("", weights)
 
 
 def own_bytes(components: Components) -> int:
