@@ -179,7 +179,8 @@ def main() -> None:
             f"{SIZES['num_key_value_heads']} of keys and values, width {SIZES['hidden_size']}, "
             f"MLP {SIZES['intermediate_size']}, vocabulary {SIZES['vocab_size']:,}; saved in bfloat16, run in float32 by "
             f"`parallel.tensor`. {PROMPTS} prompts of {LENGTH} tokens, metric logit_diff, ablation resample. `exact`: "
-            "an exact search made ready, and the full circuit run. `crosses`: bytes of what is summed or gathered, whole. The largest difference is relative "
+            "an exact search made ready, and the full circuit run. `crosses`: bytes of what is summed or gathered, whole. The "
+            "largest difference is relative "
             f"to the largest value of one process, in float32. {machine()}",
             "",
             *markdown(headers, rows),
