@@ -39,14 +39,17 @@ class _Joined:
     Args:
         store: of torch.distributed: a table that outlives each of them.
         copies: folders of the first process, by where this one has its own copy.
+        at_work: False once the command is over.
     """
 
     rank: int
     store: Any
     copies: dict[Path, Path] = field(default_factory=dict)
+    at_work: bool = True
 
 
 _joined: _Joined | None = None
+_n_commands = 0  # that this process has taken part in
 
 
 def place() -> tuple[int, int] | None:
@@ -77,7 +80,7 @@ def ranked(spreads: bool) -> Iterator[bool]:
         yield True
     elif not spreads:
         yield here[0] == 0
-    elif _joined is not None:  # a command within a command
+    elif _joined is not None and _joined.at_work:  # a command within a command
         yield True
     else:
         with _joining(*here):
@@ -95,7 +98,7 @@ def by_first() -> Iterator[bool]:
 
 @contextmanager
 def _joining(rank: int, n: int) -> Iterator[None]:
-    global _joined
+    global _joined, _n_commands
     import torch
     from torch import distributed
 
@@ -106,7 +109,9 @@ def _joining(rank: int, n: int) -> Iterator[None]:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     table = distributed.TCPStore(address, port, n, is_master=hosts)
-    store = distributed.PrefixStore(f"circuitdisc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", table)
+    _n_commands += 1
+    own = f"circuitdisc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_n_commands}"
+    store = distributed.PrefixStore(own, table)
     signal.signal(signal.SIGTERM, _told_to_end)
     _joined = _Joined(rank, store)
     try:
@@ -114,6 +119,7 @@ def _joining(rank: int, n: int) -> Iterator[None]:
             yield
         distributed.destroy_process_group()
     finally:
+        _joined.at_work = False
         for copy in _joined.copies:
             shutil.rmtree(copy.parent, ignore_errors=True)
 
@@ -142,7 +148,7 @@ def own_folder(folder: Path) -> Path:
     Raises:
         BadRun: it holds more than is ever copied.
     """
-    if _joined is None:
+    if _joined is None or not _joined.at_work:
         return folder
     from circuitdisc.engine.ranks import ranks
 
