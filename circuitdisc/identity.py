@@ -166,23 +166,31 @@ _known: "WeakKeyDictionary[nn.Module, tuple[Any, str]]" = WeakKeyDictionary()
 def hash_weights(module: "nn.Module") -> str:
     """A hash of all bytes of all parameters and buffers, with their names, shapes and types.
 
-    Computed once for a module: again only where a tensor was replaced or changed since.
+    Computed once for a module: again only where a tensor was replaced or changed since. One whose weights are spread over
+    devices and disk (`models/spread.py`) was hashed before.
     """
+    if known := vars(module).get("weights_hash"):
+        return known
     tensors = list(_tensors(module))
     stamp = [_stamp(tensor) for _, tensor in tensors]
     known = _known.get(module)
     if known is None or known[0] != stamp:
-        known = _known[module] = (stamp, _hash_tensors(tensors))
+        known = _known[module] = (stamp, _hash_tensors(_tensors(module, getattr(module, "runs_as", None))))
     return known[1]
 
 
-def _tensors(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
-    """All tensors with their names; a name for one that came before (tied weights) has none."""
+def _tensors(module: "nn.Module", runs_as: Any = None) -> "Iterator[tuple[str, Tensor]]":
+    """All tensors with their names; a name for one that came before (tied weights) has none.
+
+    Args:
+        runs_as: the precision in which weights run that stay in their files, in the files' own.
+    """
     first: dict[int, str] = {}
     for named in (module.named_parameters, module.named_buffers):
         for name, tensor in named(remove_duplicate=False):
             earlier = first.setdefault(id(tensor), name)
-            yield (name, tensor) if earlier == name else (f"{name} is {earlier}", tensor.reshape(-1)[:0])
+            name, tensor = (name, tensor) if earlier == name else (f"{name} is {earlier}", tensor.reshape(-1)[:0])
+            yield name, tensor if runs_as is None or named == module.named_buffers else tensor.to(runs_as)
 
 
 def _stamp(tensor: "Tensor") -> tuple[Any, ...]:

@@ -201,6 +201,7 @@ class ModelSection:
     split_embeddings: bool = False
     exact_norm: bool = False
     components: str = "auto"
+    parallel: dict[str, Any] | None = None
 
 
 @dataclass

@@ -19,6 +19,7 @@ Shape letters: H heads, K head width.
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,11 +60,9 @@ def folded_values(components: Components) -> list[Float[Tensor, "H K"]]:
     """
     values = []
     for layer, block in enumerate(components.weights.layers):
-        constant = block.W_V.new_zeros(block.W_V.shape[0], block.W_V.shape[-1])
-        if block.norm_attention.shift is not None:
-            constant = constant + block.norm_attention.shift @ block.W_V
-        if block.b_V is not None:
-            constant = constant + block.b_V
+        shift = block.norm_attention.shift
+        shift = torch.zeros(components.d_model, dtype=components.dtype, device=components.device) if shift is None else shift
+        constant = components.projected(layer, "v", shift)
         if block.norm_after_attention is not None and bool(constant.any()):
             raise BadSetting(
                 f"ablation=zero_folded moves what heads write from value biases into b_O, and in layer {layer} a norm behind "

@@ -227,7 +227,7 @@ def drift(
                 examples = examples_of(own, given["split"])
                 check_wrong(examples, "logit_diff")
                 heads = tuple(model.graph.heads)
-            weights = head_weights(components_of(model, "drift"))
+            weights = head_weights(components_of(model, "drift", whole=True))
             outputs = head_outputs(model, examples, at, given["memory"])
             figures = {
                 "roles": head_roles(model, examples, **role_settings),
@@ -269,7 +269,7 @@ def _ladder(checkpoints: str | Sequence[str | Model]) -> Sequence[str | Model]:
             raise BadSetting(f"drift needs at least 2 checkpoints, not {len(given)}")
         check_same(given)
         return given
-    return read_checkpoints([str(checkpoint) for checkpoint in given], least=2, what="drift")
+    return read_checkpoints([str(checkpoint) for checkpoint in given], least=2, what="drift", whole=True)
 
 
 def _draw(settings: Mapping[str, Any], model: Model, seed: int) -> Task:

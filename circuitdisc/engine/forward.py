@@ -125,8 +125,12 @@ def layer_states(
         state.written = write(components, layer, state.z, frame, hooks)
         x = x + state.written
         if graph.has_mlp:
-            hidden = apply(hooks, "mlp_post", layer, components.hidden(layer, state.x if graph.parallel else x))
-            state.mlp = apply(hooks, "mlp_out", layer, components.mlp_output(layer, hidden))
+            read = state.x if graph.parallel else x
+            if "mlp_post" in hooks:
+                out = components.mlp_output(layer, hooks["mlp_post"](layer, components.hidden(layer, read)))
+            else:
+                out = components.mlp(layer, read)
+            state.mlp = apply(hooks, "mlp_out", layer, out)
             x = x + state.mlp
         x = state.after = apply(hooks, "resid_post", layer, x)
         yield state
@@ -156,16 +160,14 @@ def attend(
 ) -> LayerState:
     """All heads of a layer up to their weighted values; nothing is written yet."""
     hooks = {} if hooks is None else hooks
-    block = components.weights.layers[layer]
-    normed = components.norm(x, block.norm_attention)
-    q = _project(normed, block.W_Q, block.b_Q)
-    k = _project(normed, block.W_K, block.b_K)
+    normed = components.norm(x, components.weights.layers[layer].norm_attention)
+    q, k = components.projected(layer, "q", normed), components.projected(layer, "k", normed)
     if fix_scale:
         components.fix_turn_scale(layer, "q", q, frame)
         components.fix_turn_scale(layer, "k", k, frame)
     q = apply(hooks, "q", layer, components.turn(layer, "q", range(q.shape[0]), q, frame))
     k = apply(hooks, "k", layer, components.turn(layer, "k", range(k.shape[0]), k, frame))
-    v = apply(hooks, "v", layer, _project(normed, block.W_V, block.b_V))
+    v = apply(hooks, "v", layer, components.projected(layer, "v", normed))
     queries = None
     if past is not None and past.start:
         k, v = (torch.cat([before, here], dim=2) for before, here in zip(past.keys_values[layer], (k, v), strict=True))
@@ -180,10 +182,9 @@ def keys_values(
     components: Components, layer: int, x: Float[Tensor, "B T D"], frame: Frame
 ) -> tuple[Float[Tensor, "G B T K"], Float[Tensor, "G B T K"]]:
     """Keys, as the pattern takes them, and values of a layer that reads this residual."""
-    block = components.weights.layers[layer]
-    normed = components.norm(x, block.norm_attention)
-    k = _project(normed, block.W_K, block.b_K)
-    return components.turn(layer, "k", range(k.shape[0]), k, frame), _project(normed, block.W_V, block.b_V)
+    normed = components.norm(x, components.weights.layers[layer].norm_attention)
+    k = components.projected(layer, "k", normed)
+    return components.turn(layer, "k", range(k.shape[0]), k, frame), components.projected(layer, "v", normed)
 
 
 def write(
@@ -215,16 +216,6 @@ def joined(*parts: Hooks) -> Hooks:
 
 def _then(first: Hook, second: Hook) -> Hook:
     return lambda layer, value: second(layer, first(layer, value))
-
-
-def _project(
-    normed: Float[Tensor, "B T D"], weight: Float[Tensor, "n D K"], bias: Float[Tensor, "n K"] | None
-) -> Float[Tensor, "n B T K"]:
-    """One product of matrices for all heads."""
-    n, D, K = weight.shape
-    flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
-    flat = flat if bias is None else flat + bias.reshape(-1)
-    return flat.view(*normed.shape[:-1], n, K).permute(2, 0, 1, 3)
 
 
 def logits_at(components: Components, x: Float[Tensor, "B T D"], reads: tuple[Tensor, Tensor]) -> Float[Tensor, "N V"]:

@@ -196,7 +196,7 @@ class MaskedRuns:
         self.cost.node_evaluations += part * (self.graph.n_senders - int(self.graph.n_upstream[0]))
         self.cost.backward_runs += part
         whole = summed(torch.tensor(total, dtype=torch.float64), share, "means of a mask")
-        return Measured(float(whole), summed(gradient, share, "gradients of a mask"))
+        return Measured(float(whole), self.components.agreed(summed(gradient, share, "gradients of a mask")))
 
 
 def piece_bytes(shapes: Shapes, graph: ComputationGraph, n_examples: int, length: int, n_readings: int) -> int:

@@ -52,7 +52,7 @@ def n_neurons(model: Model) -> int:
         BadSetting: the model has no fast components.
         BadModel: it has no MLPs.
     """
-    components = components_of(model, "looking at neurons")
+    components = components_of(model, "looking at neurons", whole=True)
     layers = components.weights.layers
     if any(block.experts is not None for block in layers):
         raise BadModel(f"{model.name} has mixtures of experts in place of MLPs: their neurons are not told apart")
@@ -75,7 +75,7 @@ class NeuronRuns:
 
     def __init__(self, patching: Patching, reference: Sequence[Example] | None) -> None:
         self.patching, self.graph = patching, patching.graph
-        self.components = components_of(patching.model, "looking at neurons")
+        self.components = components_of(patching.model, "looking at neurons", whole=True)
         self.n_neurons = n_neurons(patching.model)
         ablation = patching.ablation
         if reference is not None and (not ablation.method.ablates_neurons or ablation.target == "pattern"):

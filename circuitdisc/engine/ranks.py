@@ -64,6 +64,7 @@ class Ranks:
 
     def __init__(self, index: int = 0, n: int = 1) -> None:
         self.index, self.n, self.n_calls = index, n, 0
+        self.groups: dict[int, Ranks] = {}
         self.everyone: Ranks = self
         """All ranks of the call; more than these where several run one model together."""
 
@@ -273,6 +274,16 @@ def by_groups(everyone: Ranks, size: int) -> Ranks:
     ours = ProcessRanks(everyone.index // size, everyone.n // size, lines[everyone.index % size])
     ours.everyone = everyone
     return ours
+
+
+def run_together(size: int) -> None:
+    """From now on `size` ranks next to each other run one model together, and examples are spread over such groups."""
+    ours, everyone = ranks(), ranks().everyone
+    if everyone.n > 1 and ours.n * size != everyone.n:
+        groups = everyone.groups
+        if size not in groups:
+            groups[size] = by_groups(everyone, size) if size > 1 else everyone
+        _current.set(groups[size])
 
 
 def simulated(n: int, work: Callable[[int], T]) -> list[T]:

@@ -101,7 +101,7 @@ def direct_effects(model: Model, batch: PromptBatch, run: FullRun) -> DirectEffe
     Args:
         run: an uncut run of the batch's clean prompts.
     """
-    components, graph = components_of(model, "logit attribution"), model.graph
+    components, graph = components_of(model, "logit attribution", whole=True), model.graph
     at = batch.reads
     residual = run.residual[at]
     readout = Readout(components, residual.double())

@@ -10,14 +10,17 @@ from circuitdisc.models.families import listed_families
 from circuitdisc.models.model import Model, fast_components
 
 
-def components_of(model: Model, what: str) -> Components:
+def components_of(model: Model, what: str, whole: bool = False) -> Components:
     """The model's fast components.
 
+    Args:
+        what, whole: as of `fast_components`.
+
     Raises:
-        BadSetting: it has none.
+        BadSetting: it has none, or not whole.
         BadModel: they are not (or no longer) the module that they were made of.
     """
-    components = fast_components(model, what)
+    components = fast_components(model, what, whole)
     verify(model)
     return components
 

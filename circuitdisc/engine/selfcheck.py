@@ -18,12 +18,14 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.engine.backends import full_run, runner
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.prepared import prepare
-from circuitdisc.errors import BadModel, CircuitdiscError
+from circuitdisc.engine.ranks import run_together
+from circuitdisc.errors import BadModel, BadSetting, CircuitdiscError
 from circuitdisc.models.families import find_family, listed_families
 from circuitdisc.models.in_memory import converted, model_in_memory
 from circuitdisc.models.load import read_model
 from circuitdisc.models.model import Model
 from circuitdisc.models.own_run import is_bridge
+from circuitdisc.models.parallel import Parallel
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.wording import first_line
 from circuitdisc.tasks.base import Example, collate
@@ -44,8 +46,9 @@ def load_model(model: Any = None, tokenizer: Any = None, *, name: str | None = N
             Face or PEFT, a TransformerLens bridge, an nnsight `LanguageModel`, a `ToyTransformer`; it is left as it was.
         tokenizer: for a model in memory; of a name, it is taken in place of the one in its files.
         name: what results call it; None: the name that is given, and `local` for a model in memory. `name` alone is loaded.
-        settings: `dtype`, `device`, `split_embeddings`, `components`, `exact_norm`; see `circuitdisc.models.read_model`. A
-            model in memory is run in its own precision and where it is, if `dtype` and `device` are not given; else a copy is.
+        settings: `dtype`, `device`, `split_embeddings`, `components`, `exact_norm`, `parallel`; see
+            `circuitdisc.models.read_model`. A model in memory is run in its own precision and where it is, if `dtype` and
+            `device` are not given; else a copy is.
 
     Raises:
         UnknownName, BadFile, BadModel, BadSetting: as `read_model`; BadModel also if the self-check fails.
@@ -55,6 +58,8 @@ def load_model(model: Any = None, tokenizer: Any = None, *, name: str | None = N
         loaded = replace(loaded, name=name or loaded.name, tokenizer=loaded.tokenizer if tokenizer is None else tokenizer)
         verify(loaded)
         return loaded
+    if Parallel.of(settings.pop("parallel", None)) != Parallel():
+        raise BadSetting("a model in memory is whole already: parallel= places models that are loaded by name or from a folder")
     place = {key: settings.pop(key, None) for key in ("dtype", "device")}
     name = name or "local"
     loaded = model_in_memory(model, tokenizer, name=name, accepts=is_the_module, **settings)
@@ -85,6 +90,7 @@ def verify(model: Model, examples: Sequence[Example] = ()) -> None:
     Raises:
         BadModel: the cut model is not the module.
     """
+    run_together(model.n_processes)
     own = model.own_logits
     if not own.checked(model.backend):
         check_model(model)

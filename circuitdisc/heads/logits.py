@@ -119,7 +119,7 @@ def logit_attribution(model: Model, task: Task | Sequence[Example], **options: U
     setup = Reading.of(model, task, options)
     examples = setup.examples
     check_wrong(examples, "logit_diff")
-    components = components_of(model, "logit attribution")
+    components = components_of(model, "logit attribution", whole=True)
     size = examples_that_fit(model, parse_memory(setup.memory) // 2, max(len(example) for example in examples))
     names, layers = (), ()
     values: list[np.ndarray] = []

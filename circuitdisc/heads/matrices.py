@@ -95,7 +95,7 @@ def head_matrices(model: Model, *, inputs: Sequence[int] | None = None, label: i
     Raises:
         BadSetting: the model has no fast components or is too large, or there is no such axis.
     """
-    components = components_of(model, "looking at heads' weights")
+    components = components_of(model, "looking at heads' weights", whole=True)
     spec = components.spec
     n_heads, D = spec.n_layers * spec.n_heads, spec.d_model
     if n_heads * D * D > LARGEST:

@@ -8,11 +8,14 @@ from typing import Any
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.given import given_circuit
 from circuitdisc.jobs.job import Answer, Call, Job, Leaves
+from circuitdisc.jobs.spelling import PARALLEL
 
 
 def _work(call: Call) -> str:
     if {"model", "model.name"} & call.given:
         raise BadSetting("cmap takes two checkpoints: write base=NAME tuned=NAME, and no model=")
+    if refused := sorted(call.given & set(PARALLEL)):
+        raise BadSetting(f"cmap takes activations of two models, each whole in one process: leave {refused[0]} out")
     for which in ("base", "tuned"):
         if not call.own[which]:
             raise BadSetting(f"which {which} checkpoint? `circuitdisc cmap base=NAME tuned=NAME` takes two names or folders")

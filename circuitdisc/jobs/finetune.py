@@ -4,6 +4,7 @@ from typing import Any
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.spelling import PARALLEL
 
 PAGE = "report.html"
 
@@ -11,7 +12,7 @@ PAGE = "report.html"
 def _work(call: Call) -> str:
     if not {"model", "model.name"} & call.given:
         raise BadSetting("which model? Give the base to start from, as in model=multitask/base")
-    if refused := sorted(call.given & {"model.dtype", "model.components", "model.split_embeddings"}):
+    if refused := sorted(call.given & {"model.dtype", "model.components", "model.split_embeddings", *PARALLEL}):
         raise BadSetting(
             f"{refused[0]} says how a model is cut; training takes model= and model.device= alone, and dtype= to save"
         )

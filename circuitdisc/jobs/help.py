@@ -107,12 +107,17 @@ def _common(config: Config) -> list[str]:
 
 def setting_lines(config: Config, prefix: str = "") -> list[str]:
     """The `key: value # comment` lines of a configuration."""
-    lines = []
+    lines, table = [], ""
     for line in conf_file(config).read_text(encoding="utf-8").splitlines():
-        if line.startswith(("#", " ", "-", "defaults", "hydra", "name:")) or ":" not in line:
+        if line.startswith(("#", "-", "  -", "    ", "name:")) or ":" not in line:
             continue
         setting, _, comment = line.partition(" # ")
-        key, _, value = setting.partition(":")
+        key, _, value = setting.strip().partition(":")
+        if not line.startswith(" "):
+            table = "" if value else f"{key}."
+        if not value or table in ("defaults.", "hydra."):
+            continue
+        key = f"{table}{key}"
         lines.append(f"    {prefix + key + '=' + value.strip():<40} {comment.strip()}".rstrip())
     return lines
 

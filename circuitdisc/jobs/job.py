@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
-from circuitdisc.jobs.ranked import own_folder, place, ranked
+from circuitdisc.jobs.ranked import is_split, own_folder, place, ranked
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -121,7 +121,7 @@ class Job:
             Stopped: Ctrl-C; it says what goes on.
         """
         options = dict(options or {})
-        with ranked(self.by_ranks) as has_work:
+        with ranked(self.by_ranks or is_split(args)) as has_work:
             if not has_work:
                 return ""
             if MULTIRUN in options:
@@ -247,7 +247,10 @@ class Call:
     @property
     def model_settings(self) -> dict[str, Any]:
         """How models are loaded, without which."""
-        return {key: value for key, value in self.settings["model"].items() if key != "name"}
+        settings = {key: value for key, value in self.settings["model"].items() if key != "name"}
+        if any(key.rpartition(".")[0].endswith("parallel") for key in self.given):
+            return settings
+        return {key: value for key, value in settings.items() if key != "parallel"}  # as it was before there was one
 
     @property
     def model_name(self) -> str:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -63,12 +63,17 @@ def speaks() -> bool:
     return (place() or (0, 1))[0] == 0
 
 
+def is_split(args: Sequence[str]) -> bool:
+    """Whether a command's arguments split its model over processes, so that all of them have its work."""
+    return any(arg.startswith(("parallel.tensor=", "model.parallel.tensor=")) for arg in args)
+
+
 @contextmanager
 def ranked(spreads: bool) -> Iterator[bool]:
     """Take part in a command; yields whether this process has any of its work.
 
     Args:
-        spreads: whether the command spreads its work; else it is the first process's.
+        spreads: whether the command spreads its work, or its model is split; else it is the first process's.
     """
     here = place()
     if here is None:

@@ -11,6 +11,9 @@ TASK_FILES = (".jsonl", ".csv")
 NAMES = ("out", "base", "tuned", "circuit", "text")
 """Settings whose value is a name or a path, whatever letters are in it."""
 
+PARALLEL = tuple(f"{before}parallel.{name}" for before in ("", "model.") for name in ("tensor", "device_map"))
+"""How a model is placed, in both spellings."""
+
 _PLAIN_WORD = re.compile(r"[A-Za-z_/.~][A-Za-z0-9_/.~-]*")
 _NUMBER = re.compile(r"-?[0-9.]+(e-?[0-9]+)?")
 _FOREIGN_WORD = re.compile(r"[^\[\]{},:'\"\s]*[^\x00-\x7f][^\[\]{},:'\"\s]*")
@@ -39,6 +42,8 @@ def _spell_out(arg: str, tasks: Collection[str], lists: Collection[str], multiru
         raise BadSetting(f"{shown(arg)} is not a setting: write key=value, for example algorithm.threshold=0.01")
     if key == "model":
         return [f"model.name={_name(value, multirun)}"]
+    if key.startswith("parallel."):
+        key = f"model.{key}"
     if key == "task" and value not in tasks and (value.lower().endswith(TASK_FILES) or _is_file(value)):
         return ["task=file", f"task.path={_name(value, multirun)}"]
     if key in lists and value[:1] not in ("[", "{") and value != "null" and not _NUMBER.fullmatch(value):

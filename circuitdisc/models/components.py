@@ -81,7 +81,7 @@ class Components:
     """
 
     capabilities: frozenset[Capability] = frozenset(("partial runs", "patterns", "interventions", "gradients"))
-    how = "runs from its weights"
+    how, n_processes = "runs from its weights", 1
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec = spec
@@ -135,12 +135,15 @@ class Components:
 
     def embed(self, tokens: Int[Tensor, "B T"], position_ids: Int[Tensor, "B T"], split: bool) -> Float[Tensor, "E B T D"]:
         """The embedding's senders: token plus position as one (E = 1), or the two apart (E = 2)."""
-        token = self.weights.W_E[tokens]
+        token = self._embedded(tokens)
         if self.spec.embed_scale != 1.0:
             token = token * torch.tensor(self.spec.embed_scale, dtype=token.dtype)
         token = self.norm(token, self.weights.norm_embedding)
         position = torch.zeros_like(token) if self.weights.W_pos is None else self.weights.W_pos[position_ids]
         return torch.stack([token, position]) if split else (token + position)[None]
+
+    def _embedded(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        return self.weights.W_E[tokens]
 
     def constant_before(self, layer: int, mlp: bool = False) -> Float[Tensor, "D"]:
         """Sum of the attention output biases that come before a layer's attention, or its MLP: always kept."""
@@ -178,17 +181,59 @@ class Components:
         """Queries, keys or values of these heads before they are normed and turned."""
         return self._projected(layer, qkv, self._rows_of(qkv, heads), x)
 
+    def projected(self, layer: int, qkv: QKV, normed: Float[Tensor, "... D"]) -> Float[Tensor, "G ... K"]:
+        """All of a layer's queries, keys or values before they are normed and turned, as one product; k and v once a group.
+
+        Args:
+            normed: what the layer reads, behind its norm.
+        """
+        weight, bias = self.reading(layer)["qkv".index(qkv)]
+        n, D, K = weight.shape
+        flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
+        flat = flat if bias is None else flat + bias.reshape(-1)
+        return flat.view(*normed.shape[:-1], n, K).movedim(-2, 0)
+
+    def projected_back(self, layer: int, into: Sequence[Float[Tensor, "H ... K"]]) -> Float[Tensor, "... D"]:
+        """Gradient with respect to the normed input of a layer, from those with respect to every head's q, k and v."""
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        for (weight, _), gradient in zip(self.reading(layer), into, strict=True):
+            n, D, K = weight.shape
+            shared = gradient.unflatten(0, (n, -1)).sum(1) if n < gradient.shape[0] else gradient
+            flat = shared.movedim(0, -2).reshape(*shared.shape[1:-1], n * K)
+            total = total + flat @ weight.permute(1, 0, 2).reshape(D, n * K).T
+        return total
+
+    # --- what of a layer this process computes: all of it, here (`models/split.py` splits it) -------------------------------
+
+    @property
+    def own_heads(self) -> range:
+        """The heads of every layer whose weights are here."""
+        return range(self.spec.n_heads)
+
+    def reading(self, layer: int) -> tuple[tuple[Float[Tensor, "G D K"], Float[Tensor, "G K"] | None], ...]:
+        """With which matrices and biases these heads read: q, k and v."""
+        block = self.weights.layers[layer]
+        return (block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)
+
+    def writing(self, layer: int, heads: Sequence[int] | slice) -> Float[Tensor, "n K D"]:
+        """W_O of some heads of a layer, also of those that are elsewhere."""
+        W_O = self.weights.layers[layer].W_O
+        return W_O[heads] if isinstance(heads, slice) else _rows(W_O, heads)
+
+    def summed(self, shares: Tensor) -> Tensor:
+        """The sum over all processes of what each computes."""
+        return shares
+
+    def agreed(self, values: Tensor) -> Tensor:
+        """Values on which decisions hang, the same to the last bit in all processes."""
+        return values
+
     def _rows_of(self, qkv: QKV, heads: Sequence[int]) -> list[int]:
         return list(heads) if qkv == "q" else [head // self.heads_per_group for head in heads]
 
     def _projected(self, layer: int, qkv: QKV, rows: list[int], x: Tensor, like: Tensor | None = None) -> Tensor:
-        block = self.weights.layers[layer]
-        weight, bias = {
-            "q": (block.W_Q, block.b_Q),
-            "k": (block.W_K, block.b_K),
-            "v": (block.W_V, block.b_V),
-        }[qkv]
-        projected = _batched_matmul(self.norm(x, block.norm_attention, like), _rows(weight, rows))
+        weight, bias = self.reading(layer)["qkv".index(qkv)]
+        projected = _batched_matmul(self.norm(x, self.weights.layers[layer].norm_attention, like), _rows(weight, rows))
         return projected if bias is None else projected + _rows(bias, rows)[:, None, None, None, :]
 
     def turn(
@@ -273,7 +318,7 @@ class Components:
         self, layer: int, heads: Sequence[int], z: Float[Tensor, "n C B T K"], frame: Frame
     ) -> Float[Tensor, "n C B T D"]:
         """What these heads write to the residual stream, from their pattern-weighted values z."""
-        out = _batched_matmul(z, _rows(self.weights.layers[layer].W_O, heads))
+        out = _batched_matmul(z, self.writing(layer, heads))
         return self.after_attention(layer, out, frame)
 
     def heads_sum(self, layer: int, z: Float[Tensor, "H C B T K"]) -> Float[Tensor, "C B T D"]:
@@ -281,6 +326,11 @@ class Components:
         W_O = self.weights.layers[layer].W_O
         flat = z.permute(1, 2, 3, 0, 4).reshape(-1, W_O.shape[0] * W_O.shape[1])
         return (flat @ W_O.reshape(-1, W_O.shape[-1])).reshape(*z.shape[1:-1], -1)
+
+    def heads_back(self, layer: int, into: Float[Tensor, "C B T D"]) -> Float[Tensor, "H C B T K"]:
+        """Gradient with respect to every head's z, from that with respect to their sum."""
+        W_O = self.weights.layers[layer].W_O
+        return (into @ W_O.flatten(0, 1).T).unflatten(-1, W_O.shape[:2]).movedim(-2, 0)
 
     def after_attention(self, layer: int, out: Tensor, frame: Frame) -> Tensor:
         """The norm after attention, its scale frozen at the full model's; nothing in models without one."""
@@ -355,22 +405,26 @@ class Components:
             capped: False leaves out the cap on the logits of models that have one.
             like: residuals whose norm is used in place of that of x.
         """
-        x = self.norm(x, self.weights.norm_final, like)
-        if columns is None:
-            logits = _affine(x, self.weights.W_U, self.weights.b_U)
-        else:
-            logits = torch.einsum("cnd,dnw->cnw", x, self.weights.W_U[:, columns])
-            if self.weights.b_U is not None:
-                logits = logits + self.weights.b_U[columns]
+        logits = self.logits(self.norm(x, self.weights.norm_final, like), columns)
         return self._capped(logits) if capped else logits
+
+    def logits(self, normed: Float[Tensor, "C N D"], columns: Int[Tensor, "N W"] | None = None) -> Float[Tensor, "C N W"]:
+        """Logits before any cap from what is behind the final norm; the arguments as `unembed`'s."""
+        W_U, b_U = self.weights.W_U, self.weights.b_U
+        if columns is None:
+            return _affine(normed, W_U, b_U)
+        logits = torch.einsum("cnd,dnw->cnw", normed, W_U[:, columns])
+        return logits if b_U is None else logits + b_U[columns]
 
     def logit_blocks(self, x: Float[Tensor, "C N D"], width: int) -> Iterator[Float[Tensor, "C N W"]]:
         """Logits of the whole vocabulary from the final residual at N readings, `width` columns at a time."""
         x = self.norm(x, self.weights.norm_final)
-        W_U, b_U = self.weights.W_U.split(width, dim=1), self.weights.b_U
-        biases = [None] * len(W_U) if b_U is None else b_U.split(width)
-        for weight, bias in zip(W_U, biases, strict=True):
-            yield self._capped(_affine(x, weight, bias))
+        for first in range(0, self.spec.d_vocab_out, width):
+            yield self._capped(self._logits_between(x, first, min(first + width, self.spec.d_vocab_out)))
+
+    def _logits_between(self, normed: Float[Tensor, "C N D"], first: int, stop: int) -> Float[Tensor, "C N W"]:
+        b_U = self.weights.b_U
+        return _affine(normed, self.weights.W_U[:, first:stop], None if b_U is None else b_U[first:stop])
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.spec.logit_softcap
@@ -416,5 +470,5 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _batched_matmul(x: Float[Tensor, "n C B T X"], weight: Float[Tensor, "n X Y"]) -> Float[Tensor, "n C B T Y"]:
     """One matrix for each head, over all rows, examples and positions at once."""
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    flat = x.flatten(1, -2)
     return (flat @ weight).reshape(weight.shape[0], *x.shape[1:-1], weight.shape[-1])

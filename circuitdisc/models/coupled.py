@@ -28,7 +28,7 @@ class CoupledModel:
     def __init__(self, components: Components) -> None:
         self.components = components
         self.d_model, self.d_head, self.causal = components.d_model, components.d_head, components.causal
-        self.heads_per_group = components.heads_per_group
+        self.heads_per_group, self.n_processes = components.heads_per_group, components.n_processes
 
     @property
     def weights(self) -> Weights:

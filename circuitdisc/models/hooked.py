@@ -178,7 +178,9 @@ class HookedModel:
 
         def so_far(like: Tensor) -> Tensor:
             zero = torch.zeros_like(like)
-            return torch.stack([senders.get(index, zero) for index in range(graph.n_senders)])
+            return torch.stack(
+                [senders[index].to(like.device) if index in senders else zero for index in range(graph.n_senders)]
+            )
 
         def record_embedding(x: Tensor, hook: Any) -> None:
             senders[0] = x
@@ -194,10 +196,14 @@ class HookedModel:
             if receive is None:
                 return None
             rows = [graph.receiver_index[f"a{layer}.h{head}<{qkv}>"] for head in range(graph.n_heads)]
-            return receive(rows, x.permute(2, 0, 1, 3), so_far(x[:, :, 0])).permute(1, 2, 0, 3)
+            home = x.to(self.device)  # layers may be on other devices (`models/spread.py`)
+            return receive(rows, home.permute(2, 0, 1, 3), so_far(home[:, :, 0])).permute(1, 2, 0, 3).to(x.device)
 
         def replace_one(x: Tensor, hook: Any, name: str) -> Tensor | None:
-            return None if receive is None else receive([graph.receiver_index[name]], x[None], so_far(x))[0]
+            if receive is None:
+                return None
+            home = x.to(self.device)
+            return receive([graph.receiver_index[name]], home[None], so_far(home))[0].to(x.device)
 
         final: dict[str, Tensor] = {}
 
@@ -217,4 +223,4 @@ class HookedModel:
             ]
         hooks.append((f"blocks.{graph.n_layers - 1}.hook_resid_post", replace_final))
         logits = self.bridge.run_with_hooks(tokens, fwd_hooks=hooks, attention_mask=attention_mask, position_ids=position_ids)
-        return so_far(senders[0]), final["residual"], logits
+        return so_far(senders[0].to(self.device)), final["residual"].to(self.device), logits.to(self.device)

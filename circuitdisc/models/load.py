@@ -23,14 +23,18 @@ from circuitdisc.models.gguf import is_gguf, load_gguf
 from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.models.own_run import OwnRun, evaluated, own_run
+from circuitdisc.models.parallel import Parallel, check_placed, tensor_processes
 from circuitdisc.models.places import find_place
 from circuitdisc.models.plain import check_finite, unwrapped
 from circuitdisc.models.pretrained import load_pretrained
+from circuitdisc.models.spread import spread
 from circuitdisc.models.stored import check_low_rank, leave_files, read_config, read_tensors, weight_files, without_prefixes
+from circuitdisc.models.streamed import StreamedRun
 from circuitdisc.models.toy import ToyConfig, ToyTransformer, check_weights, translate
 from circuitdisc.models.wording import first_line
 
 Accepts = Callable[[Model], bool]
+Make = Callable[[Any, Family], Components]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,6 +46,7 @@ def read_model(
     split_embeddings: bool = False,
     components: str = "auto",
     exact_norm: bool = False,
+    parallel: object = None,
     accepts: Accepts | None = None,
 ) -> Model:
     """Load a model without checking it (`circuitdisc.load_model` also runs the self-check).
@@ -56,6 +61,8 @@ def read_model(
             architecture).
         exact_norm: norms that couple heads are computed anew in every run (see `models/coupled.py`); False holds their size at
             the full model's run.
+        parallel: how a model is placed that one device does not hold: `{"tensor": 2}` or `{"device_map": "auto"}`, see
+            `models/parallel.py`.
         accepts: of an architecture that no family declares: whether a model by a guessed declaration is the module.
 
     Raises:
@@ -65,13 +72,28 @@ def read_model(
     """
     _check_way(split_embeddings, components, exact_norm)
     check_place(dtype, device)
-    name = _check_name(name)
+    placed, name = Parallel.of(parallel), _check_name(name)
     place = find_place(name)
     files, adapter = place.files(), place.adapter_files()
     config = {} if is_gguf(files) else read_config(files)
+    mesh = tensor_processes(placed.tensor, device) if placed.tensor > 1 else None
     if is_gguf(files) or "model_type" in config:
-        module, tokenizer = load_module(files, adapter, place.name, DTYPES[dtype]).to(device), place.tokenizer()
-        return _cut(name, module, OwnRun(module), tokenizer, split_embeddings, components, accepts, exact_norm=exact_norm)
+        check_placed(placed, place.name, components, adapter is not None, is_gguf(files))
+        how: dict[str, Any] = {"accepts": accepts, "exact_norm": exact_norm}
+        if mesh is not None:
+            from circuitdisc.models.split import split_module  # torch.distributed's tensors take a while to import
+
+            module = load_pretrained(files, DTYPES[dtype], mapped=True)
+            own = StreamedRun(module, DTYPES[dtype], device, weight_files(files))
+            how["make"] = partial(split_module, name=name, mesh=mesh, dtype=DTYPES[dtype], device=device)
+        else:
+            module = load_module(files, adapter, place.name, DTYPES[dtype]).to(device)
+            own = OwnRun(module)
+        components = components if placed.device_map is None else "hooks"
+        model = _cut(name, module, own, place.tokenizer(), split_embeddings, components, **how)
+        if placed.device_map is not None:
+            spread(module, placed.device_map, name)
+        return model
     if "n_layers" not in config:
         raise BadFile(
             f"{files / 'config.json'} is neither a Hugging Face configuration (no model_type) "
@@ -81,7 +103,12 @@ def read_model(
         raise BadModel(f"{place.name} is in TransformerLens weight names: adapters are merged into Hugging Face models alone")
     toy = _read_toy(files, config).to(device, DTYPES[dtype])
     check_finite(toy, str(files))
-    return cut_toy(toy, name=name, split_embeddings=split_embeddings)
+    model = cut_toy(toy, name=name, split_embeddings=split_embeddings)
+    if mesh is None:
+        return model
+    from circuitdisc.models.split import split_model
+
+    return replace(model, backend=split_model(model.components, name, mesh))
 
 
 COMPONENTS = ("auto", "fast", "hooks")
@@ -199,6 +226,7 @@ def _cut(
     accepts: Accepts | None = None,
     copied: bool = True,
     exact_norm: bool = False,
+    make: Make | None = None,
 ) -> Model:
     """The model by its family's declaration, by a guessed one, or by hooks.
 
@@ -206,16 +234,22 @@ def _cut(
         accepts: whether a model by a guessed declaration is the module; None takes the first that can be read.
         copied: the module is nobody else's: hooks may be put into it.
         exact_norm: see `read_model`.
+        make: how components are made of a module and its family; None: of all weights, as they are.
     """
     model_type = module.config.model_type
     family = None if components == "hooks" else find_family(model_type)
     if family is not None:
-        return _coupled(_by_family(name, module, own, tokenizer, split_embeddings, family), exact_norm)
+        return _coupled(_by_family(name, module, own, tokenizer, split_embeddings, family, make), exact_norm)
     why = ""
     if components != "hooks":
-        guessed, why = _by_guess(name, module, own, tokenizer, split_embeddings, accepts)
+        guessed, why = _by_guess(name, module, own, tokenizer, split_embeddings, accepts, make)
         if guessed is not None:
             return _coupled(guessed, exact_norm)
+    if make is not None:
+        raise BadModel(
+            f"{name}: parallel.tensor splits fast components, and there are none for '{model_type}' ({why}): leave it out, and "
+            "spread the model's layers with parallel.device_map=auto"
+        )
     if components == "fast":
         raise BadModel(f"{name}: there are no fast components for '{model_type}' ({why}); use components=hooks")
     if exact_norm:
@@ -235,14 +269,14 @@ def _cut(
 
 
 def _by_guess(
-    name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, accepts: Accepts | None
+    name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, accepts: Accepts | None, make: Make | None
 ) -> tuple[Model | None, str]:
     """The model by the first guessed declaration that is accepted; or None, and why not."""
     why = ""
     try:
         for guess in guesses(module):
             try:
-                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess), guessed=True)
+                model = replace(_by_family(name, module, own, tokenizer, split_embeddings, guess, make), guessed=True)
             except BadModel as error:
                 why = str(error).removeprefix(f"{name}: ")
                 continue
@@ -254,18 +288,25 @@ def _by_guess(
     return None, why
 
 
-def _by_family(name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, family: Family) -> Model:
+def _by_family(
+    name: str, module: Any, own: OwnRun, tokenizer: Any, split_embeddings: bool, family: Family, make: Make | None
+) -> Model:
     try:
         with evaluated(module), torch.no_grad():
-            spec, weights = read_module(module, family)
+            backend = (make or _whole)(module, family)
     except CircuitdiscError:
         raise
     except Exception as error:  # a layer that is not the family's
         why = ": its parts are not those of its family"
         raise _cannot_be_cut(name, module, f"this {type(module).__name__}", why, error) from error
+    spec = backend.spec
     graph, sizes = spec.graph(split_embeddings), (spec.d_vocab, spec.d_vocab_out, spec.n_ctx)
-    backend = Components(spec, _detached(weights))
     return Model(name, graph, backend, module, own, tokenizer, *sizes, architecture=module.config.model_type)
+
+
+def _whole(module: Any, family: Family) -> Components:
+    spec, weights = read_module(module, family)
+    return Components(spec, _detached(weights))
 
 
 def _coupled(model: Model, exact_norm: bool) -> Model:

@@ -70,6 +70,11 @@ class Model:
             ) from error
         return _from_bytes, (data.getvalue(),)
 
+    @property
+    def n_processes(self) -> int:
+        """Over how many processes it is split."""
+        return getattr(self.backend, "n_processes", 1)
+
     def can(self, capability: Capability) -> bool:
         """Whether the model's backend can do this."""
         return capability in self.backend.capabilities
@@ -89,15 +94,21 @@ def _from_bytes(data: bytes) -> Model:
     return Model(**torch.load(io.BytesIO(data), weights_only=False))
 
 
-def fast_components(model: Model, what: str) -> Components:
+def fast_components(model: Model, what: str, whole: bool = False) -> Components:
     """The model's fast components.
 
     Args:
         what: needs them, for the message.
+        whole: it reads weights itself, which must all be in this process.
 
     Raises:
-        BadSetting: it has none.
+        BadSetting: it has none, or they are split.
     """
+    if whole and model.n_processes > 1:
+        raise BadSetting(
+            f"{what} reads whole matrices of weights, and {model.name} is split over {model.n_processes} processes: "
+            "leave parallel.tensor out"
+        )
     if not isinstance(model.backend, Components):  # whoever reads weights needs them, whatever other backends can do
         raise BadSetting(
             f"{what} needs a model with fast components; {model.name} ({model.architecture}) {model.backend.how}: "

@@ -85,7 +85,9 @@ def _plain_layer(layer: Any) -> nn.Module:
 
 def _check_plain_weights(module: Any, name: str) -> None:
     if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
-        raise BadModel(f"{name}: its weights are quantised; dequantise the model first, or load it without quantisation")
+        raise BadModel(
+            f"{name}: its weights are quantised: unpack them first (model.dequantize()), or load it without quantisation"
+        )
     whole = [where for where, weight in module.named_parameters() if not weight.is_floating_point()]
     packed = [where for where, part in module.named_modules() if ismethod(getattr(part, "weight", None))]
     if whole or packed:
@@ -110,7 +112,7 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    if not weight.is_floating_point() or not weight.numel():
+    if not weight.is_floating_point() or not weight.numel() or weight.is_meta:
         return True
     if bool(weight.sum(dtype=torch.float32).isfinite()):  # one pass without a copy; the sum may be too large where no weight is
         return True

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning
+from circuitdisc.errors import BadFile, BadModel, CircuitdiscWarning, shorten
 from circuitdisc.models.families import find_family
 from circuitdisc.models.plain import check_finite
 from circuitdisc.models.stored import (
@@ -36,6 +36,11 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # of every call that rea
 SLACK = 2**26  # bytes that a model may need beyond its file, before it is said which tensors are missing
 BUFFERS = 2**30  # bytes of buffers, which no file holds
 MOST_EXPERTS = 8192
+UNPACK = (
+    "edges are weighed with plain numbers, and packed ones are not unpacked here. Take the checkpoint that it was made of, or "
+    "unpack it where its package runs (AutoModelForCausalLM.from_pretrained(...).dequantize(), then save_pretrained) and give "
+    "that folder; parallel.tensor and parallel.device_map hold what one GPU does not"
+)
 
 
 @contextmanager
@@ -82,16 +87,27 @@ def pretrained_config(where: Path | str, revision: str | None = None) -> Any:
             CircuitdiscWarning,
             stacklevel=2,
         )
-    if getattr(config, "quantization_config", None):
-        raise BadFile(f"the weights of {where} are quantised (quantization_config): save them dequantised first")
+    if quantised := getattr(config, "quantization_config", None):
+        raise BadFile(f"the weights of {where} are quantised ({_packing(quantised)}): {UNPACK}")
     for patch in ("fusion_config", "kernel_config"):  # would have transformers replace parts of the model
         if hasattr(config, patch):
             delattr(config, patch)
     return config
 
 
-def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+def _packing(quantised: Any) -> str:
+    """How weights are packed, in words: `bitsandbytes, 4 bits`."""
+    said = quantised if isinstance(quantised, Mapping) else quantised.to_dict()
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits") or said.get("quant_type")
+    method = str(getattr(said.get("quant_method"), "value", said.get("quant_method", "quantization_config")))
+    return shorten(f"{method}, {bits} bits" if isinstance(bits, int) else method, 60)
+
+
+def load_pretrained(folder: Path, dtype: torch.dtype, mapped: bool = False) -> Any:
     """The causal language model in a folder, every weight from its files.
+
+    Args:
+        mapped: see `fill_model`.
 
     Raises:
         BadFile: files are missing, malformed or cut short.
@@ -101,16 +117,18 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Any:
     tensors = read_tensors(weight_files(folder))
     empty = empty_model(config, len(tensors), folder)
     check_low_rank(tensors, str(folder))
-    module = fill_model(empty, without_prefixes(tensors, empty.state_dict(), str(folder)), dtype, folder)
+    module = fill_model(empty, without_prefixes(tensors, empty.state_dict(), str(folder)), dtype, folder, mapped)
     _read_generation(module, folder)
     return module
 
 
-def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: Path) -> Any:
+def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, where: Path, mapped: bool = False) -> Any:
     """An empty model with these weights, of which each is accounted for.
 
     Args:
         where: the folder or file that they are from.
+        mapped: the weights stay in their files, in the files' precision, and are read whenever they are looked at; whoever runs
+            the module lends it weights of `dtype` (`models/streamed.py`). Buffers are those of a model of `dtype`.
 
     Raises:
         BadFile: transformers cannot load them.
@@ -119,12 +137,13 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     check_size(empty, tensors, where)
     expected = empty.state_dict()
     tensors = {_name(name, tensor, expected): tensor for name, tensor in tensors.items()}
+    given = {name: _stand_in(tensor, dtype) for name, tensor in tensors.items()} if mapped else tensors
     try:
         with quiet_transformers():
             module, report = type(empty).from_pretrained(
                 None,
                 config=empty.config,
-                state_dict=tensors,
+                state_dict=given,
                 dtype=dtype,
                 attn_implementation=_attention(empty.config),
                 ignore_mismatched_sizes=True,  # they are read from the report
@@ -133,12 +152,45 @@ def fill_model(empty: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, wh
     except Exception as error:  # transformers, torch and a model's own code each raise their own
         raise BadFile(f"cannot load the model in {where}: {first_line(error)}") from error
     _check_report(report, tensors, where)
-    leave_files(module, tensors)
+    if mapped:
+        _put_back(module, {given[name].data_ptr(): tensor for name, tensor in tensors.items()}, dtype, where)
+    else:
+        leave_files(module, tensors)
     check_finite(module, str(where))
     _warn_untied(module, where)
     module.config.use_cache = False
     module.name_or_path = module.config.name_or_path = str(where)
     return module.eval().requires_grad_(False)
+
+
+def _stand_in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the same shape that takes no memory, for a weight that stays in its file."""
+    return torch.zeros((), dtype=dtype).expand(tensor.shape) if is_float(tensor) else tensor
+
+
+def _put_back(module: Any, tensors: Mapping[int, Tensor], dtype: torch.dtype, where: Path) -> None:
+    """The files' own weights in place of what stood in for them; a weight that several parts share stays shared.
+
+    Args:
+        tensors: place of what stands in -> the file's tensor.
+
+    Raises:
+        BadModel: the model's weights are made out of several tensors of the files.
+    """
+    made = {id(weight): name for name, weight in module.named_parameters() if weight.data_ptr() not in tensors}
+    if made:
+        raise BadModel(
+            f"{where}: {len(made)} weights are made out of several tensors of its files ({some_names(made.values())}), so "
+            "that they cannot be read share by share: leave parallel.tensor out, and spread the model's layers with "
+            "parallel.device_map=auto"
+        )
+    weights: dict[int, torch.nn.Parameter] = {}
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                stored = weights.setdefault(id(weight), torch.nn.Parameter(tensors[weight.data_ptr()], requires_grad=False))
+                part._parameters[name] = stored
+    module.runs_as = dtype
 
 
 def _attention(config: Any) -> str:
@@ -225,7 +277,7 @@ def _check_report(report: Mapping[str, Any], given: Collection[str], where: Path
     if cast:
         raise BadModel(
             f"{where} holds integers, booleans or 8-bit numbers where weights should be ({some_names(cast)}): "
-            "quantised weights cannot be read; save them as float32, float16 or bfloat16"
+            "quantised weights cannot be read; save them dequantised, as float32, float16 or bfloat16"
         )
     if mismatched := report["mismatched_keys"]:
         name, stored, asked = sorted(mismatched)[0]

@@ -118,7 +118,7 @@ class CrossCall:
         return checkpoint.name if isinstance(checkpoint, Model) else str(checkpoint)
 
     def wanted(self, model: Model) -> Wanted:
-        components = components_of(model, "cross-model patching")
+        components = components_of(model, "cross-model patching", whole=True)
         n_units = len(units_of(components.spec, self.what[0]))
         sizes = points(self.steps, n_units) if self.grow else ()
         groups = with_all({name: places_of(model.graph, heads) for name, heads in self.groups.items()})

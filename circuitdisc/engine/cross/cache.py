@@ -144,7 +144,7 @@ def keep_activations(
         UnknownName: an example has no such role.
         BadRun: the folder cannot be written.
     """
-    components, graph = components_of(model, "cross-model patching"), model.graph
+    components, graph = components_of(model, "cross-model patching", whole=True), model.graph
     given = Given(model.name, tuple(chunks), tuple(kinds), folder)
     _keep_weights(given, components, readout)
     values: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}

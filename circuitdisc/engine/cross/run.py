@@ -105,7 +105,7 @@ class _ChunkRun:
 
     @torch.no_grad()
     def __init__(self, run: CrossRun, chunk: int, examples: Sequence[Example], share: float) -> None:
-        self.components: Components = components_of(run.model, "cross-model patching")
+        self.components: Components = components_of(run.model, "cross-model patching", whole=True)
         self.graph, self.given, self.chunk, self.work, self.share = run.model.graph, run.given, chunk, run.work, share
         self.batch: PromptBatch = collate(examples, device=run.model.device)
         self.tokens = patched_tokens(self.batch, run.positions)

@@ -238,7 +238,7 @@ class Attribution:
 
     def finish(self, scores: Float[Tensor, "R S"], n_rows: int = 1) -> Float[np.ndarray, "R S"]:
         """The mean over examples and rows; NaN where the graph has no edge."""
-        mean = (scores / (len(self.examples) * n_rows)).cpu().numpy()
+        mean = (self.components.agreed(scores) / (len(self.examples) * n_rows)).cpu().numpy()
         return np.where(self.graph.edge_mask, mean, np.nan)
 
     def edges_at_full(self) -> Float[np.ndarray, "R S"]:

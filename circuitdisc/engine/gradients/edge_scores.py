@@ -30,14 +30,14 @@ from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
-from circuitdisc.models.weights import LayerWeights
+from circuitdisc.models.weights import NormWeights
 
 QKVS: tuple[QKV, ...] = ("q", "k", "v")
 
 
 @dataclass
 class HeadGradients:
-    """Gradients with respect to the q, k and v inputs of a layer's heads, summed over rows.
+    """Gradients with respect to the q, k and v inputs of those heads of a layer that are here (H), summed over rows.
 
     Args:
         d: gradient with respect to the projections over the norm's divisor, q, k and v in turn. [3, H, n, K]
@@ -55,9 +55,8 @@ class HeadGradients:
 
     def rebuild(self, components: Components, layer: int, tokens: slice, out: Float[Tensor, "H3 t D"]) -> None:
         """Write the gradients at some of the tokens into `out`."""
-        block = components.weights.layers[layer]
-        n_heads = components.spec.n_heads
-        for index, weight in enumerate((block.W_Q, block.W_K, block.W_V)):
+        norm, n_heads = components.weights.layers[layer].norm_attention, self.d.shape[1]
+        for index, (weight, _) in enumerate(components.reading(layer)):
             d = self.d[index, :, tokens]
             shared = d.reshape(weight.shape[0], -1, d.shape[-1])
             rows = out[index * n_heads : (index + 1) * n_heads].view(weight.shape[0], -1, out.shape[-1])
@@ -67,8 +66,8 @@ class HeadGradients:
                 rows.copy_(shared @ weight.transpose(1, 2))
         if not self.normed:
             return
-        if block.norm_attention.scale is not None:
-            out.mul_(block.norm_attention.scale)
+        if norm.scale is not None:
+            out.mul_(norm.scale)
         if self.offset is not None:
             out.sub_(self.offset[:, tokens])
         if self.along is None or self.x is None:
@@ -79,11 +78,11 @@ class HeadGradients:
 
 def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tensor, "n"]) -> HeadGradients:
     """One layer's gradients at the tokens that count, summed over rows."""
-    block, spec = components.weights.layers[step.layer], components.spec
-    C, H, n = step.x.shape[0], spec.n_heads, len(tokens)
+    block, spec, heads = components.weights.layers[step.layer], components.spec, components.own_heads
+    C, H, n = step.x.shape[0], len(heads), len(tokens)
 
-    def chosen(values: Float[Tensor, "H C B T K"]) -> Float[Tensor, "H C n K"]:
-        return wide(values.reshape(H, C, -1, values.shape[-1])[:, :, tokens])
+    def chosen(values: Float[Tensor, "all C B T K"]) -> Float[Tensor, "H C n K"]:
+        return wide(values[heads.start : heads.stop].reshape(H, C, -1, values.shape[-1])[:, :, tokens])
 
     d = torch.stack([chosen(gradient) for gradient in step.into])
     if spec.norm is None or not block.norm_attention.present:
@@ -93,7 +92,7 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
         x = x - x.mean(-1, keepdim=True)
     divided = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps)
     d *= divided
-    of_scale, constants = _vectors(block, H)
+    of_scale, constants = _vectors(components.reading(step.layer), block.norm_attention, H)
     along = None
     if not step.holds_norm:
         projected = torch.stack([chosen(projection) for projection in step.projections]) - constants
@@ -105,11 +104,12 @@ def head_gradients(components: Components, step: HeadsSegment, tokens: Int[Tenso
     return HeadGradients(d.to(components.dtype), offset, along.reshape(C, 3 * H, n, 1), x * divided)
 
 
-def _vectors(block: LayerWeights, n_heads: int) -> tuple[Float[Tensor, "3 H 1 K"], Float[Tensor, "3 H 1 1 K"]]:
+def _vectors(
+    reading: Sequence[tuple[Tensor, Tensor | None]], norm: NormWeights, n_heads: int
+) -> tuple[Float[Tensor, "3 H 1 K"], Float[Tensor, "3 H 1 1 K"]]:
     """W^T scale, and what the projections hold beside W^T (scale * x): biases and the norm's shift."""
     of_scale, constants = [], []
-    norm = block.norm_attention
-    for weight, bias in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)):
+    for weight, bias in reading:
         shared = n_heads // weight.shape[0]
         product = wide(weight.sum(1)) if norm.scale is None else wide(norm.scale @ weight)
         constant = torch.zeros_like(product) if bias is None else wide(bias)
@@ -159,10 +159,12 @@ def add_scores(
 ) -> None:
     """Add difference . gradient, summed over tokens, to the scores of all edges out of consecutive groups of senders.
 
-    Entries that are no edges of the graph hold numbers without meaning.
+    Entries that are no edges of the graph hold numbers without meaning. A process scores the edges into its own heads.
     """
     components, first, stop = differences.components, groups[0].first, groups[-1].stop
-    D, n_rows = components.spec.d_model, 3 * graph.n_heads
+    heads, others = components.own_heads, components.own_heads.start == 0  # the first process has all other receivers
+    D, n_rows = components.spec.d_model, 3 * len(heads)
+    shares = torch.zeros_like(scores[:, first:stop])
     dtype = torch.promote_types(components.dtype, torch.float32)
     length = min(differences.n_tokens, tokens_a_block((stop - first) * D * dtype.itemsize, scores.device.type == "cpu"))
     length = max(1, length)
@@ -176,23 +178,24 @@ def add_scores(
         for group in groups:
             delta_snD[group.first - first : group.stop - first] = differences.rebuild(group, tokens)
         for layer in sorted({*gradients.heads, *gradients.mlps}):
-            rows = _layer_rows(graph, layer)
-            used = 0
+            rows, used = _layer_rows(graph, layer, heads), 0
             if layer in gradients.heads:
                 gradients.heads[layer].rebuild(components, layer, tokens, g_rnD[:n_rows])
                 used = n_rows
-            if layer in gradients.mlps:
+            if layer in gradients.mlps and others:
                 g_rnD[used] = gradients.mlps[layer][tokens]
                 used += 1
             rows = rows[-used:] if used < n_rows else rows[:used]
-            before = min(stop, int(graph.n_upstream[rows[-1]])) - first
+            before = min(stop, int(graph.n_upstream[rows[-1]])) - first if used else 0
             if before > 0:
                 product = g_rnD[:used].flatten(1) @ delta_snD[:before].flatten(1).T
-                scores[rows[0] : rows[-1] + 1, first : first + before] += product
-        scores[-1, first:stop] += delta_snD.flatten(1) @ gradients.logits[tokens].flatten()
+                shares[rows, :before] += product
+        if others:
+            shares[-1] += delta_snD.flatten(1) @ gradients.logits[tokens].flatten()
+    scores[:, first:stop] += components.summed(shares)
 
 
-def _layer_rows(graph: ComputationGraph, layer: int) -> range:
-    """Indices of a layer's receivers: all q, all k, all v, the MLP."""
-    per_layer = 3 * graph.n_heads + graph.has_mlp
-    return range(layer * per_layer, (layer + 1) * per_layer)
+def _layer_rows(graph: ComputationGraph, layer: int, heads: range) -> list[int]:
+    """Indices of a layer's receivers: all q of these heads, all k, all v, the MLP."""
+    H, start = graph.n_heads, layer * (3 * graph.n_heads + graph.has_mlp)
+    return [start + kind * H + head for kind in range(3) for head in heads] + [start + 3 * H] * graph.has_mlp

@@ -53,17 +53,15 @@ def sender_groups(graph: ComputationGraph) -> list[SenderGroup]:
 
 def projections(components: Components, layer: int, normed: Float[Tensor, "C B T D"]) -> tuple[Tensor, Tensor, Tensor]:
     """Every query head's q, k and v before rotation, from the layer's input behind its norm. [H, C, B, T, K] each"""
-    block = components.weights.layers[layer]
-    inputs = []
-    for weight, bias in ((block.W_Q, block.b_Q), (block.W_K, block.b_K), (block.W_V, block.b_V)):
-        n, D, K = weight.shape
-        flat = normed @ weight.permute(1, 0, 2).reshape(D, n * K)
-        if bias is not None:
-            flat = flat + bias.reshape(-1)
-        heads = flat.view(*normed.shape[:-1], n, K).permute(3, 0, 1, 2, 4)
-        shared = components.spec.n_heads // n
-        inputs.append(heads.contiguous() if shared == 1 else heads.repeat_interleave(shared, 0))
-    return inputs[0], inputs[1], inputs[2]
+    q, k, v = (
+        components.projected(layer, "q", normed),
+        components.projected(layer, "k", normed),
+        components.projected(layer, "v", normed),
+    )
+    shared = components.heads_per_group
+    if shared > 1:
+        k, v = k.repeat_interleave(shared, 0), v.repeat_interleave(shared, 0)
+    return q.contiguous(), k.contiguous(), v.contiguous()
 
 
 def turned(
@@ -94,8 +92,6 @@ def heads_apart(components: Components, layer: int, z: Float[Tensor, "h n K"], h
 
     On a CPU in float32 at least: batched products of narrower numbers are slow there when the weights are stored outputs first.
     """
-    block = components.weights.layers[layer]
-    on_cpu = z.device.type == "cpu"
-    out = wide(z) @ wide(block.W_O[heads]) if on_cpu else z @ block.W_O[heads]
-    norm = block.norm_after_attention
+    W_O, norm = components.writing(layer, heads), components.weights.layers[layer].norm_after_attention
+    out = wide(z) @ wide(W_O) if z.device.type == "cpu" else z @ W_O
     return out if norm is None or norm.scale is None else out * norm.scale

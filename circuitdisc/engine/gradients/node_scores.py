@@ -29,7 +29,7 @@ def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
         attribution.count_backward(chunk, chunk.clean)
 
     scores, _ = attribution.over_chunks((graph.n_senders,), score)
-    return (scores / len(attribution.examples)).cpu().numpy()
+    return (attribution.components.agreed(scores) / len(attribution.examples)).cpu().numpy()
 
 
 def _written(step: Step, tokens: Int[Tensor, "n"]) -> tuple[Place, Float[Tensor, "s n X"]]:

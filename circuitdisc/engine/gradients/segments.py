@@ -199,22 +199,16 @@ class SegmentedRun:
     def _backward_heads(self, layer: int, dx: Float[Tensor, "C B T D"]) -> tuple[HeadsSegment, Float[Tensor, "C B T D"]]:
         """The step, and the gradient with respect to the layer's input, all heads together."""
         components, kept = self.components, self._attention.pop(layer)
-        block, (C, B, T, D) = components.weights.layers[layer], dx.shape
-        H, K = block.W_O.shape[:2]
+        block = components.weights.layers[layer]
         norm_after = block.norm_after_attention
         wide_dx = dx if norm_after is None or norm_after.scale is None else dx * norm_after.scale
-        out = (wide_dx @ block.W_O.reshape(H * K, D).T).view(C, B, T, H, K).permute(3, 0, 1, 2, 4)
+        out = components.heads_back(layer, wide_dx)
         scale = self.frame.head_scale.get(layer)
         into = torch.autograd.grad(kept.z, kept.projections, out if scale is None else out * scale)
         into = tuple(
             gradient.mul_(share) if share != 1.0 else gradient for gradient, share in zip(into, self.rule.shares, strict=True)
         )
-        normed = 0.0
-        for weight, gradient in zip((block.W_Q, block.W_K, block.W_V), into, strict=True):
-            shared = gradient.unflatten(0, (weight.shape[0], -1)).sum(1) if weight.shape[0] < H else gradient
-            flat = shared.permute(1, 2, 3, 0, 4).reshape(C, B, T, -1)
-            normed = normed + flat @ weight.permute(1, 0, 2).reshape(D, -1).T
-        assert isinstance(normed, Tensor)
+        normed = components.projected_back(layer, into)
         with torch.enable_grad():
             x = kept.x.detach().requires_grad_()
             y = components.norm(x, block.norm_attention, self.rule.divisor_of(x))

@@ -58,7 +58,7 @@ def neuron_tokens(model: Model, names: Sequence[str], *, k: int = 10) -> list[Ne
         GraphMismatch: the model has no such neuron.
         BadSetting: `k` is no whole number from 1, or the model has no fast components.
     """
-    components = components_of(model, "looking at neurons")
+    components = components_of(model, "looking at neurons", whole=True)
     k, width = min(k, model.d_vocab_out), n_neurons(model)
     wide = torch.promote_types(components.dtype, torch.float32)
     readout = Readout(components, torch.ones(1, components.spec.d_model, dtype=wide, device=model.device))

@@ -5,7 +5,8 @@ norms whose stored scale has an offset, and in architectures that scale what is 
 H heads, D residual width, K head width, M MLP width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,8 +27,16 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 UNTOLD_LENGTH = 2048  # of models whose configuration names no longest prompt
 
 
-def read_module(hf_model: Any, family: Family) -> tuple[ModelSpec, Weights]:
+Lend = Callable[[Any], AbstractContextManager[Any]]
+Keep = Callable[[Any], Any]
+
+
+def read_module(hf_model: Any, family: Family, lend: Lend = nullcontext, keep: Keep | None = None) -> tuple[ModelSpec, Weights]:
     """Specification and weights of a loaded model.
+
+    Args:
+        lend: puts the precision that a part runs in into it while the part is read, where weights stay in their files.
+        keep: what is kept of a layer's weights, and in the end of all; None: everything, and all parameters must have a place.
 
     Raises:
         BadModel: the model has what the family cannot say, or parameters that the family has no place for.
@@ -35,7 +44,7 @@ def read_module(hf_model: Any, family: Family) -> tuple[ModelSpec, Weights]:
     config = hf_model.config.get_text_config()
     if reason := family.refused(config):
         raise BadModel(reason)
-    return _Reader(hf_model, config, family).read()
+    return _Reader(hf_model, config, family).read(lend, keep)
 
 
 class _Reader:
@@ -48,23 +57,33 @@ class _Reader:
         self.n_heads: int = config.num_attention_heads
         self.d_head = int(_first(config, ("head_dim",)) or config.hidden_size // self.n_heads)
 
-    def read(self) -> tuple[ModelSpec, Weights]:
+    def read(self, lend: Lend, keep: Keep | None) -> tuple[ModelSpec, Weights]:
         layout, head = self.layout, self.hf_model.get_output_embeddings()
         frequencies, rotary_scale, rotary, longest = self._rotary()
         bias = self.family.key_bias(self.config)
-        weights = Weights(
-            W_E=part(self.body, layout.embedding).weight,
-            W_pos=part(self.body, layout.positions).weight[layout.positions_from :] if layout.positions else None,
-            norm_embedding=self._norm(self.body, layout.norm_embedding),
-            layers=tuple(self._layer(layer) for layer in self.layers),
-            norm_final=_scaled_norm(self._norm(self.body, layout.norm_final), self.scales.logits),
-            W_U=head.weight.t(),
-            b_U=_scaled(getattr(head, "bias", None), self.scales.logits),
-            inverse_frequencies=frequencies,
-            key_bias=None if bias is None else bias.to(head.weight.device),
-        )
+        layers = []
+        for layer in self.layers:
+            with lend(layer):
+                block = self._layer(layer)
+                layers.append(block if keep is None else keep(block))
+        beside = [part(self.body, name) for name in (layout.norm_embedding, layout.norm_final) if name]
+        with lend(nn.ModuleList([*beside, head])):
+            weights = Weights(
+                W_E=part(self.body, layout.embedding).weight,
+                W_pos=part(self.body, layout.positions).weight[layout.positions_from :] if layout.positions else None,
+                norm_embedding=self._norm(self.body, layout.norm_embedding),
+                layers=tuple(layers),
+                norm_final=_scaled_norm(self._norm(self.body, layout.norm_final), self.scales.logits),
+                W_U=head.weight.t(),
+                b_U=_scaled(getattr(head, "bias", None), self.scales.logits),
+                inverse_frequencies=frequencies,
+                key_bias=None if bias is None else bias.to(head.weight.device),
+            )
+            spec = self._spec(weights, rotary_scale, rotary, longest)
+            if keep is not None:
+                return spec, keep(weights)
         self._check_all_read(weights)
-        return self._spec(weights, rotary_scale, rotary, longest), weights
+        return spec, weights
 
     def _spec(self, weights: Weights, rotary_scale: float, rotary: tuple[int | None, ...], longest: int | None) -> ModelSpec:
         config, family, block = self.config, self.family, weights.layers[0]
