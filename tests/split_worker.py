@@ -26,6 +26,8 @@ def figures(model: Model) -> dict:
     acdc = cd.discover(model, task, "acdc", threshold=0.02, ablation="resample", **given)
     masks = cd.discover(model, task, "edge_pruning", steps=1, **given)
     scores = cd.score(model, task, acdc.circuit, n_random=1, progress=False)
+    gim = cd.discover(model, task, "eap", rule="gim", **given)
+    assert gim.edge_scores is not None
     assert eap_ig.edge_scores is not None
     assert masks.edge_scores is not None
     return {
@@ -33,6 +35,7 @@ def figures(model: Model) -> dict:
         "logits": cd.run_with_cache(model, TOKENS, [])[0].tolist(),
         "neurons": cd.run_with_cache(model, TOKENS, ["mlp_post"])[1]["mlp_post"][1].tolist(),
         "eap_ig": eap_ig.edge_scores[model.graph.edge_mask].tolist(),
+        "gim": gim.edge_scores[model.graph.edge_mask].tolist(),
         "masks": masks.edge_scores[model.graph.edge_mask].tolist(),
         "acdc": acdc.circuit.mask.tolist(),
         "decisions": [line["kept"] for line in acdc.trace if "kept" in line],

@@ -57,7 +57,7 @@ def test_split_equals_whole(n, families, tmp_path):
         split, whole = found[family], json.loads(json.dumps(figures(model)))
         for same in ("identity", "acdc", "decisions"):
             assert split[same] == whole[same], (family, same)
-        for close in ("logits", "neurons", "eap_ig", "masks"):
+        for close in ("logits", "neurons", "eap_ig", "gim", "masks"):
             np.testing.assert_allclose(split[close], whole[close], rtol=1e-9, atol=1e-9, err_msg=f"{family} {close}")
         assert_close(split["score"], whole["score"])
         every = sum(weight.numel() * 8 for weight in model.module.parameters())

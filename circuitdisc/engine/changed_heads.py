@@ -28,7 +28,8 @@ from circuitdisc.engine.prepared import prepare
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import Example
 

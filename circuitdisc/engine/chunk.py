@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitdisc.engine.ranks import Share
 from circuitdisc.metrics import Labels
-from circuitdisc.models.components import Frame
+from circuitdisc.models.frame import Frame
 from circuitdisc.tasks.base import PromptBatch
 
 

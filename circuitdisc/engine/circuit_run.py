@@ -20,7 +20,8 @@ from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.reach import Reach
 from circuitdisc.engine.written import Written
 from circuitdisc.graph import QKV, ComputationGraph
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 
 
 @dataclass

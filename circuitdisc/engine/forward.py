@@ -31,7 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 from circuitdisc.tasks.base import PromptBatch
 
 POINTS = ("resid_pre", "q", "k", "v", "pattern", "z", "result", "attn_out", "mlp_post", "mlp_out", "resid_post")

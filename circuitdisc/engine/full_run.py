@@ -11,7 +11,8 @@ from torch import Tensor
 
 from circuitdisc.engine.forward import Hook, forward
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 
 
 @dataclass

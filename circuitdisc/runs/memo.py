@@ -22,7 +22,7 @@ from circuitdisc.identity import Identity, hash_file
 from circuitdisc.runs.calls import current_call
 from circuitdisc.runs.cells import Cells
 from circuitdisc.runs.journal import IDENTITY, MARK, Journal
-from circuitdisc.runs.shares import Share, ShareComputed, current_hand_out, current_share, is_journal_of_a_share
+from circuitdisc.runs.shares import ShareComputed, UnitsToCompute, current_hand_out, current_share, is_journal_of_a_share
 
 UNIT, VALUE, FILES = "unit", "value", "files"
 Keep = Callable[[str, Callable[[], Any]], Any]
@@ -131,7 +131,7 @@ class Memo:
                 "the same command goes on"
             )
 
-    def _compute(self, units: Mapping[str, Callable[[], Any]], keep: Keep, share: Share, cells: Cells) -> NoReturn:
+    def _compute(self, units: Mapping[str, Callable[[], Any]], keep: Keep, share: UnitsToCompute, cells: Cells) -> NoReturn:
         for name in share.names:
             with cells.claim(name) as state:
                 aside = self._aside(cells, name)

@@ -16,7 +16,7 @@ HandOut = Callable[[Path, Sequence[str]], None]
 
 
 @dataclass(frozen=True)
-class Share:
+class UnitsToCompute:
     """What a process computes of another call's work.
 
     Args:
@@ -32,11 +32,11 @@ class ShareComputed(BaseException):
     """Ends a call whose share is computed; no error, so that nothing takes it for one."""
 
 
-_share: ContextVar[Share | None] = ContextVar("share", default=None)
+_share: ContextVar[UnitsToCompute | None] = ContextVar("share", default=None)
 _hand_out: ContextVar[HandOut | None] = ContextVar("hand_out", default=None)
 
 
-def current_share() -> Share | None:
+def current_share() -> UnitsToCompute | None:
     return _share.get()
 
 
@@ -55,7 +55,7 @@ def is_journal_of_a_share(path: Path) -> bool:
 @contextmanager
 def computing(journal: Path, names: Sequence[str]) -> Iterator[None]:
     """Commands inside compute these units of a journal alone."""
-    token = _share.set(Share(journal.resolve(), tuple(names)))
+    token = _share.set(UnitsToCompute(journal.resolve(), tuple(names)))
     try:
         yield
     except ShareComputed:

@@ -39,7 +39,8 @@ from circuitdisc.engine.ranks import Share, gathered, largest_share, ranks, summ
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, PromptBatch, collate

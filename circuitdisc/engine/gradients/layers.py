@@ -11,7 +11,8 @@ from torch import Tensor
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import wide
 from circuitdisc.models.backward import PLAIN, BackwardRule
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 
 # A place in the residual stream: a layer, and before its heads or before its MLP. The embedding writes before (0, HEADS).
 Place = tuple[int, int]

@@ -21,7 +21,8 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, wide
 from circuitdisc.models.backward import PLAIN, BackwardRule
-from circuitdisc.models.components import Components, Frame
+from circuitdisc.models.components import Components
+from circuitdisc.models.frame import Frame
 from circuitdisc.tasks.base import PromptBatch
 
 Write = Callable[[Place, Tensor], object]
