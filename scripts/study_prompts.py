@@ -4,7 +4,7 @@
 after one demonstration; in the corrupted prompt one operand is another number, and so is the result. No sum is in both splits;
 2+3 and 3+2 count as two sums.
 
-`capitals.jsonl`: "France:" is continued with Paris, which nothing in the prompt asks for: only solved examples say what is wanted.
+`capitals.jsonl`: "France:" is continued with Paris. Nothing in the prompt asks for it: only solved examples say what is wanted.
 """
 
 import json
