@@ -80,6 +80,13 @@ def test_the_command_leaves_a_page_and_the_numbers(tmp_path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["circuit.json", "out"]
 
 
+def test_groups_alone_leave_a_page_without_maps(tmp_path):
+    text = CMAP(settings_of(tmp_path, "groups={A: [a3.h1]}", "alone=false", "what=output,value", "attention=false"))
+    assert "a3.h1" in text
+    assert "any other" not in text
+    assert "Groups" in (tmp_path / "out" / "cmap.html").read_text()
+
+
 def test_the_command_s_plan_reads_no_weights_and_foresees_the_run(tmp_path, monkeypatch):
     CMAP(settings_of(tmp_path, "groups={A: [a3.h1]}"))
     ran = json.loads((tmp_path / "out" / "cmap.json").read_text())["result"]

@@ -12,6 +12,7 @@ from scipy import stats
 from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.checkpoints.cmap.sets import Wanted
 from circuitdisc.circuit import Circuit
+from circuitdisc.errors import BadSetting
 
 pytestmark = pytest.mark.usefixtures("llama_in_float64")
 
@@ -69,6 +70,23 @@ def test_pairs_groups_and_the_growing_set():
     assert grown is not None
     assert grown.score[0] == pytest.approx(whole.maps[0].part("all heads").score, abs=1e-12)
     assert np.allclose(grown.random, grown.score)
+
+
+def test_groups_without_single_heads_score_the_same():
+    both = model("gpt2", "base"), model("gpt2", "tuned")
+    groups = {"A": ["a1.h0", "a1.h3"], "B": ["a0.h2"]}
+    whole, few = (
+        cmap(*both, task_of("gpt2"), what="output", groups=groups, alone=alone, parts=False, n_random=3)
+        for alone in (True, False)
+    )
+    assert few.maps[0].maps == {}
+    assert few.maps[0].pairs == ()
+    assert few.maps[0].growth is None
+    assert few.table() == []
+    assert [one.to_dict() for one in few.maps[0].groups] == [one.to_dict() for one in whole.maps[0].groups]
+    assert few.cost["forwards"] < whole.cost["forwards"] / 2
+    with pytest.raises(BadSetting, match="nothing is left to patch"):
+        cmap(*both, task_of("gpt2"), alone=False, parts=False)
 
 
 def test_random_sets_have_as_many_units_of_each_layer():

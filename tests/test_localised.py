@@ -22,7 +22,9 @@ from circuitdisc.heads.localised.fit import EditFit, Learner, Splits, head_norms
 from circuitdisc.heads.localised.head_edits import HeadEdit, evaluate_edit
 from circuitdisc.heads.localised.localised import localised
 from circuitdisc.metrics import get_metric
-from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.encode import special_prefix
+from circuitdisc.tasks.framing import behind_solved
 
 HEADS = ("a0.h1", "a1.h2", "a1.h0", "a2.h3")
 K = 8
@@ -229,6 +231,29 @@ def test_shares_of_a_vector_are_learned(unsure):
     assert torch.allclose(others[0], own, atol=1e-6)
 
 
+def test_a_mean_behind_solved_examples():
+    """The number of solved examples gives what examples give that are put together by hand."""
+    model = cd.load_model("toys/induction")
+    task = cd.load_task("induction", model, n=9, n_heldout=4, length=8)
+    first = task.train[:6]  # a third of the nine chooses
+    settings = {"kind": "inject", "epochs": 1, "n_random": 0}
+    found = localised(model, task, ["a0.h1"], demonstrations=1, **settings).edit.vectors
+    assert found is not None
+    prefix = special_prefix(model.tokenizer, None)
+    agreeing = 0
+    for solved in first:
+        before = (*solved.clean, *solved.answers[0][:1])
+        joined = [(*before, *example.clean[len(prefix) :]) for example in first if example is not solved]
+        by_hand = [Example(ids, None, (len(ids) - 1,), solved.answers, ((),)) for ids in joined]
+        agreeing += torch.allclose(found[0], task_vectors(model, by_hand, 4, "4GiB")[0, 1], atol=1e-5)
+    assert agreeing == 1
+    framed = replace(task, settings={**task.settings, "shots": 2})
+    with pytest.raises(BadSetting, match="have a frame already"):
+        localised(model, framed, ["a0.h1"], demonstrations=1, **settings)
+    with pytest.raises(BadTask, match="none can be used behind 6"):
+        behind_solved(task, model, first, 6)
+
+
 def test_the_best_factor_is_chosen_on_the_second_split(unsure):
     model, task = unsure
     factors = [0.0, 0.5, 3.0]
@@ -320,6 +345,8 @@ def test_edits_that_make_no_sense(make, sentence):
         (["a0.h0"], {"learning_rate": 0}, BadSetting, "learning_rate=0"),
         (["a0.h0"], {"metric": "logitdiff"}, UnknownName, "logit_diff"),
         (["a0.h0"], {"demonstrations": []}, BadSetting, "demonstrations= holds no examples"),
+        (["a0.h0"], {"demonstrations": 2}, BadSetting, "demonstrations= is for kind=inject"),
+        (["a0.h0"], {"demonstrations": 0, "kind": "inject"}, BadSetting, "demonstrations=0 must be"),
     ],
 )
 def test_bad_settings_get_a_sentence(heads, settings, error, sentence):

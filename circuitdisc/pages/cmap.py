@@ -63,6 +63,24 @@ def _said(result: CrossModel, cross_map: CrossMap) -> Verdict:
         why = cross_map.gap.undefined or f"the gap, {number(gap)} ({number(low)} to {number(high)}), may be zero"
         return Verdict((f"There is nothing to rank: {why}, and every score would be a share of it. {ends}.",))
     lines, caveats = [f"{ends}: a gap of {number(gap)} ({number(low)} to {number(high)})."], []
+    best = _said_of_best(cross_map)
+    lines, caveats = [*lines, *best.lines], [*caveats, *best.caveats]
+    if cross_map.parts and result.positions is None:
+        whole, heads = cross_map.part("everything"), cross_map.part("all heads")
+        lines.append(
+            f"With everything patched the metric is {number(whole.metric)}, with nothing "
+            f"{number(cross_map.part('nothing').metric)}; "
+            f"all heads' outputs together close {_spanned(heads)} of the gap."
+        )
+    for group in cross_map.groups:
+        caveats += [f"Group {group.patched.name}, {group.kind}: {text}" for text in _group_caveats(group)]
+    return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
+
+
+def _said_of_best(cross_map: CrossMap) -> Verdict:
+    """The head that closes most by itself, and how sure that is."""
+    if not cross_map.maps:
+        return Verdict(())
     best = cross_map.ranked.order[0]
     kinds = [
         f"{kind} {percent(float(unit.score.ravel()[unit.order[0]]))} ({unit.names[unit.order[0]]})"
@@ -74,11 +92,12 @@ def _said(result: CrossModel, cross_map: CrossMap) -> Verdict:
     most = (
         "closes more of the gap by itself than any other" if best_score > 0 else "is the highest, and closes nothing of the gap"
     )
-    lines.append(
+    line = (
         f"Of {cross_map.giver} put into {cross_map.taker}, {cross_map.ranked.names[best]} {most}: "
         f"{_interval(best_score, best_low, best_high)}. "
         f"Highest by kind: {'; '.join(kinds)}."
     )
+    caveats: list[str] = []
     if may_be_zero(best_low, best_high):
         caveats.append(
             f"The interval of {cross_map.ranked.names[best]}'s score holds 0, although it is the highest of "
@@ -89,16 +108,7 @@ def _said(result: CrossModel, cross_map: CrossMap) -> Verdict:
             f"More than 100 % is no merit: with {cross_map.ranked.names[best]} patched the metric goes past "
             f"{cross_map.giver}'s."
         )
-    if cross_map.parts and result.positions is None:
-        whole, heads = cross_map.part("everything"), cross_map.part("all heads")
-        lines.append(
-            f"With everything patched the metric is {number(whole.metric)}, with nothing "
-            f"{number(cross_map.part('nothing').metric)}; "
-            f"all heads' outputs together close {_spanned(heads)} of the gap."
-        )
-    for group in cross_map.groups:
-        caveats += [f"Group {group.patched.name}, {group.kind}: {text}" for text in _group_caveats(group)]
-    return Verdict(tuple(lines), tuple(dict.fromkeys(caveats)))
+    return Verdict((line,), tuple(caveats))
 
 
 def _group_caveats(group: GroupScore) -> Iterator[str]:
@@ -117,10 +127,10 @@ def _unranked(result: CrossModel, cross_map: CrossMap, named: str) -> Iterator[S
 
 
 def _sections(result: CrossModel, cross_map: CrossMap, name: str, named: str) -> Iterator[Section]:
-    yield Section(f"Strongest heads{named}", _strongest(result, cross_map), _note(result, cross_map))
-    largest = max(
-        float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in cross_map.maps.values()
-    )  # one scale for all maps
+    if cross_map.maps:
+        yield Section(f"Strongest heads{named}", _strongest(result, cross_map), _note(result, cross_map))
+    scales = [float(np.nanmax(np.abs(unit.score), initial=0.0)) for unit in cross_map.maps.values()]
+    largest = max(scales, default=0.0)  # one scale for all maps
     for kind, unit in cross_map.maps.items():
         shared = len(unit.heads[0])
         note = (

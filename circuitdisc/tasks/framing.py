@@ -246,6 +246,33 @@ class Framing:
         return [within(example) for example in examples]
 
 
+def behind_solved(task: Task, model: TaskModel, examples: Sequence[Example], shots: int) -> tuple[Example, ...]:
+    """Examples of a task behind solved ones, which are chosen among them and left out.
+
+    Args:
+        examples: of the task, without a frame.
+        shots: solved examples before each prompt, the same before all.
+
+    Raises:
+        BadTask: no prompt is left beside the solved ones, or none can be used behind them.
+        BadSetting: the task's prompts stand in a frame already.
+    """
+    settings = dict[str, Any](task.settings)
+    if "shots" in settings or "chat_template" in settings:
+        raise BadSetting("the task's prompts have a frame already: leave out shots= and chat_template= of the task")
+    framing = Framing(
+        model, shots, False, settings.get("prepend_bos"), bool(settings.get("first_token")), int(settings.get("seed", 0))
+    )
+    solved, shown = framing._choose(examples)
+    kept = [example for example in examples if not {example.clean, example.corrupted} & shown]
+    framed = tuple(framing._framed(kept, solved, task.name, all_fit=False))
+    if not framed:
+        raise BadTask(
+            f"of {len(examples)} examples none can be used behind {shots} solved ones: ask for more, or for fewer shots"
+        )
+    return framed
+
+
 def _source(example: Example) -> TextExample:
     assert example.source is not None, "prompts that are text have one"
     return example.source

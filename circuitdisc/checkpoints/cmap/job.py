@@ -15,11 +15,11 @@ from circuitdisc.checkpoints.attention_difference import ModelLike, attention_be
 from circuitdisc.checkpoints.cmap.plan import plan_patching
 from circuitdisc.checkpoints.cmap.result import CrossMap, ModelGap
 from circuitdisc.checkpoints.cmap.scores import scored
-from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
+from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, wanted_of
 from circuitdisc.checkpoints.listing import load
 from circuitdisc.checks import N_RANDOM, Whole
 from circuitdisc.engine.cross.cache import Given, keep_activations
-from circuitdisc.engine.cross.patch import Patch, units_of
+from circuitdisc.engine.cross.patch import Patch
 from circuitdisc.engine.cross.plan import MEMORY, CrossPlan, shapes_of
 from circuitdisc.engine.cross.run import CrossRun
 from circuitdisc.engine.measuring import examples_of
@@ -48,6 +48,13 @@ class CrossPatching(OnSplit, total=False, extra_items=Any):
     positions: Annotated[
         str | int | Sequence[str | int] | None,
         Option(None, "where activations are taken over: a role of the task, `end`, ..., or several; None: at all tokens."),
+    ]
+    alone: Annotated[
+        bool,
+        Option(
+            True,
+            "every head by itself; False: groups and parts only, which spares most of the runs (no pairs, no set that grows).",
+        ),
     ]
     parts: Annotated[
         bool,
@@ -90,6 +97,7 @@ class CrossCall:
     what: tuple[str, ...]
     positions: tuple[str | int, ...] | None
     groups: Mapping[str, Sequence[str]]
+    alone: bool
     parts: bool
     top: int
     steps: int | Sequence[int] | None
@@ -119,11 +127,8 @@ class CrossCall:
 
     def wanted(self, model: Model) -> Wanted:
         components = components_of(model, "cross-model patching", whole=True)
-        n_units = len(units_of(components.spec, self.what[0]))
-        sizes = points(self.steps, n_units) if self.grow else ()
-        groups = with_all({name: places_of(model.graph, heads) for name, heads in self.groups.items()})
-        top = min(self.top, n_units)
-        return Wanted(components.spec, model.graph.has_mlp, self.what, groups, self.parts, top, sizes, self.n_random, self.seed)
+        places = {name: places_of(model.graph, heads) for name, heads in self.groups.items()}
+        return wanted_of(components.spec, model.graph.has_mlp, self.what, places, vars(self))
 
 
 class CrossJob:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, points, with_all
+from circuitdisc.checkpoints.cmap.sets import Label, Wanted, places_of, wanted_of
 from circuitdisc.checkpoints.listing import check_same, find_checkpoint
-from circuitdisc.engine.cross.patch import Patch, check_kinds, units_of
+from circuitdisc.engine.cross.patch import Patch, check_kinds
 from circuitdisc.engine.cross.plan import CrossPlan, CrossShapes, forwards_of, plan_cross, shapes_from_config
 from circuitdisc.engine.measuring import examples_of
 from circuitdisc.engine.memory import parse_memory
@@ -153,18 +153,8 @@ def plan_from_settings(
     task = load_task(task_settings.pop("name"), model, **{"seed": config["seed"], **task_settings})
     graph = ComputationGraph(shapes.n_layers, shapes.n_heads, shapes.d_mlp > 0)
     what = check_kinds(settings["what"])
-    n_units = len(units_of(shapes, what[0]))
-    wanted = Wanted(
-        shapes,
-        shapes.d_mlp > 0,
-        what,
-        with_all({name: places_of(graph, heads) for name, heads in (groups or {}).items()}),
-        settings["parts"],
-        min(settings["top"], n_units),
-        points(settings["steps"], n_units) if settings["grow"] else (),
-        settings["n_random"],
-        config["seed"],
-    )
+    places = {name: places_of(graph, heads) for name, heads in (groups or {}).items()}
+    wanted = wanted_of(shapes, shapes.d_mlp > 0, what, places, {**settings, "seed": config["seed"]})
     judged = examples_of(task, settings["split"])
     search = examples_of(task, "train") if wanted.needs_order else ()
     positions = settings["positions"]

@@ -207,7 +207,7 @@ class CrossMap(Result):
 
     Args:
         gap: their metrics.
-        maps: by kind, every unit patched alone.
+        maps: by kind, every unit patched alone; empty if units were not.
         parts: the model in pieces: nothing, embedding, all heads, all MLPs, each MLP, each residual, readout, everything.
         groups: named groups, and all of them together.
         pairs: two of the best units at once; `sum` is that of their own scores.
@@ -254,7 +254,7 @@ class CrossMap(Result):
 
     @property
     def ranked(self) -> UnitMap:
-        """The map of the first kind asked for."""
+        """The map of the first kind asked for; needs units that were patched alone."""
         return next(iter(self.maps.values()))
 
     def part(self, name: str) -> Scored:
@@ -298,7 +298,7 @@ class CrossModel(Result):
         """Heads by their score of the first kind, the highest first: scores of all kinds, and where both models look."""
         cross_map = self.maps[0] if direction is None else self.direction(direction)
         rows: list[Row] = []
-        for at in cross_map.ranked.order[:most]:
+        for at in cross_map.ranked.order[:most] if cross_map.maps else ():
             for head in cross_map.ranked.heads[at]:
                 row: Row = {"head": head}
                 for kind, units in cross_map.maps.items():

@@ -26,7 +26,7 @@ def scored(
         giver,
         taker,
         gap,
-        maps={kind: _unit_map(kind, wanted, gap, values) for kind in wanted.what},
+        maps={kind: _unit_map(kind, wanted, gap, values) for kind in (wanted.what if wanted.alone else ())},
         parts=tuple(_scored(gap, str(label[1]), values[label]) for label in values if label[0] == "part"),
         groups=tuple(_groups(wanted, gap, values)),
         pairs=tuple(_pairs(wanted, gap, values)),

@@ -5,6 +5,7 @@ Every patch has a label, under which its values come back. Labels begin with wha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Wanted:
         top: how many of the best units are tried two by two; 0 for none.
         sizes: points of the growing set; none for no such set.
         n_random: random draws for every group, and random orders.
+        alone: every unit by itself, too.
     """
 
     counts: HeadCounts
@@ -53,6 +55,7 @@ class Wanted:
     sizes: tuple[int, ...] = ()
     n_random: int = 20
     seed: int = 0
+    alone: bool = True
 
     @property
     def needs_order(self) -> bool:
@@ -81,7 +84,7 @@ class Wanted:
             order: units of the first kind, the best on the search examples first.
         """
         patches: dict[Label, Patch] = {}
-        for kind in self.what:
+        for kind in self.what if self.alone else ():
             patches |= self.singles(kind)
         if self.parts:
             patches |= {("part", name): patch for name, patch in self.pieces().items()}
@@ -160,6 +163,30 @@ class Wanted:
 
 
 # --- settings to sets -----------------------------------------------------------------------------------------------------
+
+
+def wanted_of(
+    counts: HeadCounts,
+    has_mlp: bool,
+    what: tuple[str, ...],
+    groups: dict[str, list[tuple[int, int]]],
+    settings: Mapping[str, Any],
+) -> Wanted:
+    """What a call asks for.
+
+    Args:
+        groups: without all of them together.
+        settings: `alone`, `parts`, `top`, `grow`, `steps`, `n_random` and `seed`.
+
+    Raises:
+        BadSetting: nothing is asked for, or the steps are no points of the growing set.
+    """
+    alone, parts, n_units = settings["alone"], settings["parts"], len(units_of(counts, what[0]))
+    if not (alone or parts or groups):
+        raise BadSetting("alone=false and parts=false, and there are no groups: nothing is left to patch")
+    top = min(settings["top"], n_units) if alone else 0
+    sizes = points(settings["steps"], n_units) if alone and settings["grow"] else ()
+    return Wanted(counts, has_mlp, what, with_all(groups), parts, top, sizes, settings["n_random"], settings["seed"], alone)
 
 
 def points(steps: int | Sequence[int] | None, n_units: int) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import EXAMPLES, N_RANDOM, Whole, bounded, check_choice
+from circuitdisc.checks import EXAMPLES, N_RANDOM, Whole, bounded, check_choice, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.engine.requirements import gradients_of
@@ -39,6 +39,7 @@ from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Example, Task
+from circuitdisc.tasks.framing import behind_solved
 from circuitdisc.tasks.measured import beside, metric_for
 
 KINDS = ("offset", "inject", "first_token")
@@ -56,7 +57,7 @@ def localised(
     *,
     k: int | None = None,
     n_choose: int | None = None,
-    demonstrations: Sequence[Example] | None = None,
+    demonstrations: int | Sequence[Example] | None = None,
     n_random: int = 5,
     journal: Journal | None = None,
     **options: Unpack[EditFitting],
@@ -68,7 +69,8 @@ def localised(
         kind: `offset`, `inject` or `first_token`.
         k: how many heads `lofit` takes; None: a tenth of the model's, at least one.
         n_choose: how many of the train examples choose; None: a third.
-        demonstrations: examples whose mean is injected (`inject`); None: those that are trained on.
+        demonstrations: examples whose mean is injected (`inject`); a number: those that are trained on, behind so many solved
+            ones, which are chosen among them; None: those that are trained on.
         n_random: how often as many random heads are drawn; fewer where there are no more choices.
         seed: of the mini-batches, the random heads and the bootstrap.
         journal: where each edit is written when it is learned; those already in it are taken over.
@@ -90,8 +92,7 @@ def localised(
     l1, factors = (tuple(map(float, _numbers(name, given[name]))) for name in ("l1", "factors"))
     fit = from_options(EditFit, given, l1=l1, factors=factors, learning_rate=rate, metric=measure)
     examples = _three_splits(task, n_choose)
-    if demonstrations is not None and not demonstrations:
-        raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
+    demonstrations = _demonstrations(model, task, examples["train"], kind, demonstrations)
     chosen = _given_heads(model, heads, k)
     splits = Splits(model, examples, fit.batch, given["memory"])
     identity = _identity(model, fit, kind, chosen, k, given["selection_l1"], examples, demonstrations)
@@ -166,6 +167,19 @@ def _three_splits(task: Task, n_choose: int | None) -> dict[str, Sequence[Exampl
             "more (n=), or lower n_choose"
         )
     return {"train": task.train[:n_train], "choose": task.train[n_train:], "report": task.heldout}
+
+
+def _demonstrations(
+    model: Model, task: Task, train: Sequence[Example], kind: str, given: int | Sequence[Example] | None
+) -> Sequence[Example] | None:
+    """The examples whose mean is injected, where they are not those that are trained on."""
+    if given is None:
+        return None
+    if not isinstance(given, int) and not given:
+        raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
+    if kind != "inject":
+        raise BadSetting(f"demonstrations= is for kind=inject, which mixes a mean in: leave it out of kind={kind}")
+    return behind_solved(task, model, train, check_whole("demonstrations", given)) if isinstance(given, int) else given
 
 
 def _given_heads(model: Model, heads: str | Sequence[str] | Circuit, k: int | None) -> list[str] | None:
