@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from examples import random_task
@@ -21,7 +22,7 @@ TOKENS = [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]]
 def figures(model: Model) -> dict:
     """What is compared between a split model and the whole one."""
     task = random_task(model, 3)
-    given = {"progress": False, "allow_chance": True}
+    given: dict[str, Any] = {"progress": False, "allow_chance": True}
     eap_ig = cd.discover(model, task, "eap_ig", steps=2, **given)
     acdc = cd.discover(model, task, "acdc", threshold=0.02, ablation="resample", **given)
     masks = cd.discover(model, task, "edge_pruning", steps=1, **given)

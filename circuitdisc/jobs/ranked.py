@@ -79,7 +79,11 @@ def ranked(spreads: bool) -> Iterator[bool]:
     if here is None:
         yield True
     elif not spreads:
-        yield here[0] == 0
+        n = os.environ.pop("WORLD_SIZE")  # so that nothing in it waits for the others, who have left
+        try:
+            yield here[0] == 0
+        finally:
+            os.environ["WORLD_SIZE"] = n
     elif _joined is not None and _joined.at_work:  # a command within a command
         yield True
     else:
