@@ -151,6 +151,11 @@ def test_a_killed_cell_goes_on_and_a_failed_one_is_a_row(tmp_path, capsys):
     log.write_text("")
     run_cells(folder, ["1"])
     assert "another task.n (9, now 8)" in Cells(folder).state("1").error
+    shutil.rmtree(folder / "1")
+    (folder / "1").mkdir()
+    (folder / "1" / ".config.json.0.part").touch()  # as a kill before the first file leaves it
+    run_cells(folder, ["1"])
+    assert Cells(folder).state("1").status == "done"
 
 
 def test_two_calls_at_once_run_nothing_twice(tmp_path):

@@ -82,7 +82,7 @@ def _folder(job: Job, given: Sequence[str]) -> Path:
         return Path("runs") / f"{of_job}multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (override,) = OverridesParser.create().parse_overrides(given[-1:])
+    (override,) = OverridesParser.create().parse_overrides([given[-1]])
     if override.is_sweep_override():
         raise BadSetting("out= is the folder of all cells: name one")
     return Path(str(getattr(override.value(), "text", override.value())))
