@@ -286,18 +286,19 @@ def test_cells_on_a_real_slurm(slurm, tmp_path, capsys):
         os.kill(int(state.holder.split()[1]), signal.SIGKILL)
         state = running()
         killed[state.name] = state.job
-        subprocess.run(["scancel", "--signal=KILL", state.job], check=True)
+        subprocess.run(["scancel", state.job], check=True)
         _, error = first.communicate(timeout=600)
     finally:
         first.kill()
         first.communicate()
     assert first.returncode == 2
     assert "cells are not finished" in error
-    states = {state.name: state.status for state in cells.states()}
-    assert {states[name] for name in killed} == {"waiting"}
-    assert set(states.values()) == {"waiting", "done"}
+    states = {state.name: state for state in cells.states()}
+    lost = {name for name, state in states.items() if state.status == "waiting" and state.begun}
+    assert next(iter(killed)) in lost  # what is cancelled may be done before Slurm kills it
+    assert {state.status for state in states.values()} == {"waiting", "done"}
     assert main(["status", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert all(job in said for job in killed.values())
+    assert all(states[name].job in said for name in lost)
     assert main(command) == 0
-    assert counts(folder) == {name: (2 if name in killed else 1, 1) for name in states}
+    assert counts(folder) == {name: (2 if name in lost else 1, 1) for name in states}
