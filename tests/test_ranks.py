@@ -49,7 +49,7 @@ def subject():
 
 
 def assert_near(found, expected, where="", tolerance=1e-12, ends=1e-7):
-    """Plain data is the same but for rounding: of numbers, and of the ends of intervals, to which no spread is one of rounding."""
+    """Plain data is the same but for rounding: of numbers, and of ends of intervals, to which no spread is one of rounding."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key in expected.keys() - {"seconds", "cost", "versions", "started", "command"}:
