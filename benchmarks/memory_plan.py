@@ -154,7 +154,7 @@ def watch(model: Model, planned: Planned) -> None:
 
     planned.watch(Attribution, "chunks", of_ranking)
     planned.watch(PathPatching, "_patched", of_paths)
-    planned.watch(Patching, "hold", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
+    planned.watch(Patching, "hold_share", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
     planned.watch(Patching, "evaluate", lambda patching, examples, *_: patching.chunk_bytes(examples))
 
 

@@ -105,6 +105,7 @@ def _joining(rank: int, n: int) -> Iterator[None]:
     global _joined, _n_commands
     import torch
     from torch import distributed
+    from torch._C._distributed_c10d import PrefixStore, TCPStore  # as torch.distributed offers them, with their types
 
     from circuitdisc.engine.ranks import join, spread_over
 
@@ -112,14 +113,14 @@ def _joining(rank: int, n: int) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    table = distributed.TCPStore(address, port, n, is_master=hosts)
+    table = TCPStore(address, port, n, is_master=hosts)
     _n_commands += 1
     own = f"circuitdisc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_n_commands}"
-    store = distributed.PrefixStore(own, table)
+    store = PrefixStore(own, table)
     signal.signal(signal.SIGTERM, _told_to_end)
     _joined = _Joined(rank, store)
     try:
-        with _quiet(rank), spread_over(join(rank, n, distributed.PrefixStore("ranks", store))):
+        with _quiet(rank), spread_over(join(rank, n, PrefixStore("ranks", store))):
             yield
         distributed.destroy_process_group()
     finally:
