@@ -146,7 +146,7 @@ def watch(model: Model, planned: Planned) -> None:
         return held + size[0] * min(len(senders), rows_in(model, paths.patching.budget - held, *size))
 
     planned.watch(PathPatching, "_patched", of_paths)
-    planned.watch(Patching, "hold", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
+    planned.watch(Patching, "hold_share", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
     planned.watch(Patching, "evaluate", lambda patching, examples, *_: patching.chunk_bytes(examples))
 
 

@@ -48,8 +48,8 @@ def subject():
     return model, random_task(model, 6)
 
 
-def assert_near(found, expected, where="", tolerance=1e-12, ends=1e-10):
-    """Plain data is the same but for rounding: of numbers, and of the ends of intervals, whose bootstrap makes more of it."""
+def assert_near(found, expected, where="", tolerance=1e-12, ends=1e-7):
+    """Plain data is the same but for rounding: of numbers, and of the ends of intervals, to which no spread is one of rounding."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key in expected.keys() - {"seconds", "cost", "versions", "started", "command"}:
@@ -254,7 +254,7 @@ QUICK = [*TPP, "allow_chance=true", "scoring.n_random=1", "progress=false"]
 COMMANDS = {
     "acdc": ["discover", *QUICK, "algorithm=acdc", "algorithm.threshold=0.5"],
     "eap_ig": ["discover", *QUICK, "algorithm=eap_ig"],
-    "edge_pruning": ["discover", *QUICK, "algorithm=edge_pruning", "algorithm.steps=4"],
+    "edge_pruning": ["discover", *QUICK, "algorithm=edge_pruning", "algorithm.steps=4", "algorithm.fraction=0.5"],
 }
 
 
@@ -283,7 +283,7 @@ def assert_same_run(folder, expected):
 def test_two_processes_leave_what_one_leaves(tmp_path, monkeypatch, capfd):
     (tmp_path / "two").mkdir()
     lines = [[*words, f"out={name}"] for name, words in COMMANDS.items()]
-    lines.append(["tasks", "check", "tpp", "model=tpp/lightweight"])  # the first process alone
+    lines.append(["list", "metrics"])  # which the first process does alone
     (tmp_path / "commands").write_text("\n".join(map(json.dumps, lines)))
     done = torchrun(2, HERE / "ranks_worker.py", "../commands", cwd=tmp_path / "two")
     monkeypatch.chdir(tmp_path)
@@ -291,8 +291,9 @@ def test_two_processes_leave_what_one_leaves(tmp_path, monkeypatch, capfd):
         assert main(line) == 0
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
-    tables = [text for text in out.split("\n") if text.startswith("verdict")]
-    assert len(tables) == len(COMMANDS)  # said once
+    lines_of = out.splitlines()
+    assert lines_of.count("verdict") == len(COMMANDS)  # each said once
+    assert sum(line.startswith("logit_diff ") for line in lines_of) == 1
     for name in COMMANDS:
         assert_same_run(tmp_path / "two" / name, tmp_path / name)
 

@@ -59,7 +59,7 @@ def joint_acdc(
     check_order(ablation, order, ORDERS_WITHOUT_SCORES)
     graph = models[0].graph
     patchings = [Patching(model, ablation, task.train, memory=context.memory) for model in models]
-    kept = [patching.hold(task.train) for patching in patchings]
+    kept = [patching.hold_share(task.train) for patching in patchings]
     clock = TimeLeft(graph)
     with time_bar(f"acdc on {' + '.join(model.name for model in models)}", context.progress) as bar:
 

@@ -63,8 +63,10 @@ def joint_head_ablation(
         kept[graph.parse_head(decision["head"])] = decision["kept"]
     asked = np.ones_like(kept) if spared is None else ~kept_heads(graph, spared)
     finished = set(journal.marks)
-    search = [HeadRemoval(patching, patching.hold(search_on), metric, kept) for patching in patchings]
-    second = [HeadRemoval(patching, patching.hold(verify_on), metric, kept) for patching in patchings] if verify_on else []
+    search = [HeadRemoval(patching, patching.hold_share(search_on), metric, kept) for patching in patchings]
+    second = (
+        [HeadRemoval(patching, patching.hold_share(verify_on), metric, kept) for patching in patchings] if verify_on else []
+    )
     title = f"head_ablation on {' + '.join(model.name for model in models)}"
     bar = progress_bar(int(asked.sum()), title, "head", context.progress, len(journal.decisions))
     for layer in layers_in_order(graph.n_layers, order, context.seed):

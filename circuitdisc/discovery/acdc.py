@@ -100,7 +100,7 @@ def acdc(model: Model, task: Task, ablation: Ablation, context: SearchContext, *
             start = proposed(graph, scores, given["prune_first"])
             notes = not_tried(Circuit(graph, start), given["ranking"])
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    chunks = patching.hold(task.train)
+    chunks = patching.hold_share(task.train)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric, start))
     clock = TimeLeft(graph)
     with time_bar(f"acdc on {model.name}", context.progress) as bar:

@@ -90,7 +90,7 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
     if recorded:
         recorded.popleft()
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    chunks = patching.hold(task.train)
+    chunks = patching.hold_share(task.train)
     start, notes = graph.edge_mask, ()
     if given["prune_first"] is not None:
         start = proposed(graph, scores, given["prune_first"])

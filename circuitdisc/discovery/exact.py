@@ -47,7 +47,9 @@ def exact(
         raise BadSetting("exact cuts edges; an attention pattern is no edge: use ablation.target=output")
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    removal = patching.removal(patching.hold(task.train), graph.edge_mask, get_metric(context.metric), first=0, accepts=False)
+    removal = patching.removal(
+        patching.hold_share(task.train), graph.edge_mask, get_metric(context.metric), first=0, accepts=False
+    )
     scores = np.full(graph.edge_mask.shape, np.nan)
     for line in journal.decisions:
         scores[graph.parse_edge(line["edge"])] = line["score"]

@@ -74,12 +74,12 @@ def head_ablation(
     patching = Patching(model, ablation, task.train, memory=context.memory)
     kept = _replay(graph.n_layers, graph.n_heads, journal.decisions)
     finished = set(journal.marks)
-    chunks = patching.hold(search_on, COPIES_TO_PREPARE)
+    chunks = patching.hold_share(search_on, COPIES_TO_PREPARE)
     if keep is not None:
         full, empty = (HeadRemoval(patching, chunks, metric, np.full_like(kept, end)).value for end in (True, False))
         rule = KeepRule(keep, full, empty)
     search = HeadRemoval(patching, chunks, metric, kept)
-    second = HeadRemoval(patching, patching.hold(verify_on, COPIES_TO_PREPARE), metric, kept) if verify_on else None
+    second = HeadRemoval(patching, patching.hold_share(verify_on, COPIES_TO_PREPARE), metric, kept) if verify_on else None
     n_done = len(finished) * graph.n_heads
     bar = progress_bar(graph.n_layers * graph.n_heads, f"head_ablation on {model.name}", "head", context.progress, n_done)
     for layer in layers_in_order(graph.n_layers, order, context.seed):

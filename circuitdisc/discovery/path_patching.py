@@ -79,7 +79,7 @@ def path_patching(
     _check_metric(metric, chosen)
     graph, journal = model.graph, context.journal
     patching = Patching(model, ablation, task.train, memory=context.memory)
-    paths = PathPatching(patching, patching.hold(task.train), metric, **options)
+    paths = PathPatching(patching, patching.hold_share(task.train), metric, **options)
     groups: Groups = {}
     over = partition_of(task.train)
     earlier = list(journal.decisions)

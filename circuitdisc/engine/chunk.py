@@ -3,7 +3,7 @@
 Shape letters: S senders, B examples, T positions, D residual width, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,7 +50,12 @@ class Chunk:
     @property
     def n_examples(self) -> int:
         """Examples of the chunk on all ranks."""
-        return self.batch.n_examples if self.share is None else self.share.n
+        return n_examples_of([self])
+
+    @property
+    def weight(self) -> float:
+        """Of this chunk in counts of costs."""
+        return 1.0 if self.share is None else self.share.weight
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is large in it."""
@@ -63,3 +68,9 @@ class Chunk:
         if n_senders not in self._ablated_sums:
             self._ablated_sums[n_senders] = self.ablated[:n_senders].sum(0)
         return self._ablated_sums[n_senders]
+
+
+def n_examples_of(chunks: Sequence[Chunk]) -> int:
+    """Examples of these chunks, on all ranks where they are shares of the same examples."""
+    share = chunks[0].share
+    return sum(chunk.batch.n_examples for chunk in chunks) if share is None else share.n

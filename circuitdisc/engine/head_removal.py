@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.chunk import Chunk, n_examples_of
 from circuitdisc.engine.evaluate import of_logits
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.ranks import gathered
@@ -72,6 +72,5 @@ class HeadRemoval:
             logits, seen = self.patching.head_logits(chunk, kept, layer, before[layer] if before else None)
             states.append(seen)
             sums.append(of_logits(chunk.batch, chunk.labels, logits, [self.metric])[self.metric.name].double().sum())
-        share = self.chunks[0].share
-        n = sum(chunk.batch.n_examples for chunk in self.chunks) if share is None else share.n
-        return sum(gathered(torch.stack(sums), share, "sums of heads").tolist()) / n, states
+        whole = gathered(torch.stack(sums), self.chunks[0].share, "sums of heads")
+        return sum(whole.tolist()) / n_examples_of(self.chunks), states

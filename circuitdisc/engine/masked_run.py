@@ -21,13 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.chunk import Chunk, n_examples_of
 from circuitdisc.engine.evaluate import of_columns
 from circuitdisc.engine.gradients.memory import HEAP_HOLES, Shapes, segment_bytes
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Patching
 from circuitdisc.engine.prepared import prepare
-from circuitdisc.engine.ranks import Share, shared, summed
+from circuitdisc.engine.ranks import shared, summed
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.files import size_words
@@ -167,13 +167,13 @@ class MaskedRuns:
         patching = Patching(model, ablation, examples, memory=memory)
         self.cost = patching.cost
         self.cost.model_runs += 1 + ablation.method.runs_per_example
-        self.batches: list[tuple[Share | None, list[Chunk]]] = []
+        self.batches: list[list[Chunk]] = []
         n_embed = int(self.graph.n_upstream[0])
         for first in range(0, len(examples), batch):
             share, mine = shared(examples[first : first + batch])
             chunks = prepare(model, ablation, mine, patching.fitted, piece)
             # no other clean value is needed: let go of them
-            self.batches.append((share, [replace(chunk, clean=chunk.clean[:n_embed].clone()) for chunk in chunks]))
+            self.batches.append([replace(chunk, clean=chunk.clean[:n_embed].clone(), share=share) for chunk in chunks])
 
     def measure(self, batch: int, mask: Float[Tensor, "R S"]) -> Measured:
         """One forward and one backward pass of a mask on one mini-batch.
@@ -183,8 +183,8 @@ class MaskedRuns:
             mask: the share of each edge, or of each sender. [R, S] or [1, S]
         """
         leaf, total = mask.detach().requires_grad_(), 0.0
-        share, chunks = self.batches[batch]
-        n = sum(chunk.batch.n_examples for chunk in chunks) if share is None else share.n
+        chunks = self.batches[batch]
+        share, n = chunks[0].share, n_examples_of(chunks)
         gradient = torch.zeros_like(mask)
         for chunk in chunks:
             mean = masked_values(self.components, self.graph, chunk, leaf, self.metric).sum() / n

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.circuit import kept_heads, live_receivers
-from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.chunk import Chunk, n_examples_of
 from circuitdisc.engine.evaluate import n_logits, of_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit
 from circuitdisc.engine.memory import bytes_per_token, rows_that_fit
@@ -54,9 +54,8 @@ class PartRemoval:
         self.patching, self.metric, self.by = patching, metric, by
         self.graph = patching.graph
         ready = [one for one in examples if isinstance(one, Chunk)]
-        self.chunks = ready or patching.hold([one for one in examples if isinstance(one, Example)])
-        self.share = self.chunks[0].share
-        self.n_examples = self.share.n if self.share else sum(chunk.batch.n_examples for chunk in self.chunks)
+        self.chunks = ready or patching.hold_share([one for one in examples if isinstance(one, Example)])
+        self.share, self.n_examples = self.chunks[0].share, n_examples_of(self.chunks)
         self._known: dict[bytes, Values] = {}
         self._bases: OrderedDict[bytes, list[IncrementalNodeRemoval]] = OrderedDict()
         self._bytes: dict[bytes, int] = {}
@@ -134,7 +133,7 @@ class PartRemoval:
                 some = together[start : start + self._most_rows]
                 before = sum(one.node_evaluations for one in bases)
                 found[some] = self._measured([one.without([sets[place] for place in some]) for one in bases])
-                cost.node_evaluations += self._weight * (sum(one.node_evaluations for one in bases) - before)
+                cost.node_evaluations += self.chunks[0].weight * (sum(one.node_evaluations for one in bases) - before)
         return found
 
     def _begin(self, senders: Set[int]) -> tuple[int, str]:
@@ -164,13 +163,9 @@ class PartRemoval:
             self._bytes[key] = needed
             self._bases[key] = [IncrementalNodeRemoval(components, self.graph, chunk, mask) for chunk in self.chunks]
             cost.circuit_runs += 1
-            cost.node_evaluations += self._weight * sum(one.node_evaluations for one in self._bases[key])
+            cost.node_evaluations += self.chunks[0].weight * sum(one.node_evaluations for one in self._bases[key])
         self._bases.move_to_end(key)
         return self._bases[key]
-
-    @property
-    def _weight(self) -> float:
-        return 1.0 if self.share is None else self.share.weight
 
     @property
     def _n_logits(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import kept_heads
 from circuitdisc.engine.backends import runner
-from circuitdisc.engine.chunk import Chunk
+from circuitdisc.engine.chunk import Chunk, n_examples_of
 from circuitdisc.engine.evaluate import Keep, Values, evaluate, n_logits, of_residual
 from circuitdisc.engine.head_run import head_circuit, head_logits
 from circuitdisc.engine.memory import (
@@ -188,7 +188,7 @@ class Patching:
     # --- edges cut one after the other -------------------------------------------------------------------------------
 
     def hold(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> list[Chunk]:
-        """All examples made ready and held in memory, for a search: on each rank its share (`ranks.py`).
+        """All examples made ready and held in memory, for a search.
 
         Args:
             copies: of what all senders write, at most at once.
@@ -196,12 +196,17 @@ class Patching:
         Raises:
             BadSetting: they do not fit the budget.
         """
-        needed = self.hold_bytes(examples, copies)
-        if needed > self.budget:
-            raise BadSetting(
-                f"a search on {len(examples)} examples needs about {size_words(needed)} for activations, over the budget "
-                f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
-            )
+        self._check_fits(len(examples), self.hold_bytes(examples, copies))
+        return list(self.chunks(examples))
+
+    def hold_share(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> list[Chunk]:
+        """The same for values that are then gathered, as those of `Removal` are: this rank's share (`ranks.py`).
+
+        Raises:
+            BadSetting: the largest share does not fit the budget.
+        """
+        n = largest_share(len(examples))
+        self._check_fits(n, self.hold_bytes(examples, copies) * n // len(examples))
         share, mine = shared(examples)
         chunks = list(self.chunks(mine))
         if share is not None:
@@ -211,8 +216,15 @@ class Patching:
         return chunks
 
     def hold_bytes(self, examples: Sequence[Example], copies: int = COPIES_OF_SENDERS) -> int:
-        """What holding all examples for a search takes: of several ranks, on that which has most."""
-        return largest_share(len(examples)) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
+        """What holding all examples for a search takes."""
+        return len(examples) * max(len(example) for example in examples) * bytes_per_token(self.model, copies)
+
+    def _check_fits(self, n: int, needed: int) -> None:
+        if needed > self.budget:
+            raise BadSetting(
+                f"a search on {n} examples needs about {size_words(needed)} for activations, over the budget "
+                f"of {size_words(self.budget)}: raise memory=, or take fewer examples (task.n=)"
+            )
 
     def measure(self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric) -> float:
         """Mean metric of a circuit over examples held in memory."""
@@ -317,8 +329,7 @@ class Removal:
 
     def close(self) -> None:
         """Add up what it cost."""
-        weight = 1.0 if self.share is None else self.share.weight
-        self.patching.cost.node_evaluations += weight * sum(part.node_evaluations for part in self.parts)
+        self.patching.cost.node_evaluations += self.chunks[0].weight * sum(part.node_evaluations for part in self.parts)
 
     @torch.no_grad()
     def each_without(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:
@@ -330,8 +341,7 @@ class Removal:
     def _means(self, outputs: list[Float[Tensor, "C N X"]]) -> list[float]:
         """Mean metric over all examples, for every row."""
         sums = gathered(torch.stack([values.sum(-1) for values in self._values(outputs)]), self.share, "sums of rows")
-        n = sum(chunk.batch.n_examples for chunk in self.chunks) if self.share is None else self.share.n
-        return (sums.sum(0) / n).tolist()
+        return (sums.sum(0) / n_examples_of(self.chunks)).tolist()
 
     def _examples(self, outputs: list[Float[Tensor, "C N X"]]) -> Float[np.ndarray, "C B"]:
         """The metric of every row, example by example."""

@@ -148,7 +148,7 @@ def path_patch(
     given: Any = options
     patching = Patching(model, get_ablation(given["ablation"]), task.train, memory=given["memory"])
     metric = metric_for(model, task, given["metric"])
-    paths = PathPatching(patching, patching.hold(task.split(split)), metric, given["mlps"], given["norms"])
+    paths = PathPatching(patching, patching.hold_share(task.split(split)), metric, given["mlps"], given["norms"])
     return paths.effects(senders, receivers, sender_positions, receiver_positions, given["progress"])
 
 
@@ -200,7 +200,7 @@ class PathPatching:
             clean.append(self._values(run, run.run.residual())[0])
             parts.append(self._patched(run, before_ends, bar))
             self.patching.cost.circuit_runs += 1
-            self.patching.cost.node_evaluations += run.node_evaluations * (chunk.share.weight if chunk.share else 1.0)
+            self.patching.cost.node_evaluations += run.node_evaluations * chunk.weight
         bar.close()
         share = self.chunks[0].share
         patched = gathered(torch.cat(parts, dim=1), share, "patched paths", axis=1).double().cpu().numpy()
