@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,18 @@ def spawned(folder: Path, n: int) -> dict:
     """What n processes find in the folders of models below a folder."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("split_worker.py"))]
-    started = [
-        subprocess.Popen([*command, str(rank), str(n), str(folder)], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(n)
-    ]
+    errors = [folder / f"errors{rank}" for rank in range(n)]
+    started: list[subprocess.Popen[bytes]] = []
+    for rank, file in enumerate(errors):
+        with file.open("w") as stream:
+            started.append(subprocess.Popen([*command, str(rank), str(n), str(folder)], env=env, stderr=stream))
     try:
-        errors = [process.communicate(timeout=500)[1] for process in started]
+        while any(process.poll() is None for process in started) and not any(process.poll() for process in started):
+            time.sleep(0.05)
     finally:
         for process in started:
             process.kill()
-    assert not any(process.returncode for process in started), errors[0][-2000:]
+    assert not any(process.wait() for process in started), "\n".join(file.read_text()[-2000:] for file in errors)
     return json.loads((folder / "found.json").read_text())
 
 

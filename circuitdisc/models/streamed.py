@@ -26,8 +26,7 @@ def lent(module: nn.Module, dtype: torch.dtype | None, device: Any = "cpu", *, a
     before: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for part in module.modules():
-            tables: tuple[tuple[dict[str, Any], torch.dtype | None], ...] = ((part._parameters, dtype), (part._buffers, None))
-            for table, to in tables:
+            for table, to in ((vars(part)["_parameters"], dtype), (vars(part)["_buffers"], None)):
                 for name, tensor in table.items():
                     if tensor is None or (at_most is not None and tensor.dim() > at_most):
                         continue
