@@ -8,7 +8,7 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording", "options", "results"),
+    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording", "options", "results", "terminal"),
     ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks"),
     ("ablation",),

@@ -31,7 +31,7 @@ def run(settings: dict[str, Any], command: str, number: int | None = None) -> st
     sections["command"] = command
     sections["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
     folder = Path(settings["out"]) if settings["out"] else default_folder(sections)
-    return start(sections, folder if number is None else folder / str(number)).summary
+    return start(sections, folder if number is None else folder / str(number)).output
 
 
 def _multirun(overrides: list[str]) -> str:

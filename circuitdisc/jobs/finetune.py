@@ -4,6 +4,7 @@ from typing import Any
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 PAGE = "report.html"
 
@@ -35,14 +36,15 @@ def _work(call: Call) -> str:
         ladder = finetune(base, call.settings["task"], folder, device=device, **settings, **call.shared)
     headers = ("checkpoint", "trained", "weights", "examples", "steps", "seconds", "loss")
     table = text_table(headers, [_line(rung, ladder.settings["method"]) for rung in ladder.rungs], "llrrrrr")
-    parts = [f"{base}, fine-tuned on task {call.task_name}", table]
+    parts, data = [f"{base}, fine-tuned on task {call.task_name}", table], dict[str, Any]()
     if ladder.figures is not None:
         description = describe(ladder.figures)
         record = {"command": call.command, **ladder.settings}
         with writing(folder):
             write_description(folder / PAGE, description, heading="Fine-tuned checkpoints", subject=parts[0], settings=record)
         parts += [description_text(description)]
-    return "\n\n".join([*parts, f"folder  {folder}"])
+        data = {**description.said.data, "page": folder / PAGE}
+    return Output("\n\n".join([*parts, f"folder  {folder}"]), {"folder": folder, **data, "result": ladder.to_dict()})
 
 
 def _line(rung: Any, method: str) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
+from circuitdisc.jobs.output import Output
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -82,7 +83,7 @@ class Job:
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
-        work: what it does; returns what is printed. None for a job with `find`.
+        work: what it does; returns what is printed, as an `Output` with what `--json` prints. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
 
@@ -301,7 +302,8 @@ def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     description = (describe if isinstance(own, str) else own)(answer.result).noted(answer.notes)
     page = folder / leaves.page
     write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
-    return f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
+    text = f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
+    return Output(text, {"folder": folder, "page": page, **description.said.data, "result": found})
 
 
 def _within(format: str, record: Mapping[str, Any], result: Any) -> dict[str, Any]:

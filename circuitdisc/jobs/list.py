@@ -6,6 +6,7 @@ from importlib import import_module
 from circuitdisc.errors import UnknownName
 from circuitdisc.jobs.config import REGISTRIES
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 
 def _models() -> list[tuple[str, str]]:
@@ -32,7 +33,8 @@ def _work(call: Call) -> str:
         raise UnknownName("list", kind, KINDS, "`circuitdisc list tasks`, for example.")
     from circuitdisc.pages.tables import text_table
 
-    return text_table(("name", "what it is"), KINDS[kind]())
+    rows = KINDS[kind]()
+    return Output(text_table(("name", "what it is"), rows), {kind: dict(rows)})
 
 
 JOB = Job(name="list", arguments=("|".join(KINDS),), summary="names, and what is behind them", work=_work)

@@ -6,20 +6,22 @@ from typing import Any
 
 from circuitdisc.errors import BadRun
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output, as_output
 
 
 def _work(call: Call) -> str:
     folder = call.run_folder()
     from circuitdisc.runs import works_in
 
-    return "\n\n".join(_go_on(folder, work) for work in works_in(folder))
+    outputs = [_go_on(folder, work) for work in works_in(folder)]
+    return outputs[0] if len(outputs) == 1 else Output("\n\n".join(outputs), {"works": [output.data for output in outputs]})
 
 
-def _go_on(folder: Path, work: Any) -> str:
+def _go_on(folder: Path, work: Any) -> Output:
     if work.job == "discover":
         from circuitdisc.jobs.pipeline import resume
 
-        return resume(folder).summary
+        return resume(folder).output
     from circuitdisc.jobs.registry import REGISTRY
 
     if work.job not in REGISTRY.names:
@@ -27,7 +29,7 @@ def _go_on(folder: Path, work: Any) -> str:
     args = list(work.words[1 + len(work.job.split()) :])
     options = {arg: "" for arg in args if arg.startswith("-")}
     with chdir(work.begun_in):
-        return REGISTRY.get(work.job)([arg for arg in args if arg not in options], options)
+        return as_output(REGISTRY.get(work.job)([arg for arg in args if arg not in options], options))
 
 
 JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", work=_work)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from circuitdisc.circuit import Circuit
 from circuitdisc.pages.verdict import headline_score, plain_text, verdict
 from circuitdisc.scoring.base import Score, Scores
+from circuitdisc.terminal import folded_table, width
 from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
-    """A plain-text table with aligned columns.
+    """A plain-text table with aligned columns; where stdout is a terminal, it fits its width.
 
     Args:
         headers: one a column.
@@ -22,6 +23,9 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
             raise ValueError(f"a row has {len(row)} cells, the table has {len(headers)} columns: {row}")
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     align = align.ljust(len(headers), "l")
+    columns = width()
+    if columns is not None and sum(widths) + 2 * (len(widths) - 1) > columns:
+        return folded_table(cells[0], cells[1:], align, columns)
     lines = [
         "  ".join(
             cell.rjust(width) if side == "r" else cell.ljust(width)

@@ -50,6 +50,11 @@ class Verdict:
         return Verdict(self.lines + other.lines, tuple(dict.fromkeys(self.caveats + other.caveats)))
 
     @property
+    def data(self) -> dict[str, list[str]]:
+        """For a script."""
+        return {"verdict": list(self.lines), "caveats": list(self.caveats)}
+
+    @property
     def text(self) -> str:
         """For the terminal: a caveat begins with an exclamation mark."""
         lines = ["verdict", *(f"  {line}" for line in self.lines), *(f"  ! {caveat}" for caveat in self.caveats)]

@@ -1,0 +1,68 @@
+"""What a terminal gets: tables and sentences that fit its width. A file or a pipe gets them whole, each line a line."""
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from io import StringIO
+from textwrap import wrap
+
+APART = 2  # spaces between two columns
+
+
+def width() -> int | None:
+    """Columns of the terminal; None where stdout is none."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size((80, 24)).columns if is_terminal else None
+
+
+def fitted(text: str, columns: int | None = None) -> str:
+    """A text whose lines are no longer than the terminal is wide: what is left of a line stands below its last column.
+
+    Args:
+        columns: of the terminal; None asks it.
+    """
+    columns = columns or width()
+    if columns is None:
+        return text
+    return "\n".join("\n".join(_wrapped(line, columns)) if len(line) > columns else line for line in text.split("\n"))
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    indent = len(line) - len(line.lstrip())
+    starts = [match.end() for match in re.finditer(r"\S {2,}(?=\S)", line) if match.end() <= 2 * columns // 3]
+    hanging = " " * (starts[-1] if starts else indent + APART)
+    first, rest = (line[: len(hanging)], line[len(hanging) :]) if starts else (" " * indent, line.lstrip())
+    return wrap(rest, columns, initial_indent=first, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+
+
+def folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str, columns: int) -> str:
+    """A table in so many columns of the terminal: words of a cell below each other; where a word does not fit, a block a row.
+
+    Args:
+        align: one letter a column, `l` or `r`.
+    """
+    narrowest = [max(len(word) for row in (headers, *rows) for word in (row[at].split() or [""])) for at in range(len(headers))]
+    if sum(narrowest) + APART * (len(headers) - 1) > columns:
+        return "\n\n".join(_block(headers, row) for row in rows)
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for name, side, least in zip(headers, align, narrowest, strict=False):
+        table.add_column(Text(name), justify="right" if side == "r" else "left", min_width=least, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    page = StringIO()
+    Console(file=page, width=columns, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in page.getvalue().rstrip("\n").split("\n"))
+
+
+def _block(headers: Sequence[str], row: Sequence[str]) -> str:
+    """A row, a line for each of its cells."""
+    wide = max(map(len, headers))
+    return "\n".join(
+        f"{'' if at == 0 else '  '}{name:<{wide}}  {cell}" for at, (name, cell) in enumerate(zip(headers, row, strict=True))
+    )

@@ -1,0 +1,154 @@
+"""What commands print: the same in words and, with --json, as data; tables and sentences that fit a terminal."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from circuitdisc import terminal
+from circuitdisc.cli import main
+from circuitdisc.jobs.registry import REGISTRY
+from circuitdisc.pages.tables import text_table
+from circuitdisc.terminal import fitted, folded_table
+
+QUICK = ["task.n=20", "task.n_heldout=20", "progress=false"]
+MODEL = ["model=tpp/lightweight", "task=tpp", *QUICK]
+
+
+def run(capsys, *args):
+    """Exit status, stdout and stderr of one command."""
+    capsys.readouterr()
+    status = main(list(args))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def data_of(capsys, *args):
+    """What a command prints with --json; nothing but that may stand on stdout."""
+    status, out, err = run(capsys, *args, "--json")
+    assert status == 0, err
+    data = json.loads(out)
+    assert data["command"] == next(name for name in (" ".join(args[:2]), args[0]) if name in REGISTRY.names)
+    return data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two finished runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, threshold in (("a", 0.5), ("b", 0.4)):
+        own = [f"algorithm.threshold={threshold}", "scoring.n_random=2", f"out={folder / name}"]
+        assert main(["discover", *MODEL, *own]) == 0
+    return folder
+
+
+def test_a_search_as_data_is_what_its_files_hold(runs, tmp_path, capsys):
+    own = ["algorithm.threshold=0.5", "scoring.n_random=2", f"out={tmp_path / 'run'}"]
+    data = data_of(capsys, "discover", *MODEL, *own)
+    assert data["folder"] == str(tmp_path / "run")
+    assert data["page"] == str(tmp_path / "run" / "report.html")
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert data["result"].items() <= scores.items()
+    _, out, _ = run(capsys, "score", str(tmp_path / "run"))
+    assert all(f"  {line}" in out for line in data["verdict"])
+    assert all(f"  ! {line}" in out for line in data["caveats"])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["list", "metrics"],
+        ["list", "tasks"],
+        ["score", "{a}"],
+        ["score", "{a}", "ablation=zero", "scoring.n_random=1"],
+        ["report", "{a}"],
+        ["resume", "{a}"],
+        ["export", "{a}", "{new}.json"],
+        ["stability", "{a}", "n_samples=2", "progress=false"],
+        ["compare", "{a}", "{b}", "interventions=none", "n_random=2", "out={new}"],
+        ["heads", "effects", *MODEL, "out={new}"],
+        ["lens", *MODEL, "out={new}"],
+        ["tasks", "check", "model=tpp/lightweight", "tasks=[tpp]", "n=10"],
+        ["cmap", "base=tpp/base", "tuned=tpp/lightweight", "task=tpp", "plan=true"],
+        ["drift", "checkpoints=[tpp/base,tpp/lightweight]", "task=tpp", "key=c1", *QUICK, "out={new}"],
+        ["baselines", "checkpoints=[tpp/base,tpp/lightweight]", "task=tpp", "others=[]", *QUICK, "out={new}"],
+    ],
+    ids=lambda args: " ".join(args[:2]),
+)
+def test_commands_as_data(args, runs, tmp_path, capsys):
+    names = {"a": runs / "a", "b": runs / "b", "new": tmp_path / "new"}
+    data = data_of(capsys, *(arg.format(**names) if "{" in arg else arg for arg in args))
+    assert len(data) > 1
+    assert "text" not in data, "it has data of its own"
+    for key in ("verdict", "caveats"):
+        assert all(isinstance(line, str) for line in data.get(key, []))
+
+
+def test_what_else_prints_is_no_part_of_the_data(capsys, monkeypatch):
+    monkeypatch.setattr("circuitdisc.jobs.pipeline.write_page", lambda folder: print("of a library") or folder / "page")
+    status, out, err = run(capsys, "report", "x", "--json")
+    assert (status, json.loads(out)) == (0, {"command": "report", "folder": "x", "page": "x/page"})
+    assert err == "of a library\n"
+
+
+def test_bad_input_leaves_stdout_empty(capsys):
+    status, out, err = run(capsys, "report", "nowhere", "--json")
+    assert (status, out) == (2, "")
+    assert "nowhere" in err
+    assert run(capsys, "discover", "--jsn")[0] == 2
+
+
+def test_every_command_has_help_with_these_options(capsys):
+    for name in REGISTRY.own:
+        status, out, _ = run(capsys, *name.split(), "--help")
+        assert (status, "--json" in out, "--quiet" in out) == (0, True, True), name
+
+
+def test_quiet_is_quiet(runs, capsys):
+    for args in (["report", str(runs / "a")], ["resume", str(runs / "a")], ["score", str(runs / "a")]):
+        assert run(capsys, *args, "--quiet")[2] == ""
+
+
+# --- the terminal's width ---------------------------------------------------------------------------------------------------
+
+SLOWLY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+WORDS = st.lists(st.text("abcdef", min_size=1, max_size=9), max_size=12).map(" ".join)
+
+
+@SLOWLY
+@given(st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(WORDS, min_size=n, max_size=n), min_size=2, max_size=5)))
+def test_a_table_fits_the_terminal_and_keeps_its_words(rows):
+    table = folded_table(rows[0], rows[1:], "l" * len(rows[0]), 80)
+    assert all(len(line) <= 80 for line in table.splitlines())
+    for row in rows[1:]:
+        for cell in row:
+            assert all(word in table for word in cell.split())
+
+
+@SLOWLY
+@given(WORDS, st.integers(0, 6))
+def test_a_sentence_fits_the_terminal_and_keeps_its_words(words, indent):
+    line = " " * indent + words
+    text = fitted(line, 30)
+    assert text.split() == line.split()
+    assert all(len(part) <= 30 for part in text.splitlines())
+
+
+def test_what_is_left_of_a_line_stands_below_its_last_column():
+    assert (
+        fitted("  score RUN     again, with other settings", 30)
+        == "  score RUN     again, with\n" + " " * 18 + "other settings"
+    )
+
+
+def test_a_pipe_gets_tables_whole_and_a_terminal_folded(monkeypatch):
+    rows = [["a0.h1", "word " * 30, 3.0]]
+    assert len(max(text_table(("head", "what it does", "value"), rows).splitlines(), key=len)) > 150
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert terminal.width() == 80
+    folded = text_table(("head", "what it does", "value"), rows, "llr")
+    assert all(len(line) <= 80 for line in folded.splitlines())
+    assert folded.count("word") == 30
