@@ -44,7 +44,7 @@ def folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: s
     """
     narrowest = [max(len(word) for row in (headers, *rows) for word in (row[at].split() or [""])) for at in range(len(headers))]
     if sum(narrowest) + APART * (len(headers) - 1) > columns:
-        return "\n\n".join(_block(headers, row) for row in rows)
+        return "\n\n".join(_block(headers, row, columns) for row in rows)
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -60,9 +60,10 @@ def folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: s
     return "\n".join(line.rstrip() for line in page.getvalue().rstrip("\n").split("\n"))
 
 
-def _block(headers: Sequence[str], row: Sequence[str]) -> str:
-    """A row, a line for each of its cells."""
-    wide = max(map(len, headers))
-    return "\n".join(
+def _block(headers: Sequence[str], row: Sequence[str], columns: int) -> str:
+    """A row, a line for each of its cells; the first one's name stands out."""
+    wide = min(max(map(len, headers)), columns // 3)
+    cells = [
         f"{'' if at == 0 else '  '}{name:<{wide}}  {cell}" for at, (name, cell) in enumerate(zip(headers, row, strict=True))
-    )
+    ]
+    return fitted("\n".join(cell.rstrip() for cell in cells), columns)
