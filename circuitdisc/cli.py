@@ -4,9 +4,10 @@ Settings are `key=value` words that Hydra reads, so that Typer sees them as free
 loaded only by the commands that need them.
 """
 
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -105,7 +106,7 @@ def _typed(name: str) -> Callable[..., Work]:
 
     def command(ctx: typer.Context, words: list[str] = typer.Argument(None, autocompletion=complete)) -> Work:  # noqa: B008
         job, args = REGISTRY.get(name), [*(words or []), *ctx.args]
-        known = {flag: option for option in job.options for flag in _spellings(option)}
+        known = {flag: option for option in job.flags for flag in _spellings(option)}
         options, rest, quiet, json = dict[str, str](), list[str](), False, False
         while args:
             flag, equals, value = (arg := args.pop(0)).partition("=")
@@ -134,9 +135,23 @@ def _spellings(option: str) -> list[str]:
 
 
 def _work(job: Job, args: list[str], options: dict[str, str], quiet: bool, json: bool) -> None:
-    with as_notes(quiet), hidden(quiet), redirect_stdout(sys.stderr) if json else nullcontext():
-        text = job(args, options)  # with --json, whatever else prints is no part of the result
+    with as_notes(quiet), hidden(quiet), _nothing_on_stdout() if json else nullcontext():
+        text = job(args, options)
     print(as_json(job.name, text) if json else fitted(text))
+
+
+@contextmanager
+def _nothing_on_stdout() -> Iterator[None]:
+    """What libraries and other processes print goes to stderr: it is no part of the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,5 +95,17 @@ class BadRun(CircuitdiscError):
     """A run folder that already exists, is not a run, or cannot be written."""
 
 
+class BusyFolder(BadRun):
+    """A folder in which another process writes.
+
+    Args:
+        folder: which.
+    """
+
+    def __init__(self, message: str, folder: object) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 class Stopped(KeyboardInterrupt):
     """Ctrl-C, with a sentence on what was kept and which command goes on with it."""

@@ -17,8 +17,8 @@ from circuitdisc.jobs.spelling import as_overrides
 Config = str | Path
 """A configuration: a name in conf/, or the file of another package."""
 
-DISCOVER = "discover"
-"""The configuration that has all groups."""
+DISCOVER, CELLS = "discover", "cells"
+"""The configuration that has all groups, and that of the launcher."""
 
 
 def conf_dir() -> Path:
@@ -85,10 +85,10 @@ def read_overrides(
     chosen = {group: [option] for group, option in groups.items()}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in groups or (key == "launcher" and config == DISCOVER):
+        if key in groups or (key == "launcher" and config == CELLS):
             chosen[key] = value.split(",")
             for option in chosen[key]:
-                _check_option(key, option)
+                check_option(key, option)
     sections = {group: sorted({key for option in chosen[group] for key in _keys_of(group, option)}) for group in groups}
     for override in overrides:
         key, _, _ = override.lstrip("+~").partition("=")
@@ -104,7 +104,12 @@ def read_overrides(
     return overrides
 
 
-def _check_option(group: str, option: str) -> None:
+def check_option(group: str, option: str) -> None:
+    """A group has this member.
+
+    Raises:
+        UnknownName: it has not; the message offers the nearest names.
+    """
     if option not in options_of(group):
         enter_outside(group, option)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from circuitdisc.jobs.config import DISCOVER, REGISTRIES, Config, conf_file, groups_of, options_of, own_keys
-from circuitdisc.jobs.job import Job
+from circuitdisc.jobs.config import CELLS, DISCOVER, REGISTRIES, Config, conf_file, groups_of, options_of, own_keys
+from circuitdisc.jobs.job import MULTIRUN, Job
 from circuitdisc.jobs.registry import LIGHT, REGISTRY, WHOLE
 
 HEAD = "circuitdisc: find the part of a transformer that does a task, and prove how good it is."
@@ -59,9 +59,18 @@ def job_help(job: Job) -> str:
     """A command's own help."""
     settings = " [key=value ...]" if job.config else ""
     parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[:1].upper()}{job.summary[1:]}."]
-    options = {**job.options, **{option: what for option, what in OF_ALL.items() if option not in job.options}}
+    options = {**job.flags, **{option: what for option, what in OF_ALL.items() if option not in job.flags}}
     parts += ["", *(f"{option:<16} {what}" for option, what in options.items())]
     parts += _settings(job.config) if job.config else []
+    if MULTIRUN in job.flags or job.spreads:
+        what = (
+            "its units"
+            if job.spreads and MULTIRUN not in job.flags
+            else "cells of -m, and its units"
+            if job.spreads
+            else "cells of -m"
+        )
+        parts += ["", f"launcher={'|'.join(options_of('launcher'))}   where {what} run", *setting_lines(CELLS)]
     return "\n".join([*parts, *(line for variant in job.variants for line in ("", "", job_help(variant)))])
 
 
@@ -76,7 +85,7 @@ def _settings(config: Config) -> list[str]:
         "model=NAME      a shipped model, a Hugging Face name, or a folder",
         *setting_lines("model/default", "model."),
     ]
-    for group in [*(group for group in groups if group != "model"), "launcher"]:
+    for group in [group for group in groups if group != "model"]:
         lines += ["", *_group(group)]
     return lines + _common(config)
 

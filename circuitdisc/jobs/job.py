@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from circuitdisc.runs import Journal
 
 ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
+MULTIRUN = "--multirun"
+SEVERAL = "every combination of comma-separated values, for example seed=0,1,2; launcher=joblib or launcher=submitit runs them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Job:
         lists: own settings that may be written `a,b,c`, without brackets.
         variants: the same command with an option that gives it other settings, for its help.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
+        spreads: whether its units may be handed to a launcher (`Memo.spread`); then it is recorded, too.
         work: what it does; returns what is printed, as an `Output` with what `--json` prints. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
@@ -96,6 +99,7 @@ class Job:
     lists: tuple[str, ...] = ()
     variants: tuple["Job", ...] = ()
     recorded: bool = False
+    spreads: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
     leaves: Leaves | None = None
@@ -114,13 +118,40 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        call = Call(self, tuple(args), options or {})
+        options = dict(options or {})
+        if MULTIRUN in options:
+            from circuitdisc.jobs.multirun import multirun
+
+            return multirun(self, args)
+        launcher, args = self._for_launcher(args)
+        call = Call(self, tuple(args), options)
         if not self.recorded:
             return self._do(call)
+        from circuitdisc.jobs.spread import units_handed_out
         from circuitdisc.runs.calls import recorded
 
-        with recorded(self.name, call.words):
+        with recorded(self.name, call.words), units_handed_out(launcher):
             return self._do(call)
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """All options: its own, and -m of a command that leaves a folder of its own."""
+        several = self.config is not None and "out" in own_keys(self.config)
+        return {**self.options, **({MULTIRUN: SEVERAL} if several else {})}
+
+    def _for_launcher(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What was typed for a launcher, and everything else.
+
+        Raises:
+            BadSetting: the command has nothing to hand out.
+        """
+        from circuitdisc.jobs.spread import launch_words
+
+        launcher, rest = launch_words(args)
+        if launcher and not self.spreads:
+            several = "several calls with -m" if MULTIRUN in self.flags else "nothing: leave it out"
+            raise BadSetting(f"{launcher[0]} is for cells, and of `circuitdisc {self.name}` these are {several}")
+        return launcher, rest
 
     def _do(self, call: "Call") -> str:
         if self.work is not None:

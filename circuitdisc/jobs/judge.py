@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,12 @@ def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Ju
     lacking = {kind.name: why for kind in kinds if (why := kind.lacking(call)) is not None}
     missing |= {kind.words: why for kind in kinds if (why := lacking.get(kind.name))}
 
+    def compute(kind: ScoreKind) -> dict[str, Any]:
+        return kind.compute(replace(call, journal=run.path(f"judgement.{key}.{kind.name}{UNFINISHED}"))).to_dict()
+
     def attempt(kind: ScoreKind) -> Any:
-        own = replace(call, journal=run.path(f"judgement.{key}.{kind.name}{UNFINISHED}"))
         try:
-            value = units.get(kind.words, lambda: kind.compute(own).to_dict())
+            value = units.get(kind.words, partial(compute, kind))
             return validate(kind.result, value, f"{unfinished}, {kind.words}")
         except BadRun:  # nothing more can be written
             raise
@@ -180,6 +183,7 @@ def _judge(folder: str | Path, changes: Mapping[str, Any], progress: bool) -> Ju
             units.get("scores", lambda: score_circuit(model, task, circuit, config, progress, own, say).to_dict())
         )
         own.unlink(missing_ok=True)
+        units.spread({kind.words: partial(compute, kind) for kind in todo}, may_fail=True)
         results = {kind.name: None if kind.name in lacking else attempt(kind) for kind in kinds}
     finally:
         units.close()

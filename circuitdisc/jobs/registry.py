@@ -23,6 +23,8 @@ MODULES = (
     "export",
     "report",
     "resume",
+    "status",
+    "collect",
     "compare",
     "finetune",
     "baselines",

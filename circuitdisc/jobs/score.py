@@ -116,5 +116,6 @@ JOB = Job(
     },
     variants=(FILE_JOB,),
     recorded=True,
+    spreads=True,
     work=_work,
 )

@@ -90,6 +90,11 @@ def _readable(value: str) -> str:
 def _quoted(value: str) -> str:
     if _PLAIN_WORD.fullmatch(value) and value.lower() not in ("null", "true", "false", "nan", "inf"):
         return value
+    return in_quotes(value)
+
+
+def in_quotes(value: str) -> str:
+    """Any text as a word of Hydra's grammar."""
     inside = re.sub(r"(\\*)(')", r"\1\1\\\2", value)  # backslashes count only before a quote
     backslashes = len(inside) - len(inside.rstrip("\\"))
     return f"'{inside}{chr(92) * backslashes}'"

@@ -85,5 +85,6 @@ samples of its search examples. Prints how alike the circuits are, writes stabil
 again.""",
     config="stability",
     recorded=True,
+    spreads=True,
     work=_work,
 )

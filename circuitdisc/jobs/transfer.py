@@ -83,5 +83,6 @@ command again, or `circuitdisc transfer out=FOLDER` alone, goes on with a call t
     config="transfer",
     lists=("checkpoints", "circuits", "donor"),
     recorded=True,
+    spreads=True,
     work=_work,
 )

@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from circuitdisc.errors import BadFile, BadRun, Stopped
+from circuitdisc.errors import BadFile, BadRun, BusyFolder, Stopped
 from circuitdisc.files import read_json, remove, write_json
+from circuitdisc.runs.shares import is_of_a_share
 
 LOCK, WRITER = ".lock", ".writer.json"
 """The file that is locked, and the one that says by whom; both are removed when the writer is done."""
@@ -40,16 +41,22 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, wait: float = 0) -> Iterator[None]:
     """Be the only process that writes in a folder. The lock of a process that has died does not count.
 
+    Args:
+        wait: seconds to wait for another process.
+
     Raises:
-        BadRun: another process (or thread) writes in it; the message says which, where and since when. Or the folder cannot be
-            written.
+        BusyFolder: another process (or thread) writes in it; the message says which, where and since when.
+        BadRun: the folder cannot be written.
     """
     import filelock  # not at the top: the command line's help does without
 
     place, thread = folder.resolve(), threading.get_ident()
+    if is_of_a_share(place):  # the process that handed it out writes there, and waits
+        yield
+        return
     holder, times = _writing.get(place, (thread, 0))
     if times and holder == thread:
         _writing[place] = (thread, times + 1)
@@ -58,11 +65,12 @@ def writing(folder: Path) -> Iterator[None]:
         finally:
             _writing[place] = (thread, times)
         return
-    lock = filelock.FileLock(place / LOCK, blocking=False, thread_local=False)
+    lock = filelock.FileLock(place / LOCK, timeout=wait, blocking=wait > 0, thread_local=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise BadRun(f"{folder} is being written by {_writer(place)}: wait until it is done, or stop it") from error
+        by = writer_of(place)
+        raise BusyFolder(f"{folder} is being written by {by}: wait until it is done, or stop it", folder) from error
     except (OSError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadRun(f"cannot write in the folder {folder}: {why}. Choose another with out=, or free some space") from error
@@ -80,7 +88,8 @@ def writing(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _writer(folder: Path) -> str:
+def writer_of(folder: Path) -> str:
+    """The process that writes in a folder, in words."""
     try:
         writer = read_json(folder / WRITER)
         return f"process {int(writer['pid'])} on {str(writer['host'])[:80]} since {str(writer['since'])[:40]}"
@@ -100,6 +109,9 @@ def workspace(folder: Path, keep: Callable[[], bool] | None = None) -> Iterator[
     Raises:
         BadRun: the folder cannot be made or written, or another process writes in it.
     """
+    if is_of_a_share(folder.resolve()):
+        yield
+        return
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         is_new = bool(made) or _is_empty(folder)

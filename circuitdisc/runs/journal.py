@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,13 @@ class Journal:
             more: what the mark says beside its name.
         """
         self.write(**{MARK: name, **more})
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def extend(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines of another journal, which end with a mark; make sure that they are on the disk."""
+        for line in lines:
+            self.write(**line)
         if self._file is not None:
             os.fsync(self._file.fileno())
 

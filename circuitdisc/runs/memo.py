@@ -8,16 +8,24 @@ Numbers are written with all their digits, so that what went on is what was neve
 journal counts once its mark is on the disk; what has other bytes by then is damaged, and never taken over.
 """
 
+import shlex
+import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from circuitdisc.errors import BadFile
+from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
 from circuitdisc.files import make_inner_folder, read_json, sync, write_json
 from circuitdisc.identity import Identity, hash_file
-from circuitdisc.runs.journal import MARK, Journal
+from circuitdisc.runs.calls import current_call
+from circuitdisc.runs.cells import Cells
+from circuitdisc.runs.journal import IDENTITY, MARK, Journal
+from circuitdisc.runs.shares import Share, ShareComputed, current_hand_out, current_share, is_of_a_share
 
 UNIT, VALUE, FILES = "unit", "value", "files"
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""Keeps a unit under its name: `get` or `get_file`."""
 
 
 class Memo:
@@ -33,20 +41,25 @@ class Memo:
 
     def __init__(self, journal: "Journal | str | Path | None", identity: Identity | None = None) -> None:
         self._own = not isinstance(journal, Journal)
-        self._journal = journal if isinstance(journal, Journal) else Journal(None if journal is None else Path(journal))
+        self._journal = journal if isinstance(journal, Journal) else _open(None if journal is None else Path(journal))
+        self._n_known = len(self._journal.lines)
         try:
             if identity is not None:
                 self._journal.bind(identity)
         except BaseException:
             self.close()
             raise
-        lines = self._journal.lines
-        self._done: dict[str, Any] = {
-            line[UNIT]: line[VALUE] for line in lines if isinstance(line.get(UNIT), str) and VALUE in line
-        }
-        self._files: dict[str, Mapping[str, str]] = {
-            line[MARK]: line[FILES] for line in lines if MARK in line and isinstance(line.get(FILES), dict)
-        }
+        self._done: dict[str, Any] = {}
+        self._files: dict[str, Mapping[str, str]] = {}
+        for line in self._journal.lines:
+            self._know(line)
+
+    def _know(self, line: Mapping[str, Any]) -> None:
+        """Take a line of a journal for what it says is finished."""
+        if isinstance(line.get(UNIT), str) and VALUE in line:
+            self._done[line[UNIT]] = line[VALUE]
+        elif MARK in line and isinstance(line.get(FILES), dict):
+            self._files[line[MARK]] = line[FILES]
 
     def bind(self, part: str, identity: Identity) -> None:
         """Say what a part of the work belongs to, where parts have identities of their own.
@@ -71,6 +84,96 @@ class Memo:
             self._journal.mark(name)
             self._done[name] = value
         return self._done[name]
+
+    # --- units that other processes compute -------------------------------------------------------------------------------
+
+    def spread(self, units: Mapping[str, Callable[[], Any]], keep: Keep | None = None, may_fail: bool = False) -> None:
+        """Have those of some units that are missing computed by the processes of a launcher, if one was asked for.
+
+        In one of these processes: compute what is its share of them, and end the call.
+
+        Args:
+            units: by name; none needs another.
+            keep: `get` (None) or `get_file`.
+            may_fail: whether the call goes on without units that ended in a sentence.
+
+        Raises:
+            BadRun: some of them were not finished.
+        """
+        path, keep = self._journal.path, keep or self.get
+        share, hand_out = current_share(), current_hand_out()
+        if path is not None and share is not None and not units.keys().isdisjoint(share.names):
+            self._compute(units, keep, share, Cells(path.parent))
+        missing = [name for name in units if not self.has(name)]
+        if path is None or share is not None or hand_out is None or not missing:
+            return
+        cells = Cells(path.parent)
+        with cells.listing():
+            call = current_call(path.parent)
+            cells.enter("" if call is None else shlex.join(call["words"]), dict.fromkeys(units, ()))
+        hand_out(path.parent, missing)
+        for name in missing:
+            self._take_over(name, self._aside(cells, name))
+        left = [cells.state(name) for name in missing if not self.has(name)]
+        failed = [state for state in left if state.error]
+        if left and not (may_fail and len(failed) == len(left)):
+            why = f" ({failed[0].name}: {failed[0].error})" if failed else ""
+            raise BadRun(
+                f"{len(left)} of {len(units)} cells are not finished{why}: `circuitdisc status {path.parent}` lists them, and "
+                "the same command goes on"
+            )
+
+    def _compute(self, units: Mapping[str, Callable[[], Any]], keep: Keep, share: Share, cells: Cells) -> NoReturn:
+        for name in share.names:
+            with cells.claim(name) as state:
+                aside = self._aside(cells, name)
+                if name not in units or state is None or self.has(name) or self._is_whole(name, aside):
+                    continue
+                cells.begin(name)
+                clock = time.perf_counter()
+                try:
+                    keep(name, units[name])
+                except CircuitdiscError as error:
+                    cells.fail(name, error)
+                    continue
+                self._put_aside(aside)
+                cells.finish(name, time.perf_counter() - clock)
+        raise ShareComputed
+
+    def _aside(self, cells: Cells, name: str) -> Path:
+        """Where another process keeps a unit until it is taken over."""
+        identity = Identity.from_dict(self._journal.identity)
+        return cells.place(name) / f"unit.{'' if identity is None else identity.digest[:8]}.jsonl"
+
+    def _is_whole(self, name: str, aside: Path) -> bool:
+        journal = Journal.read(aside)
+        return journal.identity == self._journal.identity and any(line.get(MARK) == name for line in journal.lines)
+
+    def _put_aside(self, aside: Path) -> None:
+        identity = Identity.from_dict(self._journal.identity)
+        assert identity is not None, "what is spread belongs to something"
+        aside.unlink(missing_ok=True)
+        with closing(Journal(aside)) as journal:
+            journal.bind(identity)
+            journal.extend(self._journal.lines[self._n_known :])
+
+    def _take_over(self, name: str, aside: Path) -> None:
+        """Write a unit of another process down as one of this call's.
+
+        Raises:
+            BadRun: a part of the work belongs to something else there.
+        """
+        if not self._is_whole(name, aside):
+            return
+        lines = Journal.read(aside).lines
+        for line in lines:
+            if (part := Identity.from_dict(line.get(IDENTITY))) is not None:
+                self.bind(line[MARK], part)
+        new = [line for line in lines if IDENTITY not in line and not self.knows(line.get(UNIT, line.get(MARK, "")))]
+        self._journal.extend(new)
+        for line in new:
+            self._know(line)
+        aside.unlink()
 
     # --- files and folders beside the journal -----------------------------------------------------------------------------
 
@@ -143,3 +246,12 @@ class Memo:
             if hash_file(path) != known:
                 return f"{path.name} has other bytes than were written"
         return None
+
+
+def _open(path: Path | None) -> Journal:
+    """A journal's file, to be gone on with; that of another process which has handed out its units is read alone."""
+    if path is None or not is_of_a_share(path.parent.resolve()):
+        return Journal(path)
+    journal = Journal.read(path)
+    journal.path = path
+    return journal

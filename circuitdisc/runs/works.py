@@ -107,11 +107,11 @@ def _begun(journal: Path) -> Iterator[Work]:
     if call.words[:2] != ["circuitdisc", call.job] or any("\0" in text for text in texts):
         raise BadRun(f"{journal} names {shown(call.words)} as the command that began it, which is no `circuitdisc {call.job}`")
     begun_in = Path(call.begun_in)
-    words = _moved(call.words, begun_in, Path(call.folder), journal.parent.resolve())
+    words = moved(call.words, begun_in, Path(call.folder), journal.parent.resolve())
     yield Work(call.job, words, begun_in if begun_in.is_dir() else Path.cwd())
 
 
-def _moved(words: list[str], begun_in: Path, lay_in: Path, lies_in: Path) -> tuple[str, ...]:
+def moved(words: list[str], begun_in: Path, lay_in: Path, lies_in: Path) -> tuple[str, ...]:
     """The words of a command with its folder where that lies now; a folder that it had chosen itself is added."""
     now = [
         f"out={lies_in}" if word.startswith("out=") else str(lies_in) if (begun_in / word).resolve() == lay_in else word

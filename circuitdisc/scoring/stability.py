@@ -12,8 +12,9 @@ Sources: Efron & Tibshirani 1993, "An Introduction to the Bootstrap"; Arvesen 19
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,23 +169,24 @@ def stability(
     search = search_identity(model, task, algorithm, ablation, metric, seed, own)
     units = Memo(journal, replace(search, settings={**search.settings, "vary_seed": vary_seed}))
 
-    def find(name: str, examples: Task, own: int, settings: Mapping[str, Any]) -> Circuit:
-        def run() -> dict[str, Any]:
-            return discover(model, examples, algorithm, seed=own, **settings).circuit.to_dict()
-
-        return Circuit.from_dict(units.get(name, run))
+    def find(examples: Task, own: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return discover(model, examples, algorithm, seed=own, **settings).circuit.to_dict()
 
     try:
         with progress_bar(n_bootstrap + 1, f"stability of {algorithm}", "circuit", progress) as bar:
-            whole = find("whole", task, seed, settings)
+            whole = Circuit.from_dict(units.get("whole", partial(find, task, seed, settings)))
             bar.update()
+            samples: dict[str, Callable[[], Any]] = {}
             for index in range(n_bootstrap):
                 sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
                 own = seed + 1 + index if vary_seed else seed
-                with warnings.catch_warnings():  # what there is to know was said of the whole split, once
-                    warnings.simplefilter("ignore", CircuitdiscWarning)
-                    circuits.append(find(f"sample {index}", sample, own, {**settings, "allow_chance": True}))
-                bar.update()
+                samples[f"sample {index}"] = partial(find, sample, own, {**settings, "allow_chance": True})
+            with warnings.catch_warnings():  # what there is to know was said of the whole split, once
+                warnings.simplefilter("ignore", CircuitdiscWarning)
+                units.spread(samples)
+                for name, compute in samples.items():
+                    circuits.append(Circuit.from_dict(units.get(name, compute)))
+                    bar.update()
     finally:
         units.close()
     names, sets = _edges(model.graph, [*circuits, whole])

@@ -13,15 +13,14 @@ Source: the CS224N study of the Transitive Property Problem (its transfer table)
 
 import gc
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, closing
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation, get_ablation
@@ -60,6 +59,7 @@ from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
 RESULT, ARRAYS, JOURNAL = "transfer.json", "arrays.npz", "journal.jsonl"
+JOINT = "circuits/joint.json"
 _SHARED = ("ablation", "metric", "confidence", "seed", "memory", "n_random")
 
 
@@ -209,6 +209,7 @@ class _Work:
     progress: bool
     task: Task | None = None
     seen: set[str] = field(default_factory=set)
+    judge: tuple[str, Judge] | None = None
 
     def run(self) -> Transfer:
         if not all(self.plan.may_fail(name) for name in self.names):  # before anything is searched
@@ -220,12 +221,15 @@ class _Work:
                 self._known(name)
             circuits += [_given(label, circuit, self.ablation) for label, circuit in self.given.items()]
         else:
+            self.memo.spread({self._file(name): partial(self._search_own, name) for name in self.names}, self.memo.get_file)
             circuits += [self._own(name) for name in self.names]
         notes = {name: note for name in self.names if (note := self._known(name).note)}
         able = [name for name in self.names if name not in notes]
         along = [each.label for each in circuits if each.kind == "given" or each.label in able]
         circuits += self._joint(able, notes)
-        circuits += [self._donor(a, b) for a, b in self._donor_pairs(able)]
+        pairs = self._donor_pairs(able)
+        self.memo.spread({self._donor_file(a, b): partial(self._search_donor, a, b) for a, b in pairs}, self.memo.get_file)
+        circuits += [self._donor(a, b) for a, b in pairs]
         cells = self._cells(circuits)
         for name in self.names:  # what was taken over whole from an earlier start is of these weights and examples, too
             if name not in self.seen:
@@ -290,28 +294,29 @@ class _Work:
 
     def _own(self, name: str) -> FoundCircuit:
         """The circuit of one checkpoint: found now, or before."""
-        file = f"circuits/{self._slug(name)}"
-
-        def search() -> dict[str, Any]:
-            model, task = self._load(name)
-            self._known(name, (model, task))
-            with closing(self.memo.journal(f"{file}.journal.jsonl")) as journal:
-                return discover(
-                    model,
-                    task,
-                    self.algorithm,
-                    ablation=self.ablation,
-                    metric=self.metric,
-                    seed=self.asked["seed"],
-                    memory=self.asked["memory"],
-                    allow_chance=True,  # who may be at chance has been asked
-                    journal=journal,
-                    progress=self.progress,
-                    **self.settings,
-                ).circuit.to_dict()
-
-        circuit = Circuit.from_dict(self.memo.get_file(f"{file}.json", search))
+        circuit = Circuit.from_dict(self.memo.get_file(self._file(name), partial(self._search_own, name)))
         return FoundCircuit(name, "own", (name,), circuit, self._known(name).note)
+
+    def _file(self, name: str) -> str:
+        return f"circuits/{self._slug(name)}.json"
+
+    def _search_own(self, name: str) -> dict[str, Any]:
+        model, task = self._load(name)
+        self._known(name, (model, task))
+        with closing(self.memo.journal(_journal_of(self._file(name)))) as journal:
+            return discover(
+                model,
+                task,
+                self.algorithm,
+                ablation=self.ablation,
+                metric=self.metric,
+                seed=self.asked["seed"],
+                memory=self.asked["memory"],
+                allow_chance=True,  # who may be at chance has been asked
+                journal=journal,
+                progress=self.progress,
+                **self.settings,
+            ).circuit.to_dict()
 
     def _joint(self, able: Sequence[str], notes: dict[str, str]) -> Iterator[FoundCircuit]:
         """The circuit of several checkpoints together; a note where too few of them do the task."""
@@ -321,7 +326,7 @@ class _Work:
             return
         if not names:
             return
-        circuit = self._search("circuits/joint", names)
+        circuit = Circuit.from_dict(self.memo.get_file(JOINT, partial(self._search, JOINT, names)))
         left = [name for name in self.names if name not in names]
         note = f"searched on {len(names)} checkpoints together" + (f"; without {', '.join(left)}" if left else "")
         yield FoundCircuit("joint", "joint", tuple(names), circuit, note)
@@ -333,25 +338,26 @@ class _Work:
 
     def _donor(self, a: str, b: str) -> FoundCircuit:
         """A's circuit with what B needs of the rest."""
-        circuit = self._search(f"circuits/donor.{self._slug(a)}.{self._slug(b)}", [b], donor=a)
+        file = self._donor_file(a, b)
+        circuit = Circuit.from_dict(self.memo.get_file(file, partial(self._search_donor, a, b)))
         return FoundCircuit(f"donor {a} -> {b}", "donor", (a, b), circuit, f"the circuit of {a}, and what {b} needs beside it")
 
-    def _search(self, file: str, names: Sequence[str], donor: str | None = None) -> Circuit:
-        """The circuit of several checkpoints together, or of one that completes another's: found now, or before."""
+    def _donor_file(self, a: str, b: str) -> str:
+        return f"circuits/donor.{self._slug(a)}.{self._slug(b)}.json"
 
-        def search() -> dict[str, Any]:
-            start = None if donor is None else self._own(donor).circuit
-            models = [self._load(name)[0] for name in names]
-            assert self.task is not None, "a model was loaded"
-            with closing(self.memo.journal(f"{file}.journal.jsonl")) as journal:
-                metric = metric_for(models[0], self.task, self.metric)
-                context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
-                discovery = joint_discover(
-                    models, self.task, self.algorithm, self.ablation, context, donor=start, **self.settings
-                )
-            return discovery.circuit.to_dict()
+    def _search_donor(self, a: str, b: str) -> dict[str, Any]:
+        return self._search(self._donor_file(a, b), [b], donor=a)
 
-        return Circuit.from_dict(self.memo.get_file(f"{file}.json", search))
+    def _search(self, file: str, names: Sequence[str], donor: str | None = None) -> dict[str, Any]:
+        """The circuit of several checkpoints together, or of one that completes another's."""
+        start = None if donor is None else self._own(donor).circuit
+        models = [self._load(name)[0] for name in names]
+        assert self.task is not None, "a model was loaded"
+        with closing(self.memo.journal(_journal_of(file))) as journal:
+            metric = metric_for(models[0], self.task, self.metric)
+            context = SearchContext(metric, self.asked["memory"], self.asked["seed"], journal, self.progress)
+            discovery = joint_discover(models, self.task, self.algorithm, self.ablation, context, donor=start, **self.settings)
+        return discovery.circuit.to_dict()
 
     def _slug(self, name: str) -> str:
         return slug(self.names.index(name), name)
@@ -365,16 +371,25 @@ class _Work:
             for row, circuit in enumerate(circuits)
             for name in self.names
         }
-        n_missing = sum(not self.memo.has(file) for file in files.values())
-        cells: dict[tuple[str, str], tuple[Score, ...]] = {}
-        with progress_bar(n_missing, "transfer", "cell", self.progress) as bar:
-            for name in self.names:
-                judge = cache(partial(self._judge, name))  # its model is loaded for the first cell that is missing
-                for circuit in circuits:
-                    place = circuit.label, name
-                    data = self.memo.get_file(files[place], partial(_cell, judge, circuit, name, bar))
-                    cells[place] = validate(_Cell, data, files[place]).scores
-        return {place: cells[place] for place in files}
+        columns = [(circuit, name) for name in self.names for circuit in circuits]
+        units = {files[circuit.label, name]: partial(self._cell, circuit, name) for circuit, name in columns}
+        self.memo.spread(units, self.memo.get_file)
+        missing = {file for file in units if not self.memo.has(file)}
+        kept: dict[str, tuple[Score, ...]] = {}
+        with progress_bar(len(missing), "transfer", "cell", self.progress) as bar:
+            for file, compute in units.items():
+                kept[file] = validate(_Cell, self.memo.get_file(file, compute), file).scores
+                bar.update(file in missing)
+        self.judge = None
+        return {place: kept[file] for place, file in files.items()}
+
+    def _cell(self, row: FoundCircuit, column: str) -> dict[str, Any]:
+        """One cell, as its file holds it; the model of a column is loaded for the first one that is missing."""
+        if self.judge is None or self.judge[0] != column:
+            self.judge = None  # its model goes before the next one comes
+            self.judge = column, self._judge(column)
+        scores = [asdict(score) for score in self.judge[1].score(row.circuit)]
+        return {"circuit": row.label, "checkpoint": column, "scores": scores}
 
     def _judge(self, name: str) -> Judge:
         model, task = self._load(name)
@@ -383,11 +398,9 @@ class _Work:
         return Judge(model, task, self.ablation, measure, **{setting: self.asked[setting] for setting in names})
 
 
-def _cell(judge: Callable[[], Judge], row: FoundCircuit, column: str, bar: tqdm) -> dict[str, Any]:
-    """One cell, as its file holds it."""
-    scores = [asdict(score) for score in judge().score(row.circuit)]
-    bar.update(1)
-    return {"circuit": row.label, "checkpoint": column, "scores": scores}
+def _journal_of(file: str) -> str:
+    """The journal of the search whose circuit goes into a file."""
+    return f"{file.removesuffix('.json')}.journal.jsonl"
 
 
 def slug(index: int, name: str) -> str:

@@ -1,0 +1,269 @@
+"""`circuitdisc collect`: one table and one page of all runs below a folder."""
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.files import read_json, replacing, write_text
+from circuitdisc.jobs.config import groups_of
+from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
+from circuitdisc.jobs.queue import queued
+from circuitdisc.runs import Cells, CellState
+
+TABLE, PARQUET, PAGE = "summary.csv", "summary.parquet", "summary.html"
+CONFIG, SCORES, COST, JOURNAL = "config.json", "scores.json", "cost.json", "journal.jsonl"
+SPLIT = "heldout"
+SHORT = (
+    "folder",
+    "model",
+    "task",
+    "algorithm",
+    "seed",
+    "ablation",
+    "edges",
+    "faithfulness",
+    "low",
+    "high",
+    "random",
+    "seconds",
+)
+"""Columns of the table that a terminal gets, beside the settings that differ, and the status."""
+SHOWN_ROWS, SHOWN_WORDS = 40, 60  # of a terminal's table
+FIGURES = (
+    "edges", "of_edges", "heads", "of_heads", "metric", "split", "n", "faithfulness", "low", "high", "confidence", "random",
+    "random_low", "random_high", "n_random", "kl", "accuracy", "seconds", "search_seconds", "forward_passes", "backward_passes",
+    "candidates", "node_evaluations",
+)  # fmt: skip
+IN_COLUMNS = {
+    "model.name",
+    "task.name",
+    "task.path",
+    "algorithm.name",
+    "ablation.kind",
+    "seed",
+    "task",
+    "algorithm",
+    "ablation",
+}
+"""Settings that have a column of their own; a group's name is what was typed."""
+NOT_SETTINGS = {"command", "started", "versions", "progress", "memory"}
+MOST_SETTINGS = 20  # columns of settings that differ
+
+Row = dict[str, Any]
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """A line for each cell and each run below a folder, all with the same columns.
+
+    Raises:
+        BadRun: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise BadRun(f"there is no folder {folder}")
+    queue = queued()
+    found: dict[Path, tuple[Row, Mapping[str, Any]]] = {}
+    for place in sorted(_folders(folder), key=_in_order):
+        cells = Cells(place)
+        if cells:
+            for state in cells.states(queue):
+                if state.words:  # units of one call are no runs
+                    found[place / state.name] = _of_cell(folder, place / state.name, state)
+        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := _read(place / CONFIG)):
+            found[place] = _of_run(folder, place, config, "done" if (place / SCORES).is_file() else "begun")
+    rows, configs = [row for row, _ in found.values()], [_flat(config) for _, config in found.values()]
+    values: dict[str, set[str]] = {}
+    for key, value in (item for config in configs for item in config.items() if item[0] not in IN_COLUMNS):
+        values.setdefault(key, set()).add(str(value))
+    differ = [key for key, several in values.items() if len(several) > 1]
+    for row, config in zip(rows, configs, strict=True):
+        row.update({key: config.get(key) for key in differ[:MOST_SETTINGS]})
+    last = ("status", "error")
+    columns = ["folder", "command", "model", "task", "algorithm", "seed", "ablation", *differ[:MOST_SETTINGS], *FIGURES, *last]
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    for place, inner, _ in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "cells"]
+        yield Path(place)
+
+
+def _in_order(path: Path) -> list[tuple[int, int, str]]:
+    """Numbers by their size, words after them."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        data = read_json(path) if path.is_file() else {}
+    except BadFile:
+        data = {}
+    return data if isinstance(data, dict) else {}
+
+
+def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[str, Any]]:
+    from circuitdisc.jobs.registry import REGISTRY
+
+    row, config = _of_run(folder, place, _read(place / CONFIG), state.status)
+    row |= {"command": state.words[0], "seconds": state.seconds, "error": state.error or None}
+    if not config or "algorithm" not in config:  # it has not begun, has failed, or is no search
+        job = REGISTRY.get(state.words[0]) if state.words[0] in REGISTRY.names else None
+        words = groups_of(job.config) if job is not None and job.config is not None else {}
+        words = {**words, **dict(word.partition("=")[::2] for word in state.words[1:])}
+        names = {"model.name": "model", "task": "task", "algorithm": "algorithm", "seed": "seed", "ablation": "ablation"}
+        row |= {column: words.pop(key).strip("'") for key, column in names.items() if key in words}
+        config = {key: value for key, value in words.items() if key not in (*NOT_SETTINGS, "metric", "scoring", "model")}
+    return row, config
+
+
+def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -> tuple[Row, Mapping[str, Any]]:
+    """A run's line, from its files as they are, and its settings."""
+    scores, cost = _read(place / SCORES), _read(place / COST)
+    row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
+    sections = {name: config.get(name) if isinstance(config.get(name), dict) else {} for name in ("model", "task", "ablation")}
+    if "algorithm" in config:
+        row |= {
+            "model": sections["model"].get("name"),
+            "ablation": sections["ablation"].get("kind"),
+            "seed": config.get("seed"),
+        }
+        row["task"] = sections["task"].get("path") or sections["task"].get("name")
+        row["algorithm"] = config["algorithm"].get("name") if isinstance(config["algorithm"], dict) else None
+    sizes = {"edges": "circuit_edges", "of_edges": "graph_edges", "heads": "circuit_heads", "of_heads": "graph_heads"}
+    row |= {column: scores.get(key) for column, key in sizes.items()}
+    passes = {"search_seconds": "seconds", "backward_passes": "backward_runs", "candidates": "candidates"}
+    passes |= {"node_evaluations": "node_evaluations"}
+    row |= {column: cost.get(key) for column, key in passes.items()}
+    row["forward_passes"] = _sum(cost.get("model_runs"), cost.get("circuit_runs"))
+    row["seconds"] = cost.get("seconds")
+    for score in scores.get("scores") or ():
+        if not isinstance(score, dict) or score.get("split") != SPLIT:
+            continue
+        if score.get("name") in ("kl", "accuracy"):
+            row[score["name"]] = score.get("value")
+        elif score.get("name") == "faithfulness":
+            row |= {"faithfulness": score.get("value"), "random": None}
+            row |= {key: score.get(key) for key in ("metric", "split", "n", "low", "high", "confidence")}
+            drawn = [value for value in score.get("controls") or () if isinstance(value, int | float)]
+            row["n_random"] = len(drawn)
+            if drawn:
+                row |= {"random": median(drawn), "random_low": min(drawn), "random_high": max(drawn)}
+    return row, config
+
+
+def _sum(*values: object) -> float | None:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return sum(numbers) if numbers else None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Row:
+    """Settings by their dotted names."""
+    flat: Row = {}
+    for key, value in config.items():
+        if not prefix and key in NOT_SETTINGS:
+            continue
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+# --- what is made of the rows -------------------------------------------------------------------------------------------------
+
+
+def table_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, with all digits; what is not known is left empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["folder"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def short_table(rows: Sequence[Row]) -> str:
+    """The rows for a terminal."""
+    from circuitdisc.pages.description import cell
+    from circuitdisc.pages.tables import text_table
+
+    lines = _short(rows)
+    if not lines:
+        return "no runs"
+    cells = [[cell(value)[:SHOWN_WORDS] for value in line.values()] for line in lines[:SHOWN_ROWS]]
+    more = f"\n... {len(lines) - SHOWN_ROWS:,} more lines in {TABLE}" if len(lines) > SHOWN_ROWS else ""
+    return f"{text_table(list(lines[0]), cells)}{more}\n{_counted(rows)}"
+
+
+def _short(rows: Sequence[Row]) -> list[Row]:
+    """The columns that a reader needs: of those with settings, where rows differ."""
+    if not rows:
+        return []
+    own = list(rows[0])
+    settings = own[own.index("ablation") + 1 : own.index(FIGURES[0])]
+    columns = [*SHORT[:6], *settings, *SHORT[6:], "status"]
+    return [{column: row[column] for column in columns} | {"why": row["error"] or ""} for row in rows]
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    statuses = [row["status"] for row in rows]
+    parts = [f"{statuses.count(status):,} {status}" for status in dict.fromkeys(statuses)]
+    return f"{len(rows):,} runs: {', '.join(parts)}" if rows else "no runs"
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as Parquet; columns with values of several kinds as text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    for name, values in columns.items():
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int, float}:
+            columns[name] = [None if value is None else float(value) for value in values]
+        elif len(kinds) > 1 or kinds & {list, dict}:
+            columns[name] = [None if value is None else str(value) for value in values]
+    with replacing(path) as file:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def _work(call: Call) -> str:
+    folder = call.run_folder()
+    rows = rows_of(folder)
+    if not rows:
+        raise BadRun(f"there is no run below {folder}")
+    from circuitdisc.pages.description import Description, Section, write_description
+    from circuitdisc.pages.verdict import Verdict
+
+    write_text(folder / TABLE, table_csv(rows))
+    files = [folder / TABLE]
+    if find_spec("pyarrow") is not None:
+        write_parquet(folder / PARQUET, rows)
+        files.append(folder / PARQUET)
+    else:
+        print(f"circuitdisc: note: no {PARQUET}: pip install 'circuitdisc[parquet]'", file=sys.stderr)
+    note = (
+        "Edges: of the circuit. Faithfulness: on held-out examples, with the ends of its interval; random: the median of "
+        "random circuits of the same size and kind. The CSV file has more columns"
+    )
+    failed = [f"{row['folder']}: {row['error']}" for row in rows if row["error"]]
+    said = Verdict((f"{_counted(rows)}.",), tuple(failed[:SHOWN_ROWS]))
+    description = Description(said, (Section("Runs", _short(rows), note),))
+    write_description(folder / PAGE, description, heading="Runs", subject=str(folder), settings={"command": call.command})
+    text = "\n".join([short_table(rows), "", *(f"table   {path}" for path in files), f"page    {folder / PAGE}"])
+    return Output(text, {"folder": folder, "page": folder / PAGE, "runs": rows})
+
+
+JOB = Job(
+    name="collect",
+    arguments=("FOLDER",),
+    summary="one table and one page of all runs below a folder",
+    text="""A line for each run, and each cell of a command with -m, below FOLDER: model, task, algorithm, seed, ablation,
+the settings that differ, size, faithfulness on held-out examples with its interval, random controls, seconds, passes, status.
+Writes summary.csv, summary.parquet (pip install circuitdisc[parquet]) and summary.html into FOLDER.""",
+    work=_work,
+)
