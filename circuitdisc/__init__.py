@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from circuitdisc.known.causal import CausalModel, Variable
     from circuitdisc.metrics import Metric
     from circuitdisc.pages import report
+    from circuitdisc.planning import plan
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
     from circuitdisc.scoring.completeness import completeness
@@ -92,6 +93,7 @@ _HOMES = {
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.engine.path_effects",
     "read_edge_scores": "circuitdisc.exchange",
+    "plan": "circuitdisc.planning",
     "report": "circuitdisc.pages",
     "run_with_cache": "circuitdisc.engine.user_hooks",
     "run_with_hooks": "circuitdisc.engine.user_hooks",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, perf_counter, process_time
 from typing import Any
 
 from tqdm import tqdm
@@ -50,6 +50,72 @@ def hidden(wanted: bool = True) -> Iterator[None]:
         _hidden.reset(token)
 
 
+class OutOfTime(Exception):
+    """Work under `watching` has had its time."""
+
+
+class Watch:
+    """The bars of work that is measured, and stopped after some seconds: a plan reads off them how far the work has come."""
+
+    def __init__(self, seconds: float) -> None:
+        self.started, self.cpu = perf_counter(), process_time()
+        self.deadline = self.started + seconds
+        self.open: list[WatchedBar] = []
+        self.bars: list[WatchedBar] = []
+
+    def bar(self, name: str, total: float | None, initial: float = 0) -> "WatchedBar":
+        """A bar that is not shown."""
+        bar = WatchedBar(total=total, initial=initial, disable=True)
+        bar.watch, bar.name, bar.opened = self, name, (perf_counter() - self.started, process_time() - self.cpu)
+        self.open.append(bar)
+        self.bars.append(bar)
+        return bar
+
+    def share(self, place: int = 0) -> float | None:
+        """How much of the outermost open bar's work is done, by it and the bars within it; None where it does not say."""
+        bar = self.open[place]
+        if not bar.total:
+            return None
+        inner = self.share(place + 1) if place + 1 < len(self.open) else 0.0
+        return min(1.0, (bar.n + (inner or 0.0)) / bar.total)
+
+
+class WatchedBar(tqdm):
+    """A bar that counts without being shown, and ends the work when its time is over.
+
+    Args:
+        opened: seconds and processor seconds since the watch began.
+    """
+
+    watch: Watch | None = None
+    opened: tuple[float, float] = (0.0, 0.0)
+    name: str = ""
+
+    def update(self, n: float | None = 1) -> None:
+        self.n += n or 0
+        if self.watch is not None and perf_counter() > self.watch.deadline:
+            raise OutOfTime
+
+    def close(self) -> None:
+        if self.watch is not None and self in self.watch.open and self.watch.deadline > perf_counter():
+            self.watch.open.remove(self)  # what the end of the time closes stays, to be read
+        super().close()
+
+
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watching(seconds: float) -> Iterator[Watch]:
+    """Watch the bars of the work within, which ends with `OutOfTime` at the first step after so many seconds."""
+    watch = Watch(seconds)
+    token = _WATCH.set(watch)
+    try:
+        yield watch
+    finally:
+        _WATCH.reset(token)
+
+
 def progress_bar(total: int, description: str, unit: str, enabled: bool = True, initial: int = 0) -> "tqdm[Any]":
     """A bar that appears after a second, so that quick work stays silent."""
     return _bar(total, description, enabled, unit=unit, initial=initial)
@@ -63,6 +129,8 @@ def work_bar(total: float, description: str, enabled: bool = True) -> "tqdm[Any]
 
 
 def _bar(total: float, description: str, enabled: bool, **settings: Any) -> "tqdm[Any]":
+    if (watch := _WATCH.get()) is not None:
+        return watch.bar(description, total, settings.get("initial", 0))
     kind = tqdm if _is_screen() else Lines
     is_off = not enabled or _hidden.get()
     return kind(total=total, desc=description, disable=is_off, delay=1.0, leave=False, dynamic_ncols=True, **settings)

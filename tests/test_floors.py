@@ -14,7 +14,7 @@ FLOORS = (
     ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "pages", "sections", "bound"),
+    ("checkpoints", "pages", "sections", "bound", "planning"),
     ("jobs",),
     ("cli", "__init__"),
     ("__main__",),

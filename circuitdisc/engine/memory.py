@@ -27,8 +27,11 @@ MOST_ROWS = 64
 CPU_BYTES_PER_SENDER = 2**21
 
 
-def parse_memory(text: str | int) -> int:
+def parse_memory(text: str | int, name: str = "memory") -> int:
     """Bytes from `8GiB`, `500MB` or a number.
+
+    Args:
+        name: of the setting, for the message.
 
     Raises:
         BadSetting: not a size.
@@ -37,7 +40,7 @@ def parse_memory(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?|)b?\s*", words.lower())
     size = 0 if match is None else int(float(match[1]) * UNITS[match[2]])
     if not 1 <= size <= MOST_BYTES:
-        raise BadSetting(f"memory={shown(text)} is not a size from 1 byte to {size_words(MOST_BYTES)}; write memory=8GiB")
+        raise BadSetting(f"{name}={shown(text)} is not a size from 1 byte to {size_words(MOST_BYTES)}; write {name}=8GiB")
     return size
 
 

@@ -39,6 +39,7 @@ MODULES = (
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 
 WHOLE = {
+    "plan": "what a run will count, and take in memory and in time, before it is run",
     "lens": "the logit lens: the metric read off the residual stream after each layer",
     "tasks check": "which tasks a model does, and on which a search is worth its time",
 }

@@ -21,7 +21,7 @@ def _work(call: Call) -> str:
     if SCORES in call.options:
         return _score_file(call)
     folder = call.run_folder()
-    changes, progress = _changes(call, folder)
+    changes, progress = changes_of_call(call, folder)
     if ALL in call.options:
         from circuitdisc.jobs.judge import judge
 
@@ -47,7 +47,7 @@ def _with_page(text: str, data: Mapping[str, Any], folder: Path, changed: bool) 
     return Output(f"{text}\n\nreport  {page}", {"folder": folder, "page": page, **data})
 
 
-def _changes(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
+def changes_of_call(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:
     """What is to be scored otherwise than the run has it, in the run's own task and ablation; and whether bars are shown.
 
     Raises:
