@@ -110,6 +110,21 @@ def test_quiet_is_quiet(runs, capsys):
         assert run(capsys, *args, "--quiet")[2] == ""
 
 
+def test_a_bare_discover_says_what_it_would_run_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("circuitdisc.jobs.discover.MEASURED", 0)
+    monkeypatch.setattr("circuitdisc.jobs.pipeline.start", lambda *_: pytest.fail("it was started"))
+    status, out, _ = run(capsys, "discover", "--quiet")
+    assert status == 0
+    assert "  circuitdisc discover model=tpp/lightweight task=tpp algorithm=acdc ablation=mean\n" in out
+    assert "candidates" in out
+    assert "activations" in out
+    data = data_of(capsys, "discover")
+    assert data["started"] is False
+    assert data["would_run"] in out
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the terminal's width ---------------------------------------------------------------------------------------------------
 
 
