@@ -2,7 +2,9 @@
 
     python -m benchmarks.discovery                                     all three parts; goes on where it was stopped
     python -m benchmarks.discovery part=truth case=induction,reverse algorithm=acdc,eap_ig ablation=resample
-    python -m benchmarks.discovery hydra/launcher=joblib hydra.launcher.n_jobs=4      several processes
+    python -m benchmarks.discovery launcher=joblib hydra.launcher.n_jobs=4            several processes
+    python -m benchmarks.discovery launcher=submitit cells_per_job=20                 jobs of a Slurm cluster; `circuitdisc
+                                                       status FILE.cells` says what is waiting, running and done
     python -m benchmarks.discovery scores=mine.json case=multitask/base:ioi           a file of edge scores as an algorithm
     python -m benchmarks.discovery report                              page and figures again, from the table alone
 
@@ -51,9 +53,12 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
     from benchmarks.discovery.kept import identity_of_cell
     from benchmarks.discovery.launch import compose, launch
     from benchmarks.discovery.page import write_page
+    from circuitdisc.jobs.spread import check_launch, launch_words
 
-    axes, overrides = split(args)
-    config = compose([one for one in overrides if not one.startswith("hydra")])
+    launcher, rest = launch_words(args)
+    check_launch(launcher)
+    axes, overrides = split(rest)
+    config = compose(overrides)
     path = Path(config["out"])
     if not only_report:
         asked = [(cell, settings_text(cell, config)) for cell in cells(config, axes)]
@@ -63,7 +68,7 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
         missing = table.to_do(path, asked, lambda cell: identity_of_cell(cell, config).digest)
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {path} already", flush=True)
         if missing:
-            launch(missing, overrides, path)
+            launch(missing, overrides, path, launcher)
     print(*write_page(path), sep="\n")
     return 0
 

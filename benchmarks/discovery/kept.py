@@ -32,9 +32,14 @@ def identity_of_cell(cell: Cell, config: Mapping[str, Any]) -> Identity:
     return found.with_packages(REGISTRY.versions(cell.registered))
 
 
+def folder_of_cells(path: Path) -> Path:
+    """The folder beside a table in which its cells are kept."""
+    return path.with_suffix(".cells")
+
+
 def kept_row(cell: Cell, config: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """A cell's row: that of an earlier start, or computed and kept; with the digest of what it belongs to."""
-    identity, folder = identity_of_cell(cell, config), Path(config["out"]).with_suffix(".cells")
+    identity, folder = identity_of_cell(cell, config), folder_of_cells(Path(config["out"]))
     folder.mkdir(exist_ok=True)
     with closing(Memo(folder / f"{identity.digest}.jsonl", identity)) as memo:
         return {**memo.get(ROW, lambda: plain(compute())), "identity": identity.digest}

@@ -1,8 +1,8 @@
-"""Cells as jobs of a Hydra multirun: one after the other, or with another launcher in several processes."""
+"""Cells handed to a launcher, as those of `circuitdisc COMMAND -m` are: one after the other, or in several processes."""
 
-import sys
-import tempfile
+import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,8 +11,12 @@ from typing import Any
 
 from benchmarks.discovery import table
 from benchmarks.discovery.cells import Cell, settings_text
+from benchmarks.discovery.kept import folder_of_cells
 from circuitdisc.errors import BadSetting, CircuitdiscError
+from circuitdisc.files import make_folder
+from circuitdisc.jobs import spread
 from circuitdisc.progress import progress_bar
+from circuitdisc.runs import Cells
 
 CONF = Path(__file__).parent / "conf"
 
@@ -37,49 +41,62 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
         raise BadSetting(f"these settings cannot be read: {' '.join(str(error).split())}") from error
 
 
-def launch(cells: Sequence[tuple[Cell, str]], overrides: Sequence[str], path: Path) -> None:
+def launch(cells: Sequence[tuple[Cell, str]], overrides: Sequence[str], path: Path, launcher: Sequence[str] = ()) -> None:
     """Run cells; a bar counts those that appear in the table, whichever process writes them.
 
     Args:
         cells: each with its settings as `settings_text` gives them.
         overrides: all settings but the axes, as they were typed.
         path: the table.
+        launcher: what was typed for the launcher.
     """
-    import hydra
+    folder = folder_of_cells(path)
+    make_folder(folder)
+    with (listed := Cells(folder)).listing():
+        listed.enter("python -m benchmarks.discovery", {str(cell): () for cell, _ in cells})
+    with _counted(path, cells):
+        spread.launch(
+            "benchmarks.discovery.launch:run_cells",
+            folder,
+            [str(cell) for cell, _ in cells],
+            launcher,
+            json.dumps([*overrides]),
+        )
 
-    listed = ",".join(f"'{cell}'" for cell, _ in cells)
-    typed = sys.argv
-    with tempfile.TemporaryDirectory() as scratch, _counted(path, cells):
-        sys.argv = ["benchmarks.discovery", "--multirun", *overrides, f"hydra.sweep.dir={scratch}", f"cell={listed}"]
-        try:
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
-        finally:
-            sys.argv = typed
 
-
-def job(config: Any) -> None:
-    """One cell: its row, or one with the sentence of its refusal. A bad algorithm does not end the others."""
+def run_cells(folder: Path, names: Sequence[str], overrides: str) -> None:
+    """Cells, one after the other; one that another process runs is left to it."""
     import torch
-    from omegaconf import OmegaConf
 
+    config, cells = compose(json.loads(overrides)), Cells(folder)
+    torch.set_num_threads(config["threads"])
+    for name in names:
+        with cells.claim(name) as state:
+            if state is not None:
+                clock = time.perf_counter()
+                cells.begin(name)
+                job({**config, "cell": name})
+                cells.finish(name, time.perf_counter() - clock)
+
+
+def job(config: dict[str, Any]) -> None:
+    """One cell: its row, or one with the sentence of its refusal. A bad algorithm does not end the others."""
     from benchmarks.discovery.kept import kept_row
     from benchmarks.discovery.parts import run
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    torch.set_num_threads(plain["threads"])
-    cell = Cell.parse(plain["cell"])
+    cell = Cell.parse(config["cell"])
 
     def compute() -> dict[str, Any]:
         try:
-            return run(cell, plain)
+            return run(cell, config)
         except CircuitdiscError as error:
             return {"note": _line(error)}
 
     try:
-        columns = kept_row(cell, plain, compute)
+        columns = kept_row(cell, config, compute)
     except Exception as error:  # an algorithm of another package may do anything; a mistake is no result that is kept
         columns = {"note": f"failed: {type(error).__name__}: {_line(error)}"}
-    table.add(Path(plain["out"]), {**asdict(cell), "settings": settings_text(cell, plain), **columns})
+    table.add(Path(config["out"]), {**asdict(cell), "settings": settings_text(cell, config), **columns})
 
 
 def _line(error: Exception) -> str:

@@ -174,7 +174,9 @@ def _call(out: Path, words: tuple[str, ...], was_done: bool) -> None:
         _check_settings(out, Call(job, tuple(args)).settings)
         resume(out, progress="progress=false" not in map(str.lower, words))
         return
-    if (leaves := job.leaves) is not None and out.exists() and (not leaves.resumes or (out / leaves.result).exists()):
+    if job.name == DISCOVER:
+        remove(out)  # a kill left it before anything was said in it
+    elif (leaves := job.leaves) is not None and out.exists() and (not leaves.resumes or (out / leaves.result).exists()):
         if was_done:
             raise BadRun(
                 f"{out} is of other files or another version of circuitdisc: remove it, and the same call makes it again"

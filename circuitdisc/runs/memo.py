@@ -9,6 +9,7 @@ journal counts once its mark is on the disk; what has other bytes by then is dam
 """
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -70,9 +71,16 @@ class Memo:
         self._journal.bind(identity, part)
 
     def close(self) -> None:
-        """Close the journal, unless it was given open."""
+        """Close the journal, unless it was given open.
+
+        Raises:
+            ShareComputed: this process has a share of the work, and what comes now is the business of the call that waits.
+        """
         if self._own:
             self._journal.close()
+            place = self._journal.path
+            if place is not None and is_of_a_share(place.parent.resolve()) and sys.exception() is None:
+                raise ShareComputed
 
     # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +260,8 @@ def _open(path: Path | None) -> Journal:
     """A journal's file, to be gone on with; that of another process which has handed out its units is read alone."""
     if path is None or not is_of_a_share(path.parent.resolve()):
         return Journal(path)
+    if not path.is_file():  # the call is over
+        raise ShareComputed
     journal = Journal.read(path)
     journal.path = path
     return journal

@@ -1,0 +1,456 @@
+"""Cells: logs and locks, units that other processes compute, every combination of a command's values, one table of all."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from changed import edit_json
+
+from circuitdisc.cli import main
+from circuitdisc.errors import BadRun, BadSetting
+from circuitdisc.identity import Identity
+from circuitdisc.jobs.collect import rows_of, table_csv, write_parquet
+from circuitdisc.jobs.multirun import run_cells
+from circuitdisc.runs import Cells, Memo, computing, handing_out, recorded
+
+IDENTITY = Identity({"weights of the model": "a"}, {}, {"seed": 0}, "1")
+QUICK = ["task.n=8", "task.n_heldout=8", "scoring.n_random=2", "threads=1", "progress=false"]
+SEARCH = ["model=tpp/lightweight", "task=tpp", "algorithm=random", *QUICK]
+JOBLIB = ["launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+def counts(folder: Path) -> dict[str, tuple[int, int]]:
+    """How often each cell was begun, and how often it was done, by the lines of its log alone."""
+    logs = {path.parent.name: path.read_text() for path in folder.glob("cells/*/log.jsonl")}
+    return {name: (text.count('"event": "begun"'), text.count('"event": "done"')) for name, text in logs.items()}
+
+
+# --- logs and locks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_says_what_became_of_a_cell(tmp_path):
+    cells = Cells(tmp_path)
+    cells.enter("command", {"0": ["discover", "seed=0"], "a b": []})
+    assert [state.status for state in cells.states()] == ["waiting", "waiting"]
+    with cells.claim("0") as state:
+        assert state is not None
+        cells.begin("0")
+        assert cells.state("0").status == "running"
+    assert cells.state("0").status == "waiting", "its process has let go of it"
+    with (cells.place("0") / "log.jsonl").open("a") as file:
+        file.write('{"event": "do')  # as a kill leaves it
+    with cells.claim("0"):
+        cells.begin("0")
+        cells.fail("0", BadRun("a sentence"))
+        assert (cells.state("0").status, cells.state("0").error) == ("failed", "a sentence")
+        cells.begin("0")
+        cells.finish("0", 1.5, stamp="x")
+    state = cells.state("0")
+    assert (state.status, state.begun, state.finished, state.seconds, state.stamp) == ("done", 3, 1, 1.5, "x")
+    assert str(os.getpid()) in state.holder
+    assert len({cells.place(name) for name in ("a b", "a-b", "a/b", "0")}) == 4
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from circuitdisc.runs import Cells; cells = Cells(Path(sys.argv[1]))\n"
+        "with cells.claim('0'):\n    cells.begin('0'); print('mine', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        cells = Cells(tmp_path)
+        with cells.claim("0") as state:
+            assert state is None
+        assert cells.state("0").status == "running"
+        assert f"process {other.pid}" in cells.state("0").holder
+    finally:
+        other.kill()
+        other.communicate()
+    assert cells.state("0").status == "waiting", "the process is gone"
+    with cells.claim("0") as state:
+        assert state is not None
+        assert state.begun == 1
+
+
+def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    cells = Cells(tmp_path)
+    with cells.claim("0"):
+        cells.begin("0")
+        assert cells.state("0", queue=frozenset({"7_3"})).status == "running"
+        assert cells.state("0", queue=frozenset({"7_4"})).status == "waiting"
+        assert cells.state("0").job == "7_3"
+
+
+# --- units of one call ------------------------------------------------------------------------------------------------------
+
+
+class Squares:
+    """A command with a prelude and independent units, as values and as files."""
+
+    def __init__(self, folder: Path, identity: Identity = IDENTITY) -> None:
+        self.folder, self.identity, self.computed = folder, identity, list[str]()
+
+    def __call__(self) -> dict[str, int]:
+        memo = Memo(self.folder / "journal.jsonl", self.identity)
+        try:
+            start = memo.get("start", lambda: self.made("start", 1))
+            memo.bind("part", Identity({"weights of the model": "b"}, {}, {}, "1"))
+            values = {f"square {n}": (lambda n=n: self.made(f"square {n}", start + n * n)) for n in range(4)}
+            memo.spread(values)
+            files = {f"cubes/{n}.json": (lambda n=n: self.made(f"cubes/{n}.json", start + n**3)) for n in range(3)}
+            memo.spread(files, memo.get_file)
+            found = {name: memo.get(name, compute) for name, compute in values.items()}
+            return {**found, **{name: memo.get_file(name, compute) for name, compute in files.items()}}
+        finally:
+            memo.close()
+
+    def made(self, name: str, value: int) -> int:
+        self.computed.append(name)
+        if name == "square 2" and (self.folder / "bad").exists():
+            raise BadSetting("two is refused")
+        return value
+
+
+def shared_out(work: Squares, computed: list[str]):
+    """As a launcher: two jobs, each the same command in a process that has a share."""
+
+    def hand_out(folder, names):
+        for share in filter(None, (names[::2], names[1::2])):
+            job = Squares(work.folder, work.identity)
+            before = (folder / "journal.jsonl").read_bytes()
+            with handing_out(None), computing(folder, share):
+                job()
+                pytest.fail("a share ends the call")
+            assert (folder / "journal.jsonl").read_bytes() == before, "the call that waits writes it alone"
+            computed.extend(job.computed)
+
+    return hand_out
+
+
+def test_units_that_others_compute_are_those_of_one_process(tmp_path):
+    alone, spread, computed = Squares(tmp_path / "alone"), Squares(tmp_path / "spread"), list[str]()
+    for work in (alone, spread):
+        work.folder.mkdir()
+    whole = alone()
+    with recorded("stability", ["circuitdisc", "stability"]), handing_out(shared_out(spread, computed)):
+        assert spread() == whole
+    assert spread.computed == ["start"]
+    assert sorted(computed) == sorted(set(alone.computed) - {"start"}), "each once"
+    assert set(counts(spread.folder).values()) == {(1, 1)}
+    assert not list(spread.folder.glob("cells/*/unit.*")), "they were taken over"
+    lines = [set((work.folder / "journal.jsonl").read_text().splitlines()[1:]) for work in (alone, spread)]
+    assert lines[0] == lines[1]
+    again = Squares(spread.folder)
+    assert again() == whole
+    assert not again.computed
+
+
+def test_a_unit_that_fails_is_said_and_the_rest_is_kept(tmp_path):
+    spread, computed = Squares(tmp_path), list[str]()
+    (tmp_path / "bad").touch()
+    with recorded("x", []), handing_out(shared_out(spread, computed)), pytest.raises(BadRun, match=r"1 of 4 .*two is refused"):
+        spread()
+    assert Cells(tmp_path).state("square 2").error == "two is refused"
+    (tmp_path / "bad").unlink()
+    computed.clear()
+    with recorded("x", []), handing_out(shared_out(spread, computed)):
+        spread()
+    assert sorted(computed) == ["cubes/0.json", "cubes/1.json", "cubes/2.json", "square 2"]
+
+
+def test_a_late_job_of_a_call_that_is_over_computes_nothing(tmp_path):
+    work = Squares(tmp_path)
+    with computing(tmp_path, ["square 1"]):
+        work()
+    assert not work.computed
+    work()
+    again, before = Squares(tmp_path), (tmp_path / "journal.jsonl").read_bytes()
+    with computing(tmp_path, ["a name of another version"]):
+        again()
+        pytest.fail("a share ends the call")
+    assert not again.computed
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_a_unit_of_something_else_is_not_taken_over(tmp_path):
+    other, computed = Squares(tmp_path, Identity({"weights of the model": "z"}, {}, {}, "1")), list[str]()
+
+    def only_compute(folder, names):
+        shared_out(other, computed)(folder, names)
+        raise KeyboardInterrupt  # the call dies before it takes anything over
+
+    with recorded("x", []), handing_out(only_compute), pytest.raises(KeyboardInterrupt):
+        other()
+    (tmp_path / "journal.jsonl").unlink()
+    mine = Squares(tmp_path)
+    with recorded("x", []), handing_out(shared_out(mine, computed := [])):
+        mine()
+    assert sorted(computed) == sorted([*(f"square {n}" for n in range(4)), *(f"cubes/{n}.json" for n in range(3))])
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells") / "run"
+    assert main(["discover", "model=tpp/lightweight", "algorithm=eap", *QUICK, f"out={folder}"]) == 0
+    return folder
+
+
+def without_seconds(data):
+    if isinstance(data, dict):
+        return {key: without_seconds(value) for key, value in data.items() if key != "seconds"}
+    return [without_seconds(value) for value in data] if isinstance(data, list) else data
+
+
+def test_commands_hand_their_units_to_a_launcher(a_run, tmp_path):
+    """Stability in processes of joblib; transfer, in the slow tier's company below, uses the same line."""
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    for folder in (alone, spread):
+        shutil.copytree(a_run, folder)
+    command = ["stability", "n_samples=3", "threads=1", "progress=false"]
+    assert main([command[0], str(alone), *command[1:]]) == 0
+    assert main([command[0], str(spread), *command[1:], *JOBLIB, "cells_per_job=2"]) == 0
+    assert (alone / "stability.json").read_bytes() == (spread / "stability.json").read_bytes()
+    assert set(counts(spread).values()) == {(1, 1)}
+    assert len(counts(spread)) == 3
+
+
+def test_a_transfer_hands_out_searches_and_cells(tmp_path):
+    command = ["transfer", "checkpoints=[tpp/featherweight,tpp/lightweight]", "algorithm=eap", "task.n=8", "task.n_heldout=8"]
+    command += ["n_random=2", "threads=1", "progress=false"]
+    assert main([*command, f"out={tmp_path / 'alone'}"]) == 0
+    assert main([*command, f"out={tmp_path / 'spread'}", *JOBLIB, "cells_per_job=2"]) == 0
+    whole, spread = (json.loads((tmp_path / name / "transfer.json").read_text()) for name in ("alone", "spread"))
+    assert without_seconds(whole) == without_seconds(spread)
+    assert sorted(counts(tmp_path / "spread").values()) == [(1, 1)] * 6, "two searches, four cells"
+
+
+def test_a_judgement_hands_out_its_scores(a_run, tmp_path, monkeypatch):
+    """The same command in this process, as a launcher would run it, since every score takes seconds."""
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    for folder in (alone, spread):
+        shutil.copytree(a_run, folder)
+
+    def launch(work, folder, names, words, more):
+        from circuitdisc.jobs.spread import compute_units
+
+        with handing_out(None):
+            for name in names:
+                compute_units(folder, [name], more)
+
+    monkeypatch.setattr("circuitdisc.jobs.spread.launch", launch)
+    command = ["--all", "threads=1", "progress=false"]
+    assert main(["score", str(alone), *command]) == 0
+    assert main(["score", str(spread), *command, *JOBLIB]) == 0
+    whole, judged = (json.loads((folder / "judgement.json").read_text()) for folder in (alone, spread))
+    assert without_seconds(whole) == without_seconds(judged)
+    assert counts(spread)
+    assert set(counts(spread).values()) <= {(1, 1), (1, 0)}, "a score that cannot be had here has failed"
+
+
+# --- every combination ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_runs_nothing_twice_and_more_values_run_alone(tmp_path, capsys):
+    folder = tmp_path / "many"
+    assert main(["discover", "-m", *SEARCH, "seed=0,1", f"out={folder}"]) == 0
+    table = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [(row["folder"], row["seed"], row["status"]) for row in table] == [("0", "0", "done"), ("1", "1", "done")]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "list.json"}
+    assert main(["discover", "-m", *SEARCH, "seed=2,1,0", f"out={folder}", "memory=1GiB"]) == 0
+    assert "2 of 3 cells" in capsys.readouterr().err
+    assert counts(folder) == {"0": (1, 1), "1": (1, 1), "2": (1, 1)}
+    assert all(path.read_bytes() == data for path, data in before.items() if path.name != "summary.csv")
+    assert json.loads((folder / "2" / "config.json").read_text())["seed"] == 2
+    assert main(["status", str(folder)]) == 0
+    assert "0 running, 0 failed, 0 waiting, 3 done" in capsys.readouterr().out
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from circuitdisc.shipped import shipped_models
+
+    model, folder = tmp_path / "model", tmp_path / "many"
+    shutil.copytree(shipped_models()["tpp/lightweight"], model)
+    command = ["discover", "-m", f"model={model}", *SEARCH[1:], "seed=0,1", f"out={folder}"]
+    assert main(command) == 0
+    weights = load_file(model / "model.safetensors")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})  # another date, the same weights
+    assert main(command) == 0
+    assert counts(folder) == {"0": (2, 2), "1": (2, 2)}, "they were compared"
+    assert len((folder / "0" / "journal.jsonl").read_text().splitlines()) > 0
+    key = next(name for name in weights if name.endswith("mlp.c_proj.weight"))
+    weights[key] = weights[key] * 1.5
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "other weights of the model" in capsys.readouterr().err
+    assert [row["status"] for row in rows_of(folder)] == ["failed", "failed"]
+
+
+def test_a_killed_cell_goes_on_and_a_failed_one_is_a_row(tmp_path, capsys):
+    folder = tmp_path / "many"
+    models = "model=tpp/base,tpp/lightweight"
+    assert main(["discover", "-m", models, *SEARCH[1:], f"out={folder}"]) == 2
+    assert "1 of the jobs failed (0)" in capsys.readouterr().err
+    failed, done = rows_of(folder)
+    assert (failed["status"], done["status"]) == ("failed", "done")
+    assert "does not do task" in failed["error"]
+    assert failed["model"] == "tpp/base"
+    log = folder / "cells" / "1" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"done"' not in line))
+    for name in ("scores.json", "report.html"):  # as a kill after the search leaves it
+        (folder / "1" / name).unlink()
+    circuit = (folder / "1" / "circuit.json").read_bytes()
+    run_cells(folder, ["1"])
+    assert Cells(folder).state("1").status == "done"
+    assert (folder / "1" / "circuit.json").read_bytes() == circuit
+    assert (folder / "1" / "report.html").is_file()
+    edit_json(folder / "1" / "config.json", lambda data: data["task"].update(n=9))
+    log.write_text("")
+    run_cells(folder, ["1"])
+    assert "another task.n (9, now 8)" in Cells(folder).state("1").error
+
+
+def test_two_calls_at_once_run_nothing_twice(tmp_path):
+    folder = tmp_path / "many"
+    command = [sys.executable, "-m", "circuitdisc", "discover", "-m", *SEARCH, "seed=range(4)", f"out={folder}"]
+    calls = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    for call in calls:
+        call.wait(300)
+    assert counts(folder) == {str(number): (1, 1) for number in range(4)}
+
+
+def test_other_commands_have_cells(tmp_path, capsys):
+    folder = tmp_path / "many"
+    command = ["drift", "-m", "checkpoints=[tpp/base,tpp/lightweight]", "key=first,c1", "task.n=8", "task.n_heldout=8"]
+    command += ["threads=1", "progress=false", f"out={folder}"]
+    assert main(command) == 0
+    assert [(row["command"], row["key"], row["status"]) for row in rows_of(folder)] == [
+        ("drift", "first", "done"),
+        ("drift", "c1", "done"),
+    ]
+    assert main(command) == 0
+    assert counts(folder) == {"0": (1, 1), "1": (1, 1)}
+    assert json.loads((folder / "1" / "drift.json").read_text())["settings"]["key"] == "c1"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["discover", "launcher=joblib"], "several calls with -m"),
+        (["export", "x", "launcher=joblib"], "nothing: leave it out"),
+        (["discover", "-m", "launcher=slurm"], "unknown launcher 'slurm'"),
+        (["discover", "-m", "cells_per_job=0"], "cells_per_job"),
+        (["discover", "-m", "seed=range(3"], "cannot be read"),
+        (["discover", "-m", "out=a,b"], "name one"),
+        (["stability", "x", "launcher=joblib", "hydra.launcher.jobs=2"], "cannot be read"),
+        (["status", "nowhere"], "no folder"),
+        (["collect", "nowhere"], "no folder"),
+    ],
+)
+def test_bad_input_gets_a_sentence(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+# --- one table --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_table_of_all_runs_below_a_folder(a_run, tmp_path, capsys):
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    folder = tmp_path / "all"
+    shutil.copytree(a_run, folder / "alone")
+    assert main(["discover", "-m", *SEARCH, "model.dtype=float64", "seed=0,1", f"out={folder / 'many'}"]) == 0
+    capsys.readouterr()
+    assert main(["collect", str(folder)]) == 0
+    assert "3 runs: 3 done" in capsys.readouterr().out
+    rows = rows_of(folder)
+    assert [(row["folder"], row["algorithm"], row["model.dtype"]) for row in rows] == [
+        ("alone", "eap", "float32"),
+        ("many/0", "random", "float64"),
+        ("many/1", "random", "float64"),
+    ]
+    scores = json.loads((a_run / "scores.json").read_text())
+    held = next(each for each in scores["scores"] if (each["name"], each["split"]) == ("faithfulness", "heldout"))
+    assert (rows[0]["faithfulness"], rows[0]["low"], rows[0]["high"]) == (held["value"], held["low"], held["high"])
+    assert (rows[0]["edges"], rows[0]["n_random"]) == (scores["circuit_edges"], 2)
+    assert rows[0]["random"] == sum(held["controls"]) / 2
+    written = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [float(row["faithfulness"]) for row in written] == [row["faithfulness"] for row in rows]
+    read = pyarrow.read_table(folder / "summary.parquet").to_pylist()
+    assert [row["faithfulness"] for row in read] == [row["faithfulness"] for row in rows]
+    assert [row["folder"] for row in read] == [row["folder"] for row in rows]
+    assert "many/1" in (folder / "summary.html").read_text()
+
+
+def test_a_table_of_odd_values(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    rows = [{"a": 1, "b": "x,y", "c": [1], "d": None}, {"a": 0.5, "b": 2, "c": None, "d": None}]
+    write_parquet(tmp_path / "t.parquet", rows)
+    assert pyarrow.read_table(tmp_path / "t.parquet").to_pylist() == [
+        {"a": 1.0, "b": "x,y", "c": "[1]", "d": None},
+        {"a": 0.5, "b": "2", "c": None, "d": None},
+    ]
+    assert table_csv(rows).splitlines() == ["a,b,c,d", '1,"x,y",[1],', "0.5,2,,"]
+
+
+# --- a real Slurm -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A Slurm of one node, for as long as the test takes."""
+    script = Path(__file__).parents[1] / "scripts" / "slurm_here"
+    monkeypatch.setenv("SLURM_HERE_PORT", "16817")
+    started = subprocess.run([str(script), "start", str(tmp_path / "slurm")], capture_output=True, text=True, timeout=120)
+    if started.returncode == 3:
+        pytest.skip(started.stderr.strip())
+    assert started.returncode == 0, started.stderr
+    monkeypatch.setenv("SLURM_CONF", started.stdout.strip())
+    yield
+    subprocess.run([str(script), "stop", str(tmp_path / "slurm")], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_cells_on_a_real_slurm(slurm, tmp_path, capsys):
+    """Cells of jobs that are cancelled, and of processes that are killed, are done by a second call, and no cell twice."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    folder = tmp_path / "many"
+    command = ["discover", "-m", *SEARCH, "seed=range(8)", f"out={folder}", "launcher=submitit", "cells_per_job=2"]
+    first = subprocess.Popen([sys.executable, "-m", "circuitdisc", *command], stderr=subprocess.PIPE, text=True)
+    deadline, cells = time.monotonic() + 300, Cells(folder)
+    running = []
+    while len(running) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        running = [state for state in cells.states() if state.status == "running"] if cells else []
+    os.kill(int(running[0].holder.split()[1]), signal.SIGKILL)
+    subprocess.run(["scancel", "--signal=KILL", running[1].job], check=True)
+    _, error = first.communicate(timeout=300)
+    assert first.returncode == 2
+    assert "cells are not finished" in error
+    states = {state.name: state for state in cells.states()}
+    waiting = [state for state in states.values() if state.status == "waiting"]
+    assert {running[0].name, running[1].name} <= {state.name for state in waiting}
+    assert len(waiting) + sum(state.status == "done" for state in states.values()) == 8
+    assert main(["status", str(folder)]) == 0
+    assert running[0].job in capsys.readouterr().out
+    assert main(command) == 0
+    killed = {running[0].name, running[1].name}
+    assert counts(folder) == {str(number): (2 if str(number) in killed else 1, 1) for number in range(8)}
