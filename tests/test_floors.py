@@ -16,7 +16,7 @@ FLOORS = (
     ("discovery", "scoring", "heads"),
     ("checkpoints", "pages", "sections", "bound", "planning"),
     ("jobs",),
-    ("cli", "__init__"),
+    ("cli", "benchmark", "__init__"),
     ("__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -86,6 +86,7 @@ class Job:
         variants: the same command with an option that gives it other settings, for its help.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
         spreads: whether its units may be handed to a launcher (`Memo.spread`); then it is recorded, too.
+        own_words: whether it reads all that is typed itself, `launcher=` included.
         work: what it does; returns what is printed, as an `Output` with what `--json` prints. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
@@ -100,6 +101,7 @@ class Job:
     variants: tuple["Job", ...] = ()
     recorded: bool = False
     spreads: bool = False
+    own_words: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
     leaves: Leaves | None = None
@@ -123,7 +125,7 @@ class Job:
             from circuitdisc.jobs.multirun import multirun
 
             return multirun(self, args)
-        launcher, args = self._for_launcher(args)
+        launcher, args = ([], list(args)) if self.own_words else self._for_launcher(args)
         call = Call(self, tuple(args), options)
         if not self.recorded:
             return self._do(call)

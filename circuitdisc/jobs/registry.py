@@ -35,6 +35,7 @@ MODULES = (
     "dcm",
     "localise",
     "list",
+    "benchmark",
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 
