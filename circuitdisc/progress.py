@@ -26,14 +26,13 @@ class Lines(tqdm):
         self._last = monotonic()
         super().__init__(*args, **{**settings, "miniters": 0, "mininterval": SECONDS, "delay": 0, "ncols": 80, "ascii": True})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now = monotonic()
         if self.disable or now < self._last + SECONDS:
-            return False
+            return
         self._last = now
         self.fp.write(f"{str(self).strip()}\n")
         self.fp.flush()
-        return True
 
     def close(self) -> None:
         self.sp = None  # nothing stands on the screen that had to be wiped

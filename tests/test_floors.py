@@ -24,7 +24,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"),
     ("schemas", "errors"), ("schemas", "files"),
-    ("options", "checks"), ("results", "errors"), ("results", "schemas"),
+    ("options", "checks"), ("results", "errors"), ("results", "schemas"), ("results", "wording"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

@@ -48,6 +48,8 @@ def _work(call: Call) -> str:
 
 
 def _line(rung: Any, method: str) -> tuple[object, ...]:
+    from circuitdisc.wording import number
+
     trained = rung.trained
     whole = "a low-rank change" if method == "lora" else "all weights"
     what = whole if not rung.heads else f"{len(rung.heads)} {'random ' if rung.random else ''}heads"
@@ -59,7 +61,7 @@ def _line(rung: Any, method: str) -> tuple[object, ...]:
         f"{trained.examples:,}",
         trained.steps,
         trained.seconds,
-        f"{trained.loss:.4g}",
+        number(trained.loss),
     )
 
 

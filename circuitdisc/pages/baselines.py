@@ -5,7 +5,7 @@ from circuitdisc.checkpoints.evaluation_sets import HELDOUT
 from circuitdisc.pages.description import Description, Section, describe
 from circuitdisc.pages.verdict import Verdict, few_caveats
 from circuitdisc.results import Row
-from circuitdisc.wording import ACCURACIES, number, percent
+from circuitdisc.wording import ACCURACIES, interval, number, percent
 
 
 @describe.register
@@ -51,7 +51,7 @@ def _correct(baselines: Baselines) -> list[Row]:
 
 
 def _percent(figure: Figure) -> str:
-    return f"{percent(figure.value)} ({percent(figure.low)} to {percent(figure.high)})"
+    return f"{percent(figure.value)} {interval(figure.low, figure.high, percent)}"
 
 
 def _shown(figure: Figure) -> str:

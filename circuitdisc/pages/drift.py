@@ -8,7 +8,7 @@ from circuitdisc.pages.heads_figures import head_map
 from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
 from circuitdisc.results import Row
-from circuitdisc.wording import SPLIT_WORDS, intervals_over, number
+from circuitdisc.wording import SPLIT_WORDS, interval, intervals_over, number
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 
@@ -39,14 +39,14 @@ def _(drift: Drift) -> Description:
 
 
 def _interval(row: Row, column: str) -> str:
-    return f"{cell(row[column])} ({cell(row['low'])} to {cell(row['high'])})"
+    return f"{cell(row[column])} {interval(row['low'], row['high'])}"
 
 
 def _most_changed(drift: Drift) -> str:
     row = drift.table()[0]
     return (
         f"In {drift.checkpoints[-1]} {row['head']} has changed most in what it adds to the logit difference: by "
-        f"{cell(row['change'])} ({cell(row['change low'])} to {cell(row['change high'])}), to {cell(row['adds'])}."
+        f"{cell(row['change'])} {interval(row['change low'], row['change high'])}, to {cell(row['adds'])}."
     )
 
 

@@ -6,7 +6,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.pages.verdict import headline_score, plain_text, verdict
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.terminal import folded_table, width
-from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, drawn_between, is_number, score_value, share, span, undefined
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
@@ -123,11 +123,11 @@ _ACCURACIES = ("split", "n", "full model", "circuit", "random circuits", "circui
 
 
 def valued(score: Score) -> str:
-    """`91.4 % [89 % to 93.6 %]`."""
+    """`91.4 % [89 %, 93.6 %]`."""
     if not is_number(score.value):
         return undefined(score.note)
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" [{between}]" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def controls_words(score: Score) -> str:
@@ -140,5 +140,5 @@ def controls_words(score: Score) -> str:
     middle = len(values) // 2
     median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
     missing = len(score.controls) - len(values)
-    words = f"median {score_value(score.name, median)} ({span(score.name, values[0], values[-1])}) of {len(values):,}"
+    words = f"median {score_value(score.name, median)} ({drawn_between(score.name, values[0], values[-1])}) of {len(values):,}"
     return words + (f", {missing:,} undefined" if missing else "")

@@ -90,7 +90,7 @@ def _cell(score: Score) -> str:
     if within_noise(score):
         return "within noise"
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" [{between}]" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def cell_rows(result: Transfer, name: str, metric: str, split: str) -> list[Row]:
@@ -227,7 +227,7 @@ def _words(score: Score) -> str:
     if score.value is None:
         return undefined(score.note)
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" ({between})" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def notes(result: Transfer) -> list[str]:

@@ -337,5 +337,5 @@ def _split_caveats(scores: Scores, score: Score) -> Iterator[str]:
     which = "nearer to" if far < here else "farther from" if far > here else "as far from"
     yield (
         f"On the {train.n:,} search examples the circuit lies {which} 100 %: {score.name} {percent(train.value)} "
-        f"({span(score.name, train_low, train_high)}), whose interval does not overlap with this one."
+        f"{span(score.name, train_low, train_high)}, whose interval does not overlap with this one."
     )
