@@ -1,8 +1,9 @@
 """Numbers as people read them: three significant digits, percentages where they are natural, never a bare NaN."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from circuitdisc.stats import Partition
 
@@ -82,6 +83,13 @@ def span(name: str, low: float | None, high: float | None) -> str:
 def drawn_between(name: str, low: float | None, high: float | None) -> str:
     """From the lowest to the highest of what was drawn, `94 % to 99 %`: no interval."""
     return f"{score_value(name, low)} to {score_value(name, high)}"
+
+
+def task_words(task: object) -> str:
+    """What a task is called, from its name or its settings: of a user's file the file's name, never `file`."""
+    if isinstance(task, Mapping):
+        return Path(str(task["path"])).name if task.get("path") else str(task.get("name") or "")
+    return str(task or "")
 
 
 def undefined(note: str) -> str:

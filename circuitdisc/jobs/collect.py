@@ -70,13 +70,13 @@ def rows_of(folder: Path) -> list[Row]:
         raise BadRun(f"there is no folder {folder}")
     queue = queued()
     found: dict[Path, tuple[Row, Mapping[str, Any]]] = {}
-    for place in sorted(_folders(folder), key=_in_order):
+    for place in sorted(folders_below(folder), key=_in_order):
         cells = Cells(place)
         if cells:
             for state in cells.states(queue):
                 if state.words:  # units of one call are no runs
                     found[place / state.name] = _of_cell(folder, place / state.name, state)
-        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := _read(place / CONFIG)):
+        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
             found[place] = _of_run(folder, place, config, "done" if (place / SCORES).is_file() else "begun")
     rows, configs = [row for row, _ in found.values()], [_flat(config) for _, config in found.values()]
     values: dict[str, set[str]] = {}
@@ -90,7 +90,8 @@ def rows_of(folder: Path) -> list[Row]:
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def folders_below(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, but those of logs and hidden ones."""
     for place, inner, _ in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".") and name != "cells"]
         yield Path(place)
@@ -101,7 +102,8 @@ def _in_order(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_record(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; nothing if there is none, or it is damaged."""
     try:
         data = read_json(path) if path.is_file() else {}
     except BadFile:
@@ -112,7 +114,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[str, Any]]:
     from circuitdisc.jobs.registry import REGISTRY
 
-    row, config = _of_run(folder, place, _read(place / CONFIG), state.status)
+    row, config = _of_run(folder, place, read_record(place / CONFIG), state.status)
     row |= {"command": state.words[0], "seconds": state.seconds, "error": state.error or None}
     if not config or "algorithm" not in config:  # it has not begun, has failed, or is no search
         job = REGISTRY.get(state.words[0]) if state.words[0] in REGISTRY.names else None
@@ -126,7 +128,7 @@ def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[
 
 def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -> tuple[Row, Mapping[str, Any]]:
     """A run's line, from its files as they are, and its settings."""
-    scores, cost = _read(place / SCORES), _read(place / COST)
+    scores, cost = read_record(place / SCORES), read_record(place / COST)
     row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
     sections = {name: config.get(name) if isinstance(config.get(name), dict) else {} for name in ("model", "task", "ablation")}
     if "algorithm" in config:

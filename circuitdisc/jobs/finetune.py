@@ -36,7 +36,7 @@ def _work(call: Call) -> str:
         ladder = finetune(base, call.settings["task"], folder, device=device, **settings, **call.shared)
     headers = ("checkpoint", "trained", "weights", "examples", "steps", "seconds", "loss")
     table = text_table(headers, [_line(rung, ladder.settings["method"]) for rung in ladder.rungs], "llrrrrr")
-    parts, data = [f"{base}, fine-tuned on task {call.task_name}", table], dict[str, Any]()
+    parts, data = [f"{base}, fine-tuned on task {call.task_words}", table], dict[str, Any]()
     if ladder.figures is not None:
         description = describe(ladder.figures)
         record = {"command": call.command, **ladder.settings}

@@ -249,6 +249,13 @@ class Call:
         return Path(str(task.get("path") or task["name"])).stem
 
     @property
+    def task_words(self) -> str:
+        """What the task is called where people read it."""
+        from circuitdisc.wording import task_words
+
+        return task_words(self.settings["task"])
+
+    @property
     def groups(self) -> dict[str, Any]:
         """The sections and the common settings, as a record keeps them."""
         return {key: self.settings[key] for key in (*groups_of(self.config), *common_keys(self.config))}

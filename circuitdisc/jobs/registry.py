@@ -25,6 +25,7 @@ MODULES = (
     "resume",
     "status",
     "collect",
+    "runs",
     "compare",
     "finetune",
     "baselines",
