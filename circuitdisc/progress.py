@@ -13,13 +13,27 @@ from typing import Any
 
 from tqdm import tqdm
 
+from circuitdisc.tracking import log_figures
+from circuitdisc.wording import number
+
 SECONDS = 10.0
 """Between two lines of a bar where stderr is no terminal."""
 
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
-class Lines(tqdm):
+class Bar(tqdm):
+    """A bar whose figures are also logged, where a command has a logger."""
+
+    title = ""
+
+    def set_postfix(self, ordered_dict: Any = None, refresh: bool | None = True, **figures: Any) -> None:
+        log_figures(figures, f"{self.title}/")
+        words = {name: number(value) if isinstance(value, float) else value for name, value in figures.items()}
+        super().set_postfix(ordered_dict, bool(refresh), **words)
+
+
+class Lines(Bar):
     """A bar as lines of text."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -130,9 +144,11 @@ def work_bar(total: float, description: str, enabled: bool = True) -> "tqdm[Any]
 def _bar(total: float, description: str, enabled: bool, **settings: Any) -> "tqdm[Any]":
     if (watch := _WATCH.get()) is not None:
         return watch.bar(description, total, settings.get("initial", 0))
-    kind = tqdm if _is_screen() else Lines
+    kind = Bar if _is_screen() else Lines
     is_off = not enabled or _hidden.get()
-    return kind(total=total, desc=description, disable=is_off, delay=1.0, leave=False, dynamic_ncols=True, **settings)
+    bar = kind(total=total, desc=description, disable=is_off, delay=1.0, leave=False, dynamic_ncols=True, **settings)
+    bar.title = description  # a bar that is off has no other memory of it
+    return bar
 
 
 def _is_screen() -> bool:

@@ -45,7 +45,6 @@ from circuitdisc.options import Option, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
-from circuitdisc.wording import number
 
 TESTS_PER_MARK = 50
 
@@ -164,7 +163,7 @@ def _test_groups(
             groups += [group[middle:], group[:middle]]  # the last one is taken first
         else:
             bar.update(1)
-        bar.set_postfix(kept=int(mask.sum()), metric=number(baseline), refresh=False)
+        bar.set_postfix(kept=int(mask.sum()), metric=float(baseline), refresh=False)
     return mask
 
 

@@ -30,7 +30,6 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
 from circuitdisc.tasks.base import Example, Task
-from circuitdisc.wording import number
 
 ORDERS = ("ascending", "descending", "random")
 
@@ -94,7 +93,7 @@ def head_ablation(
                 search.set_head(layer, head, keep=False)
             journal.write(head=f"a{layer}.h{head}", layer=layer, kept=keep, metric=value, baseline=baseline)
             bar.update(1)
-            bar.set_postfix(kept=int(search.kept.sum()), metric=number(search.value), refresh=False)
+            bar.set_postfix(kept=int(search.kept.sum()), metric=float(search.value), refresh=False)
         if second is not None:
             for head, value in _verify(search, second, layer, rule):
                 name = f"a{layer}.h{head}"

@@ -106,7 +106,7 @@ def _group(group: str) -> list[str]:
 def _common(config: Config) -> list[str]:
     own = own_keys(config)
     lines = [line for line in setting_lines("common") if line.strip().partition("=")[0] not in own]
-    return ["", *lines]
+    return ["", *lines, *setting_lines("log")]
 
 
 def setting_lines(config: Config, prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
-from circuitdisc.jobs.output import Output
+from circuitdisc.jobs.output import Output, as_output
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from circuitdisc.runs import Journal
 
 ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
+LOG = "log="
 MULTIRUN = "--multirun"
 SEVERAL = "every combination of comma-separated values, for example seed=0,1,2; launcher=joblib or launcher=submitit runs them"
 
@@ -120,7 +121,16 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        options = dict(options or {})
+        from circuitdisc.tracking import log_result, tracked
+
+        logs = [arg.partition("=")[2] for arg in args if arg.startswith(LOG) and not self.own_words]
+        args = [arg for arg in args if not (logs and arg.startswith(LOG))]
+        with tracked(logs[-1] if logs else None, self.name, args):
+            text = self._run(args, dict(options or {}))
+            log_result(as_output(text).data.get("result"))
+        return text
+
+    def _run(self, args: Sequence[str], options: dict[str, str]) -> str:
         if MULTIRUN in options:
             from circuitdisc.jobs.multirun import multirun
 

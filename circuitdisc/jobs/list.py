@@ -23,6 +23,7 @@ KINDS = {
     "models": _models,
     **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "ablation", "metric")},
     "scores": partial(_of, "scoring.registry"),
+    "loggers": partial(_of, "tracking"),
     "commands": partial(_of, "jobs.registry"),
 }
 
