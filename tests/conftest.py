@@ -16,11 +16,11 @@ hypothesis.settings.register_profile("fast", max_examples=25)
 
 # The modules that take longest, as `pytest --durations=0` adds them up; `scripts/test fast` leaves them out.
 LONG = {
-    "test_acdc", "test_algorithms", "test_baselines", "test_bound", "test_cli", "test_cmap", "test_cmap_command",
+    "test_acdc", "test_algorithms", "test_baselines", "test_bound", "test_cells", "test_cli", "test_cmap", "test_cmap_command",
     "test_cmap_memory", "test_cmap_scores", "test_discovery_benchmark", "test_drift", "test_exact_bisect", "test_finetune",
     "test_finetune_resume", "test_folders", "test_joint", "test_judge", "test_judgement_resume", "test_malformed",
     "test_masks", "test_metric_objects", "test_overlap", "test_part_scores", "test_path_points", "test_schemas",
-    "test_scores_file", "test_shipped_multitask", "test_task_answers", "test_task_numbers", "test_task_registry",
+    "test_scores_file", "test_shares", "test_shipped_multitask", "test_task_answers", "test_task_numbers", "test_task_registry",
     "test_tasks", "test_transfer",
     "test_transfer_resume", "test_judging_cost", "test_optimal", "test_compiled", "test_compare", "test_judgement_page",
     "test_verdicts_tools", "test_module_in_memory", "test_information_flow", "test_localised", "test_path_patching",

@@ -1,4 +1,4 @@
-"""Cells: logs and locks, units that other processes compute, every combination of a command's values, one table of all."""
+"""Cells: logs and locks, every combination of a command's values, one table of all, a real Slurm."""
 
 import csv
 import json
@@ -11,25 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
+from cell_logs import counts
 from changed import edit_json
 
 from circuitdisc.cli import main
-from circuitdisc.errors import BadRun, BadSetting
-from circuitdisc.identity import Identity
+from circuitdisc.errors import BadRun
 from circuitdisc.jobs.collect import rows_of, table_csv, write_parquet
 from circuitdisc.jobs.multirun import run_cells
-from circuitdisc.runs import Cells, Memo, computing, handing_out, recorded
+from circuitdisc.runs import Cells
 
-IDENTITY = Identity({"weights of the model": "a"}, {}, {"seed": 0}, "1")
 QUICK = ["task.n=8", "task.n_heldout=8", "scoring.n_random=2", "threads=1", "progress=false"]
 SEARCH = ["model=tpp/lightweight", "task=tpp", "algorithm=random", *QUICK]
-JOBLIB = ["launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
-def counts(folder: Path) -> dict[str, tuple[int, int]]:
-    """How often each cell was begun, and how often it was done, by the lines of its log alone."""
-    logs = {path.parent.name: path.read_text() for path in folder.glob("cells/*/log.jsonl")}
-    return {name: (text.count('"event": "begun"'), text.count('"event": "done"')) for name, text in logs.items()}
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
 
 
 # --- logs and locks -------------------------------------------------------------------------------------------------------
@@ -92,179 +88,13 @@ def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
         assert cells.state("0").job == "7_3"
 
 
-# --- units of one call ------------------------------------------------------------------------------------------------------
-
-
-class Squares:
-    """A command with a prelude and independent units, as values and as files."""
-
-    def __init__(self, folder: Path, identity: Identity = IDENTITY) -> None:
-        self.folder, self.identity, self.computed = folder, identity, list[str]()
-
-    def __call__(self) -> dict[str, int]:
-        memo = Memo(self.folder / "journal.jsonl", self.identity)
-        try:
-            start = memo.get("start", lambda: self.made("start", 1))
-            memo.bind("part", Identity({"weights of the model": "b"}, {}, {}, "1"))
-            values = {f"square {n}": (lambda n=n: self.made(f"square {n}", start + n * n)) for n in range(4)}
-            memo.spread(values)
-            files = {f"cubes/{n}.json": (lambda n=n: self.made(f"cubes/{n}.json", start + n**3)) for n in range(3)}
-            memo.spread(files, memo.get_file)
-            found = {name: memo.get(name, compute) for name, compute in values.items()}
-            return {**found, **{name: memo.get_file(name, compute) for name, compute in files.items()}}
-        finally:
-            memo.close()
-
-    def made(self, name: str, value: int) -> int:
-        self.computed.append(name)
-        if name == "square 2" and (self.folder / "bad").exists():
-            raise BadSetting("two is refused")
-        return value
-
-
-def shared_out(work: Squares, computed: list[str]):
-    """As a launcher: two jobs, each the same command in a process that has a share."""
-
-    def hand_out(folder, names):
-        for share in filter(None, (names[::2], names[1::2])):
-            job = Squares(work.folder, work.identity)
-            before = (folder / "journal.jsonl").read_bytes()
-            with handing_out(None), computing(folder, share):
-                job()
-                pytest.fail("a share ends the call")
-            assert (folder / "journal.jsonl").read_bytes() == before, "the call that waits writes it alone"
-            computed.extend(job.computed)
-
-    return hand_out
-
-
-def test_units_that_others_compute_are_those_of_one_process(tmp_path):
-    alone, spread, computed = Squares(tmp_path / "alone"), Squares(tmp_path / "spread"), list[str]()
-    for work in (alone, spread):
-        work.folder.mkdir()
-    whole = alone()
-    with recorded("stability", ["circuitdisc", "stability"]), handing_out(shared_out(spread, computed)):
-        assert spread() == whole
-    assert spread.computed == ["start"]
-    assert sorted(computed) == sorted(set(alone.computed) - {"start"}), "each once"
-    assert set(counts(spread.folder).values()) == {(1, 1)}
-    assert not list(spread.folder.glob("cells/*/unit.*")), "they were taken over"
-    lines = [set((work.folder / "journal.jsonl").read_text().splitlines()[1:]) for work in (alone, spread)]
-    assert lines[0] == lines[1]
-    again = Squares(spread.folder)
-    assert again() == whole
-    assert not again.computed
-
-
-def test_a_unit_that_fails_is_said_and_the_rest_is_kept(tmp_path):
-    spread, computed = Squares(tmp_path), list[str]()
-    (tmp_path / "bad").touch()
-    with recorded("x", []), handing_out(shared_out(spread, computed)), pytest.raises(BadRun, match=r"1 of 4 .*two is refused"):
-        spread()
-    assert Cells(tmp_path).state("square 2").error == "two is refused"
-    (tmp_path / "bad").unlink()
-    computed.clear()
-    with recorded("x", []), handing_out(shared_out(spread, computed)):
-        spread()
-    assert sorted(computed) == ["cubes/0.json", "cubes/1.json", "cubes/2.json", "square 2"]
-
-
-def test_a_late_job_of_a_call_that_is_over_computes_nothing(tmp_path):
-    work = Squares(tmp_path)
-    with computing(tmp_path, ["square 1"]):
-        work()
-    assert not work.computed
-    work()
-    again, before = Squares(tmp_path), (tmp_path / "journal.jsonl").read_bytes()
-    with computing(tmp_path, ["a name of another version"]):
-        again()
-        pytest.fail("a share ends the call")
-    assert not again.computed
-    assert (tmp_path / "journal.jsonl").read_bytes() == before
-
-
-def test_a_unit_of_something_else_is_not_taken_over(tmp_path):
-    other, computed = Squares(tmp_path, Identity({"weights of the model": "z"}, {}, {}, "1")), list[str]()
-
-    def only_compute(folder, names):
-        shared_out(other, computed)(folder, names)
-        raise KeyboardInterrupt  # the call dies before it takes anything over
-
-    with recorded("x", []), handing_out(only_compute), pytest.raises(KeyboardInterrupt):
-        other()
-    (tmp_path / "journal.jsonl").unlink()
-    mine = Squares(tmp_path)
-    with recorded("x", []), handing_out(shared_out(mine, computed := [])):
-        mine()
-    assert sorted(computed) == sorted([*(f"square {n}" for n in range(4)), *(f"cubes/{n}.json" for n in range(3))])
-
-
-@pytest.fixture(scope="module")
-def a_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cells") / "run"
-    assert main(["discover", "model=tpp/lightweight", "algorithm=eap", *QUICK, f"out={folder}"]) == 0
-    return folder
-
-
-def without_seconds(data):
-    if isinstance(data, dict):
-        return {key: without_seconds(value) for key, value in data.items() if key != "seconds"}
-    return [without_seconds(value) for value in data] if isinstance(data, list) else data
-
-
-def test_commands_hand_their_units_to_a_launcher(a_run, tmp_path):
-    """Stability in processes of joblib; transfer, in the slow tier's company below, uses the same line."""
-    alone, spread = tmp_path / "alone", tmp_path / "spread"
-    for folder in (alone, spread):
-        shutil.copytree(a_run, folder)
-    command = ["stability", "n_samples=3", "threads=1", "progress=false"]
-    assert main([command[0], str(alone), *command[1:]]) == 0
-    assert main([command[0], str(spread), *command[1:], *JOBLIB, "cells_per_job=2"]) == 0
-    assert (alone / "stability.json").read_bytes() == (spread / "stability.json").read_bytes()
-    assert set(counts(spread).values()) == {(1, 1)}
-    assert len(counts(spread)) == 3
-
-
-def test_a_transfer_hands_out_searches_and_cells(tmp_path):
-    command = ["transfer", "checkpoints=[tpp/featherweight,tpp/lightweight]", "algorithm=eap", "task.n=8", "task.n_heldout=8"]
-    command += ["n_random=2", "threads=1", "progress=false"]
-    assert main([*command, f"out={tmp_path / 'alone'}"]) == 0
-    assert main([*command, f"out={tmp_path / 'spread'}", *JOBLIB, "cells_per_job=2"]) == 0
-    whole, spread = (json.loads((tmp_path / name / "transfer.json").read_text()) for name in ("alone", "spread"))
-    assert without_seconds(whole) == without_seconds(spread)
-    assert sorted(counts(tmp_path / "spread").values()) == [(1, 1)] * 6, "two searches, four cells"
-
-
-def test_a_judgement_hands_out_its_scores(a_run, tmp_path, monkeypatch):
-    """The same command in this process, as a launcher would run it, since every score takes seconds."""
-    alone, spread = tmp_path / "alone", tmp_path / "spread"
-    for folder in (alone, spread):
-        shutil.copytree(a_run, folder)
-
-    def launch(work, folder, names, words, more):
-        from circuitdisc.jobs.spread import compute_units
-
-        with handing_out(None):
-            for name in names:
-                compute_units(folder, [name], more)
-
-    monkeypatch.setattr("circuitdisc.jobs.spread.launch", launch)
-    command = ["--all", "threads=1", "progress=false"]
-    assert main(["score", str(alone), *command]) == 0
-    assert main(["score", str(spread), *command, *JOBLIB]) == 0
-    whole, judged = (json.loads((folder / "judgement.json").read_text()) for folder in (alone, spread))
-    assert without_seconds(whole) == without_seconds(judged)
-    assert counts(spread)
-    assert set(counts(spread).values()) <= {(1, 1), (1, 0)}, "a score that cannot be had here has failed"
-
-
 # --- every combination ------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_call_runs_nothing_twice_and_more_values_run_alone(tmp_path, capsys):
     folder = tmp_path / "many"
     assert main(["discover", "-m", *SEARCH, "seed=0,1", f"out={folder}"]) == 0
-    table = list(csv.DictReader((folder / "summary.csv").open()))
+    table = read_csv(folder)
     assert [(row["folder"], row["seed"], row["status"]) for row in table] == [("0", "0", "done"), ("1", "1", "done")]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "list.json"}
     assert main(["discover", "-m", *SEARCH, "seed=2,1,0", f"out={folder}", "memory=1GiB"]) == 0
@@ -372,10 +202,10 @@ def test_bad_input_gets_a_sentence(words, sentence, tmp_path, monkeypatch, capsy
 # --- one table --------------------------------------------------------------------------------------------------------------
 
 
-def test_one_table_of_all_runs_below_a_folder(a_run, tmp_path, capsys):
+def test_one_table_of_all_runs_below_a_folder(tmp_path, capsys):
     pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     folder = tmp_path / "all"
-    shutil.copytree(a_run, folder / "alone")
+    assert main(["discover", SEARCH[0], "algorithm=eap", *QUICK, f"out={folder / 'alone'}"]) == 0
     assert main(["discover", "-m", *SEARCH, "model.dtype=float64", "seed=0,1", f"out={folder / 'many'}"]) == 0
     capsys.readouterr()
     assert main(["collect", str(folder)]) == 0
@@ -386,12 +216,12 @@ def test_one_table_of_all_runs_below_a_folder(a_run, tmp_path, capsys):
         ("many/0", "random", "float64"),
         ("many/1", "random", "float64"),
     ]
-    scores = json.loads((a_run / "scores.json").read_text())
+    scores = json.loads((folder / "alone" / "scores.json").read_text())
     held = next(each for each in scores["scores"] if (each["name"], each["split"]) == ("faithfulness", "heldout"))
     assert (rows[0]["faithfulness"], rows[0]["low"], rows[0]["high"]) == (held["value"], held["low"], held["high"])
     assert (rows[0]["edges"], rows[0]["n_random"]) == (scores["circuit_edges"], 2)
     assert rows[0]["random"] == sum(held["controls"]) / 2
-    written = list(csv.DictReader((folder / "summary.csv").open()))
+    written = read_csv(folder)
     assert [float(row["faithfulness"]) for row in written] == [row["faithfulness"] for row in rows]
     read = pyarrow.read_table(folder / "summary.parquet").to_pylist()
     assert [row["faithfulness"] for row in read] == [row["faithfulness"] for row in rows]

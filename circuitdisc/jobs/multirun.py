@@ -212,8 +212,8 @@ def _is_done(cells: Cells, name: str, words: tuple[str, ...]) -> bool:
 
 def _stamp(words: Sequence[str]) -> str:
     """What shows at once that a cell would be the same: the version, the settings, and the dates of files in them."""
-    parts = [package_version(), *_key(words)]
-    for word in words[1:]:
+    parts = [package_version(), *(settings := _key(words))]
+    for word in settings:
         for name in re.split(r"[\s\[\]{},:'\"]+", word.partition("=")[2]):
             parts += _dates(name)
     return hash_bytes("\n".join(parts).encode())
@@ -237,6 +237,6 @@ def _dates(name: str) -> Iterator[str]:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            yield str(try_to_load_from_cache(name, CONFIG))  # a path with the commit in it
+            yield str(try_to_load_from_cache(name, CONFIG) or "")  # a path with the commit in it
         except HFValidationError:
             return

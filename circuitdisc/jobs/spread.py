@@ -130,13 +130,16 @@ def units_handed_out(words: Sequence[str]) -> Iterator[None]:
         yield
         return
 
-    def hand_out(folder: Path, names: Sequence[str]) -> None:
+    def hand_out(journal: Path, names: Sequence[str]) -> None:
+        folder = journal.parent
         call = current_call(folder)
         assert call is not None, "a command that hands out units is recorded"
         begun_in = Path(call["begun_in"])
         command = moved(call["words"], begun_in, folder.resolve(), folder.resolve())
         print(f"circuitdisc: {len(names)} cells of {folder}: `circuitdisc status {folder}` lists them", file=sys.stderr)
-        launch("circuitdisc.jobs.spread:compute_units", folder, names, words, shlex.join([str(begun_in), *command]))
+        launch(
+            "circuitdisc.jobs.spread:compute_units", folder, names, words, shlex.join([str(begun_in), journal.name, *command])
+        )
 
     with handing_out(hand_out):
         yield
@@ -146,17 +149,17 @@ def compute_units(folder: Path, names: Sequence[str], more: str) -> None:
     """Run a command up to its units, and compute some of these.
 
     Args:
-        more: the folder that it was typed in, and its words.
+        more: the folder that it was typed in, the name of its journal, and its words.
     """
     from circuitdisc.jobs.registry import REGISTRY
 
-    begun_in, _, *words = shlex.split(more)
+    begun_in, journal, _, *words = shlex.split(more)
     name = max((name for name in REGISTRY.names if words[: len(name.split())] == name.split()), key=len)
     args = words[len(name.split()) :]
     options = {arg: "" for arg in args if arg.startswith("-")}
     rest = [arg for arg in args if arg not in options and not arg.startswith("progress=")]
     try:
-        with computing(folder, names), chdir(begun_in):
+        with computing(folder / journal, names), chdir(begun_in):
             REGISTRY.get(name)([*rest, "progress=false"], options)
     except CircuitdiscError as error:  # before it came to its units
         print(f"circuitdisc: {error}", file=sys.stderr)

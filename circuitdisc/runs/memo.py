@@ -22,7 +22,7 @@ from circuitdisc.identity import Identity, hash_file
 from circuitdisc.runs.calls import current_call
 from circuitdisc.runs.cells import Cells
 from circuitdisc.runs.journal import IDENTITY, MARK, Journal
-from circuitdisc.runs.shares import Share, ShareComputed, current_hand_out, current_share, is_of_a_share
+from circuitdisc.runs.shares import Share, ShareComputed, current_hand_out, current_share, is_journal_of_a_share
 
 UNIT, VALUE, FILES = "unit", "value", "files"
 Keep = Callable[[str, Callable[[], Any]], Any]
@@ -79,7 +79,7 @@ class Memo:
         if self._own:
             self._journal.close()
             place = self._journal.path
-            if place is not None and is_of_a_share(place.parent.resolve()) and sys.exception() is None:
+            if place is not None and is_journal_of_a_share(place) and sys.exception() is None:
                 raise ShareComputed
 
     # --- values -----------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Memo:
         """
         path, keep = self._journal.path, keep or self.get
         share, hand_out = current_share(), current_hand_out()
-        if path is not None and share is not None and not units.keys().isdisjoint(share.names):
+        if path is not None and share is not None and is_journal_of_a_share(path) and not units.keys().isdisjoint(share.names):
             self._compute(units, keep, share, Cells(path.parent))
         missing = [name for name in units if not self.has(name)]
         if path is None or share is not None or hand_out is None or not missing:
@@ -119,7 +119,7 @@ class Memo:
         with cells.listing():
             call = current_call(path.parent)
             cells.enter("" if call is None else shlex.join(call["words"]), dict.fromkeys(units, ()))
-        hand_out(path.parent, missing)
+        hand_out(path, missing)
         for name in missing:
             self._take_over(name, self._aside(cells, name))
         left = [cells.state(name) for name in missing if not self.has(name)]
@@ -258,7 +258,7 @@ class Memo:
 
 def _open(path: Path | None) -> Journal:
     """A journal's file, to be gone on with; that of another process which has handed out its units is read alone."""
-    if path is None or not is_of_a_share(path.parent.resolve()):
+    if path is None or not is_journal_of_a_share(path):
         return Journal(path)
     if not path.is_file():  # the call is over
         raise ShareComputed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HandOut = Callable[[Path, Sequence[str]], None]
-"""Has units of a folder computed by other processes, and waits for these."""
+"""Has units of a journal computed by other processes, and waits for these."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Share:
     """What a process computes of another call's work.
 
     Args:
-        folder: that the other call writes in, and has locked.
+        journal: of the other call, which writes it, and has locked its folder.
         names: the units.
     """
 
-    folder: Path
+    journal: Path
     names: tuple[str, ...]
 
 
@@ -43,13 +43,19 @@ def current_share() -> Share | None:
 def is_of_a_share(folder: Path) -> bool:
     """Whether this process has a share of the work in a folder, which is given resolved."""
     share = _share.get()
-    return share is not None and share.folder == folder
+    return share is not None and share.journal.parent == folder
+
+
+def is_journal_of_a_share(path: Path) -> bool:
+    """Whether a journal is that of the call of whose work this process has a share."""
+    share = _share.get()
+    return share is not None and share.journal == path.resolve()
 
 
 @contextmanager
-def computing(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    """Commands inside compute these units of a folder alone."""
-    token = _share.set(Share(folder.resolve(), tuple(names)))
+def computing(journal: Path, names: Sequence[str]) -> Iterator[None]:
+    """Commands inside compute these units of a journal alone."""
+    token = _share.set(Share(journal.resolve(), tuple(names)))
     try:
         yield
     except ShareComputed:
