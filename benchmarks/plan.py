@@ -19,6 +19,7 @@ import torch
 
 import circuitdisc as cd
 from circuitdisc.engine.patching import Cost
+from circuitdisc.scoring.work import n_controls
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "eap_ig": ("eap_ig", {}),
@@ -39,9 +40,10 @@ def measure(folder: str, task_name: str, case: str, seconds: float) -> dict[str,
     clock = process_time()
     found = cd.discover(model, task, algorithm, ablation="resample", **settings)
     searched = process_time() - clock
-    of_score = cd.plan(model, task, None, circuit=found.circuit, ablation="resample", measure=seconds)
+    n_random = n_controls(model, task, Cost(**found.cost_dict()))
+    of_score = cd.plan(model, task, None, circuit=found.circuit, ablation="resample", n_random=n_random, measure=seconds)
     clock = process_time()
-    cd.score(model, task, found.circuit, ablation="resample", search=Cost(**found.cost_dict()))
+    cd.score(model, task, found.circuit, ablation="resample", n_random=n_random)
     scored = process_time() - clock
     return {
         "search": planned.part(algorithm).to_dict(), "score": planned.part("score").to_dict(),

@@ -110,8 +110,8 @@ class WatchedBar(tqdm):
             raise OutOfTime
 
     def close(self) -> None:
-        if self.watch is not None and self in self.watch.open and self.watch.deadline > perf_counter():
-            self.watch.open.remove(self)  # what the end of the time closes stays, to be read
+        if self.watch is not None and self.watch.deadline > perf_counter():  # what the end of the time closes stays to be read
+            self.watch.open = [bar for bar in self.watch.open if bar is not self]  # tqdm's own == compares places
         super().close()
 
 

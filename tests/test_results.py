@@ -80,6 +80,7 @@ def made() -> dict[str, Any]:
         attention_difference(*ours, task()),
         logit_lens(model(), task()),
         cd.check_tasks(model(), ["induction", "tpp"], n=4),
+        cd.plan(model(), task(), "eap_ig", allow_chance=True, measure=0, ablation="resample", ranks=2),
         cd.cmap(*ours, task(), n_random=2, groups={"first": ["a0.h0"]}, what="output"),
         Baselines(("a", "b"), "ioi", {"held-out": "its held-out examples"}, (figure, replace(figure, checkpoint="b"))),
         TrainedLadder(Path("out"), "base", (Rung("10pct", 0.1, 3),)),

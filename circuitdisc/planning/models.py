@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from circuitdisc.checks import Whole
 from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadFile, BadModel, BadSetting
 from circuitdisc.models.gguf import is_gguf
@@ -92,8 +93,9 @@ def prompts_of_length(model: Model, n: int, n_heldout: int, length: int, seed: i
     """Random prompts, where no tokenizer can make the task's: for counts, memory and time, and nothing else.
 
     Raises:
-        BadSetting: the model takes no prompts so long.
+        BadSetting: it is no length, or the model takes no prompts so long.
     """
+    Whole(1, 2**31 - 1).check("length", length)
     if length > model.n_ctx:
         raise BadSetting(f"length={length} is more than the {model.n_ctx:,} tokens that {model.name} takes")
     rng = np.random.default_rng(seed)

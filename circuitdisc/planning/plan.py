@@ -166,7 +166,7 @@ class _Planner:
         spent = perf_counter() - started if self.measures else 0.0
         written = tuple(self._written(part, second) for part in parts)
         return RunPlan(
-            command="discover" if self.algorithm else "score",
+            job="discover" if self.algorithm else "score",
             model=self.model.name,
             task=self.task.name,
             parameters=self.sizes.parameters,
@@ -422,7 +422,7 @@ def times(plan: RunPlan, n_searches: int, n_cells: int) -> RunPlan:
     for rank in plan.ranks:
         work, seconds = shares_of(parts, rank.ranks)
         ranks.append(replace(rank, work=work, seconds=seconds))
-    return replace(plan, command="transfer", parts=parts, ranks=tuple(ranks))
+    return replace(plan, job="transfer", parts=parts, ranks=tuple(ranks))
 
 
 def _times(part: PlannedPart, n: int) -> PlannedPart:

@@ -114,7 +114,7 @@ class RunPlan(Result):
     """What a run will take.
 
     Args:
-        command: `discover`, `score` or `transfer`.
+        job: `discover`, `score` or `transfer`.
         parameters, weights: numbers in all weights, and their bytes.
         budget: for activations (`memory`).
         operations: floating-point operations of a plain forward over the search examples.
@@ -127,7 +127,7 @@ class RunPlan(Result):
     FORMAT = "circuitdisc.plan"
     WHERE = "not a plan"
 
-    command: str
+    job: str
     model: str
     task: str
     parameters: int

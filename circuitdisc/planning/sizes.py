@@ -57,6 +57,8 @@ class Sizes:
         vocabulary = model.components.weights.W_E.numel()
         if not getattr(getattr(model.module, "config", None), "tie_word_embeddings", False):
             vocabulary += model.components.weights.W_U.numel()
+        positions = model.components.weights.W_pos
+        vocabulary += 0 if positions is None else positions.numel()
         a_layer = (total - vocabulary) // spec.n_layers
         return cls(shapes, a_layer, total - spec.n_layers * a_layer, attention + mlp, model.graph.split_embeddings)
 
