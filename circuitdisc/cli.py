@@ -23,7 +23,7 @@ from circuitdisc.jobs.notes import as_notes
 from circuitdisc.jobs.output import JSON, as_json
 from circuitdisc.jobs.registry import REGISTRY, TASKS, hides_own
 from circuitdisc.progress import hidden
-from circuitdisc.terminal import fitted
+from circuitdisc.terminal import fitted, fitted_help
 
 BAD_INPUT, INTERRUPTED = 2, 130
 GROUPS = {"heads": HEADS, "tasks": TASKS}
@@ -42,7 +42,7 @@ class _Command(TyperCommand):
     """A command whose help is ours."""
 
     def get_help(self, ctx: typer.Context) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - a context of click's
-        return fitted(job_help(REGISTRY.get(_full_name(ctx))))
+        return fitted_help(job_help(REGISTRY.get(_full_name(ctx))))
 
 
 class _Group(TyperGroup):
@@ -50,7 +50,7 @@ class _Group(TyperGroup):
 
     def get_help(self, ctx: Any) -> str:
         group = str(ctx.info_name)
-        return fitted(main_help() if ctx.parent is None else group_help(group, GROUPS.get(group, "")))
+        return fitted_help(main_help() if ctx.parent is None else group_help(group, GROUPS.get(group, "")))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])

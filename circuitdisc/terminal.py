@@ -8,6 +8,8 @@ from io import StringIO
 from textwrap import wrap
 
 APART = 2  # spaces between two columns
+_GOES_ON = re.compile(r"(?m)^(?=\S)(?!.* {2})(.{100,})\n(?=\S)(?!.* {2})")
+"""A long line of a paragraph, with the end of which the sentence need not end."""
 
 
 def width() -> int | None:
@@ -28,6 +30,12 @@ def fitted(text: str, columns: int | None = None) -> str:
     return "\n".join("\n".join(_wrapped(line, columns)) if len(line) > columns else line for line in text.split("\n"))
 
 
+def fitted_help(text: str) -> str:
+    """The same of a help, whose paragraphs are written over several lines."""
+    columns = width()
+    return text if columns is None else fitted(_GOES_ON.sub(r"\1 ", text), columns)
+
+
 def _wrapped(line: str, columns: int) -> list[str]:
     indent = len(line) - len(line.lstrip())
     starts = [match.end() for match in re.finditer(r"\S {2,}(?=\S)", line) if match.end() <= 2 * columns // 3]
@@ -37,14 +45,22 @@ def _wrapped(line: str, columns: int) -> list[str]:
 
 
 def folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str, columns: int) -> str:
-    """A table in so many columns of the terminal: words of a cell below each other; where a word does not fit, a block a row.
+    """A table in so many columns of the terminal: words of a cell below each other.
+
+    Where a word does not fit, what all rows have in common stands below the table; where that does not do, each row is a block.
 
     Args:
         align: one letter a column, `l` or `r`.
     """
     narrowest = [max(len(word) for row in (headers, *rows) for word in (row[at].split() or [""])) for at in range(len(headers))]
     if sum(narrowest) + APART * (len(headers) - 1) > columns:
-        return "\n\n".join(_block(headers, row, columns) for row in rows)
+        common = [at for at in range(1, len(headers)) if len(rows) > 1 and len({row[at] for row in rows}) == 1]
+        if not common:
+            return "\n\n".join(_block(headers, row, columns) for row in rows)
+        own = [at for at in range(len(headers)) if at not in common]
+        picked = [[row[at] for at in own] for row in (headers, *rows)]
+        table = folded_table(picked[0], picked[1:], "".join(align[at] for at in own), columns)
+        return f"{table}\n" + fitted("; ".join(f"{headers[at]}: {rows[0][at]}" for at in common), columns)
     from rich import box
     from rich.console import Console
     from rich.table import Table

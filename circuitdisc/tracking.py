@@ -194,7 +194,7 @@ def tracked(name: str | None, command: str, words: Sequence[str]) -> Iterator[No
         except ImportError as error:
             raise BadSetting(f"log={name} needs a package that is not installed: pip install {logger.needs}") from error
     current = _Tracked(name, logger.make())
-    settings = dict(word.partition("=")[::2] for word in words if "=" in word)
+    settings = {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
     title = f"{command.replace(' ', '-')}_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     before, token = os.environ.get(VARIABLE), _tracked.set(current)
     os.environ[VARIABLE] = name

@@ -157,7 +157,9 @@ def test_the_packages_are_called_by_their_own_names(name, monkeypatch):
 
 def test_tensorboard_for_real(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="needs tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
+        EventAccumulator,
+    )
 
     monkeypatch.chdir(tmp_path)
     with tracked("tensorboard", "discover", ["model=gpt2"]):

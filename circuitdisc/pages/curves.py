@@ -68,7 +68,7 @@ def ladder_curves(checkpoints: Sequence[str], lines: Sequence[Line], what: str, 
     figure.update_xaxes(
         tickvals=places, ticktext=[_short(name) for name in checkpoints], showgrid=False, range=[-0.3, len(places) - 0.7]
     )
-    figure.update_yaxes(title_text=escape(what), **({"tickformat": ".0%"} if share else {}))
+    figure.update_yaxes(title_text=escape(what), tickformat=".0%" if share else None)
     return figure
 
 

@@ -82,4 +82,4 @@ _BY_NUMBER = {
 def _value(row: Mapping[str, Any], name: str) -> str:
     """What a cell is sorted by, where that is not its text."""
     value = row.get(_BY_NUMBER.get(name, ""))
-    return repr(float(value)) if is_number(value) else ""
+    return repr(float(value)) if value is not None and is_number(value) else ""

@@ -138,6 +138,9 @@ class PromptBatch:
     examples: tuple[Example, ...] = ()
     offsets: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"PromptBatch({self.n_examples:,} prompts of up to {self.clean.shape[1]:,} tokens, {len(self.read_example):,} readings)"
+
     @property
     def n_examples(self) -> int:
         return self.clean.shape[0]
