@@ -116,7 +116,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, capsys):
     command = ["discover", "-m", f"model={model}", *SEARCH[1:], "seed=0,1", f"out={folder}"]
     assert main(command) == 0
     weights = load_file(model / "model.safetensors")
-    save_file(weights, model / "model.safetensors", {"format": "pt"})  # another date, the same weights
+    save_file(weights, model / "model.safetensors", {"format": "pt", "note": "x"})  # another file, the same weights
     assert main(command) == 0
     assert counts(folder) == {"0": (2, 2), "1": (2, 2)}, "they were compared"
     assert len((folder / "0" / "journal.jsonl").read_text().splitlines()) > 0
@@ -147,10 +147,15 @@ def test_a_killed_cell_goes_on_and_a_failed_one_is_a_row(tmp_path, capsys):
     assert Cells(folder).state("1").status == "done"
     assert (folder / "1" / "circuit.json").read_bytes() == circuit
     assert (folder / "1" / "report.html").is_file()
-    edit_json(folder / "1" / "config.json", lambda data: data["task"].update(n=9))
+    edit_json(folder / "1" / "config.json", ["task", "n"], 9)
     log.write_text("")
     run_cells(folder, ["1"])
     assert "another task.n (9, now 8)" in Cells(folder).state("1").error
+    shutil.rmtree(folder / "1")
+    (folder / "1").mkdir()
+    (folder / "1" / ".config.json.0.part").touch()  # as a kill before the first file leaves it
+    run_cells(folder, ["1"])
+    assert Cells(folder).state("1").status == "done"
 
 
 def test_two_calls_at_once_run_nothing_twice(tmp_path):

@@ -119,7 +119,7 @@ def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[
     if not config or "algorithm" not in config:  # it has not begun, has failed, or is no search
         job = REGISTRY.get(state.words[0]) if state.words[0] in REGISTRY.names else None
         words = groups_of(job.config) if job is not None and job.config is not None else {}
-        words = {**words, **dict(word.partition("=")[::2] for word in state.words[1:])}
+        words = {**words, **{key: value for key, _, value in (word.partition("=") for word in state.words[1:])}}
         names = {"model.name": "model", "task": "task", "algorithm": "algorithm", "seed": "seed", "ablation": "ablation"}
         row |= {column: words.pop(key).strip("'") for key, column in names.items() if key in words}
         config = {key: value for key, value in words.items() if key not in (*NOT_SETTINGS, "metric", "scoring", "model")}
@@ -130,7 +130,8 @@ def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -
     """A run's line, from its files as they are, and its settings."""
     scores, cost = read_record(place / SCORES), read_record(place / COST)
     row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
-    sections = {name: config.get(name) if isinstance(config.get(name), dict) else {} for name in ("model", "task", "ablation")}
+    sections: dict[str, Any] = {name: config.get(name) for name in ("model", "task", "ablation")}
+    sections = {name: section if isinstance(section, dict) else {} for name, section in sections.items()}
     if "algorithm" in config:
         row |= {
             "model": sections["model"].get("name"),

@@ -6,7 +6,7 @@
     FOLDER/summary.csv     a line a cell
 
 The same command again, or one with more values, runs what is not done. A cell is known by its settings, whatever its place in
-the command; it is done if its log says so of the same version and of files of the same dates. Where these differ, a search's
+the command; it is done if its log says so of the same version and of the same files. Where these differ, a search's
 weights and examples are compared by their hashes, as by `circuitdisc resume`, and nothing is searched again.
 """
 
@@ -16,13 +16,14 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped
 from circuitdisc.files import make_folder, read_json, remove, write_text
-from circuitdisc.identity import Identity, hash_bytes, in_words, package_version
+from circuitdisc.identity import Identity, hash_bytes, hash_file, in_words, package_version
 from circuitdisc.jobs.config import DISCOVER, read_overrides
 from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output
@@ -35,7 +36,8 @@ CONFIG, SUMMARY = "config.json", "summary.csv"
 BUDGETS = ("memory", "threads", "progress")
 """Settings that change no result."""
 NOT_COMPARED = {*BUDGETS, "command", "started", "versions", "out"}
-FILES_OF_A_FOLDER = 1000  # whose sizes and dates are looked at
+FILES_OF_A_FOLDER = 1000  # that are looked at
+SMALL_BYTES = 2**24  # of a file that is read whole; of a larger one size and date are looked at
 LISTED = 10  # cells that a sentence names
 
 
@@ -81,7 +83,7 @@ def _folder(job: Job, given: Sequence[str]) -> Path:
         return Path("runs") / f"{of_job}multirun_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (override,) = OverridesParser.create().parse_overrides(given[-1:])
+    (override,) = OverridesParser.create().parse_overrides([given[-1]])
     if override.is_sweep_override():
         raise BadSetting("out= is the folder of all cells: name one")
     return Path(str(getattr(override.value(), "text", override.value())))
@@ -211,15 +213,21 @@ def _is_done(cells: Cells, name: str, words: tuple[str, ...]) -> bool:
 
 
 def _stamp(words: Sequence[str]) -> str:
-    """What shows at once that a cell would be the same: the version, the settings, and the dates of files in them."""
+    """What shows at once that a cell would be the same: the version, the settings, and the files that these name."""
     parts = [package_version(), *(settings := _key(words))]
     for word in settings:
         for name in re.split(r"[\s\[\]{},:'\"]+", word.partition("=")[2]):
-            parts += _dates(name)
+            parts += _files(name)
     return hash_bytes("\n".join(parts).encode())
 
 
-def _dates(name: str) -> Iterator[str]:
+@cache
+def _hash(path: Path, date: int) -> str:
+    """Of a file that is read again where its date has changed."""
+    return hash_file(path)
+
+
+def _files(name: str) -> Iterator[str]:
     """The files behind a name: a file, a folder, or a model that ships with the package or is in the hub's cache."""
     path = shipped_models().get(name) or Path(name).expanduser()
     try:
@@ -229,7 +237,9 @@ def _dates(name: str) -> Iterator[str]:
                 [path] if path.is_file() else [each for each in islice(path.rglob("*"), FILES_OF_A_FOLDER) if each.is_file()]
             )
             for file in sorted(files):
-                yield f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}"
+                place, state = file.relative_to(path), file.stat()
+                small = state.st_size <= SMALL_BYTES
+                yield f"{place} {_hash(file, state.st_mtime_ns) if small else f'{state.st_size} {state.st_mtime_ns}'}"
     except OSError:  # no name of a file, or one that is being written
         return
     if not is_there and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not re.fullmatch(r"[\d.e-]*", name):
@@ -237,6 +247,7 @@ def _dates(name: str) -> Iterator[str]:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            yield str(try_to_load_from_cache(name, CONFIG) or "")  # a path with the commit in it
+            cached = try_to_load_from_cache(name, CONFIG)
         except HFValidationError:
             return
+        yield cached if isinstance(cached, str) else ""  # a path with the commit in it
