@@ -143,6 +143,7 @@ __all__ = [
     "minimality",
     "overlap",
     "path_patch",
+    "plan",
     "read_edge_scores",
     "report",
     "run_with_cache",

@@ -17,6 +17,7 @@ from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.queue import queued
 from circuitdisc.runs import Cells, CellState
+from circuitdisc.wording import interval, is_number, percent
 
 TABLE, PARQUET, PAGE = "summary.csv", "summary.parquet", "summary.html"
 CONFIG, SCORES, COST, JOURNAL = "config.json", "scores.json", "cost.json", "journal.jsonl"
@@ -209,7 +210,15 @@ def _short(rows: Sequence[Row]) -> list[Row]:
     own = list(rows[0])
     settings = own[own.index("ablation") + 1 : own.index(FIGURES[0])]
     columns = [*SHORT[:6], *settings, *SHORT[6:], "status"]
-    return [{column: row[column] for column in columns} | {"why": row["error"] or ""} for row in rows]
+    return [_in_words({column: row[column] for column in columns} | {"why": row["error"] or ""}) for row in rows]
+
+
+def _in_words(row: Row) -> Row:
+    """Faithfulness as a percentage, with its interval in a column of its own."""
+    words: Row = {name: percent(row[name]) for name in ("faithfulness", "random") if is_number(row[name])}
+    between = interval(row["low"], row["high"], percent) or None
+    shown = {("interval" if name == "low" else name): words.get(name, value) for name, value in row.items() if name != "high"}
+    return shown | {"interval": between}
 
 
 def _counted(rows: Sequence[Row]) -> str:

@@ -139,7 +139,8 @@ class PromptBatch:
     offsets: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        return f"PromptBatch({self.n_examples:,} prompts of up to {self.clean.shape[1]:,} tokens, {len(self.read_example):,} readings)"
+        n, longest = self.clean.shape
+        return f"PromptBatch({n:,} prompts of up to {longest:,} tokens, {len(self.read_example):,} readings)"
 
     @property
     def n_examples(self) -> int:
