@@ -65,7 +65,7 @@ def test_the_terminal_and_the_page_say_the_same(folder, capsys):
     for text in (out, page.replace("−", "-")):
         assert "84 %" in text
         assert "[80 %, 89 %]" in text
-        assert "36 of 1,000 edges (3.6 %)" in text
+        assert "36 (3.6 %)" in text
         assert "pairs.jsonl" in text
         assert "/data" not in text
         assert "-2 %" in text
@@ -120,8 +120,8 @@ def test_a_browser_sorts_and_filters(folder):
         assert column("faithfulness") == ["−2 %", "84 %", "84 %", "", ""]
         page.click('#runs thead [data-name="faithfulness"] button')
         assert column("faithfulness") == ["84 %", "84 %", "−2 %", "", ""]
-        page.click('#runs thead [data-name="size"] button')
-        assert column("size")[2].startswith("107 of")
+        page.click('#runs thead [data-name="edges"] button')
+        assert column("edges") == ["36 (3.6 %)", "36 (3.6 %)", "107 (10.7 %)", "", ""]
         page.select_option('[data-filter="algorithm"]', "eap_ig")
         assert column("run") == ["second"]
         assert page.inner_text("#count") == "1 of 5 runs"

@@ -12,7 +12,7 @@ from circuitdisc.jobs.output import Output
 INDEX, DEFAULT = "index.html", "runs"
 RECORDS = ("result.json", "drift.json", "transfer.json", "cmap.json", "compare.json", "ladder.json", "plan.json")
 PAGES = ("report.html", "transfer.html", "cmap.html", "compare.html")
-SHOWN = ("run", "command", "model", "task", "algorithm", "size", "faithfulness", "interval", "stability", "date", "status")
+SHOWN = ("run", "command", "model", "task", "algorithm", "edges", "faithfulness", "interval", "stability", "date", "status")
 """Columns of the table on the terminal."""
 
 Row = dict[str, Any]

@@ -11,8 +11,8 @@ from circuitdisc.pages.page import render
 from circuitdisc.wording import duration, interval, is_number, number, percent, share, task_words
 
 COLUMNS = (
-    "run", "command", "model", "task", "algorithm", "ablation", "seed", "size", "faithfulness", "interval", "random circuits",
-    "stability", "duration", "date", "status",
+    "run", "model", "task", "algorithm", "edges", "faithfulness", "interval", "stability", "date", "random circuits", "command",
+    "ablation", "seed", "duration", "status",
 )  # fmt: skip
 CHOSEN = ("command", "model", "task", "algorithm", "ablation", "status")
 """Columns with a list of their values to choose from, where there are several."""
@@ -25,13 +25,13 @@ def shown_row(row: Mapping[str, Any]) -> dict[str, str]:
         return words(row[name]) if is_number(row.get(name)) else ""
 
     edges, of_edges = row.get("edges"), row.get("of_edges")
-    size = f"{edges:,} of {of_edges:,} edges ({share(edges, of_edges)})" if isinstance(edges, int) and of_edges else ""
+    size = f"{edges:,} ({share(edges, of_edges)})" if isinstance(edges, int) and isinstance(of_edges, int) else ""
     return {
         "run": str(row["folder"]),
         **{name: str(row[name]) if row.get(name) is not None else "" for name in ("command", "model", "algorithm", "ablation")},
         "task": task_words({"path": row["task"]}) if row.get("task") else "",
         "seed": str(row["seed"]) if row.get("seed") is not None else "",
-        "size": size,
+        "edges": size,
         "faithfulness": of("faithfulness", percent),
         "interval": interval(row.get("low"), row.get("high"), percent),
         "random circuits": of("random", percent),
@@ -73,7 +73,7 @@ def write_index(path: str | PathLike[str], rows: Sequence[Mapping[str, Any]], *,
 
 
 _BY_NUMBER = {
-    "size": "edges", "faithfulness": "faithfulness", "interval": "low", "random circuits": "random", "stability": "stability",
+    "edges": "edges", "faithfulness": "faithfulness", "interval": "low", "random circuits": "random", "stability": "stability",
     "duration": "seconds", "seed": "seed",
 }  # fmt: skip
 """Column -> the number by which it is sorted."""
