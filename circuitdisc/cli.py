@@ -4,8 +4,10 @@ Settings are `key=value` words that Hydra reads, so that Typer sees them as free
 loaded only by the commands that need them.
 """
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -18,8 +20,11 @@ from circuitdisc.jobs.heads import GROUP as HEADS
 from circuitdisc.jobs.help import completions, group_help, job_help, main_help
 from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.notes import as_notes
+from circuitdisc.jobs.output import JSON, as_json
 from circuitdisc.jobs.ranked import BAD_INPUT, INTERRUPTED, last_words, leave, speaks
 from circuitdisc.jobs.registry import REGISTRY, TASKS, hides_own
+from circuitdisc.progress import hidden
+from circuitdisc.terminal import fitted, fitted_help
 
 GROUPS = {"heads": HEADS, "tasks": TASKS}
 """What commands of two words have in common, by the first."""
@@ -29,22 +34,23 @@ QUIET, SHORT = ("--quiet", "-q"), {"--multirun": ["-m"]}
 UNREADABLE: type[Exception] = typer.BadParameter.__mro__[2]  # pyright: ignore[reportAssignmentType]
 """What the parser of options raises: ClickException, which Typer has from Click or, of late, from a copy within itself."""
 
-Work = Callable[[], str]
-"""What is left to do once the words are understood; gives what is printed."""
+Work = Callable[[], None]
+"""What is left to do once the words are understood."""
 
 
 class _Command(TyperCommand):
     """A command whose help is ours."""
 
     def get_help(self, ctx: typer.Context) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - a context of click's
-        return job_help(REGISTRY.get(_full_name(ctx)))
+        return fitted_help(job_help(REGISTRY.get(_full_name(ctx))))
 
 
 class _Group(TyperGroup):
     """Commands with our help; an unknown one gets the nearest names."""
 
     def get_help(self, ctx: Any) -> str:
-        return main_help() if ctx.parent is None else group_help(str(ctx.info_name), GROUPS.get(str(ctx.info_name), ""))
+        group = str(ctx.info_name)
+        return fitted_help(main_help() if ctx.parent is None else group_help(group, GROUPS.get(group, "")))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
@@ -101,21 +107,23 @@ def _typed(name: str) -> Callable[..., Work]:
     def command(ctx: typer.Context, words: list[str] = typer.Argument(None, autocompletion=complete)) -> Work:  # noqa: B008
         job, args = REGISTRY.get(name), [*(words or []), *ctx.args]
         known = {flag: option for option in job.flags for flag in _spellings(option)}
-        options, rest, quiet = dict[str, str](), list[str](), False
+        options, rest, quiet, json = dict[str, str](), list[str](), False, False
         while args:
             flag, equals, value = (arg := args.pop(0)).partition("=")
             if arg in QUIET:
                 quiet = True
+            elif arg == JSON and JSON not in known:
+                json = True
             elif flag in known:
                 option, _, takes_value = known[flag].partition(" ")
                 options[option] = args.pop(0) if takes_value and not equals and args else value
             elif arg.startswith("-"):
-                raise UnknownName("option", flag, [*known, *QUIET, "--help"], "Settings are written key=value.")
+                raise UnknownName("option", flag, [*known, *QUIET, JSON, "--help"], "Settings are written key=value.")
             else:
                 rest.append(arg)
         if quiet and job.config is not None and not any(arg.startswith("progress=") for arg in rest):
             rest.append("progress=false")
-        return partial(_work, job, rest, options, quiet)
+        return partial(_work, job, rest, options, quiet, json)
 
     return command
 
@@ -126,9 +134,25 @@ def _spellings(option: str) -> list[str]:
     return [name, *SHORT.get(name, [])]
 
 
-def _work(job: Job, args: list[str], options: dict[str, str], quiet: bool) -> str:
-    with as_notes(quiet):
-        return job(args, options)
+def _work(job: Job, args: list[str], options: dict[str, str], quiet: bool, json: bool) -> None:
+    with as_notes(quiet), hidden(quiet), _nothing_on_stdout() if json else nullcontext():
+        text = job(args, options)
+    if speaks():
+        print(as_json(job.name, text) if json else fitted(text))
+
+
+@contextmanager
+def _nothing_on_stdout() -> Iterator[None]:
+    """What libraries and other processes print goes to stderr: it is no part of the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,9 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         work = typer.main.get_command(_app()).main(args, prog_name="circuitdisc", standalone_mode=False)
         if callable(work):  # else the help or the version was printed
-            text = work()
-            if speaks():
-                print(text)
+            work()
         return 0
     except CircuitdiscError as error:
         return _end(f"circuitdisc: {error}", BAD_INPUT)

@@ -24,6 +24,7 @@ from jaxtyping import Float
 
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.schemas import check_format, validate_fields
+from circuitdisc.wording import number
 
 if TYPE_CHECKING:
     import pandas
@@ -210,4 +211,4 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -1,6 +1,9 @@
 """Numbers as people read them: three significant digits, percentages where they are natural, never a bare NaN."""
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
 from circuitdisc.stats import Partition
 
@@ -26,15 +29,18 @@ def is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
 def number(value: float | None) -> str:
-    """Three significant digits; integers in full."""
+    """Three significant digits; integers in full; `3.2 × 10⁻⁹` of what is very small or large."""
     if value is None or not math.isfinite(value):
         return "undefined"
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}".replace("-", "−")
     decimals = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}".replace("-", "−")
 
@@ -64,11 +70,26 @@ def score_value(name: str, value: float | None) -> str:
     return percent(value) if name in SHARES else number(value)
 
 
+def interval(low: float | None, high: float | None, words: Callable[[float | None], str] = number) -> str:
+    """An interval, `[0.13, 0.79]`; nothing if an end is undefined."""
+    return f"[{words(low)}, {words(high)}]" if is_number(low) and is_number(high) else ""
+
+
 def span(name: str, low: float | None, high: float | None) -> str:
-    """`94 % to 99 %`; nothing if an end is undefined."""
-    if not (is_number(low) and is_number(high)):
-        return ""
+    """The interval of a score, `[94 %, 99 %]`; nothing if an end is undefined."""
+    return interval(low, high, partial(score_value, name))
+
+
+def drawn_between(name: str, low: float | None, high: float | None) -> str:
+    """From the lowest to the highest of what was drawn, `94 % to 99 %`: no interval."""
     return f"{score_value(name, low)} to {score_value(name, high)}"
+
+
+def task_words(task: object) -> str:
+    """What a task is called, from its name or its settings: of a user's file the file's name, never `file`."""
+    if isinstance(task, Mapping):
+        return Path(str(task["path"])).name if task.get("path") else str(task.get("name") or "")
+    return str(task or "")
 
 
 def undefined(note: str) -> str:

@@ -38,6 +38,7 @@ def test_the_command_prints_what_python_gives(tmp_path, capsys):
     assert (out / "journal.jsonl").read_text() == before
     page = (out / "report.html").read_text()
     assert "Mask for induction" in page
+    assert page.index("induction: the mask holds") < page.index("A patched component carries")
     assert "default-src 'none'" in page
 
 

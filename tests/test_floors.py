@@ -8,7 +8,21 @@ import circuitdisc
 
 PACKAGE = Path(circuitdisc.__file__).parent
 FLOORS = (
-    ("errors", "files", "progress", "shipped", "checks", "schemas", "stats", "plugins", "wording", "options", "results"),
+    (
+        "errors",
+        "files",
+        "progress",
+        "shipped",
+        "checks",
+        "schemas",
+        "stats",
+        "plugins",
+        "wording",
+        "options",
+        "results",
+        "terminal",
+        "tracking",
+    ),
     ("graph", "metrics", "identity"),
     ("circuit", "models", "tasks"),
     ("ablation",),
@@ -17,14 +31,15 @@ FLOORS = (
     ("checkpoints", "pages", "sections", "bound", "planning"),
     ("jobs",),
     ("cli", "__init__"),
-    ("__main__",),
+    ("__main__", "benchmark"),
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # neighbours on one floor that may be used: what is used is simpler, and uses nothing of the user
 NEIGHBOURS = {
     ("files", "errors"), ("checks", "errors"), ("plugins", "errors"), ("wording", "stats"),
     ("schemas", "errors"), ("schemas", "files"),
-    ("options", "checks"), ("results", "errors"), ("results", "schemas"),
+    ("options", "checks"), ("results", "errors"), ("results", "schemas"), ("results", "wording"),
+    ("progress", "tracking"), ("progress", "wording"), ("tracking", "errors"), ("tracking", "plugins"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
     ("pages", "checkpoints"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from models import model_of
 
 import circuitdisc as cd
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.tasks.base import collate
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def found():
 def test_each_is_one_short_line(found):
     model, task, discovery = found
     scores = cd.score(model, task, discovery.circuit, n_random=2)
-    for thing in (task, discovery, discovery.circuit, scores):
+    for thing in (task, collate(task.train), model, discovery, discovery.circuit, scores):
         assert "\n" not in repr(thing)
         assert len(repr(thing)) < 200
 

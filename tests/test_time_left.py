@@ -58,12 +58,12 @@ def test_nothing_is_left_at_the_end_and_nothing_known_before_the_first():
 def test_the_bar_of_a_walk_ends_at_its_end_though_the_last_estimate_was_too_high(monkeypatch):
     bars = []
 
-    class Recorded(progress.tqdm):
+    class Recorded(progress.Lines):
         def __init__(self, *args, **settings):
             super().__init__(*args, **{**settings, "delay": 0})
             bars.append(self)
 
-    monkeypatch.setattr(progress, "tqdm", Recorded)
+    monkeypatch.setattr(progress, "Lines", Recorded)
     monkeypatch.setattr(TimeLeft, "expect", lambda self, mask, n_unvisited: 1000.0)
     model = model_of("no_norm")
     cd.discover(model, random_task(model, 3), "acdc", threshold=0.1, ablation="resample", allow_chance=True, progress=True)

@@ -24,7 +24,7 @@ from circuitdisc.controls import random_circuits
 from circuitdisc.errors import BadFile, BadModel, BadRun, BadSetting, GraphMismatch, MetricAtChance, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages.transfer import headlines, transfer_text
-from circuitdisc.pages.transfer_figures import classes_of, ladder_figure, matrix_figure
+from circuitdisc.pages.transfer_figures import classes_of, curves_figure, ladder_figure, matrix_figure
 from circuitdisc.wording import percent
 
 BASE, LIGHT, WELTER = LADDER = ["tpp/base", "tpp/lightweight", "tpp/welterweight"]
@@ -363,6 +363,16 @@ def test_the_heat_map_shows_every_cell_once_a_score(finished):
     assert "12 held-out examples" in maps[0].hovertext[1][1]
     assert "mean (per group and position)" in maps[0].hovertext[1][1]
     assert len(figure.layout.updatemenus[0].buttons) == len(maps)
+
+
+def test_circuits_are_drawn_as_curves_along_the_checkpoints(finished):
+    found, _ = finished
+    figure: Any = curves_figure(found)
+    full, *lines = figure.data
+    assert (full.name, len(lines)) == ("the full model", len(found.labels))
+    np.testing.assert_array_equal(np.array([line.y for line in lines], float), found.values("accuracy"))
+    high = [[found.get(label, name, "accuracy").high for name in found.checkpoints] for label in found.labels]
+    np.testing.assert_allclose([np.array(line.y, float) + line.error_y.array for line in lines], high)
 
 
 def test_the_ladder_is_drawn_on_one_layout(finished):

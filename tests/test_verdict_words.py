@@ -13,8 +13,8 @@ from circuitdisc.wording import duration, number, percent
 
 def test_verdict_of_a_good_circuit():
     assert verdict(USUAL).headline == (
-        "On 1,000 held-out examples the circuit (61 of 479 edges, 12.7 %) has a faithfulness of 97 % (95 % interval 94.5 % to "
-        "99.5 %): its mean logit_diff, 3.33, lies that far from the empty circuit's −0.0123 to the full model's 3.41; of 20 "
+        "On 1,000 held-out examples the circuit (61 of 479 edges, 12.7 %) has a faithfulness of 97 % (95 % interval [94.5 %, "
+        "99.5 %]): its mean logit_diff, 3.33, lies that far from the empty circuit's −0.0123 to the full model's 3.41; of 20 "
         "random circuits of the same size and kind the nearest to 100 % has 3 %."
     )
     assert verdict(USUAL).caveats == ()
@@ -77,7 +77,7 @@ def test_verdict_is_silent_about_overlapping_intervals():
         (3.399, "3.40"),
         (1234.5, "1,234"),
         (-0.01278, "−0.0128"),
-        (1.234e-7, "1.23e−7"),
+        (1.234e-7, "1.2 × 10⁻⁷"),
         (12, "12"),
         (None, "undefined"),
     ],

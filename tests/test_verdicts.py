@@ -232,8 +232,8 @@ def test_accuracy_and_pair_accuracy_are_told_apart():
         found, "most likely token of the whole vocabulary is right on 25 % of the examples, and a right answer lies above"
     )
     assert has(found, "every wrong one on 98 %")
-    assert re.search(r"^accuracy +heldout +1,000 +25 % \[23 % to 27 %\] +24 %", text, re.MULTILINE)
-    assert re.search(r"^pair_accuracy +heldout +1,000 +98 % \[96 % to 100 %\] +97 %", text, re.MULTILINE)
+    assert re.search(r"^accuracy +heldout +1,000 +25 % \[23 %, 27 %\] +24 %", text, re.MULTILINE)
+    assert re.search(r"^pair_accuracy +heldout +1,000 +98 % \[96 %, 100 %\] +97 %", text, re.MULTILINE)
     assert verdict(accuracies(0.95, 0.94, 0.98, 0.97)).caveats == ()
     found = verdict(accuracies(0.95, 0.3, 0.98, 0.6))
     assert has(found, "The most likely token is right on 30 % of the examples with the circuit, on 95 % with the full model")
@@ -318,7 +318,7 @@ def test_complete_is_said_only_where_the_whole_interval_is(worst, half, chance):
     word = found.headline.partition(":")[0]
     low, high = max(0.0, worst - half), worst + half
     assert word == ("Complete" if high <= 1 else "Not complete" if low > 1 else "Not clearly complete")
-    assert f"by {number(worst)} (" in found.headline
+    assert f"by {number(worst)} [" in found.headline
     assert f"{percent(worst / 10)} of the model's 10.0" in found.headline
     as_good = sum(one <= worst for one in chance)
     assert has(found, f"{as_good} of {len(chance)} {RANDOM} come apart from the model no farther") == bool(as_good)
@@ -326,7 +326,7 @@ def test_complete_is_said_only_where_the_whole_interval_is(worst, half, chance):
 
 def test_what_is_left_without_the_circuit():
     left = judged({"completeness": completeness(0.1, 0.0, value=0.5, low=0.4, high=0.6)})
-    assert has(left, "has a faithfulness of 50 % (40 % to 60 %)")
+    assert has(left, "has a faithfulness of 50 % [40 %, 60 %]")
     assert has(left, "Something outside the circuit does part of the task")
     none = judged({"completeness": completeness(0.1, 0.0, value=None, low=None, high=None, note="equal ends")})
     assert has(none, "equal ends.")

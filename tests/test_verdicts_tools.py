@@ -263,7 +263,7 @@ def test_the_largest_part_of_a_logit_difference_may_take_away():
         names, (0, 0), values, values[:, 0] - 0.1, values[:, 0] + 0.1, values.sum(0), after, 1, 2, "heldout", 0.95, "a note"
     )
     said = describe(found).said
-    assert "the largest part of it, of either sign, is that of a0.h0: −3.00 (−3.10 to −2.90)" in said.headline
+    assert "the largest part of it, of either sign, is that of a0.h0: −3.00 [−3.10, −2.90]" in said.headline
     assert has(said, "a note.")
     assert has(said, "Only 5 examples")
 

@@ -37,7 +37,8 @@ def main(args: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        return benchmark([arg for arg in args if arg != "report"], only_report="report" in args)
+        print(*benchmark(args), sep="\n")
+        return 0
     except CircuitdiscError as error:
         print(f"benchmarks.discovery: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -46,8 +47,8 @@ def main(args: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-def benchmark(args: Sequence[str], only_report: bool = False) -> int:
-    """Run what is missing in the table, then write its page and figures."""
+def benchmark(args: Sequence[str]) -> list[Path]:
+    """Run what is missing in the table, then write its page and figures; gives their paths."""
     from benchmarks.discovery import table
     from benchmarks.discovery.cells import cells, settings_text
     from benchmarks.discovery.kept import identity_of_cell
@@ -55,12 +56,12 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
     from benchmarks.discovery.page import write_page
     from circuitdisc.jobs.spread import check_launch, launch_words
 
-    launcher, rest = launch_words(args)
+    launcher, rest = launch_words([arg for arg in args if arg != "report"])
     check_launch(launcher)
     axes, overrides = split(rest)
     config = compose(overrides)
     path = Path(config["out"])
-    if not only_report:
+    if "report" not in args:
         asked = [(cell, settings_text(cell, config)) for cell in cells(config, axes)]
         if not asked:
             raise BadSetting("no cell fits these settings: a part has cases of its own, see --help")
@@ -69,8 +70,7 @@ def benchmark(args: Sequence[str], only_report: bool = False) -> int:
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {path} already", flush=True)
         if missing:
             launch(missing, overrides, path, launcher)
-    print(*write_page(path), sep="\n")
-    return 0
+    return list(write_page(path))
 
 
 def split(args: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

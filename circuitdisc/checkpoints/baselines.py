@@ -36,6 +36,7 @@ from circuitdisc.results import Result, Row, plain_rows
 from circuitdisc.stats import interval, partition_of, share_interval
 from circuitdisc.tasks.base import Example, Task, collate
 from circuitdisc.tasks.measured import need_choice
+from circuitdisc.wording import task_words
 
 FIGURES = {
     "log_prob": "log-probability",
@@ -158,7 +159,7 @@ def baselines(
                 bar.update(1)
             del model
             gc.collect()
-    judged = task.name if isinstance(task, Task) else str(task["name"])
+    judged = task.name if isinstance(task, Task) else task_words(task)
     settings = {"task": dict(task.settings if isinstance(task, Task) else task), "seed": seed, "n_others": n_others}
     return Baselines(tuple(names), judged, words, tuple(figures), confidence, settings)
 

@@ -37,6 +37,7 @@ from circuitdisc.options import Option, takes
 from circuitdisc.progress import finish, time_bar
 from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
+from circuitdisc.wording import number
 
 BY_ATTRIBUTION = "attribution"
 ORDERS_WITHOUT_SCORES = ("descending", "ascending", "random")
@@ -294,7 +295,8 @@ class Walk:
             if self.bar.total is not None:  # an estimate, which may be passed
                 self.bar.total = max(self.bar.total, self.bar.n + seconds)
             self.bar.update(seconds)
-        value = np.array2string(np.array(self.removal.value), precision=4, separator=" ")
+        values = np.atleast_1d(self.removal.value)  # several, where checkpoints are searched together
+        value = float(values[0]) if len(values) == 1 else " ".join(map(number, values))
         self.bar.set_postfix(kept=int(self.removal.mask.sum()), metric=value, refresh=False)
 
 

@@ -163,7 +163,7 @@ def _test_groups(
             groups += [group[middle:], group[:middle]]  # the last one is taken first
         else:
             bar.update(1)
-        bar.set_postfix(kept=int(mask.sum()), metric=f"{baseline:.4g}", refresh=False)
+        bar.set_postfix(kept=int(mask.sum()), metric=float(baseline), refresh=False)
     return mask
 
 

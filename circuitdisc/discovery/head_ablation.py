@@ -93,7 +93,7 @@ def head_ablation(
                 search.set_head(layer, head, keep=False)
             journal.write(head=f"a{layer}.h{head}", layer=layer, kept=keep, metric=value, baseline=baseline)
             bar.update(1)
-            bar.set_postfix(kept=int(search.kept.sum()), metric=f"{search.value:.4g}", refresh=False)
+            bar.set_postfix(kept=int(search.kept.sum()), metric=float(search.value), refresh=False)
         if second is not None:
             for head, value in _verify(search, second, layer, rule):
                 name = f"a{layer}.h{head}"

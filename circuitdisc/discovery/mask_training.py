@@ -119,7 +119,7 @@ def train(masks: Masks, runs: MaskedRuns, context: SearchContext, *, name: str, 
         if not np.isfinite(losses[-1]):
             raise BadSetting(f"the loss of algorithm '{name}' is {losses[-1]} in step {step}: lower learning_rate")
         bar.update(1)
-        bar.set_postfix(loss=f"{losses[-1]:.4g}", edges=f"{masks.n_edges():.0f}", refresh=False)
+        bar.set_postfix(loss=float(losses[-1]), edges=round(masks.n_edges()), refresh=False)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             line = {"step": step + 1, "loss": float(np.mean(losses)), "edges": masks.n_edges()}
             _save(masks, optimizer, context, line)

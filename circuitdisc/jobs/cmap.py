@@ -8,6 +8,7 @@ from typing import Any
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.given import given_circuit
 from circuitdisc.jobs.job import Answer, Call, Job, Leaves
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.spelling import PARALLEL
 
 
@@ -83,7 +84,8 @@ def plan_text(call: Call) -> str:
     own = call.own
     groups = read_groups(own.pop("circuit"), own.pop("groups"))
     plan, model, n = plan_from_settings({**call.settings, "settings": own}, groups)
-    return f"{model}, {n} prompts, no weights read\n\n{plan_table(plan)}\n\n{json.dumps(plan.to_dict())}"
+    data = plan.to_dict()
+    return Output(f"{model}, {n} prompts, no weights read\n\n{plan_table(plan)}\n\n{json.dumps(data)}", {"plan": data})
 
 
 JOB = Job(

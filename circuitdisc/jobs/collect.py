@@ -14,8 +14,10 @@ from circuitdisc.errors import BadFile, BadRun
 from circuitdisc.files import read_json, replacing, write_text
 from circuitdisc.jobs.config import groups_of
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.queue import queued
 from circuitdisc.runs import Cells, CellState
+from circuitdisc.wording import interval, is_number, percent
 
 TABLE, PARQUET, PAGE = "summary.csv", "summary.parquet", "summary.html"
 CONFIG, SCORES, COST, JOURNAL = "config.json", "scores.json", "cost.json", "journal.jsonl"
@@ -69,13 +71,13 @@ def rows_of(folder: Path) -> list[Row]:
         raise BadRun(f"there is no folder {folder}")
     queue = queued()
     found: dict[Path, tuple[Row, Mapping[str, Any]]] = {}
-    for place in sorted(_folders(folder), key=_in_order):
+    for place in sorted(folders_below(folder), key=_in_order):
         cells = Cells(place)
         if cells:
             for state in cells.states(queue):
                 if state.words:  # units of one call are no runs
                     found[place / state.name] = _of_cell(folder, place / state.name, state)
-        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := _read(place / CONFIG)):
+        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
             found[place] = _of_run(folder, place, config, "done" if (place / SCORES).is_file() else "begun")
     rows, configs = [row for row, _ in found.values()], [_flat(config) for _, config in found.values()]
     values: dict[str, set[str]] = {}
@@ -89,7 +91,8 @@ def rows_of(folder: Path) -> list[Row]:
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def folders_below(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, but those of logs and hidden ones."""
     for place, inner, _ in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".") and name != "cells"]
         yield Path(place)
@@ -100,7 +103,8 @@ def _in_order(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_record(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file; nothing if there is none, or it is damaged."""
     try:
         data = read_json(path) if path.is_file() else {}
     except BadFile:
@@ -111,7 +115,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[str, Any]]:
     from circuitdisc.jobs.registry import REGISTRY
 
-    row, config = _of_run(folder, place, _read(place / CONFIG), state.status)
+    row, config = _of_run(folder, place, read_record(place / CONFIG), state.status)
     row |= {"command": state.words[0], "seconds": state.seconds, "error": state.error or None}
     if not config or "algorithm" not in config:  # it has not begun, has failed, or is no search
         job = REGISTRY.get(state.words[0]) if state.words[0] in REGISTRY.names else None
@@ -125,7 +129,7 @@ def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[
 
 def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -> tuple[Row, Mapping[str, Any]]:
     """A run's line, from its files as they are, and its settings."""
-    scores, cost = _read(place / SCORES), _read(place / COST)
+    scores, cost = read_record(place / SCORES), read_record(place / COST)
     row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
     sections: dict[str, Any] = {name: config.get(name) for name in ("model", "task", "ablation")}
     sections = {name: section if isinstance(section, dict) else {} for name, section in sections.items()}
@@ -206,7 +210,15 @@ def _short(rows: Sequence[Row]) -> list[Row]:
     own = list(rows[0])
     settings = own[own.index("ablation") + 1 : own.index(FIGURES[0])]
     columns = [*SHORT[:6], *settings, *SHORT[6:], "status"]
-    return [{column: row[column] for column in columns} | {"why": row["error"] or ""} for row in rows]
+    return [_in_words({column: row[column] for column in columns} | {"why": row["error"] or ""}) for row in rows]
+
+
+def _in_words(row: Row) -> Row:
+    """Faithfulness as a percentage, with its interval in a column of its own."""
+    words: Row = {name: percent(row[name]) for name in ("faithfulness", "random") if is_number(row[name])}
+    between = interval(row["low"], row["high"], percent) or None
+    shown = {("interval" if name == "low" else name): words.get(name, value) for name, value in row.items() if name != "high"}
+    return shown | {"interval": between}
 
 
 def _counted(rows: Sequence[Row]) -> str:
@@ -254,7 +266,8 @@ def _work(call: Call) -> str:
     said = Verdict((f"{_counted(rows)}.",), tuple(failed[:SHOWN_ROWS]))
     description = Description(said, (Section("Runs", _short(rows), note),))
     write_description(folder / PAGE, description, heading="Runs", subject=str(folder), settings={"command": call.command})
-    return "\n".join([short_table(rows), "", *(f"table   {path}" for path in files), f"page    {folder / PAGE}"])
+    text = "\n".join([short_table(rows), "", *(f"table   {path}" for path in files), f"page    {folder / PAGE}"])
+    return Output(text, {"folder": folder, "page": folder / PAGE, "runs": rows})
 
 
 JOB = Job(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 
 def _work(call: Call) -> str:
@@ -12,11 +13,13 @@ def _work(call: Call) -> str:
         raise BadRun(f"which two runs? `circuitdisc compare RUN_A RUN_B` takes two folders of runs, not {len(folders)}")
     settings = call.read([arg for arg in call.args if arg not in folders])
     from circuitdisc.jobs.compare_runs import PAGE, compare_runs
-    from circuitdisc.pages.comparison import comparison_table
+    from circuitdisc.pages.comparison import comparison_table, comparison_verdict
 
     del settings["threads"]
     comparison, folder = compare_runs(*folders, **{**settings, "attend": _pair(settings["attend"])})
-    return f"{comparison_table(comparison)}\n\npage  {folder / PAGE}"
+    page = folder / PAGE
+    data = {"folder": folder, "page": page, **comparison_verdict(comparison).data, "result": comparison.to_dict()}
+    return Output(f"{comparison_table(comparison)}\n\npage  {page}", data)
 
 
 def _pair(value: object) -> tuple[str, str] | None:

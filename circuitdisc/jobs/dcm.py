@@ -25,7 +25,7 @@ def _find(call: Call, folder: Path, journal: "Journal | None") -> Answer:
     model = load_model(**call.settings["model"])
     wanted = desiderata_of(model, call, names, n_choose)
     result = dcm(model, wanted, circuit=circuit, journal=journal, **own, **call.shared)
-    return Answer(result, f"{model.name}, task {call.task_name}")
+    return Answer(result, f"{model.name}, task {call.task_words}")
 
 
 def desiderata_of(model: "Model", call: Call, names: Any, n_choose: int | None) -> "Sequence[Desideratum]":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 SWITCHES = {"prune=true": True, "prune=false": False}
 
@@ -19,7 +20,8 @@ def _work(call: Call) -> str:
         )
     from circuitdisc.jobs.pipeline import export
 
-    return str(export(folder, Path(files[0]), prune=bool(prune and prune[0])))
+    path = export(folder, Path(files[0]), prune=bool(prune and prune[0]))
+    return Output(str(path), {"folder": folder, "file": path})
 
 
 JOB = Job(

@@ -4,6 +4,7 @@ from typing import Any
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.spelling import PARALLEL
 
 PAGE = "report.html"
@@ -36,17 +37,20 @@ def _work(call: Call) -> str:
         ladder = finetune(base, call.settings["task"], folder, device=device, **settings, **call.shared)
     headers = ("checkpoint", "trained", "weights", "examples", "steps", "seconds", "loss")
     table = text_table(headers, [_line(rung, ladder.settings["method"]) for rung in ladder.rungs], "llrrrrr")
-    parts = [f"{base}, fine-tuned on task {call.task_name}", table]
+    parts, data = [f"{base}, fine-tuned on task {call.task_words}", table], dict[str, Any]()
     if ladder.figures is not None:
         description = describe(ladder.figures)
         record = {"command": call.command, **ladder.settings}
         with writing(folder):
             write_description(folder / PAGE, description, heading="Fine-tuned checkpoints", subject=parts[0], settings=record)
         parts += [description_text(description)]
-    return "\n\n".join([*parts, f"folder  {folder}"])
+        data = {**description.said.data, "page": folder / PAGE}
+    return Output("\n\n".join([*parts, f"folder  {folder}"]), {"folder": folder, **data, "result": ladder.to_dict()})
 
 
 def _line(rung: Any, method: str) -> tuple[object, ...]:
+    from circuitdisc.wording import number
+
     trained = rung.trained
     whole = "a low-rank change" if method == "lora" else "all weights"
     what = whole if not rung.heads else f"{len(rung.heads)} {'random ' if rung.random else ''}heads"
@@ -58,7 +62,7 @@ def _line(rung: Any, method: str) -> tuple[object, ...]:
         f"{trained.examples:,}",
         trained.steps,
         trained.seconds,
-        f"{trained.loss:.4g}",
+        number(trained.loss),
     )
 
 

@@ -13,7 +13,11 @@ EXAMPLES = """examples:
   circuitdisc discover -m model=tpp/featherweight,tpp/lightweight algorithm=acdc,head_ablation
 
 `circuitdisc discover --help` lists every setting, `circuitdisc list commands` every command. RUN is a run's folder.
---quiet (-q): no bars and no notes. --version. --install-completion: the shell completes commands, settings and their values."""
+--quiet (-q): no bars and no notes. --json: the result as JSON. --version. --install-completion: the shell
+completes commands, settings and their values."""
+
+OF_ALL = {"--json": "the result as JSON on stdout, and nothing else there", "--quiet": "no bars and no notes (-q)"}
+"""Options of every command."""
 
 
 def main_help() -> str:
@@ -55,8 +59,8 @@ def job_help(job: Job) -> str:
     """A command's own help."""
     settings = " [key=value ...]" if job.config else ""
     parts = [f"circuitdisc {usage(job)}{settings}", "", job.text or f"{job.summary[:1].upper()}{job.summary[1:]}."]
-    if job.flags:
-        parts += ["", *(f"{option:<16} {what}" for option, what in job.flags.items())]
+    options = {**job.flags, **{option: what for option, what in OF_ALL.items() if option not in job.flags}}
+    parts += ["", *(f"{option:<16} {what}" for option, what in options.items())]
     parts += _settings(job.config) if job.config else []
     if MULTIRUN in job.flags or job.spreads:
         what = (
@@ -102,7 +106,7 @@ def _group(group: str) -> list[str]:
 def _common(config: Config) -> list[str]:
     own = own_keys(config)
     lines = [line for line in setting_lines("common") if line.strip().partition("=")[0] not in own]
-    return ["", *lines]
+    return ["", *lines, *setting_lines("log")]
 
 
 def setting_lines(config: Config, prefix: str = "") -> list[str]:

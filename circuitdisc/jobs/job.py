@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from circuitdisc.checks import THREADS
 from circuitdisc.errors import BadRun, BadSetting, shown
 from circuitdisc.jobs.config import DISCOVER, Config, common_keys, groups_of, own_keys
-from circuitdisc.jobs.ranked import is_split, own_folder, place, ranked
+from circuitdisc.jobs.output import Output, as_output
+from circuitdisc.jobs.ranked import is_split, own_folder, place, ranked, speaks
 
 if TYPE_CHECKING:
     from circuitdisc.pages.description import Description
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from circuitdisc.runs import Journal
 
 ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
+LOG = "log="
 MULTIRUN = "--multirun"
 SEVERAL = "every combination of comma-separated values, for example seed=0,1,2; launcher=joblib or launcher=submitit runs them"
 
@@ -87,7 +89,8 @@ class Job:
         by_ranks: whether it spreads its work over processes that torchrun has started; else the first of them does it.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
         spreads: whether its units may be handed to a launcher (`Memo.spread`); then it is recorded, too.
-        work: what it does; returns what is printed. None for a job with `find`.
+        own_words: whether it reads all that is typed itself, `launcher=` included.
+        work: what it does; returns what is printed, as an `Output` with what `--json` prints. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
     """
 
@@ -102,6 +105,7 @@ class Job:
     by_ranks: bool = False
     recorded: bool = False
     spreads: bool = False
+    own_words: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
     leaves: Leaves | None = None
@@ -120,26 +124,35 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        options = dict(options or {})
+        from circuitdisc.tracking import log_result, tracked
+
+        logs = [arg.partition("=")[2] for arg in args if arg.startswith(LOG) and not self.own_words]
         with ranked(self.by_ranks or is_split(args)) as has_work:
             if not has_work:
                 return ""
-            if MULTIRUN in options:
-                from circuitdisc.jobs.multirun import multirun
+            args = [arg for arg in args if not (logs and arg.startswith(LOG))]
+            with tracked(logs[-1] if logs and speaks() else None, self.name, args):
+                text = self._run(args, dict(options or {}))
+                log_result(as_output(text).data.get("result"))
+            return text
 
-                _refuse_torchrun("-m runs many calls")
-                return multirun(self, args)
-            launcher, args = self._for_launcher(args)
-            call = Call(self, tuple(args), options)
-            if not self.recorded:
-                return self._do(call)
-            from circuitdisc.jobs.spread import units_handed_out
-            from circuitdisc.runs.calls import recorded
+    def _run(self, args: Sequence[str], options: dict[str, str]) -> str:
+        if MULTIRUN in options:
+            from circuitdisc.jobs.multirun import multirun
 
-            if launcher:
-                _refuse_torchrun("a launcher runs parts of a call")
-            with recorded(self.name, call.words), units_handed_out(launcher):
-                return self._do(call)
+            _refuse_torchrun("-m runs many calls")
+            return multirun(self, args)
+        launcher, args = ([], list(args)) if self.own_words else self._for_launcher(args)
+        call = Call(self, tuple(args), options)
+        if not self.recorded:
+            return self._do(call)
+        from circuitdisc.jobs.spread import units_handed_out
+        from circuitdisc.runs.calls import recorded
+
+        if launcher:
+            _refuse_torchrun("a launcher runs parts of a call")
+        with recorded(self.name, call.words), units_handed_out(launcher):
+            return self._do(call)
 
     @property
     def flags(self) -> Mapping[str, str]:
@@ -263,6 +276,13 @@ class Call:
         return Path(str(task.get("path") or task["name"])).stem
 
     @property
+    def task_words(self) -> str:
+        """What the task is called where people read it."""
+        from circuitdisc.wording import task_words
+
+        return task_words(self.settings["task"])
+
+    @property
     def groups(self) -> dict[str, Any]:
         """The sections and the common settings, as a record keeps them."""
         return {key: self.settings[key] for key in (*groups_of(self.config), *common_keys(self.config))}
@@ -349,7 +369,8 @@ def _write(call: Call, folder: Path, leaves: Leaves, answer: Answer) -> str:
     description = (describe if isinstance(own, str) else own)(answer.result).noted(answer.notes)
     page = folder / leaves.page
     write_description(page, description, heading=leaves.heading, subject=answer.subject, settings=record)
-    return f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
+    text = f"{answer.subject}\n\n{description_text(description)}\n\nfolder  {folder}\npage    {page}"
+    return Output(text, {"folder": folder, "page": page, **description.said.data, "result": found})
 
 
 def _within(format: str, record: Mapping[str, Any], result: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from circuitdisc.results import Row, ValuesOverExamples, plain_rows
 from circuitdisc.stats import Partition, share_interval
 from circuitdisc.tasks.base import PromptBatch, Task, collate
 from circuitdisc.tasks.measured import metric_for
-from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, intervals_over
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, interval, intervals_over
 
 # --- the result -----------------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ def describe_lens(lens: LogitLens) -> Description:
         f"On {lens.n:,} {SPLIT_WORDS[lens.split]} {lens.metric} read at the embedding is {_words(first, 'clean')}, and after "
         f"the last layer, where it is the model's own, {_words(last, 'clean')}.",
         f"The largest step, of either sign, is that of layer {step['layer']}: {cell(step['step'])} "
-        f"({cell(step['low'])} to {cell(step['high'])}).",
+        f"{interval(step['low'], step['high'])}.",
         *_parting(lens),
     ]
     caveats = [
@@ -196,12 +196,12 @@ def describe_lens(lens: LogitLens) -> Description:
 
 
 def _words(row: Row, name: str) -> str:
-    return f"{cell(row[name])} ({cell(row[f'{name} low'])} to {cell(row[f'{name} high'])})"
+    return f"{cell(row[name])} {interval(row[f'{name} low'], row[f'{name} high'])}"
 
 
 def _cells(row: Row, name: str) -> list[tuple[str, object]]:
     """A mean and its interval, as two columns that fit a terminal."""
-    return [(name, row[name]), (f"{name}, interval", f"{cell(row[f'{name} low'])} to {cell(row[f'{name} high'])}")]
+    return [(name, row[name]), (f"{name}, interval", interval(row[f"{name} low"], row[f"{name} high"]))]
 
 
 def _parting(lens: LogitLens) -> list[str]:

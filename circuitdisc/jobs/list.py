@@ -6,6 +6,7 @@ from importlib import import_module
 from circuitdisc.errors import UnknownName
 from circuitdisc.jobs.config import REGISTRIES
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 
 def _models() -> list[tuple[str, str]]:
@@ -22,6 +23,7 @@ KINDS = {
     "models": _models,
     **{f"{kind}s": partial(_of, REGISTRIES[kind]) for kind in ("task", "algorithm", "ablation", "metric")},
     "scores": partial(_of, "scoring.registry"),
+    "loggers": partial(_of, "tracking"),
     "commands": partial(_of, "jobs.registry"),
 }
 
@@ -32,7 +34,8 @@ def _work(call: Call) -> str:
         raise UnknownName("list", kind, KINDS, "`circuitdisc list tasks`, for example.")
     from circuitdisc.pages.tables import text_table
 
-    return text_table(("name", "what it is"), KINDS[kind]())
+    rows = KINDS[kind]()
+    return Output(text_table(("name", "what it is"), rows), {kind: dict(rows)})
 
 
 JOB = Job(name="list", arguments=("|".join(KINDS),), summary="names, and what is behind them", work=_work)

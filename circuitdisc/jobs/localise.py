@@ -28,7 +28,7 @@ def _find(call: Call, folder: Path, journal: "Journal | None") -> Answer:
     task = build_task(model, call.settings)
     result = localised(model, task, circuit or heads, metric=call.metric, journal=journal, **own, **call.shared)
     result.edit.save(folder / EDIT)
-    return Answer(result, f"{model.name}, task {call.task_name}", task.notes)
+    return Answer(result, f"{model.name}, task {call.task_words}", task.notes)
 
 
 JOB = Job(

@@ -27,7 +27,7 @@ def measured(function: str) -> Callable[[Call, Path, Any], Answer]:
         names = list(result.checkpoints)
         return Answer(
             result,
-            f"{', '.join(names)}; task {call.task_name}",
+            f"{', '.join(names)}; task {call.task_words}",
             record={"model": call.model_settings, "checkpoints": names, "settings": settings},
         )
 

@@ -26,6 +26,7 @@ from circuitdisc.files import make_folder, read_json, remove, write_text
 from circuitdisc.identity import Identity, hash_bytes, hash_file, in_words, package_version
 from circuitdisc.jobs.config import DISCOVER, read_overrides
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.spelling import in_quotes
 from circuitdisc.jobs.spread import check_launch, launch, launch_words
 from circuitdisc.runs import Cells
@@ -126,7 +127,7 @@ def _ended(folder: Path, cells: Cells, names: Sequence[str]) -> str:
             f"{len(unfinished)} of {len(names)} cells are not finished (another call runs them, or they were killed): "
             f"`circuitdisc status {folder}` lists them, and the same command with out={folder} goes on"
         )
-    return f"{table}\n\nfolder  {folder}\ntable   {folder / SUMMARY}"
+    return Output(f"{table}\n\nfolder  {folder}\ntable   {folder / SUMMARY}", {"folder": folder, "runs": rows})
 
 
 # --- in a job of the launcher -----------------------------------------------------------------------------------------------

@@ -28,9 +28,11 @@ from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_json
 from circuitdisc.jobs.job import stamped_folder
+from circuitdisc.jobs.output import Output
 from circuitdisc.models.model import Model
 from circuitdisc.pages import scores_table
 from circuitdisc.pages.page import write_report
+from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
 from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, validate
 from circuitdisc.scoring import Scores, score
@@ -56,10 +58,11 @@ class Outcome:
     scores: Scores
 
     @property
-    def summary(self) -> str:
+    def output(self) -> Output:
         """The table that ends a run, and the verdict."""
-        table = scores_table(self.scores, self.circuit.provenance.model, self.circuit)
-        return f"{table}\n\nrun     {self.folder}\nreport  {self.folder / PAGE}"
+        page, table = self.folder / PAGE, scores_table(self.scores, self.circuit.provenance.model, self.circuit)
+        data = {"folder": self.folder, "page": page, **verdict(self.scores, self.circuit).data}
+        return Output(f"{table}\n\nrun     {self.folder}\nreport  {page}", {**data, "result": self.scores.to_dict()})
 
 
 def default_folder(config: Mapping[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from circuitdisc.files import size_words, write_json
 from circuitdisc.jobs.config import common_keys, compose, groups_of, own_keys, plain, read_overrides
 from circuitdisc.jobs.discover import JOB as DISCOVER
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.pipeline import build_task, changed_run
 from circuitdisc.jobs.score import JOB as SCORE
 from circuitdisc.jobs.score import changes_of_call
@@ -46,7 +47,10 @@ def _work(call: Call) -> str:
     planned = PLANNERS[name](Call(PLANNED[name], tuple(theirs)), settings)
     description = describe_plan(planned)
     text = f"{planned.model}, task {planned.task}\n\n{description_text(description)}"
-    return text if out is None else f"{text}\n\n{_write(call, Path(out), planned, description)}"
+    data = {**description.said.data, "result": planned.to_dict()}
+    if out is not None:
+        data, text = {"folder": out, **data}, f"{text}\n\n{_write(call, Path(out), planned, description)}"
+    return Output(text, data)
 
 
 def _parted(words: list[str], job: Job) -> tuple[list[str], list[str]]:

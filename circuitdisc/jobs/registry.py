@@ -25,6 +25,7 @@ MODULES = (
     "resume",
     "status",
     "collect",
+    "runs",
     "compare",
     "finetune",
     "baselines",
@@ -35,6 +36,7 @@ MODULES = (
     "dcm",
     "localise",
     "list",
+    "benchmark",
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitdisc.errors import BadRun
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output, as_output
 from circuitdisc.jobs.ranked import by_first
 
 
@@ -13,14 +14,15 @@ def _work(call: Call) -> str:
     folder = call.run_folder()
     from circuitdisc.runs import works_in
 
-    return "\n\n".join(_go_on(folder, work) for work in works_in(folder))
+    outputs = [_go_on(folder, work) for work in works_in(folder)]
+    return outputs[0] if len(outputs) == 1 else Output("\n\n".join(outputs), {"works": [output.data for output in outputs]})
 
 
-def _go_on(folder: Path, work: Any) -> str:
+def _go_on(folder: Path, work: Any) -> Output:
     if work.job == "discover":
         from circuitdisc.jobs.pipeline import resume
 
-        return resume(folder).summary
+        return resume(folder).output
     from circuitdisc.jobs.registry import REGISTRY
 
     if work.job not in REGISTRY.names:
@@ -29,7 +31,7 @@ def _go_on(folder: Path, work: Any) -> str:
     options = {arg: "" for arg in args if arg.startswith("-")}
     job, args = REGISTRY.get(work.job), [arg for arg in args if arg not in options]
     with chdir(work.begun_in), nullcontext(True) if job.by_ranks else by_first() as has_work:
-        return job(args, options) if has_work else ""
+        return as_output(job(args, options) if has_work else "")
 
 
 JOB = Job(name="resume", arguments=("FOLDER",), summary="go on with work that was killed", by_ranks=True, work=_work)

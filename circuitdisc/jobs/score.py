@@ -1,11 +1,13 @@
 """`circuitdisc score`: a run's circuit scored again, by every score (--all), or scores of edges from a file (--scores)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadFile, BadSetting, BadTask, UnknownName
 from circuitdisc.jobs.config import changes_of, read_overrides
 from circuitdisc.jobs.job import Call, Job, set_threads
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.scores_file import FILE_JOB
 
 ALL, SCORES = "--all", "--scores"
@@ -23,18 +25,26 @@ def _work(call: Call) -> str:
     if ALL in call.options:
         from circuitdisc.jobs.judge import judge
 
-        text = judge(folder, changes, progress, call.command).text()
-        if changes:
-            return text
-        from circuitdisc.jobs.pipeline import write_page
-
-        return f"{text}\n\nreport  {write_page(folder)}"
+        judgement = judge(folder, changes, progress, call.command)
+        return _with_page(judgement.text(), {**judgement.said.data, "result": judgement.to_dict()}, folder, bool(changes))
     from circuitdisc.circuit import Circuit
-    from circuitdisc.jobs.pipeline import CIRCUIT, rescore, write_page
+    from circuitdisc.jobs.pipeline import CIRCUIT, rescore
     from circuitdisc.pages import scores_table
+    from circuitdisc.pages.verdict import verdict
 
-    table = scores_table(rescore(folder, changes, progress), circuit=Circuit.load(folder / CIRCUIT))
-    return table if changes else f"{table}\n\nreport  {write_page(folder)}"
+    scores, circuit = rescore(folder, changes, progress), Circuit.load(folder / CIRCUIT)
+    data = {**verdict(scores, circuit).data, "result": scores.to_dict()}
+    return _with_page(scores_table(scores, circuit=circuit), data, folder, bool(changes))
+
+
+def _with_page(text: str, data: Mapping[str, Any], folder: Path, changed: bool) -> Output:
+    """The output; of scores that are the run's own its page is written again."""
+    if changed:
+        return Output(text, data)
+    from circuitdisc.jobs.pipeline import write_page
+
+    page = write_page(folder)
+    return Output(f"{text}\n\nreport  {page}", {"folder": folder, "page": page, **data})
 
 
 def changes_of_call(call: Call, folder: Path) -> tuple[dict[str, Any], bool]:

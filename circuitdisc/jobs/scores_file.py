@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 if TYPE_CHECKING:
     from circuitdisc.scoring.curves import Curve
@@ -29,16 +30,18 @@ def measure(path: Path, call: Call) -> str:
     task = build_task(model, settings)
     asked: dict[str, Any] = {"ablation": dict(settings["ablation"]), "metric": call.metric, **call.shared}
     found = discover(model, task, "from_file", path=str(path), **asked, **own)
-    parts, said = [], Verdict((), as_sentences(found.circuit.provenance.notes))
+    parts, said, data = [], Verdict((), as_sentences(found.circuit.provenance.notes)), dict[str, Any]()
     if not curve_alone:
         scores = score_circuit(model, task, found.circuit, settings, settings["progress"])
         parts.append(scores_alone(scores))
         said += verdict(scores, found.circuit)
+        data["scores"] = scores.to_dict()
     if curve_alone or found.edge_scores is not None:
         sizes = curve(model, task, found, grow=own["grow"], by=own["by"], **asked)
         parts.append(_curve_text(sizes))
         said += curve_verdict(asdict(sizes.cmd), asdict(sizes.overshoot))
-    return "\n\n".join([*parts, said.text])
+        data["curve"] = sizes.to_dict()
+    return Output("\n\n".join([*parts, said.text]), {**said.data, "result": data})
 
 
 def _curve_text(curve: "Curve") -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 
 UNFINISHED = "stability.partial.jsonl"
 
@@ -70,7 +71,9 @@ def measure(
     table = plain_text(text_table(part.headers, part.rows).replace("–", "-"))
     captions = "\n".join(caption for *_, caption in part.figures)
     said = stability_verdict(record, circuit) + Verdict((), as_sentences(circuit.provenance.notes))
-    return "\n\n".join([table, *([captions] if captions else []), said.text, f"report  {write_page(run.folder)}"])
+    page = write_page(run.folder)
+    text = "\n\n".join([table, *([captions] if captions else []), said.text, f"report  {page}"])
+    return Output(text, {"folder": run.folder, "page": page, **said.data, "result": record})
 
 
 JOB = Job(

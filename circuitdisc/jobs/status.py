@@ -1,18 +1,18 @@
 """`circuitdisc status`: what is waiting, running, done and failed in a folder."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 from circuitdisc.errors import BadRun
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.queue import queued
 from circuitdisc.runs import Cells, CellState
 from circuitdisc.runs.cells import STATUSES
 from circuitdisc.runs.folders import WRITER, writer_of
 from circuitdisc.runs.works import works_in
 
-JSON, LISTED = "--json", 40
+LISTED = 40
 
 
 def _work(call: Call) -> str:
@@ -25,21 +25,16 @@ def _work(call: Call) -> str:
     if not cells and writer is None:
         works_in(folder)  # says what else is wrong with it
     counts = {status: sum(state.status == status for state in states) for status in STATUSES}
-    if JSON in call.options:
-        data = {
-            "folder": str(folder),
-            "writer": writer,
-            "slurm_jobs": None if queue is None else sorted(queue),
-            "counts": counts,
-        }
-        return json.dumps({**data, "cells": [asdict(state) for state in states]}, indent=1)
+    jobs = None if queue is None else sorted(queue)
+    data = {"folder": folder, "writer": writer, "slurm_jobs": jobs, "counts": counts, "cells": list(map(asdict, states))}
     lines = [f"{folder} is being written by {writer}"] if writer else []
     if not cells:
-        return "\n".join(lines or [f"{folder} has no cells, and nobody writes in it: `circuitdisc resume {folder}` goes on"])
+        idle = f"{folder} has no cells, and nobody writes in it: `circuitdisc resume {folder}` goes on"
+        return Output("\n".join(lines or [idle]), data)
     command, _ = cells.read()
     lines += [f"{len(states):,} cells of {command}", ", ".join(f"{n:,} {status}" for status, n in counts.items())]
     lines += [f"Slurm has {len(queue):,} jobs of yours, waiting or running"] if queue is not None else []
-    return "\n".join([*lines, *_table(states)])
+    return Output("\n".join([*lines, *_table(states)]), data)
 
 
 def _table(states: list[CellState]) -> list[str]:
@@ -70,6 +65,5 @@ JOB = Job(
     text="""The cells of a command with -m, or the units that a command has handed to a launcher: how many are waiting,
 running, done and failed; of those not done the sentence, the process that runs it or ran it last, and its Slurm job. The same
 command again runs what is not done.""",
-    options={JSON: "everything, as JSON"},
     work=_work,
 )

@@ -26,6 +26,7 @@ from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import CircuitdiscError, CircuitdiscWarning
 from circuitdisc.files import write_text
 from circuitdisc.jobs.job import Answer, Call, Job, Leaves
+from circuitdisc.jobs.output import Output
 from circuitdisc.metrics import METRICS
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, Working, takes
@@ -307,7 +308,9 @@ def _work(call: Call) -> str:
     if call.settings["out"]:
         return call.leave(_find)
     checked, name = _check(call)
-    return f"{name}, {len(checked.checks)} tasks\n\n{description_text(describe_checks(checked))}"
+    description = describe_checks(checked)
+    text = f"{name}, {len(checked.checks)} tasks\n\n{description_text(description)}"
+    return Output(text, {**description.said.data, "result": checked.to_dict()})
 
 
 JOB = Job(

@@ -6,6 +6,7 @@ from typing import Any
 
 from circuitdisc.errors import BadSetting
 from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.ranked import own_folder
 
 PAGE = "transfer.html"
@@ -59,12 +60,14 @@ def _begin(call: Call) -> str:
 
 
 def _finish(folder: Path, found: Any, command: str) -> str:
-    from circuitdisc.pages.transfer import transfer_text, write_transfer
+    from circuitdisc.pages.transfer import transfer_text, transfer_verdict, write_transfer
     from circuitdisc.runs import writing
 
     with writing(folder):
         write_transfer(folder / PAGE, found, command)
-    return f"{transfer_text(found)}\n\nfolder  {folder}\npage    {folder / PAGE}"
+    page = folder / PAGE
+    data = {"folder": folder, "page": page, **transfer_verdict(found).data, "result": found.to_dict()}
+    return Output(f"{transfer_text(found)}\n\nfolder  {folder}\npage    {page}", data)
 
 
 JOB = Job(

@@ -46,6 +46,9 @@ class Model:
     architecture: str
     guessed: bool = False
 
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.architecture}, {self.graph.describe()}, {self.dtype} on {self.device})"
+
     @property
     def dtype(self) -> torch.dtype:
         return self.backend.dtype

@@ -2,10 +2,12 @@
 
 from circuitdisc.checkpoints.baselines import FIGURES, Baselines, Figure
 from circuitdisc.checkpoints.evaluation_sets import HELDOUT
+from circuitdisc.pages.curves import Line, ladder_curves
 from circuitdisc.pages.description import Description, Section, describe
+from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats
 from circuitdisc.results import Row
-from circuitdisc.wording import ACCURACIES, number, percent
+from circuitdisc.wording import ACCURACIES, interval, number, percent
 
 
 @describe.register
@@ -22,8 +24,9 @@ def _(baselines: Baselines) -> Description:
     ]
     methods = dict.fromkeys(figure.method for figure in baselines.figures if figure.on == HELDOUT and figure.method)
     lead.append(f"Intervals: {baselines.confidence:.0%}, {'; '.join(methods) or 'none'}. Log-probabilities in nats.")
+    curves = [_curves(baselines)] if len(baselines.checkpoints) > 1 else []
     title = {HELDOUT: f"Held-out examples of {baselines.task}"}
-    sections = [
+    sections = curves + [
         Section(title.get(on, on.capitalize()), _rows(baselines, on), f"{words[0].upper()}{words[1:]}.")
         for on, words in baselines.sets.items()
     ]
@@ -51,8 +54,21 @@ def _correct(baselines: Baselines) -> list[Row]:
 
 
 def _percent(figure: Figure) -> str:
-    return f"{percent(figure.value)} ({percent(figure.low)} to {percent(figure.high)})"
+    return f"{percent(figure.value)} {interval(figure.low, figure.high, percent)}"
 
 
 def _shown(figure: Figure) -> str:
-    return f"{number(figure.value)} [{number(figure.low)}, {number(figure.high)}]"
+    words = percent if figure.name in ACCURACIES else number
+    return f"{words(figure.value)} {interval(figure.low, figure.high, words)}"
+
+
+def _curves(baselines: Baselines) -> Section:
+    """The accuracy on every set, checkpoint by checkpoint."""
+    lines = []
+    for on in baselines.sets:
+        figures = [baselines.get(name, on=on) for name in baselines.checkpoints]
+        values, low, high = ([getattr(figure, part) for figure in figures] for part in ("value", "low", "high"))
+        lines.append(Line(baselines.task if on == HELDOUT else on, values, low, high))
+    figure = ladder_curves(baselines.checkpoints, lines, "accuracy", share=True)
+    words = "Share of examples whose most likely token is right, with its interval."
+    return Section("Along the checkpoints", picture=picture("accuracy", figure, f"{words} The tables have it."), caption=words)

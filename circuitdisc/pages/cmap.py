@@ -15,7 +15,7 @@ from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import OVERSHOOT, Verdict, few_caveats, may_be_zero
 from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
-from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent
+from circuitdisc.wording import SPLIT_WORDS, interval, is_number, number, percent
 
 STRONGEST = 12
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value. 1 is the whole gap."
@@ -60,9 +60,9 @@ def _said(result: CrossModel, cross_map: CrossMap) -> Verdict:
     where = f"On {result.n:,} {SPLIT_WORDS[result.split]}"
     ends = f"{where} the mean {result.metric} is {taker} in {cross_map.taker} and {giver} in {cross_map.giver}"
     if not _ranks(cross_map):
-        why = cross_map.gap.undefined or f"the gap, {number(gap)} ({number(low)} to {number(high)}), may be zero"
+        why = cross_map.gap.undefined or f"the gap, {number(gap)} {interval(low, high)}, may be zero"
         return Verdict((f"There is nothing to rank: {why}, and every score would be a share of it. {ends}.",))
-    lines, caveats = [f"{ends}: a gap of {number(gap)} ({number(low)} to {number(high)})."], []
+    lines, caveats = [f"{ends}: a gap of {number(gap)} {interval(low, high)}."], []
     best = _said_of_best(cross_map)
     lines, caveats = [*lines, *best.lines], [*caveats, *best.caveats]
     if cross_map.parts and result.positions is None:
@@ -235,7 +235,7 @@ def _interval(score: float | None, low: float | None, high: float | None) -> str
         return "undefined"
     words = percent(score)
     if low is not None and is_number(low):
-        words += f" ({percent(low)} to {percent(high)})"
+        words += f" {interval(low, high, percent)}"
     return words.replace(" %", "\u00a0%")  # a percent sign stays with its number
 
 

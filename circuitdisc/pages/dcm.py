@@ -12,7 +12,7 @@ from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
 from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
-from circuitdisc.wording import number, percent
+from circuitdisc.wording import interval, number, percent
 
 _MAP = "Layers are rows, heads are columns. Point at a cell to read the head's name and value."
 _KINDS = {
@@ -20,6 +20,7 @@ _KINDS = {
     "inject": "what each head carries where the answer is read is mixed with its mean over examples, by a learned share",
     "first_token": "each head's attention to the first token is multiplied by a factor and renormalised",
 }
+_SHARES = {"met", "random", "random high", "all masked", "none masked", "clean answer"}
 NAMED_AT_MOST = 12
 
 
@@ -27,12 +28,12 @@ NAMED_AT_MOST = 12
 def _(result: Dcm) -> Description:
     first = result.found[0]
     sizes = (f"{first.sizes[split]:,}" for split in ("train", "choose", "report"))
-    lead = [
+    lead = [_sentence(result, each) for each in result.found]
+    lead += [
+        "Masks were trained on {} examples, chosen on {} others and are reported on {} others.".format(*sizes),
         "A patched component carries what it carries on the corrupted prompt: (1 - m) x clean + m x corrupted, with masks m "
         "rounded at 0.5. met: share of the n examples on which the patched model says the target.",
-        "Masks were trained on {} examples, chosen on {} others and are reported on {} others.".format(*sizes),
     ]
-    lead += [_sentence(result, each) for each in result.found]
     caveats = [f"{each.desideratum}: {text}" for each in result.found for text in _met_caveats(result, each)]
     caveats += few_caveats(first.patched.n)
     note = (
@@ -67,13 +68,13 @@ def _(result: Dcm) -> Description:
 
 
 def _narrow(row: Row) -> Row:
-    """A line with its interval as words, and without what another table has."""
+    """A line with shares as percentages and its interval as words, and without what another table has."""
     narrow: Row = {}
     for name, value in row.items():
         if name == "low":
-            narrow["interval"] = f"{cell(value)} to {cell(row['high'])}"
+            narrow["interval"] = interval(value, row["high"], percent)
         elif name not in ("high", "penalty"):
-            narrow[name] = value
+            narrow[name] = percent(value) if name in _SHARES and value is not None else value
     return narrow
 
 
@@ -81,10 +82,10 @@ def _sentence(result: Dcm, mask: FoundMask) -> str:
     names = list(mask.masked[:NAMED_AT_MOST])
     more = len(mask.masked) - len(names)
     what = f"{', '.join(names)}{f' and {more:,} more' if more else ''}" if names else f"no {result.over}"
-    low, high = (percent(end) for end in (mask.patched.low, mask.patched.high))
+    between = interval(mask.patched.low, mask.patched.high, percent)
     sentence = (
         f"{mask.desideratum}: the mask holds {what}; so patched, the model says the target on {percent(mask.patched.share)} "
-        f"({low} to {high}) of {mask.patched.n:,} examples, with nothing patched on {percent(mask.nothing.share)}, with all "
+        f"{between} of {mask.patched.n:,} examples, with nothing patched on {percent(mask.nothing.share)}, with all "
         f"on {percent(mask.everything.share)}"
     )
     if mask.random:
@@ -141,7 +142,7 @@ def _(result: Localised) -> Description:
 def _effect_sentence(effect: EditEffect) -> str:
     sentence = (
         f"On {effect.n:,} held-out examples {effect.metric} goes from {number(effect.before)} to {number(effect.after)}: a "
-        f"change of {number(effect.difference)} ({number(effect.low)} to {number(effect.high)})"
+        f"change of {number(effect.difference)} {interval(effect.low, effect.high)}"
     )
     if effect.controls:
         sentence += f"; with random heads edited, of {number(min(effect.controls))} to {number(max(effect.controls))}"

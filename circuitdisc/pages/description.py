@@ -5,7 +5,7 @@ What a kind of result says stands beside its kind (`pages/heads.py`, `pages/dcm.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from os import PathLike
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from circuitdisc.pages.page import Picture, render
 from circuitdisc.pages.tables import text_table
 from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
 from circuitdisc.results import Row
-from circuitdisc.wording import number
+from circuitdisc.wording import interval, number
 
 PRINTED_AT_MOST = 20
 """Lines of a table in the terminal; the page and the JSON file have more, or all."""
@@ -41,18 +41,23 @@ class Section:
     caption: str = ""
     ends_last: bool = False
 
+    @cached_property
+    def lines(self) -> list[Row]:
+        """The rows, each interval in a column of its own."""
+        return [with_intervals(row) for row in self.rows]
+
     @property
     def headers(self) -> list[str]:
-        return list(self.rows[0]) if self.rows else []
+        return list(self.lines[0]) if self.lines else []
 
     @property
     def words(self) -> set[int]:
         """Columns that hold text."""
-        return {at for at, name in enumerate(self.headers) if any(isinstance(row[name], str) for row in self.rows)}
+        return {at for at, name in enumerate(self.headers) if any(isinstance(row[name], str) for row in self.lines)}
 
     def cells(self, at_most: int) -> list[list[str]]:
         """The first lines, as people read them."""
-        return [[cell(value) for value in row.values()] for row in self.rows[:at_most]]
+        return [[cell(value) for value in row.values()] for row in self.lines[:at_most]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class Description:
     def noted(self, notes: Iterable[str]) -> "Description":
         """With what a reader must know of the task, among the caveats."""
         return replace(self, said=self.said + Verdict((), as_sentences(notes)))
+
+
+def with_intervals(row: Row) -> Row:
+    """A line with `low` and `high` as one column, `[0.13, 0.79]`; so of `change low` and `change high`."""
+    line: Row = {}
+    for name, value in row.items():
+        of, is_low, is_high = name.removesuffix("low").removesuffix("high"), name.endswith("low"), name.endswith("high")
+        if "random" in name or not (is_low or is_high) or not {f"{of}low", f"{of}high"} <= row.keys():
+            line[name] = value
+        elif is_low:
+            line[f"{of}interval"] = interval(value, row[f"{of}high"]) or None
+    return line
 
 
 def cell(value: object) -> str:

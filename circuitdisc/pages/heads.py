@@ -14,7 +14,7 @@ from circuitdisc.pages.page import picture
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats, may_be_zero
 from circuitdisc.results import Row
 from circuitdisc.scoring.chance import chance_caveats
-from circuitdisc.wording import SPLIT_WORDS, intervals_over, is_number, number, percent
+from circuitdisc.wording import SPLIT_WORDS, interval, intervals_over, is_number, number, percent
 
 _AXES = "Rows: the axis that is read (of the key, of the attended token), 0 at the bottom; columns: of the query, written."
 _MATRICES = 16  # pictures on a page
@@ -50,8 +50,8 @@ def _(result: LogitAttribution) -> Description:
 
 
 def _with_ends(row: Row, name: str) -> str:
-    """`0.40 (0.13 to 0.79)`."""
-    return f"{cell(row[name])} ({cell(row['low'])} to {cell(row['high'])})"
+    """`0.40 [0.13, 0.79]`."""
+    return f"{cell(row[name])} {interval(row['low'], row['high'])}"
 
 
 def _first_caveats(row: Row, what: str, n: int) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def _masked_rows(table: NeuronTable) -> list[Row]:
         line: Row = {"neurons": row["neurons"], "k": row["k"]}
         for title, name in (("metric", table.metric), ("accuracy", "accuracy")):
             line[name] = row[title]
-            line[f"{name}, interval"] = f"{cell(row[f'{title} low'])} to {cell(row[f'{title} high'])}"
+            line[f"{name}, interval"] = interval(row[f"{title} low"], row[f"{title} high"])
             low, high = row[f"{title}, random low"], row[f"{title}, random high"]
             middle = cell(row[f"{title}, random"])
             line[f"{name}, random"] = "-" if low is None else f"{middle} ({cell(low)} to {cell(high)})"

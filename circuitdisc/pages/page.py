@@ -26,7 +26,7 @@ from circuitdisc.pages.stability import stability_part, stability_verdict
 from circuitdisc.pages.tables import controls_words, how_lines, score_notes
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.scoring.base import Score, Scores
-from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, undefined
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, duration, is_number, number, score_value, span, task_words, undefined
 
 LISTED_AT_MOST = 2000
 """Edges in the page's table; `circuit.json` has them all."""
@@ -279,7 +279,7 @@ def _settings(circuit: Circuit, run: Mapping[str, Any], model: str, task: str) -
 
 def _name(value: Any) -> str:
     """The name of a model or task that is given by name or as its settings."""
-    return str((value.get("name") if isinstance(value, Mapping) else value) or "")
+    return task_words(value)
 
 
 def _words(value: Any) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from circuitdisc.circuit import Circuit
 from circuitdisc.pages.verdict import headline_score, plain_text, verdict
 from circuitdisc.scoring.base import Score, Scores
-from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, score_value, share, span, undefined
+from circuitdisc.terminal import folded_table, width
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, drawn_between, is_number, score_value, share, span, undefined
 
 
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> str:
-    """A plain-text table with aligned columns.
+    """A plain-text table with aligned columns; where stdout is a terminal, it fits its width.
 
     Args:
         headers: one a column.
@@ -22,6 +23,9 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
             raise ValueError(f"a row has {len(row)} cells, the table has {len(headers)} columns: {row}")
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     align = align.ljust(len(headers), "l")
+    columns = width()
+    if columns is not None and sum(widths) + 2 * (len(widths) - 1) > columns:
+        return folded_table(cells[0], cells[1:], align, columns)
     lines = [
         "  ".join(
             cell.rjust(width) if side == "r" else cell.ljust(width)
@@ -119,11 +123,11 @@ _ACCURACIES = ("split", "n", "full model", "circuit", "random circuits", "circui
 
 
 def valued(score: Score) -> str:
-    """`91.4 % [89 % to 93.6 %]`."""
+    """`91.4 % [89 %, 93.6 %]`."""
     if not is_number(score.value):
         return undefined(score.note)
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" [{between}]" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def controls_words(score: Score) -> str:
@@ -136,5 +140,5 @@ def controls_words(score: Score) -> str:
     middle = len(values) // 2
     median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
     missing = len(score.controls) - len(values)
-    words = f"median {score_value(score.name, median)} ({span(score.name, values[0], values[-1])}) of {len(values):,}"
+    words = f"median {score_value(score.name, median)} ({drawn_between(score.name, values[0], values[-1])}) of {len(values):,}"
     return words + (f", {missing:,} undefined" if missing else "")

@@ -10,7 +10,15 @@ from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.files import write_text
 from circuitdisc.pages.page import picture, render
 from circuitdisc.pages.tables import controls_words, text_table
-from circuitdisc.pages.transfer_figures import LOW_IS_GOOD, kind_words, ladder_figure, matrix_figure, share_words, shown_kinds
+from circuitdisc.pages.transfer_figures import (
+    LOW_IS_GOOD,
+    curves_figure,
+    kind_words,
+    ladder_figure,
+    matrix_figure,
+    share_words,
+    shown_kinds,
+)
 from circuitdisc.pages.verdict import (
     OVERSHOOT,
     Verdict,
@@ -23,7 +31,7 @@ from circuitdisc.pages.verdict import (
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.scoring.overlap import HEADS_DECIDE, Overlap, OverlapChance
-from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, undefined
+from circuitdisc.wording import ACCURACIES, SPLIT_WORDS, is_number, number, percent, score_value, span, task_words, undefined
 
 CIRCUIT_HEADERS = ("circuit", "found on", "edges", "heads", "note")
 PAIR_HEADERS = (
@@ -90,7 +98,7 @@ def _cell(score: Score) -> str:
     if within_noise(score):
         return "within noise"
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" [{between}]" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def cell_rows(result: Transfer, name: str, metric: str, split: str) -> list[Row]:
@@ -227,7 +235,7 @@ def _words(score: Score) -> str:
     if score.value is None:
         return undefined(score.note)
     between = span(score.name, score.low, score.high)
-    return score_value(score.name, score.value) + (f" ({between})" if between else "")
+    return score_value(score.name, score.value) + (f" {between}" if between else "")
 
 
 def notes(result: Transfer) -> list[str]:
@@ -262,9 +270,10 @@ def write_transfer(path: str | PathLike[str], result: Transfer, command: str = "
     steps = "The circuits of the ladder side by side, every node at the same place. The table below lists what changed."
     page = render(
         "transfer.html.j2",
-        heading=f"Circuits for {result.settings.get('task', {}).get('name', 'a task')}, each on every checkpoint",
+        heading=f"Circuits for {task_words(result.settings.get('task')) or 'a task'}, each on every checkpoint",
         subject=", ".join(result.checkpoints),
         said=transfer_verdict(result),
+        curves=picture("curves", curves_figure(result), "Every circuit along the checkpoints; the tables list the same."),
         matrix=picture("matrix", matrix_figure(result), matrix),
         ladder=picture("ladder", ladder_figure(result), steps),
         circuit_headers=CIRCUIT_HEADERS,

@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.graph import Node
+from circuitdisc.pages.curves import Line, ladder_curves
 from circuitdisc.pages.drawing import DRAWN_AT_MOST, FAINT, GRID, INK, KIND_COLOURS, add_curves, plain_layout
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.tables import controls_words
@@ -81,6 +82,23 @@ def matrix_figure(result: Transfer) -> go.Figure:
                 place = {"x0": column - 0.47, "x1": column + 0.47, "y0": row - 0.46, "y1": row + 0.46}
                 figure.add_shape(type="rect", line={"color": KIND_COLOURS["logits"], "width": 2.5}, **place)
     return figure
+
+
+def curves_figure(result: Transfer) -> go.Figure:
+    """The first score of every circuit, and of the full model, along the checkpoints, on held-out examples."""
+    name, metric = shown_kinds(result)[0]
+    rows = {
+        f"circuit of {label}": [result.get(label, at, name, "heldout", metric) for at in result.checkpoints]
+        for label in result.labels
+    }
+    if (f"full_{name}", metric) in result.kinds():
+        full = [result.get(result.labels[0], at, f"full_{name}", "heldout", metric) for at in result.checkpoints]
+        rows = {"the full model": full, **rows}
+    lines = [
+        Line(label, *([getattr(score, part) for score in scores] for part in ("value", "low", "high")))
+        for label, scores in rows.items()
+    ]
+    return ladder_curves(result.checkpoints, lines, kind_words(name, metric), share=name in SHARES)
 
 
 def _heat_map(result: Transfer, name: str, metric: str, split: str, visible: bool) -> go.Heatmap:

@@ -50,6 +50,11 @@ class Verdict:
         return Verdict(self.lines + other.lines, tuple(dict.fromkeys(self.caveats + other.caveats)))
 
     @property
+    def data(self) -> dict[str, list[str]]:
+        """For a script."""
+        return {"verdict": list(self.lines), "caveats": list(self.caveats)}
+
+    @property
     def text(self) -> str:
         """For the terminal: a caveat begins with an exclamation mark."""
         lines = ["verdict", *(f"  {line}" for line in self.lines), *(f"  ! {caveat}" for caveat in self.caveats)]
@@ -332,5 +337,5 @@ def _split_caveats(scores: Scores, score: Score) -> Iterator[str]:
     which = "nearer to" if far < here else "farther from" if far > here else "as far from"
     yield (
         f"On the {train.n:,} search examples the circuit lies {which} 100 %: {score.name} {percent(train.value)} "
-        f"({span(score.name, train_low, train_high)}), whose interval does not overlap with this one."
+        f"{span(score.name, train_low, train_high)}, whose interval does not overlap with this one."
     )

@@ -38,7 +38,7 @@ from circuitdisc.scoring.work import READY, CircuitRuns, Works, counted, default
 from circuitdisc.stats import share_interval
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import need_choice
-from circuitdisc.wording import SPLIT_WORDS, percent
+from circuitdisc.wording import SPLIT_WORDS, percent, span
 
 
 def agrees(logits: Float[Tensor, "... N V"], labels: Labels) -> Float[Tensor, "... N"]:
@@ -107,8 +107,7 @@ class TopAgreement(Result):
 
 
 def _valued(score: Score) -> str:
-    between = "" if score.low is None else f" ({percent(score.low)} to {percent(score.high)})"
-    return percent(score.value) + between
+    return f"{percent(score.value)} {span(score.name, score.low, score.high)}".rstrip()
 
 
 def _row(score: Score) -> dict[str, Any]:

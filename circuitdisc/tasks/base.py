@@ -138,6 +138,10 @@ class PromptBatch:
     examples: tuple[Example, ...] = ()
     offsets: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        n, longest = self.clean.shape
+        return f"PromptBatch({n:,} prompts of up to {longest:,} tokens, {len(self.read_example):,} readings)"
+
     @property
     def n_examples(self) -> int:
         return self.clean.shape[0]

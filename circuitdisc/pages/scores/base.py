@@ -85,14 +85,14 @@ def about(score: ScoreData) -> str:
 
 
 def valued(name: str, value: float | None, low: float | None, high: float | None) -> str:
-    """`0.40 (0.13 to 0.79)`."""
+    """`0.40 [0.13, 0.79]`."""
     between = span(name, low, high)
-    return (percent(value) if name == "faithfulness" else number(value)) + (f" ({between})" if between else "")
+    return (percent(value) if name == "faithfulness" else number(value)) + (f" {between}" if between else "")
 
 
 def brackets(between: str) -> str:
-    """` (0.13 to 0.79)`; nothing without an interval."""
-    return f" ({between})" if between else ""
+    """` [0.13, 0.79]`; nothing without an interval."""
+    return f" {between}" if between else ""
 
 
 def named(parts: Sequence[str], at_most: int = NAMED_AT_MOST) -> str:

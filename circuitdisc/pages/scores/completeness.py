@@ -146,7 +146,7 @@ def _add_sets(figure: go.Figure, gaps: Sequence[ScoreData], colour: str, symbol:
         return
     hover = [
         f"{escape(gap['name'])}: {escape(named(gap['removed']))}<br>gap {number(gap['value'])}"
-        + (f" ({between})" if (between := span("gap", gap["low"], gap["high"])) else "")
+        + (f" {between}" if (between := span("gap", gap["low"], gap["high"])) else "")
         for gap in gaps
     ]
     figure.add_scatter(

@@ -139,7 +139,7 @@ def size_figure(score: ScoreData) -> go.Figure | None:
 def _point_hover(point: ScoreData, graph_edges: int) -> str:
     between = span("faithfulness", point["low"], point["high"])
     size = f"{point['edges']:,} of {graph_edges:,} edges ({percent(point['share'])} asked for)"
-    return f"{size}<br>f = {percent(point['faithfulness'])}" + (f" ({between})" if between else "")
+    return f"{size}<br>f = {percent(point['faithfulness'])}" + (f" {between}" if between else "")
 
 
 def _add_random_curves(figure: go.Figure, x: Sequence[float], points: Sequence[ScoreData]) -> None:

@@ -107,7 +107,7 @@ def minimality_figure(score: ScoreData) -> go.Figure:
 def _need_hover(need: ScoreData) -> str:
     between = span("change", need["low"], need["high"])
     lines = [f"<b>{escape(need['part'])}</b>: {percent(need['share'])}", f"change {number(need['change'])}"]
-    lines[-1] += f" ({between})" if between else ""
+    lines[-1] += f" {between}" if between else ""
     return "<br>".join([*lines, f"K ({escape(need['kind'])}): {escape(named(need['removed']))}"])
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks; that of the discovery algorithms is packed into an installed copy, too (`circuitdisc benchmark`)."""

@@ -1,0 +1,100 @@
+"""`circuitdisc runs`: all that was run below a folder, as a table and as one page that sorts and filters."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from circuitdisc.errors import BadRun
+from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.output import Output
+
+INDEX, DEFAULT = "index.html", "runs"
+RECORDS = ("result.json", "drift.json", "transfer.json", "cmap.json", "compare.json", "ladder.json", "plan.json")
+PAGES = ("report.html", "transfer.html", "cmap.html", "compare.html")
+SHOWN = ("run", "command", "model", "task", "algorithm", "edges", "faithfulness", "interval", "stability", "date", "status")
+"""Columns of the table on the terminal."""
+
+Row = dict[str, Any]
+
+
+def all_runs(folder: Path) -> list[Row]:
+    """A line for each search, each cell and each result of another command below a folder, the latest first.
+
+    Raises:
+        BadRun: there is no such folder.
+    """
+    from circuitdisc.jobs.collect import rows_of
+
+    rows = [{**row, **_beside(folder / row["folder"])} for row in rows_of(folder)]
+    known = {row["folder"] for row in rows}
+    rows += [row for row in _others(folder) if row["folder"] not in known]
+    return sorted(rows, key=lambda row: str(row["date"] or ""), reverse=True)
+
+
+def _beside(place: Path) -> Row:
+    """What the table of runs does not read: when a run was begun, how stable its circuit is, and its page."""
+    from circuitdisc.jobs.collect import read_record
+
+    table = read_record(place / "stability.json").get("table")
+    rows = [row for row in table if isinstance(row, Mapping)] if isinstance(table, list) else []
+    stability = next((row.get("Jaccard") for row in rows if row.get("of") == "edges"), None)
+    started = next((record["started"] for record in map(read_record, _records(place)) if record.get("started")), None)
+    return {"stability": stability, "date": started, "page": _page(place)}
+
+
+def _records(place: Path) -> Iterator[Path]:
+    yield from (place / name for name in ("config.json", *RECORDS) if (place / name).is_file())
+
+
+def _page(place: Path) -> str | None:
+    return next((name for name in PAGES if (place / name).is_file()), None)
+
+
+def _others(folder: Path) -> Iterator[Row]:
+    """Results of commands that search nothing, by their records."""
+    from circuitdisc.jobs.collect import folders_below, read_record
+
+    for place in folders_below(folder):
+        record = next((data for path in _records(place) if "command" in (data := read_record(path))), None)
+        if record is None or _page(place) is None:
+            continue
+        words = re.match(r"circuitdisc ((?:[a-z_]+ ?)+)(?= |$)", str(record["command"]))
+        sections = {name: record[name] if isinstance(record.get(name), Mapping) else {} for name in ("model", "task")}
+        yield {
+            "folder": place.relative_to(folder).as_posix(),
+            "command": words.group(1).strip() if words else str(record["command"])[:40],
+            "model": sections["model"].get("name") or ", ".join(map(str, record.get("checkpoints") or ())) or None,
+            "task": sections["task"].get("path") or sections["task"].get("name"),
+            "status": "done",
+            **_beside(place),
+        }
+
+
+def _work(call: Call) -> str:
+    if len(call.args) > 1:
+        raise BadRun(f"which folder? `circuitdisc runs FOLDER` takes one, not {len(call.args)}")
+    folder = Path(call.args[0]) if call.args else Path(DEFAULT)
+    rows = all_runs(folder)
+    if not rows:
+        raise BadRun(f"there is no run below {folder}")
+    from circuitdisc.pages.index import shown_row, write_index
+    from circuitdisc.pages.tables import text_table
+    from circuitdisc.pages.verdict import plain_text
+
+    page = write_index(folder / INDEX, rows, subject=str(folder))
+    cells = [shown_row(row) for row in rows]
+    columns = [name for name in SHOWN if any(row[name] for row in cells)]
+    table = plain_text(text_table(columns, [[row[name] or "-" for name in columns] for row in cells]))
+    return Output(f"{table}\n\n{len(rows):,} runs in {folder}\npage  {page}", {"folder": folder, "page": page, "runs": rows})
+
+
+JOB = Job(
+    name="runs",
+    arguments=("[FOLDER]",),
+    summary="all runs below a folder (runs/), as a table and as one page that sorts and filters",
+    text="""A line for each search, each cell of a command with -m, and each result of another command below FOLDER (runs/ if
+none is named), the latest first: model, task, algorithm, size, faithfulness on held-out examples with its interval, stability,
+date. Writes FOLDER/index.html, which links to their pages, sorts by any column and filters.""",
+    work=_work,
+)
