@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from circuitdisc.engine.user_hooks import run_with_cache, run_with_hooks
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.exchange import read_edge_scores, write_graph_json
+    from circuitdisc.exchange.graphs import write_graph
+    from circuitdisc.figures import plot
     from circuitdisc.graph import ComputationGraph
     from circuitdisc.heads.dcm.dcm import dcm
     from circuitdisc.heads.localised.head_edits import HeadEdit
@@ -91,6 +93,7 @@ _HOMES = {
     "minimality": "circuitdisc.scoring.minimality",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.engine.path_effects",
+    "plot": "circuitdisc.figures",
     "read_edge_scores": "circuitdisc.exchange",
     "report": "circuitdisc.pages",
     "run_with_cache": "circuitdisc.engine.user_hooks",
@@ -98,6 +101,7 @@ _HOMES = {
     "score": "circuitdisc.scoring",
     "stability": "circuitdisc.scoring.stability",
     "transfer": "circuitdisc.checkpoints.transfer.transfer",
+    "write_graph": "circuitdisc.exchange.graphs",
     "write_graph_json": "circuitdisc.exchange",
 }
 
@@ -141,6 +145,7 @@ __all__ = [
     "minimality",
     "overlap",
     "path_patch",
+    "plot",
     "read_edge_scores",
     "report",
     "run_with_cache",
@@ -149,6 +154,7 @@ __all__ = [
     "siit",
     "stability",
     "transfer",
+    "write_graph",
     "write_graph_json",
 ]
 

@@ -14,7 +14,7 @@ FLOORS = (
     ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "pages", "sections", "bound"),
+    ("checkpoints", "pages", "sections", "bound", "figures"),
     ("jobs",),
     ("cli", "__init__"),
     ("__main__",),
@@ -26,7 +26,7 @@ NEIGHBOURS = {
     ("schemas", "errors"), ("schemas", "files"),
     ("options", "checks"), ("results", "errors"), ("results", "schemas"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("pages", "checkpoints"),
+    ("pages", "checkpoints"), ("figures", "pages"), ("figures", "checkpoints"), ("figures", "bound"),
 }  # fmt: skip
 
 
