@@ -21,8 +21,8 @@ from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.jobs.scores_file import FILE_JOB
 from circuitdisc.sections import check_sections
 
-MOST = {"n": 12, "n_heldout": 12, "n_random": 2, "n_bootstrap": 2, "n_train": 12, "n_choose": 12, "n_report": 12, "edges": 40}
-"""Of a block that runs among the quick tests: so many examples, draws and edges."""
+MOST = {"n": 12, "n_heldout": 12, "n_random": 2, "n_bootstrap": 2, "n_train": 12, "n_choose": 12, "n_report": 12}
+"""Of a block that runs among the quick tests: so many examples and draws."""
 
 NOT_RUN = (
     (r"model=(gpt2|MODEL)\b|model=OTHER", "a model of the hub, or a reader's own"),
@@ -38,9 +38,8 @@ REAL = ("docs/real-circuits.md", "docs/studies-real.md")
 
 SLOW_BLOCKS = {
     "docs/finetune.md": "trains",
-    "docs/dcm.md": "trains masks",
-    "docs/localised.md": "trains offsets",
     "docs/tasks.md": "tries every task",
+    "docs/transfer.md": "three searches, each circuit on each checkpoint",
 }
 """Pages whose Python takes more than seconds with the fewest examples."""
 
@@ -178,7 +177,6 @@ RUNS = {
         "discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.3 ablation=mean out=runs/mine"
     ],
     "docs/exchange.md": ["discover model=tpp/lightweight task=tpp algorithm=eap_ig ablation=resample out=runs/mine"],
-    "docs/figures.md": [],
     "docs/localised.md": [
         "discover model=multitask/base task=entity_tracking algorithm=path_patching ablation=resample out=runs/groups"
     ],
