@@ -101,14 +101,14 @@ def test_a_graph_has_each_node_of_the_circuit_once_and_an_edge_a_line(tmp_path):
     assert all(words.count(node) == 1 for node in CIRCUIT.nodes())
     assert not [word for word in words if re.fullmatch(r"a\d+\.h\d+|m\d+", word) and word not in CIRCUIT.nodes()]
     (axes,) = drawing.figure.axes
-    assert sum(len(lines.get_segments()) for lines in axes.collections) == CIRCUIT.n_edges
+    assert sum(len(lines.get_paths()) for lines in axes.collections) == CIRCUIT.n_edges
     assert "40 of 1,519 edges (2.6 %), " in drawing.caption
 
 
 def test_of_a_large_circuit_the_largest_edges_are_drawn_and_it_says_so():
     drawing = plot(Discovery(CIRCUIT, SCORES), edges=7)
     (axes,) = drawing.figure.axes
-    assert sum(len(lines.get_segments()) for lines in axes.collections) == 7
+    assert sum(len(lines.get_paths()) for lines in axes.collections) == 7
     assert "Of these the 7 with the largest |score| are drawn, 33 are left out." in drawing.caption
     for graph in (
         ComputationGraph(30, 9),

@@ -25,13 +25,15 @@ def run(path: Path) -> dict[str, object]:
     names: dict[str, object] = {}
     for number, source in enumerate(cells(path)):
         code = ast.parse(source)
-        last = ast.Expression(code.body.pop().value) if isinstance(code.body[-1], ast.Expr) else None  # pyright: ignore[reportAttributeAccessIssue]
+        end = code.body[-1]
+        last = ast.Expression(end.value) if isinstance(end, ast.Expr) else None
+        code.body = code.body[: -1 if last else None]
         where = f"{path.name}, code cell {number}"
         exec(compile(code, where, "exec"), names)
         if last is not None:
             value = eval(compile(last, where, "eval"), names)
-            shows = next((show for name in ("_repr_html_", "_repr_png_") if (show := getattr(value, name, None))), repr)
-            assert shows() if shows is not repr else repr(value) or value is None
+            shows = [show() for name in ("_repr_html_", "_repr_png_") if (show := getattr(value, name, None))]
+            assert all(shows), "it shows itself"
     return names
 
 

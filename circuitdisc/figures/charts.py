@@ -3,6 +3,7 @@
 Shape letters: L layers, H heads.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from circuitdisc.errors import BadSetting
-from circuitdisc.figures.paper import FAINT, GREY, SMALL, PaperFigure, choose, grid_axes, new_figure, on_dark, words
+from circuitdisc.figures.paper import FAINT, GREY, SMALL, PaperFigure, bare, choose, new_figure, on_dark, words
 from circuitdisc.pages.drawing import KIND_COLOURS
 from circuitdisc.pages.tables import controls_words, valued
 from circuitdisc.pages.verdict import plain_text
@@ -173,8 +174,8 @@ def draw_transfer(data: object, where: str, *, width: float, score: str | None =
     ]
     _map(axes, values, cells_words, low, high, "Blues_r" if name in _LOW_IS_GOOD else "Blues")
     axes.xaxis.tick_top()
-    grid_axes(axes, [words(column) for column in found.checkpoints], [words(row) for row in rows], turned=True)
-    axes.invert_yaxis()
+    axes.set_xticks(range(len(found.checkpoints)), [words(name) for name in found.checkpoints], rotation=30, ha="left")
+    axes.set_yticks(range(len(rows)), [words(row) for row in rows])
     for at, circuit in enumerate(found.circuits):
         if circuit.kind == "own" and circuit.label in found.checkpoints:
             column = found.checkpoints.index(circuit.label)
@@ -205,6 +206,7 @@ def _map(
             known = np.isfinite(values[row, column])
             ink = on_dark(colours(scale(values[row, column]))) if known else GREY
             axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=ink)
+    bare(axes)
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------------
@@ -238,13 +240,13 @@ def draw_heads(data: object, where: str, *, width: float) -> PaperFigure:
     cell = (width - 1.9) / max(n_heads, 1)
     figure = new_figure(width, min(n_layers * float(np.clip(cell, 0.28, 0.55)) + 0.9, 21.0))
     axes = figure.add_subplot()
-    written = [[_short(value) for value in line] for line in mean.tolist()] if cell >= 0.62 else None
+    digits = max(0, 2 - math.ceil(math.log10(largest)))  # as many for all, so that a small value reads as one
+    written = [[_short(value, digits) for value in line] for line in mean.tolist()] if cell >= 0.62 else None
     _map(axes, mean, written, -largest if signed else 0.0, largest, "RdBu_r" if signed else "Blues")
     axes.invert_yaxis()
     every, rows = max(1, round(0.45 / cell)), max(1, n_layers // 24)
     axes.set_xticks(range(0, n_heads, every), [f"h{head}" for head in range(0, n_heads, every)])
     axes.set_yticks(range(0, n_layers, rows), [f"layer {layer}" for layer in range(0, n_layers, rows)])
-    axes.tick_params(length=0)
     bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue] - a patch
     bar.ax.tick_params(labelsize=SMALL, length=2)
@@ -260,5 +262,5 @@ def draw_heads(data: object, where: str, *, width: float) -> PaperFigure:
     )
 
 
-def _short(value: float) -> str:
-    return "" if not np.isfinite(value) else f"{value:.2g}".replace("-", "−")
+def _short(value: float, digits: int) -> str:
+    return "" if not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")

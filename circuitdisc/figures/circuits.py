@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.circuit import Circuit, kept_heads
-from circuitdisc.figures.paper import FAINT, GREY, INK, SMALL, PaperFigure, new_figure
+from circuitdisc.figures.paper import FAINT, GREY, INK, SMALL, PaperFigure, bare, new_figure
 from circuitdisc.graph import Node
 from circuitdisc.pages.drawing import KIND_COLOURS, KIND_WORDS
 from circuitdisc.wording import share
@@ -98,14 +98,15 @@ def _places(nodes: Sequence[Node], width: float) -> _Places:
     row = min(_ROW * (1.5 if staggered else 1.0), _TALLEST / (len(layers) + 2))
     xy, half = {}, {}
     step = min(room / widest, 1.5 * label)
-    for at, layer in enumerate(layers, start=1):
+    first = 1 if -1 in {node.layer for node in nodes if node.kind != "logits"} else 0  # a row for the embedding
+    for at, layer in enumerate(layers, start=first):
         for index, node in enumerate(heads[layer]):
             lift = 0.4 * row if staggered and index % 2 else 0.0
             xy[node.name] = (_MARGIN + room / 2 + (index - (len(heads[layer]) - 1) / 2) * step, (at + 0.5) * row + lift)
         xy[f"m{layer}"] = (width - _MARGIN - 0.4, (at + 0.5) * row + 0.45 * row)
     for name, offset in (("input", 0.0), ("tok_embed", -0.9), ("pos_embed", 0.9)):
         xy[name] = (_MARGIN + room / 2 + offset, 0.5 * row)
-    xy["logits"] = (_MARGIN + room / 2, (len(layers) + 1.5) * row + (0.3 * row if staggered or has_mlp else 0.0))
+    xy["logits"] = (_MARGIN + room / 2, (len(layers) + first + 0.5) * row + (0.3 * row if staggered or has_mlp else 0.0))
     for name in xy:
         half[name] = (len(name) * _LETTER + 0.1) / 2 if named else 0.06
     return _Places(xy, half, xy["logits"][1] + 0.5 * row, named)
@@ -215,13 +216,11 @@ def _heads(circuit: Circuit, width: float) -> Figure:
     axes.pcolormesh(kept, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
     every = max(1, round(0.45 / cell))
     axes.set_xticks(np.arange(0, n_heads, every) + 0.5, [f"h{head}" for head in range(0, n_heads, every)])
-    grid_axes_y = np.arange(0, n_layers, max(1, n_layers // 24))
-    axes.set_yticks(grid_axes_y + 0.5, [f"layer {layer}" for layer in grid_axes_y])
-    axes.tick_params(length=0)
+    layers = np.arange(0, n_layers, max(1, n_layers // 24))
+    axes.set_yticks(layers + 0.5, [f"layer {layer}" for layer in layers])
+    bare(axes)
     if cell >= 0.7:
         for layer, head in np.ndindex(*kept.shape):
             ink = "#FFFFFF" if kept[layer, head] else GREY
             axes.text(head + 0.5, layer + 0.5, f"a{layer}.h{head}", ha="center", va="center", fontsize=SMALL, color=ink)
-    for side in axes.spines.values():
-        side.set_visible(False)
     return figure

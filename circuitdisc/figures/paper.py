@@ -5,7 +5,7 @@ matplotlib, so that a figure is the same on every machine; nothing in a file say
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -33,7 +33,7 @@ SMALL, NORMAL = 5.5, 6.5
 INK, GREY, FAINT = "#2B2F36", "#8A9099", "#D3D7DD"
 ENDINGS = (".pdf", ".svg", ".png")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": NORMAL,
@@ -149,11 +149,8 @@ def on_dark(colour: tuple[float, ...]) -> str:
     return "#FFFFFF" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else INK
 
 
-def grid_axes(axes: Axes, columns: Sequence[str], rows: Iterable[str], *, turned: bool = False) -> None:
-    """Names of a map's columns and rows; the frame is left out."""
-    axes.set_xticks(range(len(columns)), columns, rotation=30 if turned else 0, ha="left" if turned else "center")
-    names = list(rows)
-    axes.set_yticks(range(len(names)), names)
+def bare(axes: Axes) -> None:
+    """Take away the frame and the ticks of a map; their labels stay."""
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
