@@ -23,6 +23,7 @@ from circuitdisc.graph import ComputationGraph
 from circuitdisc.heads.attention import AttentionTo
 from circuitdisc.heads.effects import HeadEffects
 from circuitdisc.pages.tables import controls_words, valued
+from circuitdisc.pages.verdict import plain_text
 from circuitdisc.scoring.curves import Curve, Point
 from circuitdisc.wording import number
 
@@ -90,7 +91,7 @@ def test_every_result_is_drawn_at_its_width_in_embedded_fonts_and_the_same_twice
     assert plot(result, width=8).save(tmp_path / "b.pdf").read_bytes() == pdf
     drawing.save(tmp_path / "a.svg")
     assert svg_words(tmp_path / "a.svg")
-    assert drawing._repr_png_().startswith(b"\x89PNG")
+    assert drawing._repr_png_()[0].startswith(b"\x89PNG")
     sizes = {float(size) for size in re.findall(r"([0-9.]+)px", (tmp_path / "a.svg").read_text())}
     assert min(sizes) >= 5  # points, at 8 cm
 
@@ -196,7 +197,10 @@ def folder(tmp_path):
 def test_the_command_draws_what_a_folder_holds(folder, tmp_path, capsys):
     for kind, result in (("graph", CIRCUIT), ("scores", USUAL), ("curve", a_curve())):
         assert main(["figure", str(folder), "--kind", kind, "--out", str(tmp_path / "a.svg"), "--width=8"]) == 0
-        assert capsys.readouterr().out == f"{tmp_path / 'a.svg'}\n\n{plot(result, tmp_path / 'b.svg', width=8).caption}\n"
+        assert (
+            capsys.readouterr().out
+            == f"{tmp_path / 'a.svg'}\n\n{plain_text(plot(result, tmp_path / 'b.svg', width=8).caption)}\n"
+        )
         assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert main(["figure", str(folder), f"out={tmp_path / 'c.png'}", "edges=3"]) == 0
     assert "the 3 nearest to the logits are drawn" in capsys.readouterr().out

@@ -19,7 +19,6 @@ from circuitdisc.errors import BadSetting
 from circuitdisc.figures.paper import FAINT, GREY, SMALL, PaperFigure, bare, choose, new_figure, on_dark, words
 from circuitdisc.pages.drawing import KIND_COLOURS
 from circuitdisc.pages.tables import controls_words, valued
-from circuitdisc.pages.verdict import plain_text
 from circuitdisc.schemas import validate
 from circuitdisc.scoring.base import Score, Scores
 from circuitdisc.scoring.curves import Curve
@@ -257,10 +256,11 @@ def draw_heads(data: object, where: str, *, width: float) -> PaperFigure:
         if signed
         else f"Mean attention of each head from {words(found.query)} to {words(found.key)}, {found.prompts} prompts"
     )
-    return PaperFigure(
-        figure, plain_text(f"{what}; the largest: {top}. {found.n:,} {SPLIT_WORDS.get(found.split, found.split)}.")
-    )
+    return PaperFigure(figure, f"{what}; the largest: {top}. {found.n:,} {SPLIT_WORDS.get(found.split, found.split)}.")
 
 
 def _short(value: float, digits: int) -> str:
-    return "" if not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    """A value in a cell; what rounds to nothing is 0."""
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else "0"

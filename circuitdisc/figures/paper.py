@@ -113,8 +113,9 @@ class PaperFigure:
             self.figure.savefig(written, format=kind, metadata=about)
         return written.getvalue()
 
-    def _repr_png_(self) -> bytes:
-        return self._bytes("png")
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """What a notebook shows: drawn fine, at a width for a screen."""
+        return self._bytes("png"), {"width": round(120 * self.figure.get_figwidth())}
 
     def __repr__(self) -> str:
         return f"PaperFigure({self.caption})"

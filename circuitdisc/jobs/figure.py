@@ -27,11 +27,12 @@ def _work(call: Call) -> str:
     if not words.get("out"):
         raise BadSetting("which file? `circuitdisc figure RUN --out fig.pdf` writes it; .svg and .png will do, too")
     from circuitdisc.figures import figure_of
+    from circuitdisc.pages.verdict import plain_text
 
     out, kind = Path(words.pop("out")), words.pop("kind", None)
     numbers = {key: _number(key, words.pop(key)) for key in ("width", "edges") if key in words}
     drawing = figure_of(folder, kind, out, **words, **numbers)
-    return f"{out}\n\n{drawing.caption}"
+    return f"{out}\n\n{plain_text(drawing.caption)}"
 
 
 def _number(key: str, text: str) -> float:
