@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from circuitdisc.engine.user_hooks import run_with_cache, run_with_hooks
     from circuitdisc.errors import CircuitdiscError
     from circuitdisc.exchange import read_edge_scores, write_graph_json
+    from circuitdisc.exchange.graphs import write_graph
+    from circuitdisc.figures import plot
     from circuitdisc.graph import ComputationGraph
     from circuitdisc.heads.dcm.dcm import dcm
     from circuitdisc.heads.localised.head_edits import HeadEdit
@@ -92,6 +94,7 @@ _HOMES = {
     "minimality": "circuitdisc.scoring.minimality",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.engine.path_effects",
+    "plot": "circuitdisc.figures",
     "read_edge_scores": "circuitdisc.exchange",
     "plan": "circuitdisc.planning",
     "report": "circuitdisc.pages",
@@ -100,6 +103,7 @@ _HOMES = {
     "score": "circuitdisc.scoring",
     "stability": "circuitdisc.scoring.stability",
     "transfer": "circuitdisc.checkpoints.transfer.transfer",
+    "write_graph": "circuitdisc.exchange.graphs",
     "write_graph_json": "circuitdisc.exchange",
 }
 
@@ -144,6 +148,7 @@ __all__ = [
     "overlap",
     "path_patch",
     "plan",
+    "plot",
     "read_edge_scores",
     "report",
     "run_with_cache",
@@ -152,6 +157,7 @@ __all__ = [
     "siit",
     "stability",
     "transfer",
+    "write_graph",
     "write_graph_json",
 ]
 

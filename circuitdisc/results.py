@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from html import escape
+from importlib import import_module
 from inspect import ismethod
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
@@ -28,6 +30,8 @@ from circuitdisc.wording import number
 
 if TYPE_CHECKING:
     import pandas
+
+    from circuitdisc.figures.paper import PaperFigure
 
 Row = dict[str, Any]
 """One line of a result's table: column -> text, number or None."""
@@ -56,6 +60,19 @@ class Shown:
         except ImportError as error:
             raise BadSetting("to_frame() needs pandas: pip install pandas, or take the rows of table() as they are") from error
         return pandas.DataFrame(self._rows())
+
+    def plot(self, path: "str | PathLike[str] | None" = None, **settings: Any) -> "PaperFigure":
+        """Draw it for a paper, as `circuitdisc.plot` does; in a notebook the drawing shows itself.
+
+        Args:
+            path: also write it there, as PDF, SVG or PNG.
+            settings: `width` in centimetres, and those of the kind of figure.
+
+        Raises:
+            BadSetting: there is no figure of such a result, matplotlib is not installed, or a setting cannot be used.
+            BadRun: the file cannot be written.
+        """
+        return import_module("circuitdisc.figures").plot(self, path, **settings)  # above this floor: it knows all results
 
     def _repr_html_(self) -> str:
         rows, n = self._first_rows()

@@ -24,6 +24,7 @@ LONG = {
     "test_tasks", "test_transfer",
     "test_transfer_resume", "test_judging_cost", "test_optimal", "test_compiled", "test_compare", "test_judgement_page",
     "test_verdicts_tools", "test_module_in_memory", "test_information_flow", "test_localised", "test_path_patching",
+    "test_docs", "test_notebooks",
 }  # fmt: skip
 
 

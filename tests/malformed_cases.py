@@ -99,8 +99,12 @@ TASK_LINE = json.dumps(
 def file_cases(good: Path, generator: random.Random) -> Iterator[Case]:
     """Files of a run with one thing wrong, under the commands that read them."""
     score, report, resume = ["score", "{}/run"], ["report", "{}/run"], ["resume", "{}/run"]
+    figure, graph = ["figure", "{}/run", "--out", "{}/x.svg"], ["export", "{}/run", "{}/x.gexf"]
     readers = {
-        "circuit.json": [report, score, ["export", "{}/run", "{}/x.json"], ["compare", "{}/run", "{}/scored", "out={}/c"]],
+        "circuit.json": [
+            *(report, score, ["export", "{}/run", "{}/x.json"], ["compare", "{}/run", "{}/scored", "out={}/c"]),
+            *(figure, graph),
+        ],
         "config.json": [report, score, resume, ["stability", "{}/run"], ["compare", "{}/scored", "{}/run", "out={}/c"]],
         "scores.json": [report, resume],
         "judgement.json": [report],

@@ -28,7 +28,7 @@ FLOORS = (
     ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "pages", "sections", "bound", "planning"),
+    ("checkpoints", "pages", "sections", "bound", "planning", "figures"),
     ("jobs",),
     ("cli", "__init__"),
     ("__main__", "benchmark"),
@@ -41,7 +41,7 @@ NEIGHBOURS = {
     ("options", "checks"), ("results", "errors"), ("results", "schemas"), ("results", "wording"),
     ("progress", "tracking"), ("progress", "wording"), ("tracking", "errors"), ("tracking", "plugins"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("pages", "checkpoints"),
+    ("pages", "checkpoints"), ("figures", "pages"), ("figures", "checkpoints"), ("figures", "bound"),
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ MODULES = (
     "score",
     "stability",
     "export",
+    "figure",
     "report",
     "resume",
     "status",
