@@ -13,6 +13,7 @@ from circuitdisc.pages import write_report
 
 pytestmark = pytest.mark.slow
 
+NODE = {"adds": 1.25, "low": 1.0, "high": 1.5, "promotes": [HOSTILE], "roles": ["induction"]}
 TOKENS = ["When", " Mary", " and", " John", " met", HOSTILE, " gave"]
 
 
@@ -35,7 +36,7 @@ def made_up_exploration(circuit: Any, tokens: list[str] = TOKENS) -> dict[str, A
     return {
         "format": "circuitdisc.explored", "version": 1, "metric": "logit_diff", "ablation": "resample", "n": n,
         "examples": [example | {"rank": rank} for rank in range(n)],
-        "nodes": {name: {"adds": 1.25, "low": 1.0, "high": 1.5, "promotes": [HOSTILE], "roles": ["induction"]} for name in circuit.nodes()},
+        "nodes": dict.fromkeys(circuit.nodes(), NODE),
         "patterned": [0, 1], "patterns": {name: [text, text] for name in circuit.heads()},
         "positions": ["end"], "attends": {name: [[0.5]] for name in circuit.heads()},
         "edges": {
@@ -110,7 +111,7 @@ def test_markup_in_prompts_stays_text(opened, tmp_path):
 
 def test_five_thousand_edges_answer_a_drag_within_100_ms(opened, tmp_path):
     graph = ComputationGraph(30, 9)
-    circuit, path = report(tmp_path, 5000, graph, explored=None)
+    _, path = report(tmp_path, 5000, graph, explored=None)
     tab = Tab(opened, path)
     x, y = tab.place("logits")
     tab.page.mouse.move(x, y + 60)

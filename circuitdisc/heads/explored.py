@@ -11,7 +11,7 @@ Shape letters: L layers, H heads, B examples, T positions, S senders, E edges, V
 """
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
@@ -38,7 +38,6 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.stats import partition_of
 from circuitdisc.tasks.base import Example, Task
-from circuitdisc.tasks.roles import position_of
 from circuitdisc.tasks.show import token_text
 
 FORMAT = "circuitdisc.explored"
@@ -57,7 +56,7 @@ _HOLDS, _SHARE = 0.4, 0.8  # as in `head_roles`
 
 
 @dataclass(frozen=True)
-class Answer:
+class LikelyToken:
     """A token, and the probability that it gets."""
 
     token: str
@@ -80,8 +79,8 @@ class ShownExample:
     tokens: list[str]
     answers: list[str]
     wrong: list[str]
-    full: list[Answer]
-    circuit: list[Answer]
+    full: list[LikelyToken]
+    circuit: list[LikelyToken]
     full_value: float
     circuit_value: float
     rank: int
@@ -93,7 +92,8 @@ class NodeFacts:
     """What a node does.
 
     Args:
-        adds: to the logit difference (of tasks without wrong answers: to the answers' logits), directly; a mean with its interval.
+        adds: directly to the logit difference (of tasks without wrong answers: to the answers' logits).
+        low, high: its interval.
         promotes: tokens whose logits it raises most, by itself.
         roles: the roles that a head holds.
     """
@@ -204,10 +204,10 @@ def explored(
     with _noted(notes, "exact effects of edges"):
         exact, means, passes = _exact(patching, sample, circuit, metric, names[:exact_edges])
         forwards += passes
-    return Explored(
-        FORMAT, 1, metric.name, ablation.label, len(examples), shown, **found,
-        edges=EdgeFacts(len(sample), estimated, {name: estimates[name] for name in names[:LISTED] if estimates}, exact, means), has_wrong=task.has_wrong, cost=round(forwards, 1), notes=notes,
-    )  # fmt: skip
+    by_example = {name: estimates[name] for name in names[:LISTED] if estimates}
+    about: dict[str, Any] = {"has_wrong": task.has_wrong, "cost": round(forwards, 1), "notes": notes}
+    about["edges"] = EdgeFacts(len(sample), estimated, by_example, exact, means)
+    return Explored(FORMAT, 1, metric.name, ablation.label, len(examples), shown, **found, **about)
 
 
 @contextmanager
@@ -237,7 +237,7 @@ class _Words:
 
 def _answers(
     patching: Patching, examples: Sequence[Example], circuit: Circuit, metric: Metric, words: _Words
-) -> tuple[Float[np.ndarray, "2 B"], list[list[list[Answer]]]]:
+) -> tuple[Float[np.ndarray, "2 B"], list[list[list[LikelyToken]]]]:
     """The metric of the full model and the circuit, and the first tokens of both, example by example."""
     values, answers = [], []
     for chunk in patching.chunks(examples):
@@ -248,14 +248,14 @@ def _answers(
             both.append(of_logits(chunk.batch, chunk.labels, logits, [metric])[metric.name].double().cpu().numpy())
             best = logits[first].double().softmax(-1).topk(min(TOP, logits.shape[-1]))
             rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            tops.append([[Answer(words(t), round(p, 5)) for t, p in zip(*row, strict=True)] for row in rows])
+            tops.append([[LikelyToken(words(t), round(p, 5)) for t, p in zip(*row, strict=True)] for row in rows])
         values.append(np.stack(both))
         answers += map(list, zip(*tops, strict=True))
     return np.concatenate(values, axis=1), answers
 
 
 def _shown(
-    example: Example, words: _Words, answers: list[list[Answer]], values: Float[np.ndarray, "2"], rank: int
+    example: Example, words: _Words, answers: list[list[LikelyToken]], values: Float[np.ndarray, "2"], rank: int
 ) -> ShownExample:
     right, wrong = words.all(example.answers[0][:TOP]), words.all(example.wrong[0][:TOP] if example.wrong else ())
     tokens, roles = words.all(example.clean), dict(example.roles) | {"end": example.positions[-1]}
@@ -382,12 +382,12 @@ def _estimates(
 def _exact(
     patching: Patching, sample: Sequence[Example], circuit: Circuit, metric: Metric, names: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
-    """For these edges, what cutting it alone from the circuit changes, example by example; means with intervals; and the cost."""
+    """What cutting each of these edges alone from the circuit changes, by example; means with intervals; and the cost."""
     if patching.ablation.target == "pattern" or not names:
         raise BadSetting("no edge is cut where attention patterns are ablated, or where there are none")
     graph, before = circuit.graph, patching.cost.node_evaluations
     places = sorted((graph.parse_edge(name) for name in names), reverse=True)
-    removal = patching.removal(patching.hold(sample), circuit.mask, metric, first=places[-1][0], accepts=False)
+    removal = patching.removal(patching.hold(sample), circuit.mask, metric, first=0, accepts=False)
     exact: dict[str, list[float]] = {}
     for receiver, group in groupby(places, key=lambda place: place[0]):
         senders, most = [sender for _, sender in group], removal.most_rows(receiver)

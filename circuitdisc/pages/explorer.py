@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from markupsafe import Markup
 
 from circuitdisc.circuit import Circuit
+from circuitdisc.pages.drawing import edges_to_draw
 from circuitdisc.scoring.base import Scores
 from circuitdisc.wording import is_number
 
@@ -46,18 +47,6 @@ def plotly_bundle() -> Markup:
     return Markup(base64.b64encode((ASSETS / "plotly.js.gz").read_bytes()).decode("ascii"))
 
 
-def edges_to_draw(circuit: Circuit, edge_scores: Float[np.ndarray, "R S"] | None = None) -> list[tuple[int, int]]:
-    """Receiver and sender of the edges that a drawing shows: all of them, up to `DRAWN_AT_MOST`."""
-    edges = np.argwhere(circuit.mask)
-    if len(edges) > DRAWN_AT_MOST:
-        if edge_scores is None:
-            edges = edges[np.linspace(0, len(edges) - 1, DRAWN_AT_MOST).astype(int)]
-        else:
-            sizes = np.nan_to_num(np.abs(edge_scores[circuit.mask]))
-            edges = edges[np.sort(np.argsort(-sizes, kind="stable")[:DRAWN_AT_MOST])]
-    return [(int(receiver), int(sender)) for receiver, sender in edges]
-
-
 def explorer_data(
     circuit: Circuit,
     *,
@@ -84,11 +73,12 @@ def explorer_data(
             shown[circuit.graph.parse_edge(name)] = value
     elif algorithm in _EXACT | _ESTIMATES:
         words += " (exact)" if algorithm in _EXACT else " (an estimate)"
-    nodes, edges = _drawn(circuit, edges_to_draw(circuit, shown), shown)
+    nodes, edges = _drawn(circuit, edges_to_draw(circuit, shown, DRAWN_AT_MOST), shown)
     named = groups or {}
     return {
         **_frame(circuit, label, nodes),
         "edges": edges,
+        "left_out": circuit.n_edges - len(edges),
         "score_words": words,
         "metric": (explored or {}).get("metric") or circuit.provenance.metric,
         "faithfulness": _faithfulness(circuit, scores, judgement or {}),
@@ -103,12 +93,13 @@ def comparison_data(circuits: Mapping[str, Circuit], *, label: str) -> dict[str,
     """What the explorer draws of several circuits of one graph: each edge says which of them have it."""
     first = next(iter(circuits.values()))
     union = Circuit(first.graph, np.logical_or.reduce([circuit.mask for circuit in circuits.values()]))
-    places = edges_to_draw(union)
+    places = edges_to_draw(union, most=DRAWN_AT_MOST)
     nodes, edges = _drawn(union, places, None)
-    members = [sum(2**at for at, each in enumerate(circuits.values()) if each.mask[place]) for place in places]
+    members = [sum(2**at for at, each in enumerate(circuits.values()) if each.mask[r, s]) for r, s in places.tolist()]
     return {
         **_frame(union, label, nodes),
         "edges": [[*edge, of] for edge, of in zip(edges, members, strict=True)],
+        "left_out": union.n_edges - len(edges),
         "circuits": list(circuits),
         "score_words": "",
         "metric": first.provenance.metric,
@@ -128,13 +119,13 @@ def _frame(circuit: Circuit, label: str, nodes: Sequence[str]) -> dict[str, Any]
 
 
 def _drawn(
-    circuit: Circuit, places: Sequence[tuple[int, int]], scores: Float[np.ndarray, "R S"] | None
+    circuit: Circuit, places: Int[np.ndarray, "E 2"], scores: Float[np.ndarray, "R S"] | None
 ) -> tuple[list[str], list[list[Any]]]:
     """Names of the nodes; for each edge its two nodes, its kind and its score."""
     graph, names = circuit.graph, circuit.nodes()
     index = {name: at for at, name in enumerate(names)}
     edges = []
-    for receiver, sender in places:
+    for receiver, sender in places.tolist():
         into, value = graph.receivers[receiver], None if scores is None else float(scores[receiver, sender])
         score = float(f"{value:.4g}") if is_number(value) and value is not None else None
         edges.append([index[graph.senders[sender].name], index[into.node.name], _KINDS[into.kind], score])
@@ -142,7 +133,7 @@ def _drawn(
 
 
 def _faithfulness(circuit: Circuit, scores: Scores | None, judgement: Mapping[str, Any]) -> list[list[Any]]:
-    """Edges, faithfulness and its interval at the sizes that were measured: of the circuit, and of the curve if there is one."""
+    """Edges, faithfulness and its interval at the sizes that were measured: of the circuit, and of its curve, if any."""
     points = [
         [point["edges"], point["faithfulness"], point["low"], point["high"]]
         for point in (judgement.get("curve") or {}).get("points", ())

@@ -26,6 +26,14 @@ export const percent = (value) => `${(100 * value).toFixed(value > 0.1 ? 0 : 1).
 
 export const interval = (low, high) => (low === null || low === undefined ? "" : ` [${number(low)}, ${number(high)}]`);
 
+export const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+/** A prompt as a line; of tokenizers that split at spaces alone, with spaces between its tokens. */
+export function prompt({ tokens }) {
+  const spaced = tokens.some((token) => token.startsWith(" "));
+  return tokens.join(spaced ? "" : " ").replace(/\s+/g, " ").trim();
+}
+
 /** A table with a caption and cells that are text or elements; the first column heads its row. */
 export function table(caption, headers, rows) {
   return element(

@@ -1,7 +1,7 @@
 // One explorer: its tools, its drawing and the panel beside it.
 import { KINDS, KIND_WORDS, faithfulnessAt, readCircuit } from "./circuit.js";
 import { CHANGES, compareBar, tint } from "./compare.js";
-import { button, element, percent } from "./dom.js";
+import { button, element, percent, plural } from "./dom.js";
 import { download, groupForm, parseGroups } from "./groups.js";
 import { grouped, layered } from "./layout.js";
 import { boxPanel, edgePanel, nodePanel } from "./panel.js";
@@ -143,7 +143,8 @@ export class Explorer {
     const point = this.compares ? null : faithfulnessAt(circuit, state.size);
     const at = point && point[0] !== state.size ? ` at ${count(point[0])} edges, the nearest size measured` : "";
     const words = point ? `; faithfulness ${percent(point[1])}${point[2] === null ? "" : ` [${percent(point[2])}, ${percent(point[3])}]`}${at}` : "";
-    this.size.textContent = `${count(shown.length)} of ${count(circuit.edges.length)} shown${words}`;
+    const left = circuit.left_out ? `, ${count(circuit.left_out)} are left out` : "";
+    this.size.textContent = `${count(shown.length)} of ${plural(circuit.edges.length, "edge")} shown${left}${words}`;
     if (this.comparing) this.comparing.counts.textContent = CHANGES.map((change) => `${count(circuit.edges.filter((edge) => edge.tint === change).length)} ${change}`).join(", ");
   }
 
@@ -174,7 +175,7 @@ export class Explorer {
     else if (thing.edge && !thing.edge.parts) parts = edgePanel(this.circuit, thing.edge, all.filter(({ edge }) => edge), actions);
     else parts = boxPanel(thing, actions);
     this.panel.replaceChildren(...parts.filter(Boolean));
-    this.say(node ? `${node.name}: ${node.into.length} edges in, ${node.out.length} out` : (thing.edge?.name ?? thing.node.id));
+    this.say(node ? `${node.name}: ${plural(node.into.length, "edge")} in, ${node.out.length} out` : (thing.edge?.name ?? thing.node.id));
   }
 
   clear() {

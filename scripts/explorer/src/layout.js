@@ -5,7 +5,7 @@ const LONGEST = 760;
 /** A scene of all nodes: {nodes: [{id, label, x, y, w, h, kind}], edges, dots (heads outside the circuit), rows, width, height}. */
 export function layered(circuit, width) {
   const { n_layers: layers, n_heads: heads } = circuit;
-  const columns = heads + (circuit.has_mlp ? 1.6 : 0.4);
+  const columns = heads + (circuit.has_mlp ? 2.1 : 0.4);
   const margin = 42;
   const column = Math.max(20, Math.min(96, (width - margin - 8) / columns));
   const row = Math.max(19, Math.min(64, LONGEST / (layers + 2.2)));
@@ -85,6 +85,15 @@ export function curve(edge, from, to, column) {
     const bulge = column * (0.25 + 0.5 * spread) + 6;
     const [x1, x2] = [from.x + from.w / 2, to.x + to.w / 2];
     return [x1, from.y, x1 + bulge, from.y, x2 + bulge, to.y, x2, to.y];
+  }
+  if (to.kind === "mlp" && from.kind === "head") {
+    const [x1, y1, x2] = [from.x, from.y - from.h / 2, to.x - to.w / 2];
+    const reach = Math.min(column * (0.6 + spread), 0.6 * (x2 - x1));
+    return [x1, y1, x1, y1 - 0.5 * Math.abs(y1 - to.y) - 5 * spread, x2 - reach, to.y, x2, to.y];
+  }
+  if (from.kind === "mlp" && to.kind === "head") {
+    const [x1, x2, y2] = [from.x - from.w / 2, to.x + port * to.w, to.y + to.h / 2];
+    return [x1, from.y, x1 - column * (0.4 + spread), from.y - 0.2 * (from.y - y2), x2, y2 + 0.55 * (from.y - y2), x2, y2];
   }
   const [x1, y1, x2] = [from.x, from.y - from.h / 2, to.x + port * to.w];
   const y2 = to.y + to.h / 2;

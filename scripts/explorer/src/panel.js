@@ -1,6 +1,6 @@
 // What is known of the node or edge that was chosen.
 import { KIND_WORDS, effectOf } from "./circuit.js";
-import { button, element, interval, number, table } from "./dom.js";
+import { button, element, interval, number, prompt, table } from "./dom.js";
 import { patternPanel } from "./pattern.js";
 
 const LISTED = 12;
@@ -39,7 +39,7 @@ function edgeTable(title, edges, other, actions) {
   ];
   const rows = shown.slice(0, LISTED).map(line);
   const scored = shown[0].score !== null;
-  const headers = ["node", "input", ...(scored ? ["score"] : []), "effect"];
+  const headers = ["node", "input", ...(scored ? ["score"] : []), shown[0].tint ? "change" : "effect"];
   const made = table(`${title}: ${shown.length}`, headers, scored ? rows : rows.map(([a, b, , d]) => [a, b, d]));
   if (shown.length <= LISTED) return made;
   const more = button(`${shown.length - LISTED} more`, () => {
@@ -53,6 +53,7 @@ function edgeTable(title, edges, other, actions) {
 const weight = (edge) => Math.abs(effectOf(edge)?.value ?? edge.score ?? 0);
 
 function effectWords(edge) {
+  if (edge.tint) return edge.tint;
   const effect = effectOf(edge);
   return effect ? `${number(effect.value)} ${effect.kind}` : "not known";
 }
@@ -77,11 +78,9 @@ export function edgePanel(circuit, edge, others, actions) {
 function matters(circuit, { values, valued }) {
   if (!values) return null;
   const most = [...values.keys()].sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 5);
-  const rows = most.map((at) => [text(circuit.known.examples[at]), number(values[at])]);
+  const rows = most.map((at) => [prompt(circuit.known.examples[at]), number(values[at])]);
   return table(`Where it matters most (${valued}), of ${values.length} examples`, ["prompt", "change"], rows);
 }
-
-const text = (example) => example.tokens.join(" ").replace(/\s+/g, " ").trim();
 
 /** A named group, or an edge between groups. */
 export function boxPanel(thing, actions) {

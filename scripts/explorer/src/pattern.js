@@ -1,5 +1,5 @@
 // A head's attention on an example, drawn over its tokens.
-import { button, element, percent } from "./dom.js";
+import { button, element, percent, prompt } from "./dom.js";
 
 /** Bytes of a T x T pattern; null if they are not as many. */
 function decode(text, size) {
@@ -58,7 +58,7 @@ export function patternPanel(circuit, node, state) {
     },
     patterned.map((at, index) => {
       const place = examples[at].rank < circuit.known.n / 2 ? "served well" : "served badly";
-      const text = examples[at].tokens.join(" ").replace(/\s+/g, " ");
+      const text = prompt(examples[at]);
       return element("option", { value: index, selected: index === state.example }, `${place}: ${text.slice(0, 60)}${text.length > 60 ? "\u2026" : ""}`);
     }),
   );
