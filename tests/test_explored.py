@@ -12,6 +12,7 @@ import circuitdisc as cd
 from circuitdisc.ablation import get_ablation
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadFile
+from circuitdisc.heads import attention_to, head_roles, logit_attribution
 from circuitdisc.heads.explored import FORMAT, Explored, explored
 from circuitdisc.jobs.pipeline import start, write_page
 from circuitdisc.metrics import get_metric
@@ -58,9 +59,9 @@ def test_estimates_are_those_of_edge_attribution(case):
 
 def test_nodes_say_what_the_tools_for_heads_say(case):
     model, task, circuit, seen = case
-    added = cd.logit_attribution(model, task, split="heldout")
-    roles = cd.head_roles(model, task, split="heldout").heads_by_role
-    attention = cd.attention_to(model, task, query="end", key="b2", split="heldout")
+    added = logit_attribution(model, task, split="heldout")
+    roles = head_roles(model, task, split="heldout").heads_by_role
+    attention = attention_to(model, task, query="end", key="b2", split="heldout")
     query, key = seen.positions.index("end"), seen.positions.index("b2")
     for name in set(circuit.nodes()) - {"logits"}:
         at, facts = added.names.index(name), seen.nodes[name]
@@ -121,5 +122,5 @@ def test_groups_are_read_back_and_bad_ones_refused(tmp_path):
     assert (data["groups"], data["pinned"]) == (groups, ["m0"])
     assert len(data["explored"]["examples"]) == 8
     (run / "groups.json").write_text(json.dumps({"format": "circuitdisc.groups", "version": 1, "groups": {"movers": [7]}}))
-    with pytest.raises(BadFile, match="groups.json: 'groups.movers.0' is 7, and it should be"):
+    with pytest.raises(BadFile, match=r"groups\.json: 'groups\.movers\.0' is 7, and it should be"):
         write_page(run)
