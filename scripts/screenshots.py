@@ -65,14 +65,14 @@ def take(browser: Any, name: str, path: Path) -> None:
             page = browser.new_page(viewport=viewport, color_scheme=scheme)
             page.goto(path.resolve().as_uri())
             if page.query_selector("script[data-plot]"):
-                page.wait_for_function("document.documentElement.dataset.drawn !== undefined")
+                page.wait_for_selector("html[data-drawn]")
             if page.query_selector("[data-explorer]"):
                 page.wait_for_selector("[data-ready]")
                 page.evaluate(CHOOSE)
                 page.wait_for_timeout(300)
             picture = PICTURES / f"page-{name}-{screen}-{scheme}.png"
             page.screenshot(path=picture)
-            Image.open(picture).convert("RGB").quantize(64).save(picture, optimize=True)
+            Image.open(picture).convert("RGB").quantize(256).save(picture, optimize=True)
             page.close()
 
 

@@ -37,7 +37,7 @@ class Tab:
         if self.page.query_selector("[data-explorer]"):
             self.page.wait_for_selector("[data-explorer][data-ready]")
         if self.page.query_selector("script[data-plot]"):
-            self.page.wait_for_function("document.documentElement.dataset.drawn !== undefined")
+            self.page.wait_for_selector("html[data-drawn]")
         self.requests = [url for url in self.requests if url != path.resolve().as_uri()]
 
     def of_explorer(self, code: str) -> Any:

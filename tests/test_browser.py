@@ -1,6 +1,9 @@
 """Pages in a real browser: they open offline without a complaint, answer, and show strangers' words as text."""
 
 import base64
+import json
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +11,12 @@ import pytest
 from browser import Tab, browser
 from made_pages import HOSTILE, SMALL, USUAL, random_circuit
 
+from circuitdisc.circuit import Circuit
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages import write_report
+from circuitdisc.pages.explorer import as_json, comparison_data, explorer_script
+from circuitdisc.pages.page import render
+from circuitdisc.pages.verdict import Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +66,14 @@ def test_a_run_opens_offline_without_a_complaint(opened, tmp_path):
     tab = Tab(opened, path)
     assert tab.complaints == []
     assert tab.requests == []
+
+
+def test_every_kind_of_page_opens_offline_without_a_complaint(opened, tmp_path):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "screenshots.py"))
+    for name, path in script["made_pages"](tmp_path):
+        tab = Tab(opened, path)
+        assert (tab.complaints, tab.requests) == ([], []), name
+        assert path.stat().st_size < 1_500_000
 
 
 def test_slider_and_kinds_filter(opened, tmp_path):
@@ -136,3 +151,103 @@ def test_five_thousand_edges_answer_a_drag_within_100_ms(opened, tmp_path):
     took = tab.page.evaluate("window.took")
     assert len(took) >= 5
     assert np.median(took) < 100, took
+
+
+def test_keys_go_from_node_to_node_and_escape_clears(opened, tmp_path):
+    _, path = report(tmp_path)
+    tab = Tab(opened, path)
+    tab.page.focus(".explorer canvas")
+    tab.page.keyboard.press("ArrowUp")
+    first = tab.page.inner_text(".ex-panel h3")
+    tab.page.keyboard.press("ArrowUp")
+    assert tab.page.inner_text(".ex-panel h3") != first
+    tab.page.keyboard.press("Escape")
+    assert "Choose a node" in tab.panel
+    before = tab.of_explorer("explorer.view.transform.k")
+    tab.page.keyboard.press("+")
+    assert tab.of_explorer("explorer.view.transform.k") > before
+
+
+def test_a_node_is_found_by_its_name(opened, tmp_path):
+    circuit, path = report(tmp_path)
+    tab = Tab(opened, path)
+    tab.page.fill("input[type=search]", circuit.heads()[-1])
+    tab.page.keyboard.press("Enter")
+    assert tab.panel.startswith(circuit.heads()[-1])
+    tab.page.fill("input[type=search]", "a99.h99")
+    tab.page.keyboard.press("Enter")
+    assert tab.page.inner_text(".ex-said") == "The circuit has no node a99.h99."
+
+
+def test_groups_are_named_drawn_saved_and_read(opened, tmp_path):
+    circuit, path = report(tmp_path)
+    tab, heads = Tab(opened, path), circuit.heads()[:2]
+    for head in heads:
+        tab.of_explorer(f"explorer.pick({{ node: explorer.circuit.byName.get('{head}') }})")
+        tab.page.fill(".ex-panel input[type=text]", "movers")
+        tab.page.click("text=Name group")
+    tab.page.click(".ex-panel >> text=Pin")
+    tab.page.check(".ex-grouped")
+    boxes = tab.of_explorer("explorer.scene.nodes.map(node => node.label)")
+    assert "movers (2)" in boxes
+    between = tab.of_explorer("explorer.scene.edges.reduce((sum, edge) => sum + edge.parts.length, 0)")
+    inside = tab.of_explorer("explorer.circuit.edges.length")
+    assert 0 < between <= inside
+    with tab.page.expect_download() as saved:
+        tab.page.click("text=Save groups")
+    assert saved.value.suggested_filename == "groups.json"
+    kept = json.loads(Path(saved.value.path()).read_text())
+    assert kept == {"format": "circuitdisc.groups", "version": 1, "groups": {"movers": heads}, "pinned": [heads[1]]}
+    (tmp_path / "groups.json").write_text(json.dumps(kept | {"groups": {"others": [heads[0], "a99.h0"]}}))
+    tab.page.set_input_files("input[type=file]", tmp_path / "groups.json")
+    tab.page.wait_for_selector(".ex-said >> text=1 group read.")
+    assert tab.of_explorer("explorer.state.groups") == {"others": [heads[0]]}
+    (tmp_path / "bad.json").write_text("[]")
+    tab.page.set_input_files("input[type=file]", tmp_path / "bad.json")
+    tab.page.wait_for_selector(".ex-said >> text=The file cannot be used")
+    assert tab.complaints == []
+
+
+def test_circuits_are_compared_along_the_ladder(opened, tmp_path):
+    circuits = {HOSTILE: random_circuit(SMALL, 30, 0), "b": random_circuit(SMALL, 30, 1), "c": Circuit.full(SMALL)}
+    data = as_json(comparison_data(circuits, label="Three circuits."))
+    text = render("heads.html.j2", heading="", subject="", said=Verdict((), ()), sections=[], settings=[])
+    place = '<div class="explorer" data-explorer="explorer-x"></div>'
+    place += f'<script type="application/json" id="explorer-x">{data}</script>'
+    text = text.replace("</main>", f"{place}</main><script>{explorer_script()}</script>")
+    (tmp_path / "page.html").write_text(text)
+    tab = Tab(opened, tmp_path / "page.html")
+
+    def counted(a: Circuit, b: Circuit) -> str:
+        return f"{len(a & b):,} shared, {len(b - a):,} gained, {len(a - b):,} lost"
+
+    first, second, third = circuits.values()
+    assert tab.page.inner_text(".ex-counts") == counted(first, second)
+    tab.page.eval_on_selector(".ex-step", "slider => { slider.value = 2; slider.dispatchEvent(new Event('input')); }")
+    assert tab.page.inner_text(".ex-counts") == counted(second, third)
+    tab.page.uncheck("label:has-text('gained') input")
+    assert tab.of_explorer("explorer.view.edges.length") == 30
+    assert tab.complaints == []
+
+
+def test_a_phone_scrolls_past_the_drawing(opened, tmp_path):
+    _, path = report(tmp_path)
+    tab = Tab(opened, path, viewport={"width": 390, "height": 844}, color_scheme="dark")
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.page.eval_on_selector(".explorer canvas", "canvas => canvas.scrollIntoView({ block: 'center' })")
+    box, before = tab.page.query_selector(".explorer canvas").bounding_box(), tab.page.evaluate("scrollY")
+    tab.page.mouse.move(box["x"] + 100, box["y"] + 100)
+    tab.page.mouse.wheel(0, 300)
+    tab.page.wait_for_timeout(500)
+    assert tab.page.evaluate("scrollY") > before
+    touch = tab.page.eval_on_selector(".explorer canvas", "canvas => getComputedStyle(canvas).touchAction")
+    assert touch == "pan-x pan-y"
+
+
+def test_the_page_prints(opened, tmp_path):
+    _, path = report(tmp_path)
+    tab = Tab(opened, path, color_scheme="dark")
+    tab.page.emulate_media(media="print")
+    assert not tab.page.is_visible(".ex-tools")
+    assert tab.of_explorer("explorer.view.styles.paper") == "#ffffff"
+    assert len(tab.page.pdf()) > 10_000

@@ -92,7 +92,7 @@ export class Explorer {
         const { pinned, groups } = parseGroups(await event.target.files[0].text(), this.circuit);
         Object.assign(this.state, { pinned: new Set(pinned), groups });
         this.changed();
-        this.say(`${Object.keys(groups).length} groups read.`);
+        this.say(`${plural(Object.keys(groups).length, "group")} read.`);
       } catch (error) {
         this.say(`The file cannot be used: ${error.message}.`);
       }
