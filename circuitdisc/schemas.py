@@ -251,6 +251,7 @@ class RunConfig(Sections):
     """config.json in a run's folder."""
 
     allow_chance: bool = False
+    explorer: bool = False
     command: str = ""
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -302,6 +303,16 @@ class LadderFile:
 
 CostFile = dict[str, float | str]
 """cost.json of a run."""
+
+
+@dataclass
+class GroupsFile:
+    """groups.json of a run: what a reader named and pinned in its page."""
+
+    format: Literal["circuitdisc.groups"]
+    version: Literal[1]
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    pinned: list[str] = field(default_factory=list)
 
 
 @dataclass

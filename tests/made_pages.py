@@ -46,13 +46,14 @@ USUAL = made_up_scores(
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, visible text, and the figures' specifications."""
+    """What a browser would see: tags with their attributes, visible text, figures' specifications, and explorers' data."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.figures: dict[str, dict[str, Any]] = {}
+        self.explorers: dict[str, dict[str, Any]] = {}
         self._inside: tuple[str, dict[str, str | None]] = ("", {})
         self.feed(text)
         self.close()
@@ -69,6 +70,8 @@ class Page(HTMLParser):
         if tag == "script":
             if name := attributes.get("data-plot"):
                 self.figures[name] = json.loads(data)
+            elif (name := attributes.get("id") or "").startswith("explorer-"):
+                self.explorers[name] = json.loads(data)
         elif tag != "style":
             self.text += data + " "
 

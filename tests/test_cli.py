@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_everything_where_one_looks_for_it(finished, capsys):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", "journal.jsonl", "circuit.json", "scores.json", "cost.json", "report.html"}
+    assert names == {"config.json", "journal.jsonl", "circuit.json", "scores.json", "cost.json", "report.html", "explorer.json"}
     circuit = Circuit.load(finished / "circuit.json")
     assert circuit.provenance.model == "tpp/lightweight"
     assert circuit.provenance.settings["threshold"] == 0.5

@@ -16,6 +16,7 @@ from circuitdisc.errors import BadRun
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.pages import draw_circuit, report
 from circuitdisc.pages import page as page_module
+from circuitdisc.pages.explorer import DRAWN_AT_MOST
 from circuitdisc.scoring.base import Scores
 from circuitdisc.wording import score_value
 
@@ -29,7 +30,8 @@ def test_page_loads_nothing(tmp_path):
     assert policy is not None
     assert "default-src 'none'" in policy
     text = (tmp_path / "report.html").read_text("utf-8")
-    assert text.count("plotly.js v") == 1
+    assert text.count('id="plotly-gz"') == text.count("data-explorer]") == 1
+    assert len(text) < 900_000
     assert "@import" not in text.split("</style>")[0]
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
@@ -38,7 +40,7 @@ def test_page_is_accessible(tmp_path):
     page = written(tmp_path, random_circuit(SMALL, 40), trace=[{"edge": "input->m0", "kept": True, "metric": 1.0}])
     assert ("html", {"lang": "en"}) in page.tags
     plots = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert {plot["id"] for plot in plots} == set(page.figures) == {"plot-circuit", "plot-controls", "plot-search"}
+    assert {plot["id"] for plot in plots} == set(page.figures) == {"plot-controls", "plot-search"}
     assert all(plot["aria-label"] for plot in plots)
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     assert sum(tag == "table" for tag, _ in page.tags) == sum(tag == "caption" for tag, _ in page.tags)
@@ -114,19 +116,22 @@ def test_hostile_names_stay_text(tmp_path):
 def test_missing_scores_and_empty_circuit(tmp_path):
     page = written(tmp_path, Circuit.empty(SMALL), None)
     assert "has not been scored" in page.words
-    assert "0 of 1,519 edges" in json.dumps(page.figures["plot-circuit"])
-    assert set(page.figures) == {"plot-circuit"}
+    assert "0 of 1,519 edges" in page.explorers["explorer-circuit"]["label"]
+    assert page.figures == {}
+    assert 'id="plotly-gz"' not in (tmp_path / "report.html").read_text("utf-8")
     assert "NaN" not in page.words
 
 
 def test_large_circuits_are_quick_and_capped(tmp_path):
     graph = ComputationGraph(12, 12)
-    circuit = random_circuit(graph, 3000)
+    circuit = random_circuit(graph, 6000)
     started = time.perf_counter()
     page = written(tmp_path, circuit, edge_scores=np.random.default_rng(0).normal(size=graph.edge_mask.shape))
     assert time.perf_counter() - started < 10
-    assert "The first 2,000 of 3,000 edges" in page.words
-    assert len(page.figures["plot-circuit"]["data"]) <= 3 * 5 + 2
+    assert "The first 2,000 of 6,000 edges" in page.words
+    drawn = page.explorers["explorer-circuit"]
+    assert (len(drawn["edges"]), drawn["left_out"]) == (DRAWN_AT_MOST, 1000)
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
     assert sum("->" in line for line in page.text.split(" ")) >= page_module.LISTED_AT_MOST
 
 

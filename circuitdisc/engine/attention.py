@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitdisc.ablation import Prompts
 from circuitdisc.engine.backends import full_run
+from circuitdisc.engine.full_run import FullRun
 from circuitdisc.engine.memory import examples_that_fit, parse_memory
 from circuitdisc.engine.requirements import components_of
 from circuitdisc.errors import BadTask
@@ -28,11 +29,13 @@ class Attended:
         batch: the padded prompts.
         tokens: those of them that were run. [B, T]
         patterns: by layer, [H, B, T, T2]: query T attends to key T2.
+        run: all that the run gave.
     """
 
     batch: PromptBatch
     tokens: Int[Tensor, "B T"]
     patterns: dict[int, Float[Tensor, "H B T T2"]]
+    run: FullRun
 
 
 def attention_patterns(
@@ -62,7 +65,7 @@ def attention_patterns(
             assert batch.corrupted is not None, "checked above"
             tokens = batch.corrupted
         run = full_run(model, tokens, batch.is_token, batch.position_ids, keep_patterns=True)
-        yield Attended(batch, tokens, run.patterns)
+        yield Attended(batch, tokens, run.patterns, run)
 
 
 def _chunks(model: Model, examples: Sequence[Example], budget: int) -> Iterator[tuple[int, int]]:

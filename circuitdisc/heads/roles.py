@@ -163,13 +163,13 @@ def head_roles(
     parts = []
     with setup.bar(len(setup.examples), "head roles", "example") as bar:
         for some in attention_patterns(model, setup.examples, memory=setup.memory):
-            parts.append(_scores(some, roles).cpu().numpy())
+            parts.append(role_scores(some, roles).cpu().numpy())
             bar.update(some.batch.n_examples)
     named = {"roles": roles, "threshold": given["threshold"], "min_share": given["min_share"], "prompts": prompts}
     return _summary(setup, np.concatenate(parts, axis=-1), named)
 
 
-def _scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
+def role_scores(some: Attended, roles: Sequence[str]) -> Float[Tensor, "P L H B"]:
     """Scores of all heads on some examples."""
     targets = torch.stack([role_keys(some, role) for role in roles]).double()  # [P, B, T, T2]
     n_queries = targets.sum((-1, -2))

@@ -3,10 +3,11 @@
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from circuitdisc.ablation import get_ablation
 from circuitdisc.ablation.settings import SHARED
 from circuitdisc.bound import (
     KEY,
@@ -27,6 +28,7 @@ from circuitdisc.engine.selfcheck import load_model
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.files import read_json
+from circuitdisc.heads.explored import Explored, explored
 from circuitdisc.jobs.job import stamped_folder
 from circuitdisc.jobs.output import Output
 from circuitdisc.models.model import Model
@@ -34,18 +36,20 @@ from circuitdisc.pages import scores_table
 from circuitdisc.pages.page import write_report
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
-from circuitdisc.schemas import CostFile, RunConfig, StabilityFile, validate
+from circuitdisc.schemas import CostFile, GroupsFile, RunConfig, StabilityFile, validate
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.judged import JudgementFile
 from circuitdisc.scoring.work import AUTO, Works, n_controls
 from circuitdisc.sections import check_sections, open_run
 from circuitdisc.tasks import load_task
 from circuitdisc.tasks.base import Task
+from circuitdisc.tasks.measured import metric_for
 
 CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
 EDGE_SCORES = "edge_scores.npz"
 JUDGEMENT, STABILITY = "judgement.json", "stability.json"
 CONFIG = "config.json"
+EXPLORER, GROUPS = "explorer.json", "groups.json"
 UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under way
 
 
@@ -255,6 +259,8 @@ def write_page(folder: str | Path) -> Path:
             edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
             judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
             stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
+            explored=_record(run, EXPLORER, Explored, "remove it, and `circuitdisc resume RUN` writes it again", circuit),
+            groups=_record(run, GROUPS, GroupsFile, "save it again from the page"),
         )
 
 
@@ -311,8 +317,16 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
         scores = score_circuit(model, task, circuit, config, config.get("progress", True), run.path(UNSCORED))
         run.write(SCORES, {**scores.to_dict(), KEY: identity.to_dict()})
         run.path(UNSCORED).unlink(missing_ok=True)
+    if config.get("explorer") and not run.path(EXPLORER).exists():
+        run.write(EXPLORER, {**asdict(_explored(model, task, circuit, config)), KEY: identity.to_dict()})
     write_page(run.folder)
     return Outcome(run.folder, circuit, scores)
+
+
+def _explored(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any]) -> Explored:
+    """What the page's explorer shows beside the graph."""
+    ablation, metric = get_ablation(dict(config["ablation"])), metric_for(model, task, config["metric"].get("name"))
+    return explored(model, task, circuit, ablation=ablation, metric=metric, memory=config["memory"])
 
 
 def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:

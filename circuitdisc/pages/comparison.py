@@ -11,6 +11,7 @@ from circuitdisc.circuit import kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.graph import Node
 from circuitdisc.pages.drawing import GRID, KIND_COLOURS, plain_layout
+from circuitdisc.pages.explorer import as_json, comparison_data
 from circuitdisc.pages.layout import Layout
 from circuitdisc.pages.page import picture, render
 from circuitdisc.pages.tables import controls_words, text_table
@@ -232,6 +233,12 @@ def write_comparison(path: str | PathLike[str], comparison: Comparison) -> Path:
         sides=list(comparison.sides.items()),
         picture=picture(
             "heads", draw_heads(comparison), f"Grid of heads: {heads.n_shared} in both circuits. The table below lists them."
+        ),
+        explored=as_json(
+            comparison_data(
+                {f"{label}: {side.task} in {side.model}": side.circuit for label, side in comparison.sides.items()},
+                label="Diagram of the edges that both circuits have, and that one of them has.",
+            )
         ),
         sets=(("in both", heads.shared), ("only in A", heads.only_a), ("only in B", heads.only_b)),
         overlap_headers=OVERLAP_HEADERS,

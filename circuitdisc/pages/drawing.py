@@ -117,15 +117,17 @@ def draw_circuit(circuit: Circuit, *, edge_scores: Float[np.ndarray, "R S"] | No
     return figure
 
 
-def edges_to_draw(circuit: Circuit, edge_scores: Float[np.ndarray, "R S"] | None = None) -> Int[np.ndarray, "E 2"]:
-    """Receiver and sender of the edges that a drawing shows: all of them, up to `DRAWN_AT_MOST`."""
+def edges_to_draw(
+    circuit: Circuit, edge_scores: Float[np.ndarray, "R S"] | None = None, most: int = DRAWN_AT_MOST
+) -> Int[np.ndarray, "E 2"]:
+    """Receiver and sender of the edges that a drawing shows: all of them, up to `most`."""
     edges = np.argwhere(circuit.mask)
-    if len(edges) <= DRAWN_AT_MOST:
+    if len(edges) <= most:
         return edges
     if edge_scores is None:
-        return edges[np.linspace(0, len(edges) - 1, DRAWN_AT_MOST).astype(int)]
+        return edges[np.linspace(0, len(edges) - 1, most).astype(int)]
     sizes = np.nan_to_num(np.abs(np.asarray(edge_scores)[circuit.mask]))
-    return edges[np.sort(np.argsort(-sizes, kind="stable")[:DRAWN_AT_MOST])]
+    return edges[np.sort(np.argsort(-sizes, kind="stable")[:most])]
 
 
 def _heads_kept(circuit: Circuit) -> str:

@@ -14,11 +14,10 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
-from circuitdisc.pages.drawing import draw_circuit
+from circuitdisc.pages.explorer import as_json, example_rows, explorer_data, explorer_script, plotly_bundle
 from circuitdisc.pages.figures import controls_figure, search_figure
 from circuitdisc.pages.rounds import round_figures, round_rows
 from circuitdisc.pages.scores import all_figures, judged, judgement_parts
@@ -46,10 +45,9 @@ _MEANINGS = {
 }
 
 _CAPTIONS = {
-    "edge": "Layers are rows, heads are columns. Point at a node or at the middle of an edge to read its name; click a "
-    "legend entry to hide a kind, double-click to show it alone.",
-    "head": "Layers are rows, heads are columns. A filled head is kept, with all edges among the kept heads; an empty "
-    "one is ablated.",
+    "edge": "Layers are rows, heads are columns, MLPs stand at the right; dots are outside the circuit.",
+    "head": "Layers are rows, heads are columns, MLPs stand at the right. A head with a name is kept, with all edges among "
+    "what is kept; a dot is an ablated head.",
 }
 
 
@@ -73,6 +71,8 @@ def write_report(
     edge_scores: Float[np.ndarray, "R S"] | None = None,
     judgement: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
+    explored: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a circuit's page.
 
@@ -85,6 +85,8 @@ def write_report(
         edge_scores: the score of every edge of the graph.
         judgement: every other score, as `judgement.json` has it; None if there is none.
         stability: as `stability.json` has it; None if there is none.
+        explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
+        groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
 
     Returns:
         The path of the page.
@@ -104,7 +106,7 @@ def write_report(
     if stability is not None:
         said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
-    pictures = [*_pictures(circuit, scores, trace, scores_of_edges), *(picture(*drawn) for drawn in later)]
+    pictures = [*_pictures(circuit, scores, trace), *(picture(*drawn) for drawn in later)]
     page = render(
         "page.html.j2",
         heading=f"Circuit for {task or 'an unnamed task'} in {model or 'an unnamed model'}",
@@ -118,6 +120,18 @@ def write_report(
         pictures={drawn.name: drawn for drawn in pictures},
         rounds=rounds,
         circuit_caption=_CAPTIONS[circuit.granularity],
+        examples=example_rows(explored),
+        explored=as_json(
+            explorer_data(
+                circuit,
+                label=_label(circuit),
+                scores=scores,
+                edge_scores=scores_of_edges,
+                judgement=judgement,
+                explored=explored,
+                groups=groups,
+            )
+        ),
         splits=_splits(scores),
         controlled={score.split for score in (scores.scores if scores else ()) if score.controls},
         split_words={split: SPLIT_WORDS.get(split, split) for split in _splits(scores)},
@@ -136,7 +150,7 @@ def write_report(
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from one of this folder's templates, with plotly.js packed in; every value is escaped."""
+    """A page from one of this folder's templates, with the scripts that it needs packed in; every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -144,25 +158,34 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(plotly_js=Markup(get_plotlyjs()), **values)
+    environment.filters |= {"number": number, "prompt": _prompt}
+    page = environment.get_template(template).render(**values)
+    scripts = environment.get_template("scripts.html.j2").render(
+        explorer=explorer_script() if 'data-explorer="' in page else "", plotly=plotly_bundle() if 'data-plot="' in page else ""
+    )
+    return page.replace("<!--scripts-->", scripts)
+
+
+def _prompt(tokens: Sequence[str]) -> str:
+    """Tokens as a line; of tokenizers that split at spaces alone, with spaces between them."""
+    spaced = any(token.startswith(" ") for token in tokens)
+    return ("" if spaced else " ").join(tokens)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _pictures(
-    circuit: Circuit,
-    scores: Scores | None,
-    trace: Sequence[Mapping[str, Any]] | None,
-    edge_scores: Float[np.ndarray, "R S"] | None,
-) -> Iterator[Picture]:
-    what = "Grid of heads, kept or ablated" if circuit.granularity == "head" else "Diagram of the circuit's nodes and edges"
-    label = f"{what}: {circuit.n_edges:,} of {circuit.graph.n_edges:,} edges. The tables below list the same."
-    yield picture("circuit", draw_circuit(circuit, edge_scores=edge_scores), label)
+def _pictures(circuit: Circuit, scores: Scores | None, trace: Sequence[Mapping[str, Any]] | None) -> Iterator[Picture]:
     if scores is not None and (figure := controls_figure(scores)) is not None:
         yield picture("controls", figure, "Scores of the circuit beside those of random circuits; the table has the numbers.")
     if trace and (figure := search_figure(trace, circuit.provenance.metric)) is not None:
         yield picture("search", figure, f"Metric, and parts kept, over {len(trace):,} decisions of the search.")
+
+
+def _label(circuit: Circuit) -> str:
+    """The explorer in words."""
+    n_edges = f"{circuit.n_edges:,} of {circuit.graph.n_edges:,} edges"
+    return f"Diagram of the circuit's nodes and edges: {n_edges}. The tables below list the same."
 
 
 def picture(name: str, figure: go.Figure, label: str) -> Picture:

@@ -8,6 +8,7 @@ from pathlib import Path
 from circuitdisc.checkpoints.transfer.ladder import Pair, Step
 from circuitdisc.checkpoints.transfer.matrix import FoundCircuit, Transfer
 from circuitdisc.files import write_text
+from circuitdisc.pages.explorer import as_json, comparison_data
 from circuitdisc.pages.page import picture, render
 from circuitdisc.pages.tables import controls_words, text_table
 from circuitdisc.pages.transfer_figures import (
@@ -276,6 +277,12 @@ def write_transfer(path: str | PathLike[str], result: Transfer, command: str = "
         curves=picture("curves", curves_figure(result), "Every circuit along the checkpoints; the tables list the same."),
         matrix=picture("matrix", matrix_figure(result), matrix),
         ladder=picture("ladder", ladder_figure(result), steps),
+        explored=as_json(
+            comparison_data(
+                {each.label: each.circuit for each in result.circuits},
+                label="Diagram of the edges of two circuits of the ladder: what both have, what was gained, what was lost.",
+            )
+        ),
         circuit_headers=CIRCUIT_HEADERS,
         circuits=circuit_rows(result),
         scores=list(_score_tables(result)),
