@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 import circuitdisc as cd
-from circuitdisc.engine.patching import Cost
 from circuitdisc.scoring.work import n_controls
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,7 +39,7 @@ def measure(folder: str, task_name: str, case: str, seconds: float) -> dict[str,
     clock = process_time()
     found = cd.discover(model, task, algorithm, ablation="resample", **settings)
     searched = process_time() - clock
-    n_random = n_controls(model, task, Cost(**found.cost_dict()))
+    n_random = n_controls(model, task, found.cost)
     of_score = cd.plan(model, task, None, circuit=found.circuit, ablation="resample", n_random=n_random, measure=seconds)
     clock = process_time()
     cd.score(model, task, found.circuit, ablation="resample", n_random=n_random)
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(measure(args.folder, *args.case, args.measure)))
+        print(json.dumps(measure(args.folder, args.case[0], args.case[1], args.measure)))
         return
     heads = ["task", "part", "candidates, planned", "real", "node evaluations, planned", "real", "CPU s, planned", "real"]
     print("| " + " | ".join([*heads, "ratio", "basis"]) + " |")

@@ -46,7 +46,7 @@ def work(name: str, model: Model, task: Task) -> None:
     """One search, or the scores of a random circuit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        given = {"ablation": "mean", "metric": "logit_diff"}
+        given: dict[str, Any] = {"ablation": "mean", "metric": "logit_diff"}
         if name == "score":
             circuit = cd.discover(model, task, "random", allow_chance=True, **given).circuit
             cd.score(model, task, circuit, n_random=5)
@@ -65,7 +65,7 @@ def subject(model: str, n: int) -> tuple[Model, Task]:
 def timed(name: str, model: str, n: int) -> None:
     """What each process of torchrun does: the work twice, of which the second time counts."""
     with ranked(True):
-        made = subject(model, n)
+        made, clock, processor = subject(model, n), 0.0, 0.0
         for _ in range(2):
             clock, processor = time.perf_counter(), time.process_time()
             work(name, *made)

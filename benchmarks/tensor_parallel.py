@@ -73,6 +73,7 @@ def eap_ig(model: Model, n: int, length: int) -> list[float]:
     found = ALGORITHMS["eap_ig"].function(
         model, random_task(model, n, length, 1), cd.Ablation("resample"), SearchContext(metric="logit_diff", memory="8GiB")
     )
+    assert found.edge_scores is not None
     return found.edge_scores[model.graph.edge_mask].tolist()
 
 
@@ -93,7 +94,7 @@ def _count(model: Model) -> list[int]:
         total[0] += out.numel() * out.element_size()
         return out
 
-    SplitComponents._whole = counted
+    setattr(SplitComponents, "_whole", counted)  # noqa: B010
     return total
 
 
@@ -115,7 +116,8 @@ def plans() -> list[list[str]]:
     rows = []
     for name, sizes in LARGE.items():
         with torch.device("meta"):
-            module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, dtype=torch.bfloat16)).to(torch.bfloat16)
+            module: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, dtype=torch.bfloat16))
+            module = module.to(torch.bfloat16)
             spec, weights = read_module(module, FAMILY)
         shapes = Shapes(spec, sizes["intermediate_size"], True, True, 2, all_columns=False, on_cpu=False)
         senders = spec.graph().n_senders * spec.d_model * 2
@@ -145,7 +147,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         torch.manual_seed(0)
-        module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).to(torch.bfloat16)
+        module: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+        module = module.to(torch.bfloat16)
         module.save_pretrained(name)
         spec, weights = read_module(module.float(), FAMILY)
         found = {n: started(Path(name), n) for n in (1, 2, 4)}

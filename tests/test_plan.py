@@ -84,7 +84,8 @@ def test_what_is_planned_is_what_a_search_reports(algorithm, family, ablation):
 def test_examples_in_several_chunks_are_counted_as_runs_count_them():
     model = model_of("gpt2", torch.float64)
     task = random_task(model, N)
-    for algorithm, settings in (("head_ablation", {}), ("acdc", {"threshold": 0.01}), ("path_patching", {})):
+    searches: list[tuple[str, dict[str, Any]]] = [("head_ablation", {}), ("acdc", {"threshold": 0.01}), ("path_patching", {})]
+    for algorithm, settings in searches:
         assert Patching(model, Ablation("zero"), task.train, memory="1300kB").n_chunks(task.train) > 1
         found = cd.discover(model, task, algorithm, ablation="zero", allow_chance=True, memory="1300kB", **settings)
         assert not between(planned(model, task, algorithm, ablation="zero", memory="1300kB", **settings), found.cost)
@@ -136,7 +137,10 @@ def test_what_is_planned_is_what_scores_and_controls_report(monkeypatch, ablatio
     part = plan(model, task, None, circuit=circuit, ablation=ablation, n_random=4, memory=memory, measure=0).part("score")
     monkeypatch.setattr(import_module("circuitdisc.scoring.score"), "Patching", Spent)
     cd.score(model, task, circuit, ablation=ablation, n_random=4, memory=memory)
+    assert Spent.last is not None
     assert not between(part, Spent.last)
+    assert part.model_runs is not None
+    assert part.circuit_runs is not None
     assert part.model_runs[0] == part.model_runs[1] == Spent.last.model_runs
     assert part.circuit_runs[0] == part.circuit_runs[1] == Spent.last.circuit_runs
 
@@ -271,6 +275,7 @@ def test_a_search_that_ends_in_time_is_timed_whole_and_its_circuit_scored():
     assert part.basis == "the search itself, to its end"
     assert whole.seconds == pytest.approx(sum(each.seconds or 0 for each in whole.parts))
     assert "the circuit that was found" in whole.part("score").basis
+    assert whole.forward_seconds is not None
     assert whole.speed == pytest.approx(whole.operations / whole.forward_seconds / 1e9)
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts" / "site"))
 
-from links import place_of  # noqa: E402
+from links import place_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 NEEDS = ("mkdocs", "material", "mkdocstrings", "mkdocs_gen_files")
 

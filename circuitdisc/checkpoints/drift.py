@@ -269,7 +269,7 @@ def _ladder(checkpoints: str | Sequence[str | Model]) -> Sequence[str | Model]:
             raise BadSetting(f"drift needs at least 2 checkpoints, not {len(given)}")
         check_same(given)
         return given
-    return read_checkpoints([str(checkpoint) for checkpoint in given], least=2, what="drift", whole=True)
+    return read_checkpoints([str(checkpoint) for checkpoint in given], least=2, what="drift")
 
 
 def _draw(settings: Mapping[str, Any], model: Model, seed: int) -> Task:

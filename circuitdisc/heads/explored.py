@@ -26,7 +26,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.attention import Attended, attention_patterns
 from circuitdisc.engine.evaluate import of_logits
-from circuitdisc.engine.gradients.attribution import Attribution
+from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
 from circuitdisc.engine.gradients.edge_scores import add_scores
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.measuring import mean_intervals
@@ -259,7 +259,9 @@ def _shown(
 ) -> ShownExample:
     right, wrong = words.all(example.answers[0][:TOP]), words.all(example.wrong[0][:TOP] if example.wrong else ())
     tokens, roles = words.all(example.clean), dict(example.roles) | {"end": example.positions[-1]}
-    return ShownExample(tokens, right, wrong, *answers, *map(_finite, values), rank, roles)
+    of_model, of_circuit = answers
+    full, kept = map(_finite, values)
+    return ShownExample(tokens, right, wrong, of_model, of_circuit, full, kept, rank, roles)
 
 
 def _finite(value: float) -> float:
@@ -294,8 +296,8 @@ def _of_nodes(model: Model, examples: Sequence[Example], circuit: Circuit, words
         logits = written[sender] @ model.components.weights.W_U.to(written.dtype)
         best = words.all((logits - logits.mean()).topk(min(TOP, len(logits))).indices) if len(logits) > 1 else []
         of = [role for p, role in enumerate(ROLES) if node.kind == "head" and share[p, node.layer, node.head] > _SHARE]
-        ends = (round(float(value), 6) for value in (mean_BC[sender].mean(), low[sender], high[sender]))
-        nodes[node.name] = NodeFacts(*ends, best, of)
+        mean, least, most = (round(float(value), 6) for value in (mean_BC[sender].mean(), low[sender], high[sender]))
+        nodes[node.name] = NodeFacts(mean, least, most, best, of)
     table = {name: np.round(attends[heads[name]], 3).tolist() for name in heads if name in named and positions}
     return {"nodes": nodes, "positions": positions, "attends": table}
 
@@ -368,13 +370,15 @@ def _estimates(
     )
     learnt = attribution.cost.model_runs * len(task.train)
     attribution.examples, attribution.chunk_size = tuple(sample), 1  # what the ablation learnt stays that of the train split
-    rows = []
-    for chunk in attribution.chunks():
+    edges = torch.from_numpy(circuit.mask).to(model.device)
+
+    def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "E"]:
         with torch.enable_grad():
-            scores = attribution.empty_scores()
             add_scores(scores, model.graph, chunk.differences, attribution.gradients(chunk, chunk.clean), attribution.groups)
-        rows.append(scores.detach().cpu().numpy()[circuit.mask])
-    values = np.round(np.stack(rows, axis=1), 6)
+        return scores.detach()[edges]
+
+    _, by_example = attribution.over_chunks(attribution.edges, score)
+    values = np.round(by_example.reshape(len(sample), -1).T.cpu().numpy(), 6)
     cost = learnt + (attribution.cost.model_runs + 2 * attribution.cost.backward_runs) * len(sample)
     return dict(zip(circuit.edge_names(), values.tolist(), strict=True)), cost
 
