@@ -15,6 +15,7 @@ from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.acdc import acdc
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.head_ablation import head_ablation
+from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.metrics import METRICS
@@ -214,6 +215,11 @@ def test_what_cannot_be_searched_jointly_gets_a_sentence():
         search(models, task, treshold=0.1)
     with pytest.raises(GraphMismatch, match="must be the same"):
         search([models[0], model_of("attention_only")], task)
+    for algorithm in ("acdc", "head_ablation"):
+        with pytest.raises(BadSetting, match="keep=0.9.*no such setting"):
+            search(models, task, algorithm, keep=0.9)
+        every = dict(get_algorithm(algorithm).settings)  # as the command gives them, what the joint form lacks at its default
+        assert search(models, task, algorithm, **every).circuit == search(models, task, algorithm).circuit
 
 
 def test_all_checkpoints_must_fit_the_budget_with_their_weights():

@@ -15,6 +15,7 @@ than the one found on it.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from time import perf_counter
 from typing import Any
 
@@ -46,7 +47,7 @@ def check_joint(algorithm: str, settings: dict[str, Any]) -> None:
     """The algorithm can search jointly, and has these settings.
 
     Raises:
-        BadSetting: it cannot.
+        BadSetting: it cannot, or a setting asks for what only the plain algorithm does.
         UnknownName: it has no such setting.
     """
     if algorithm not in JOINT:
@@ -58,6 +59,17 @@ def check_joint(algorithm: str, settings: dict[str, Any]) -> None:
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of algorithm '{algorithm}'", name, known)
+    own = _own_settings(algorithm)
+    for name, value in settings.items():
+        if name not in own and value != known[name]:
+            raise BadSetting(f"{name}={value}: a search on several checkpoints together has no such setting: leave it out")
+
+
+def _own_settings(algorithm: str) -> set[str]:
+    """Settings that the joint form of an algorithm has, too."""
+    return {
+        name for name, parameter in signature(JOINT[algorithm]).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def joint_discover(
@@ -100,7 +112,8 @@ def joint_discover(
     identity = _identity(models, task, algorithm, ablation, context, donor, settings)
     context.journal.bind(identity)
     started = perf_counter()
-    discovery = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **settings)
+    own = {name: value for name, value in settings.items() if name in _own_settings(algorithm)}
+    discovery = JOINT[algorithm](models, task, ablation, replace(context, memory=share), spared=_mask(donor), **own)
     discovery.cost.seconds = perf_counter() - started
     names = [model.name for model in models]
     cancels = [
