@@ -51,6 +51,7 @@ def test_estimates_are_those_of_edge_attribution(case):
     model, task, circuit, seen = case
     on_sample = replace(task, train=task.heldout[:SAMPLE])
     scores = cd.discover(model, on_sample, "eap", ablation="resample", edges=60).edge_scores
+    assert scores is not None
     for name, value in seen.edges.estimated.items():
         assert value == pytest.approx(scores[circuit.graph.parse_edge(name)], abs=1e-5)
         assert np.mean(seen.edges.estimates[name]) == pytest.approx(value, abs=1e-5)
