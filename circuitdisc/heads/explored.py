@@ -186,13 +186,13 @@ def explored(
     chosen = list(dict.fromkeys([*range(len(sample)), *order[:SHOWN].tolist(), *order[-SHOWN:].tolist()]))
     shown = [_shown(examples[at], words, answers[at], values_2B[:, at], int(ranks[at])) for at in chosen]
     forwards = (patching.cost.model_runs + patching.cost.circuit_runs) * len(examples)
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     with _noted(notes, "attention and direct effects"):
-        found |= _of_nodes(model, examples, circuit, words, memory)
+        parts |= _of_nodes(model, examples, circuit, words, memory)
         forwards += len(examples)
     with _noted(notes, "attention patterns"):
         patterned = _patterned(circuit, examples, chosen, ranks)
-        found |= _patterns(model, [examples[chosen[at]] for at in patterned], circuit, memory) | {"patterned": patterned}
+        parts |= _patterns(model, [examples[chosen[at]] for at in patterned], circuit, memory) | {"patterned": patterned}
         forwards += len(patterned)
     estimates, estimated = {}, {}
     with _noted(notes, "estimates of edges"):
@@ -207,7 +207,7 @@ def explored(
     by_example = {name: estimates[name] for name in names[:LISTED] if estimates}
     about: dict[str, Any] = {"has_wrong": task.has_wrong, "cost": round(forwards, 1), "notes": notes}
     about["edges"] = EdgeFacts(len(sample), estimated, by_example, exact, means)
-    return Explored(FORMAT, 1, metric.name, ablation.label, len(examples), shown, **found, **about)
+    return Explored(FORMAT, 1, metric.name, ablation.label, len(examples), shown, **parts, **about)
 
 
 @contextmanager
