@@ -186,13 +186,13 @@ def explored(
     chosen = list(dict.fromkeys([*range(len(sample)), *order[:SHOWN].tolist(), *order[-SHOWN:].tolist()]))
     shown = [_shown(examples[at], words, answers[at], values_2B[:, at], int(ranks[at])) for at in chosen]
     forwards = (patching.cost.model_runs + patching.cost.circuit_runs) * len(examples)
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     with _noted(notes, "attention and direct effects"):
-        found |= _of_nodes(model, examples, circuit, words, memory)
+        parts |= _of_nodes(model, examples, circuit, words, memory)
         forwards += len(examples)
     with _noted(notes, "attention patterns"):
         patterned = _patterned(circuit, examples, chosen, ranks)
-        found |= _patterns(model, [examples[chosen[at]] for at in patterned], circuit, memory) | {"patterned": patterned}
+        parts |= _patterns(model, [examples[chosen[at]] for at in patterned], circuit, memory) | {"patterned": patterned}
         forwards += len(patterned)
     estimates, estimated = {}, {}
     with _noted(notes, "estimates of edges"):
@@ -207,7 +207,7 @@ def explored(
     by_example = {name: estimates[name] for name in names[:LISTED] if estimates}
     about: dict[str, Any] = {"has_wrong": task.has_wrong, "cost": round(forwards, 1), "notes": notes}
     about["edges"] = EdgeFacts(len(sample), estimated, by_example, exact, means)
-    return Explored(FORMAT, 1, metric.name, ablation.label, len(examples), shown, **found, **about)
+    return Explored(FORMAT, 1, metric.name, ablation.label, len(examples), shown, **parts, **about)
 
 
 @contextmanager
@@ -216,7 +216,8 @@ def _noted(notes: list[str], what: str) -> Iterator[None]:
     try:
         yield
     except CircuitdiscError as error:
-        notes.append(f"{what}: {error}")
+        why = str(error).partition(";")[0].partition(": ")[0]  # what to use instead is for those who type a command
+        notes.append(f"{what}: {why}")
 
 
 class _Words:
@@ -259,9 +260,14 @@ def _shown(
 ) -> ShownExample:
     right, wrong = words.all(example.answers[0][:TOP]), words.all(example.wrong[0][:TOP] if example.wrong else ())
     tokens, roles = words.all(example.clean), dict(example.roles) | {"end": example.positions[-1]}
+<<<<<<< HEAD
     of_model, of_circuit = answers
     full, kept = map(_finite, values)
     return ShownExample(tokens, right, wrong, of_model, of_circuit, full, kept, rank, roles)
+=======
+    full, kept = answers
+    return ShownExample(tokens, right, wrong, full, kept, _finite(values[0]), _finite(values[1]), rank, roles)
+>>>>>>> explorer
 
 
 def _finite(value: float) -> float:
@@ -283,8 +289,8 @@ def _of_nodes(model: Model, examples: Sequence[Example], circuit: Circuit, words
         at = some.batch.reads
         readout = Readout(model.components, some.run.residual[at].double())
         written = written + readout.normed(some.run.senders[:, *at]).sum(1)
-    mean_BC = np.concatenate(adds, axis=1)
-    low, high = mean_intervals(mean_BC, partition_of(examples))
+    values_SB = np.concatenate(adds, axis=1)
+    low, high = mean_intervals(values_SB, partition_of(examples))
     share = np.nan_to_num(np.nanmean(np.concatenate(scores, axis=-1) > _HOLDS, axis=-1))  # a role that is defined nowhere is 0
     named = set(circuit.nodes())
     attends, heads = np.nan_to_num(np.concatenate(among, axis=-1).mean(-1)), model.graph.heads
@@ -296,8 +302,13 @@ def _of_nodes(model: Model, examples: Sequence[Example], circuit: Circuit, words
         logits = written[sender] @ model.components.weights.W_U.to(written.dtype)
         best = words.all((logits - logits.mean()).topk(min(TOP, len(logits))).indices) if len(logits) > 1 else []
         of = [role for p, role in enumerate(ROLES) if node.kind == "head" and share[p, node.layer, node.head] > _SHARE]
+<<<<<<< HEAD
         mean, least, most = (round(float(value), 6) for value in (mean_BC[sender].mean(), low[sender], high[sender]))
         nodes[node.name] = NodeFacts(mean, least, most, best, of)
+=======
+        mean, *ends = (round(float(value), 6) for value in (values_SB[sender].mean(), low[sender], high[sender]))
+        nodes[node.name] = NodeFacts(mean, ends[0], ends[1], best, of)
+>>>>>>> explorer
     table = {name: np.round(attends[heads[name]], 3).tolist() for name in heads if name in named and positions}
     return {"nodes": nodes, "positions": positions, "attends": table}
 

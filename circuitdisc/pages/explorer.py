@@ -22,6 +22,8 @@ from circuitdisc.wording import is_number
 ASSETS = Path(__file__).parent / "assets"
 DRAWN_AT_MOST = 5000
 """Edges of an explorer; of a larger circuit those with the largest |score| (or every n-th)."""
+MOST_CIRCUITS = 50
+"""Circuits of a comparison: an edge says in the bits of one number which have it."""
 _KINDS = {"q": 0, "k": 1, "v": 2, "mlp": 3, "logits": 4}
 _EXACT = {"exact"}
 _ESTIMATES = {"eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp"}
@@ -91,6 +93,7 @@ def explorer_data(
 
 def comparison_data(circuits: Mapping[str, Circuit], *, label: str) -> dict[str, Any]:
     """What the explorer draws of several circuits of one graph: each edge says which of them have it."""
+    circuits = dict(list(circuits.items())[:MOST_CIRCUITS])
     first = next(iter(circuits.values()))
     union = Circuit(first.graph, np.logical_or.reduce([circuit.mask for circuit in circuits.values()]))
     places = edges_to_draw(union, most=DRAWN_AT_MOST)
@@ -133,11 +136,16 @@ def _drawn(
 
 
 def _faithfulness(circuit: Circuit, scores: Scores | None, judgement: Mapping[str, Any]) -> list[list[Any]]:
-    """Edges, faithfulness and its interval at the sizes that were measured: of the circuit, and of its curve, if any."""
+    """Edges, faithfulness and its interval at the sizes that were measured: of the circuit, and of its curve, if any.
+
+    The curve's circuits are those of the slider where the search took the largest |scores|, too.
+    """
+    settings = circuit.provenance.settings
+    nested = settings.get("grow", "top_k") == "top_k" and settings.get("by", "absolute") == "absolute"
     points = [
         [point["edges"], point["faithfulness"], point["low"], point["high"]]
         for point in (judgement.get("curve") or {}).get("points", ())
-        if point["faithfulness"] is not None and point["edges"] < circuit.n_edges
+        if nested and point["faithfulness"] is not None and point["edges"] < circuit.n_edges
     ]
     for score in scores.scores if scores else ():
         if (score.name, score.split) == ("faithfulness", "heldout") and is_number(score.value):

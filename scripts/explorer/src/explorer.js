@@ -145,7 +145,8 @@ export class Explorer {
     const words = point ? `; faithfulness ${percent(point[1])}${point[2] === null ? "" : ` [${percent(point[2])}, ${percent(point[3])}]`}${at}` : "";
     const left = circuit.left_out ? `, ${count(circuit.left_out)} are left out` : "";
     this.size.textContent = `${count(shown.length)} of ${plural(circuit.edges.length, "edge")} shown${left}${words}`;
-    if (this.comparing) this.comparing.counts.textContent = CHANGES.map((change) => `${count(circuit.edges.filter((edge) => edge.tint === change).length)} ${change}`).join(", ");
+    const among = circuit.left_out ? ` of the ${plural(circuit.edges.length, "edge")} drawn` : "";
+    if (this.comparing) this.comparing.counts.textContent = CHANGES.map((change) => `${count(circuit.edges.filter((edge) => edge.tint === change).length)} ${change}`).join(", ") + among;
   }
 
   group(on) {

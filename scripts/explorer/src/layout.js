@@ -65,9 +65,9 @@ export function grouped(circuit, groups, visible, width) {
     const [a, b] = [key(edge.source), key(edge.target)];
     if (a === b) continue;
     const id = `${a}\n${b}\n${edge.kind}`;
-    const one = between.get(id) ?? { source: placed.get(a), target: placed.get(b), kind: edge.kind, parts: [], members: edge.members };
-    one.parts.push(edge);
-    between.set(id, one);
+    const item = between.get(id) ?? { source: placed.get(a), target: placed.get(b), kind: edge.kind, parts: [], members: edge.members };
+    item.parts.push(edge);
+    between.set(id, item);
   }
   const edges = [...between.values()].map((edge) => ({
     ...edge,

@@ -140,10 +140,10 @@ export class View {
     const { context } = this;
     this.place(context);
     const { node, edge } = this.chosen;
-    const lit = edge ? [edge] : this.edges.filter((one) => sameNode(one.source, node) || sameNode(one.target, node));
+    const lit = edge ? [edge] : this.edges.filter((item) => sameNode(item.source, node) || sameNode(item.target, node));
     for (const one of lit) if (one.curve) stroke(context, one, this.styles[one.tint ?? one.kind], 1, 1.2 + 2.4 * one.size);
     context.globalAlpha = 1;
-    const ends = new Set(lit.flatMap((one) => [one.source.name ?? one.source.id, one.target.name ?? one.target.id]));
+    const ends = new Set(lit.flatMap((item) => [item.source.name ?? item.source.id, item.target.name ?? item.target.id]));
     for (const id of ends) this.placed.has(id) && this.box(context, this.placed.get(id));
     if (node && this.placed.has(node.id)) this.box(context, this.placed.get(node.id), true);
   }
