@@ -216,7 +216,7 @@ def test_what_cannot_be_searched_jointly_gets_a_sentence():
     with pytest.raises(GraphMismatch, match="must be the same"):
         search([models[0], model_of("attention_only")], task)
     for algorithm in ("acdc", "head_ablation"):
-        with pytest.raises(BadSetting, match="keep=0.9.*no such setting"):
+        with pytest.raises(BadSetting, match=r"keep=0\.9.*no such setting"):
             search(models, task, algorithm, keep=0.9)
         every = dict(get_algorithm(algorithm).settings)  # as the command gives them, what the joint form lacks at its default
         assert search(models, task, algorithm, **every).circuit == search(models, task, algorithm).circuit

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest

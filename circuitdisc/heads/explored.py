@@ -260,14 +260,8 @@ def _shown(
 ) -> ShownExample:
     right, wrong = words.all(example.answers[0][:TOP]), words.all(example.wrong[0][:TOP] if example.wrong else ())
     tokens, roles = words.all(example.clean), dict(example.roles) | {"end": example.positions[-1]}
-<<<<<<< HEAD
-    of_model, of_circuit = answers
-    full, kept = map(_finite, values)
-    return ShownExample(tokens, right, wrong, of_model, of_circuit, full, kept, rank, roles)
-=======
     full, kept = answers
     return ShownExample(tokens, right, wrong, full, kept, _finite(values[0]), _finite(values[1]), rank, roles)
->>>>>>> explorer
 
 
 def _finite(value: float) -> float:
@@ -302,13 +296,8 @@ def _of_nodes(model: Model, examples: Sequence[Example], circuit: Circuit, words
         logits = written[sender] @ model.components.weights.W_U.to(written.dtype)
         best = words.all((logits - logits.mean()).topk(min(TOP, len(logits))).indices) if len(logits) > 1 else []
         of = [role for p, role in enumerate(ROLES) if node.kind == "head" and share[p, node.layer, node.head] > _SHARE]
-<<<<<<< HEAD
-        mean, least, most = (round(float(value), 6) for value in (mean_BC[sender].mean(), low[sender], high[sender]))
-        nodes[node.name] = NodeFacts(mean, least, most, best, of)
-=======
         mean, *ends = (round(float(value), 6) for value in (values_SB[sender].mean(), low[sender], high[sender]))
         nodes[node.name] = NodeFacts(mean, ends[0], ends[1], best, of)
->>>>>>> explorer
     table = {name: np.round(attends[heads[name]], 3).tolist() for name in heads if name in named and positions}
     return {"nodes": nodes, "positions": positions, "attends": table}
 
