@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import PAGES, blocks, commands, mentioned, smaller, words
+from made_pages import random_circuit
 from tiny import FakeModel
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -38,7 +39,6 @@ REAL = ("docs/real-circuits.md", "docs/studies-real.md")
 
 SLOW_BLOCKS = {
     "docs/finetune.md": "trains",
-    "docs/tasks.md": "tries every task",
     "docs/transfer.md": "three searches, each circuit on each checkpoint",
 }
 """Pages whose Python takes more than seconds with the fewest examples."""
@@ -61,7 +61,7 @@ def before(page: str) -> dict[str, object]:
         return {"model": model_for("\n".join(block.code for block in blocks(page)) + PAGES[page].read_text("utf-8"))}
     if page == "docs/compare.md":
         graph = cd.load_model("toys/induction").graph
-        return {"a": cd.Circuit.full(graph), "b": cd.Circuit.from_heads(graph, ["a0.h1", "a1.h0"])}
+        return {"a": random_circuit(graph, 9), "b": random_circuit(graph, 9, seed=1)}
     if page in ("docs/dcm.md", "docs/localised.md", "docs/tasks.md"):
         model = cd.load_model("multitask/base")
         return {"cd": cd, "model": model, "task": cd.load_task("entity_tracking", model, n=60, n_heldout=60)}
