@@ -48,6 +48,9 @@ class Lines(Bar):
         self.fp.write(f"{str(self).strip()}\n")
         self.fp.flush()
 
+    def clear(self, *_: Any, **__: Any) -> None:
+        """Nothing stands on the screen that a message had to wipe."""
+
     def close(self) -> None:
         self.sp = None  # nothing stands on the screen that had to be wiped
         super().close()

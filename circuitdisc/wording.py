@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from circuitdisc.stats import Partition
+if TYPE_CHECKING:  # it imports NumPy, which the command line's help does without
+    from circuitdisc.stats import Partition
 
 ACCURACIES = {
     "accuracy": "the most likely token of the whole vocabulary is right",
@@ -19,7 +21,7 @@ SHARES = frozenset({"faithfulness", "ratio", "accuracy_ratio", *ACCURACIES, *(f"
 SPLIT_WORDS = {"train": "search examples", "heldout": "held-out examples"}
 
 
-def intervals_over(over: Partition | None) -> str:
+def intervals_over(over: "Partition | None") -> str:
     """`intervals over 300 examples in 16 groups`."""
     return "intervals over examples" if over is None else f"intervals over {over.words}"
 

@@ -169,8 +169,8 @@ def test_a_pipe_gets_tables_whole_and_a_terminal_folded(monkeypatch):
 def test_what_all_rows_have_in_common_stands_below_a_table_that_does_not_fit():
     rows = [[f"score{at}", "a" * 30, "logit_diff" * 2, f"value{at}" * 3] for at in range(3)]
     table = folded_table(["score", "of", "metric", "value"], rows, "llll", 60)
-    assert table.splitlines()[-1] == f"of: {'a' * 30}; metric: {'logit_diff' * 2}"
-    assert len(table.splitlines()) == 6
+    assert " ".join(table.split()).endswith(f"of: {'a' * 30}; metric: {'logit_diff' * 2}")
+    assert table.splitlines()[0].split() == ["score", "value"]
     assert folded_table(["score", "of"], [["a" * 30, "b" * 40]], "ll", 60).splitlines()[1].startswith("  of")
 
 
@@ -183,4 +183,4 @@ def test_paragraphs_of_a_help_are_written_anew(capsys, monkeypatch):
         "Finds the circuit of every checkpoint (or takes circuits that are given) and",
         "  scores each on each of them, on search and on held-out examples, with",
     ]
-    assert all(len(line) <= 80 for line in lines)
+    assert all(len(line) <= 80 or max(map(len, line.split())) > 30 for line in lines), "but for a command's long words"

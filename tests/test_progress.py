@@ -40,8 +40,10 @@ def test_a_log_gets_a_line_every_ten_seconds(clock, stderr, n_steps):
             clock[0] += 100 / n_steps
             bar.set_postfix(kept=step)  # asks for a new drawing each time
             bar.update()
+        progress.tqdm.write("a note", file=log)  # beside an open bar
         finish(bar)
-    lines = log.getvalue().splitlines()
+    *lines, note = log.getvalue().splitlines()
+    assert note == "a note"
     assert "\r" not in log.getvalue()
     assert "\x1b" not in log.getvalue()
     assert 9 <= len(lines) <= 10
