@@ -11,7 +11,7 @@ T positions, W columns.
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -59,6 +59,7 @@ class PartRemoval:
         self._known: dict[bytes, Values] = {}
         self._bases: OrderedDict[bytes, list[IncrementalNodeRemoval]] = OrderedDict()
         self._bytes: dict[bytes, int] = {}
+        self._most_rows = self._rows_that_fit()
 
     def values(self, mask: Mask) -> Values:
         """Metric values of one circuit; a circuit that was asked for before is not run again."""
@@ -171,8 +172,8 @@ class PartRemoval:
     def _n_logits(self) -> int:
         return n_logits(self.patching.model, self.chunks, self.metric)
 
-    @cached_property
-    def _most_rows(self) -> int:
+    def _rows_that_fit(self) -> int:
+        """On every rank: no cached property, which in Python 3.11 holds a lock over the call that waits for the others."""
         model, graph = self.patching.model, self.graph
         tokens = max(chunk.batch.clean.numel() for chunk in self.chunks)
         fitting = rows_that_fit(model, self.patching.budget // 4, tokens, graph.n_receivers, graph.n_senders, self._n_logits)
