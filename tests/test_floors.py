@@ -11,6 +11,7 @@ FLOORS = (
     (
         "errors",
         "files",
+        "lazy",
         "progress",
         "shipped",
         "checks",

@@ -138,11 +138,13 @@ def kinds(base: type = Result) -> set[str]:
 NAMES = sorted(
     {
         "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
-        "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
+        "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
+        "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
         "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
-        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair", "Provenance", "Rung", "Score",
+        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
+        "PlannedPart", "Provenance", "RanksPlan", "RunPlan", "Rung", "Score",
         "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
         "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
         "VariableScore",

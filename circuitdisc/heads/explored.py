@@ -370,7 +370,7 @@ def _estimates(
     )
     learnt = attribution.cost.model_runs * len(task.train)
     attribution.examples, attribution.chunk_size = tuple(sample), 1  # what the ablation learnt stays that of the train split
-    edges = torch.from_numpy(circuit.mask).to(model.device)
+    edges = torch.from_numpy(circuit.mask.copy()).to(model.device)
 
     def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "E"]:
         with torch.enable_grad():

@@ -151,6 +151,11 @@ def _between(search: Search) -> Counts:
     return _gradients(search, steps + gauss, steps)  # of Gauss's points none is the ablated end, which runs beside them
 
 
+def _stretches(search: Search) -> Counts:
+    steps = search.settings["steps"]
+    return _gradients(search, 2 * steps + 2, steps)  # both ends and the middle of each, and the ablated end once more
+
+
 def _between_activations(search: Search) -> Counts:
     graph, steps = search.graph, search.settings["steps"]
     gauss = takes_gauss(search.settings["points"], search.model, search.ablation)
@@ -356,6 +361,7 @@ COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "hisp": _at_full,
     "eap_ig": _between,
     "clean_corrupted": _between,
+    "ceap": _stretches,
     "eap_ig_activations": _between_activations,
     "edge_pruning": _masks,
     "subnetwork_probing": _masks,

@@ -7,7 +7,6 @@ does not look worse than it is.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from circuitdisc.engine.part_removal import PartRemoval
 from circuitdisc.engine.parts import PartKind, check_parts, part_kind, parts_of
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadSetting
+from circuitdisc.lazy import computed_once
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.scoring.judging import check_graph, check_split, judging
@@ -43,12 +43,12 @@ class Subject:
     parts: Names
     split: str
 
-    @cached_property
+    @computed_once
     def judge(self) -> PartRemoval:
         """On the split that figures are given for."""
         return PartRemoval(self.patching, self.task.split(self.split), self.metric, self.by)
 
-    @cached_property
+    @computed_once
     def search(self) -> PartRemoval:
         """On the split that sets are chosen on: always `train`."""
         return self.judge if self.split == "train" else PartRemoval(self.patching, self.task.train, self.metric, self.by)
