@@ -58,7 +58,7 @@ def row(split: str, seed: int, index: int) -> dict:
 
 def cut_back(run: Path, share: float = 0.5) -> None:
     """A finished run as a kill in the middle of its search leaves it."""
-    for name in ("circuit.json", "scores.json", "cost.json", "report.html", "edge_scores.npz"):
+    for name in ("circuit.json", "scores.json", "cost.json", "report.html", "edge_scores.npz", "explorer.json"):
         (run / name).unlink(missing_ok=True)
     lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
     marks = [index for index, line in enumerate(lines) if '"mark"' in line]

@@ -57,6 +57,8 @@ def assert_same(found, again):
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_it_runs_repeats_itself_and_survives_json(toy, algorithm, ablation):
+    if algorithm == "ceap" and ablation != "resample":
+        pytest.skip("ceap follows what senders write to the corrupted prompts: it has no other ablation")
     found = run(toy, algorithm, ablation=ablation)
     assert_same(found, run(toy, algorithm, ablation=ablation))
     graph = toy[0].graph
@@ -87,13 +89,13 @@ def test_a_killed_search_goes_on_to_the_same_result(toy, algorithm, tmp_path, op
 def test_it_shows_its_progress_when_asked(toy, algorithm, monkeypatch):
     bars = []
 
-    class Recorded(progress.tqdm):
+    class Recorded(progress.Lines):  # stderr is no terminal here
         def __init__(self, *args, **settings):
             super().__init__(*args, **{**settings, "delay": 0})
             self.was_shown = not self.disable  # closing disables
             bars.append(self)
 
-    monkeypatch.setattr(progress, "tqdm", Recorded)
+    monkeypatch.setattr(progress, "Lines", Recorded)
     run(toy, algorithm, progress=True)
     shown = [bar for bar in bars if bar.was_shown]
     assert shown or algorithm == "random", "random draws at once"

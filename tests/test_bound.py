@@ -108,7 +108,8 @@ def test_a_killed_search_goes_on_with_what_it_was_begun_with_alone(algorithm, wh
         (world / "model" / name).write_bytes(data)
     (world / "task.jsonl").write_bytes(task)
     (run / "config.json").write_bytes(config)
-    assert said("resume", run)[0] == 0
+    status, words = said("resume", run)
+    assert status == 0, words
     assert (run / "journal.jsonl").read_text() == journal
     assert edges(run / "circuit.json") == json.loads(whole)["edges"]
 
@@ -145,7 +146,8 @@ def test_a_journal_killed_before_its_first_mark_begins_again(world, said):
     cut_back(run)
     (run / "journal.jsonl").write_text((run / "journal.jsonl").read_text().splitlines(keepends=True)[0])
     change_weights(world / "model")
-    assert said("resume", run)[0] == 0
+    status, words = said("resume", run)
+    assert status == 0, words
 
 
 def test_journals_in_a_notebook_are_bound_too(tmp_path, open_journal):

@@ -5,6 +5,7 @@ names the commands that run nowhere in the tests, with the reason; their setting
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import circuitdisc as cd
 from circuitdisc.cli import SETTINGS, main
+from circuitdisc.jobs.config import own_keys
 from circuitdisc.jobs.job import Call
 from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.jobs.scores_file import FILE_JOB
@@ -131,9 +133,13 @@ def check_settings(command: str) -> None:
         return
     name, rest = job_of(typed)
     job = FILE_JOB if name == "score" and "--scores" in rest else REGISTRY.get(name)
-    known = {option.partition(" ")[0] for option in REGISTRY.get(name).options} | {"-m", "--help", "--quiet", "-q"}
+    known = {option.partition(" ")[0] for option in REGISTRY.get(name).options} | {"-m", "--help", "--quiet", "-q", "--json"}
     for word in rest:
         assert not word.startswith("-") or word.partition("=")[0] in known, f"{command}: {word}"
+    if name == "plan":  # it takes the words of what it plans, and a few of its own
+        planned = rest.pop(0) if rest[0] in ("discover", "transfer", "score") else "discover"
+        theirs = [word for word in rest if word.partition("=")[0] not in own_keys("plan")]
+        return check_settings(shlex.join(["circuitdisc", planned, *theirs]))
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if job.config is None or {"-m", "--multirun"} & set(rest):
         return

@@ -44,12 +44,12 @@ def bars(monkeypatch):
     """Every bar that is made."""
     made = []
 
-    class Recorded(progress_module.tqdm):
+    class Recorded(progress_module.Lines):  # stderr is no terminal here
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             made.append(self)
 
-    monkeypatch.setattr(progress_module, "tqdm", Recorded)
+    monkeypatch.setattr(progress_module, "Lines", Recorded)
     return made
 
 
