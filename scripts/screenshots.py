@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.cli import main as circuitdisc

@@ -34,7 +34,7 @@ def waiting_for_the_queue() -> Iterator[None]:
     others when one was killed. What cells have done stands in their logs.
     """
     from hydra.core.utils import JobReturn, JobStatus
-    from submitit.slurm.slurm import SlurmJob
+    from submitit.slurm.slurm import SlurmJob  # pyright: ignore[reportMissingImports]
 
     first = dict[str, float]()
 
