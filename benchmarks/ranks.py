@@ -79,7 +79,7 @@ def seconds(name: str, model: str, n: int, n_ranks: int) -> tuple[float, float]:
     """Of the clock, and of the processor in the busiest rank."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}", __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, *command, "--timed", name, "--model", model, "--n", str(n)]
+    command = [sys.executable, *command, "--timed", name, "--model", model, "--examples", str(n)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     clock, processor = json.loads(done.stdout.splitlines()[-1])
     return clock, processor
@@ -129,19 +129,19 @@ def work_rows(model: str, n: int, sizes: list[int]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tpp/lightweight", help="that is timed")
-    parser.add_argument("--n", type=int, default=64, help="examples that are timed")
+    parser.add_argument("--examples", type=int, default=64, help="examples that are timed")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--counted", default="tpp/lightweight", help="model whose work is counted")
-    parser.add_argument("--n-counted", type=int, default=64, help="examples of that")
+    parser.add_argument("--counted-examples", type=int, default=64, help="examples of that")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 64])
     parser.add_argument("--timed", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.timed:
-        timed(args.timed, args.model, args.n)
+        timed(args.timed, args.model, args.examples)
         return
-    counted = work_rows(args.counted, args.n_counted, args.ranks)
-    clock = time_rows(args.model, args.n, args.repetitions)
+    counted = work_rows(args.counted, args.counted_examples, args.ranks)
+    clock = time_rows(args.model, args.examples, args.repetitions)
     text = [
         "# One call on several ranks",
         "",
@@ -149,13 +149,13 @@ def main() -> None:
         "",
         f"{machine()}; one thread a rank.",
         "",
-        f"## Time of one rank and of two: {args.model}, {args.n} examples",
+        f"## Time of one rank and of two: {args.model}, {args.examples} examples",
         "",
         f"Seconds, medians of {args.repetitions} in turn; `processor`: of the busiest rank.",
         "",
         *markdown(["call", "1 rank", "2 ranks", "ratio", "processor, 1", "processor, 2", "ratio"], clock),
         "",
-        f"## Work of the busiest rank, counted: {args.counted}, {args.n_counted} search and as many held-out examples",
+        f"## Work of the busiest rank, counted: {args.counted}, {args.counted_examples} search and as many held-out examples",
         "",
         "Operations of matrix products, as shares of those that one rank alone does. `again`: what every rank does for itself.",
         "",

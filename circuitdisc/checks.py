@@ -91,12 +91,14 @@ class Whole:
         low, high: the bounds, both inside.
         many: a list of such numbers will do, too.
         words: that stand for a number found later.
+        kinds: of values that may stand in a number's place; they are not looked at.
     """
 
     low: int
     high: int
     many: bool = False
     words: tuple[str, ...] = ()
+    kinds: tuple[type, ...] = ()
 
     def check(self, name: str, value: Any) -> Any:
         """The value as an int, if it can be used.
@@ -105,6 +107,8 @@ class Whole:
             BadSetting: it is not a whole number, or lies outside.
         """
         if isinstance(value, str) and value in self.words:
+            return value
+        if isinstance(value, self.kinds):
             return value
         if self.many and isinstance(value, Iterable) and not isinstance(value, str | Mapping):
             return [self._check_number(name, number) for number in value]

@@ -27,7 +27,7 @@ from circuitdisc.tasks.registry import TASKS, load_task
 # no settings with bounds of their own: sizes that parse_memory reads, and places in a prompt, which bounds them
 PLACES = {
     "memory", "prompts", "positions", "query", "key", "keys", "at", "attend", "sender_positions", "receiver_positions",
-    "rotate", "sizes", "demonstrations", "device_memory", "width",  # sizes, and a number or examples: each refused where read
+    "rotate", "sizes", "device_memory",
 }  # fmt: skip
 OF_LOAD_TASK = {"n", "n_heldout", "seed"}
 

@@ -115,11 +115,14 @@ def test_the_command_prints_its_table_and_leaves_a_folder_where_one_is_named(
     lines = [{"clean": [i, 5, 6], "corrupted": [i, 6, 5], "answers": 7, "wrong": 8} for i in range(10, 34)]
     own.write_text("\n".join(map(json.dumps, lines)))
     line = ["tasks", "check", "model=tpp/lightweight", "tasks=tpp,ioi,own.jsonl", "n=20", "threads=1"]
-    assert main(line) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuitdisc.progress.SECONDS", 0.0)  # a log has every line of a bar
+        assert main(line) == 0
     printed = capsys.readouterr()
     assert re.search(r"^tpp +20 of 20 .* yes$", printed.out, re.MULTILINE)
     assert re.search(r"^own.jsonl +24 of 24 ", printed.out, re.MULTILINE)
     assert "ioi does not fit" in printed.out
+    assert "own.jsonl" in printed.err, "a bar names the task"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl"]
     assert main([*line, "out=out", "--quiet"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "result.json", "tasks.csv"]

@@ -17,15 +17,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from circuitdisc.checks import Real
 from circuitdisc.errors import BadSetting, nearest, tidy
 from circuitdisc.files import write_bytes
 
 CM = 1 / 2.54
 """Inches."""
 
-WIDTH = Real(4, 40)
-"""Centimetres that a figure may be wide; a column of most journals has 8 to 9."""
 
 SMALL, NORMAL = 5.5, 6.5
 """Points of the text in a figure: marks, and everything else."""

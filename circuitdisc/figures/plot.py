@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuitdisc.bound import check_together, read_own_edge_scores
 from circuitdisc.checkpoints.transfer.matrix import Transfer
+from circuitdisc.checks import Real, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery
 from circuitdisc.errors import BadFile, BadSetting, UnknownName
@@ -35,6 +36,11 @@ KINDS = {
 """Kind of figure -> the file that it is drawn from, and where that comes from."""
 
 
+WIDTH = Real(4, 40)
+"""Centimetres that a figure may be wide; a column of most journals has 8 to 9."""
+
+
+@bounded(width=WIDTH)
 def plot(result: Any, path: str | PathLike[str] | None = None, *, width: float = 8.4, **options: Any) -> "PaperFigure":
     """Draw a result for a paper.
 
@@ -63,6 +69,7 @@ def plot(result: Any, path: str | PathLike[str] | None = None, *, width: float =
     return _draw(kind, data, path, {"width": width, **options})
 
 
+@bounded(width=WIDTH)
 def figure_of(
     folder: Path, kind: str | None = None, path: Path | None = None, *, width: float = 8.4, **options: Any
 ) -> "PaperFigure":
@@ -116,11 +123,10 @@ def _draw(kind: str, data: tuple[Any, ...], path: str | PathLike[str] | None, se
     except ImportError as error:
         raise BadSetting('figures need matplotlib: pip install "circuitdisc[figures]", or pip install matplotlib') from error
     from circuitdisc.figures import charts, circuits
-    from circuitdisc.figures.paper import WIDTH, check_ending, style
+    from circuitdisc.figures.paper import check_ending, style
 
     if path is not None:
         path = check_ending(path)
-    WIDTH.check("width", settings["width"])
     drawer = {
         "graph": circuits.draw_graph,
         "scores": charts.draw_scores,

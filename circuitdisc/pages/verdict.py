@@ -16,7 +16,8 @@ from circuitdisc.wording import SPLIT_WORDS, is_number, number, percent, score_v
 
 EMPTY = "The circuit is empty: no edge is kept, and every score of it is that of cutting everything."
 
-OVERSHOOT = 1.005
+MARGIN = 0.005
+OVERSHOOT = 1 + MARGIN
 """Above this faithfulness a circuit is said to pass the full model: it rounds to more than 100 %."""
 
 FEW = 30

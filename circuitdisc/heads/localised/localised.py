@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from circuitdisc.ablation import Ablation
-from circuitdisc.checks import EXAMPLES, N_RANDOM, Whole, bounded, check_choice, check_whole
+from circuitdisc.checks import EXAMPLES, N_RANDOM, Whole, bounded, check_choice
 from circuitdisc.circuit import Circuit
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.engine.requirements import gradients_of
@@ -47,7 +47,7 @@ RATES = {"offset": 0.01, "inject": 0.1, "first_token": 0.0}
 LOFIT = "lofit"
 
 
-@bounded(k=Whole(1, 1_000_000), n_choose=EXAMPLES, n_random=N_RANDOM)
+@bounded(k=Whole(1, 1_000_000), n_choose=EXAMPLES, n_random=N_RANDOM, demonstrations=Whole(1, 1000, kinds=(list, tuple)))
 @takes(EditFitting)
 def localised(
     model: Model,
@@ -179,7 +179,7 @@ def _demonstrations(
         raise BadSetting("demonstrations= holds no examples: give some, or leave it out for the train examples")
     if kind != "inject":
         raise BadSetting(f"demonstrations= is for kind=inject, which mixes a mean in: leave it out of kind={kind}")
-    return behind_solved(task, model, train, check_whole("demonstrations", given)) if isinstance(given, int) else given
+    return behind_solved(task, model, train, given) if isinstance(given, int) else given
 
 
 def _given_heads(model: Model, heads: str | Sequence[str] | Circuit, k: int | None) -> list[str] | None:

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from circuitdisc.pages.drawing import GRID, error_bars, frame
 from circuitdisc.pages.scores.base import CIRCUIT, RANDOM, Part, ScoreData, ShownScore, Table, about, brackets, reach
-from circuitdisc.pages.verdict import OVERSHOOT, Verdict, as_sentences
+from circuitdisc.pages.verdict import MARGIN, Verdict, as_sentences
 from circuitdisc.scoring.base import Score
 from circuitdisc.scoring.chance import defined
 from circuitdisc.scoring.curves import Curve
@@ -73,7 +73,7 @@ def curve_verdict(cmd: ScoreData, overshoot: ScoreData) -> Verdict:
     caveats = []
     if as_good := sum(drawn <= value for drawn in random):
         caveats.append(f"{as_good:,} of {len(random):,} curves of random scores lie as near to the full model, by CMD.")
-    if is_number(overshoot["value"]) and overshoot["value"] > OVERSHOOT - 1:
+    if is_number(overshoot["value"]) and overshoot["value"] > MARGIN:
         caveats.append(
             f"At some size the circuit passes the full model, with a faithfulness of {percent(1 + overshoot['value'])}: CPR "
             "counts that as a merit, CMD does not."
