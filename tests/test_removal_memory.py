@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from examples import random_examples
+from examples import random_examples, some_circuit
 from models import model_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,3 +104,20 @@ def test_what_cut_senders_carry_is_planned_once_where_it_is_kept_once(kind: Abla
     copies = held / (n_tokens * bytes_per_token(model, copies=1))
     planned = patching.hold_bytes(examples, 3) / (n_tokens * bytes_per_token(model, copies=1))
     assert planned - 1 <= copies < planned - 0.5
+
+
+def test_counts_do_not_depend_on_the_number_of_chunks():
+    """Nodes are counted on all tokens of all examples, however many of these are in memory at once, and however long they are."""
+    model = model_of("gpt2")
+    examples = random_examples(model, 11)
+    mask = some_circuit(model.graph).mask
+    counts = []
+    for memory in ("4GiB", "900kB", "300kB"):
+        patching = Patching(model, Ablation("resample"), examples, memory=memory)
+        counts.append((patching.n_chunks(examples), patching.cost))
+        patching.evaluate(examples, {"circuit": mask, "full": model.graph.edge_mask}, [METRICS["logit_diff"]])
+    n_chunks, costs = zip(*counts, strict=True)
+    assert n_chunks[0] == 1 < n_chunks[1] < n_chunks[2]
+    for cost in costs[1:]:
+        assert cost.node_evaluations == pytest.approx(costs[0].node_evaluations, rel=1e-9)
+        assert cost.model_runs == costs[0].model_runs

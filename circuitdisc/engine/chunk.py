@@ -30,6 +30,7 @@ class Chunk:
             a prompt's first differing token. [B, T]
         ablated_patterns: for `target=pattern`, by layer, what a cut head attends to. [H, B, T, T2]
         share: that the examples are of those of all ranks; None: they are all.
+        weight: its tokens as a part of those of all examples that it was made ready with: what is run on it counts as so much.
     """
 
     batch: PromptBatch
@@ -40,6 +41,7 @@ class Chunk:
     may_change: Bool[Tensor, "B T"]
     ablated_patterns: dict[int, Float[Tensor, "H B T T2"]]
     share: Share | None = None
+    weight: float = 1.0
     _ablated_sums: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -51,11 +53,6 @@ class Chunk:
     def n_examples(self) -> int:
         """Examples of the chunk on all ranks."""
         return n_examples_of([self])
-
-    @property
-    def weight(self) -> float:
-        """Of this chunk in counts of costs."""
-        return 1.0 if self.share is None else self.share.weight
 
     def tensors(self) -> Iterator[Tensor]:
         """All that is large in it."""

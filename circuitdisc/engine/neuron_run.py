@@ -164,7 +164,7 @@ class NeuronRuns:
         assert chunk.frame is not None, "components need a frame"
         heads = {} if kept is None else kept_heads_hooks(graph, chunk, kept, self.patching.ablation.target)
         self.patching.cost.circuit_runs += 1
-        self.patching.cost.node_evaluations += graph.n_layers * (graph.n_heads + 1)
+        self.patching.cost.node_evaluations += chunk.weight * graph.n_layers * (graph.n_heads + 1)
         x = components.embed(batch.clean, batch.position_ids, split=False)[0]
         return forward(components, graph, chunk.frame, x, joined(heads, hooks))
 

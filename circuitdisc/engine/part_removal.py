@@ -132,10 +132,14 @@ class PartRemoval:
             together = list(places)
             for start in range(0, len(together), self._most_rows):
                 some = together[start : start + self._most_rows]
-                before = sum(one.node_evaluations for one in bases)
+                before = self._evaluated(bases)
                 found[some] = self._measured([one.without([sets[place] for place in some]) for one in bases])
-                cost.node_evaluations += self.chunks[0].weight * (sum(one.node_evaluations for one in bases) - before)
+                cost.node_evaluations += self._evaluated(bases) - before
         return found
+
+    def _evaluated(self, bases: Sequence[IncrementalNodeRemoval]) -> float:
+        """Nodes that the runs of all chunks have computed, each on all examples."""
+        return sum(chunk.weight * base.node_evaluations for chunk, base in zip(self.chunks, bases, strict=True))
 
     def _begin(self, senders: Set[int]) -> tuple[int, str]:
         """Layer and kind of the first node of a set."""
@@ -164,7 +168,7 @@ class PartRemoval:
             self._bytes[key] = needed
             self._bases[key] = [IncrementalNodeRemoval(components, self.graph, chunk, mask) for chunk in self.chunks]
             cost.circuit_runs += 1
-            cost.node_evaluations += self.chunks[0].weight * sum(one.node_evaluations for one in self._bases[key])
+            cost.node_evaluations += self._evaluated(self._bases[key])
         self._bases.move_to_end(key)
         return self._bases[key]
 

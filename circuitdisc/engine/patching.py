@@ -8,7 +8,7 @@ Shape letters: B examples, C rows (candidates), N readings, W columns of the une
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -107,7 +107,10 @@ class Patching:
     def chunks(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The examples made ready, as many at a time as fit."""
         self.cost.model_runs += 1 + self.ablation.method.runs_per_example
-        yield from prepare(self.model, self.ablation, examples, self.fitted, self._chunk_size(examples), self.padding_side)
+        n_tokens = sum(map(len, examples))
+        for chunk in prepare(self.model, self.ablation, examples, self.fitted, self._chunk_size(examples), self.padding_side):
+            chunk.weight = chunk.n_tokens / n_tokens
+            yield chunk
 
     def shares(self, examples: Sequence[Example]) -> Iterator[Chunk]:
         """The same for values that are then gathered: of each chunk this rank's share (`ranks.py`)."""
@@ -115,11 +118,11 @@ class Patching:
             yield from self.chunks(examples)
             return
         self.cost.model_runs += 1 + self.ablation.method.runs_per_example
-        size = self._chunk_size(examples)
+        size, n_tokens = self._chunk_size(examples), sum(map(len, examples))
         for first in range(0, len(examples), size):
             share, mine = shared(examples[first : first + size])
             for chunk in prepare(self.model, self.ablation, mine, self.fitted, size, self.padding_side):
-                chunk.share = share
+                chunk.share, chunk.weight = share, sum(map(len, examples[first : first + size])) / n_tokens
                 yield chunk
 
     # --- whole circuits ----------------------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class Patching:
         if self.ablation.target == "pattern":
             return self._pattern_logits(chunk, mask)
         logits, node_evaluations = runner(self.model).circuit(chunk, mask)
-        self.cost.node_evaluations += node_evaluations
+        self.cost.node_evaluations += chunk.weight * node_evaluations
         return logits
 
     def _pattern_logits(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> Float[Tensor, "N V"]:
@@ -165,7 +168,7 @@ class Patching:
         kept = kept_heads(self.graph, mask)
         if not (head_circuit(self.graph, kept).mask == mask).all() or not self.model.can("patterns"):
             raise BadSetting("ablation.target=pattern runs head circuits of models with fast components alone")
-        self.cost.node_evaluations += self.graph.n_senders
+        self.cost.node_evaluations += chunk.weight * self.graph.n_senders
         return head_logits(self.model.components, self.graph, chunk, kept, "pattern")[0]
 
     @torch.no_grad()
@@ -182,7 +185,8 @@ class Patching:
         """
         if not self.model.can("partial runs"):
             return self.circuit_logits(chunk, head_circuit(self.graph, kept).mask), []
-        self.cost.node_evaluations += (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
+        n_nodes = (self.graph.n_layers - layer) * (self.graph.n_heads + self.graph.has_mlp)
+        self.cost.node_evaluations += chunk.weight * n_nodes
         return head_logits(self.model.components, self.graph, chunk, kept, self.ablation.target, layer, before)
 
     # --- edges cut one after the other -------------------------------------------------------------------------------
@@ -210,7 +214,6 @@ class Patching:
         share, mine = shared(examples)
         chunks = list(self.chunks(mine))
         if share is not None:
-            share = replace(share, weight=self.n_chunks(examples) / len(chunks))
             for chunk in chunks:
                 chunk.share = share
         return chunks
@@ -330,7 +333,8 @@ class Removal:
 
     def close(self) -> None:
         """Add up what it cost."""
-        self.patching.cost.node_evaluations += self.chunks[0].weight * sum(part.node_evaluations for part in self.parts)
+        parts = zip(self.chunks, self.parts, strict=True)
+        self.patching.cost.node_evaluations += sum(chunk.weight * part.node_evaluations for chunk, part in parts)
 
     @torch.no_grad()
     def each_without(self, receiver: int, senders: list[int]) -> Float[np.ndarray, "P B"]:

@@ -46,12 +46,10 @@ class Share:
     Args:
         n: how many there are on all ranks.
         spare: another rank has this rank's, too (there are fewer than ranks), or it has none: its values do not count.
-        weight: of this rank's chunks in counts of costs, which are those of one process.
     """
 
     n: int
     spare: bool = False
-    weight: float = 1.0
 
 
 class Ranks:

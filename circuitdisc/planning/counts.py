@@ -118,11 +118,15 @@ def counts_of(algorithm: str, search: Search) -> Counts | None:
     return COUNTERS[algorithm](search) if algorithm in COUNTERS else None
 
 
-def _counts(search: Search, **given: Any) -> Counts:
-    """Counts with their sum in plain forwards."""
+def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
+    """Counts with their sum in plain forwards.
+
+    Args:
+        n_splits: sets of examples on each of which nodes are counted; a plain forward is on all of them.
+    """
     counts = Counts(**given)
     ends = (
-        counts.model_runs[end] + 2 * counts.backward_runs[end] + counts.node_evaluations[end] / search.n_nodes / search.n_chunks
+        counts.model_runs[end] + 2 * counts.backward_runs[end] + counts.node_evaluations[end] / search.n_nodes / n_splits
         for end in (0, 1)
     )
     low, high = ends
@@ -171,7 +175,7 @@ def _masks(search: Search) -> Counts:
     least = whole + max(0, rest * batch - (-search.n % batch)) / search.n
     most = whole + min(search.n, rest * batch) / search.n
     return _counts(
-        replace(search, n_chunks=1),
+        search,
         model_runs=search.ready,
         backward_runs=(least, most),
         circuit_runs=span(steps),
@@ -252,7 +256,7 @@ def _acdc(search: Search) -> Counts:
         model_runs=search.ready,
         circuit_runs=span(starts),
         candidates=(least + ends, most + ends),
-        node_evaluations=(0.0, (most_nodes + starts * search.n_nodes) * search.n_chunks),
+        node_evaluations=(0.0, most_nodes + starts * search.n_nodes),
         usual=search.ready[0] + starts / 2 + usual * search.changing / search.n_nodes,
         why=ALIVE,
     )
@@ -268,7 +272,7 @@ def _exact(search: Search) -> Counts:
         model_runs=search.ready,
         circuit_runs=span(1),
         candidates=span(search.graph.n_edges),
-        node_evaluations=(0.0, (nodes + search.n_nodes) * search.n_chunks),
+        node_evaluations=(0.0, nodes + search.n_nodes),
         usual=search.ready[0] + 1 + nodes * search.changing / search.n_nodes,
         why="at how many tokens a change is seen",
         units=per_edge,
@@ -295,7 +299,7 @@ def _bisect(search: Search) -> Counts:
         model_runs=search.ready,
         circuit_runs=(3.0 + ends, float(tests + n + 1 + ends)),
         candidates=(2.0 + ends, most + ends),
-        node_evaluations=(0.0, (most * behind(graph).max() + (tests + n + 1 + ends) * search.n_nodes) * search.n_chunks),
+        node_evaluations=(0.0, most * behind(graph).max() + (tests + n + 1 + ends) * search.n_nodes),
         usual=search.ready[0] + usual * search.changing,
         why="how many edges matter, k of N: about k log2(N/k) tests, then walks over those kept until one cuts nothing",
     )
@@ -312,17 +316,17 @@ def _head_ablation(search: Search) -> Counts:
     behind_layer = np.arange(graph.n_layers, 0, -1) * per_layer
     order = behind_layer if settings["order"] == "ascending" else behind_layer[::-1]
     tries = float(graph.n_heads * behind_layer.sum())
-    least = (tries + (1 + ends + verified) * search.n_nodes) * search.n_chunks
+    least = tries + (1 + ends + verified) * search.n_nodes
     # verified: each head once cut there; while a layer fails, each of its cut heads is restored, cut again, and one restored
     restored = float((graph.n_heads + graph.n_heads * (graph.n_heads + 1) + 2 * graph.n_heads) * behind_layer.sum())
-    most = least + (restored * search.n_chunks if verified else 0.0)
+    most = least + (restored if verified else 0.0)
     ready = search.ready[1] + verified * (1 + search.ablation.method.runs_per_example)
     return _counts(
         search,
         model_runs=(search.ready[0] + ready - search.ready[1], ready) if ready < float("inf") else search.ready,
         candidates=span(heads),
         node_evaluations=(least, most),
-        usual=search.ready[0] + least / search.n_nodes / search.n_chunks,
+        usual=search.ready[0] + least / search.n_nodes,
         why="which heads the verification restores" if verified else "",
         units=np.repeat(order, graph.n_heads).astype(float) if settings["order"] != "random" else None,
     )
@@ -342,7 +346,7 @@ def _path_patching(search: Search) -> Counts:
         model_runs=search.ready,
         circuit_runs=(0.0 if not plan.auto else float(search.n_chunks), float(rounds * search.n_chunks)),
         candidates=(float(heads) if plan.auto else 0.0, float(rounds * heads)),
-        node_evaluations=(0.0, float(rounds * per_round * search.n_chunks)),
+        node_evaluations=(0.0, float(rounds * per_round)),
         usual=search.ready[0] + usual * search.changing * (fixed if not plan.auto else min(rounds, 13)),
         why="how many groups are found, each with a round for q, k and v, and which receivers they are"
         if plan.auto
@@ -388,10 +392,11 @@ def counts_of_score(search: Search, n_circuits: Span, n_splits: int, n_chunks: i
     each = 1 + search.ablation.method.runs_per_example
     runs = (search.fit[0] + n_splits * each, search.fit[1] + n_splits * each)
     counts = _counts(
-        replace(search, n_chunks=n_chunks),
+        search,
+        n_splits,
         model_runs=runs,
         circuit_runs=(low * n_chunks, high * n_chunks),
-        node_evaluations=(0.0, high * n_chunks * search.n_nodes),
+        node_evaluations=(0.0, high * n_splits * search.n_nodes),
         why="how many nodes of a circuit are alive" + ("" if low == high else ", and how many controls `auto` takes"),
     )
     return replace(
