@@ -152,7 +152,7 @@ def watch(model: Model, planned: Planned) -> None:
         length = max(map(len, attribution.examples))
         return peak_bytes(shapes, attribution.chunk_size, length, attribution.gradient, means=means)
 
-    planned.watch(Attribution, "chunks", of_ranking)
+    planned.watch(Attribution, "over_chunks", of_ranking)
     planned.watch(PathPatching, "_patched", of_paths)
     planned.watch(Patching, "hold_share", lambda patching, examples, *_: patching.hold_bytes(examples, COPIES_TO_PREPARE))
     planned.watch(Patching, "evaluate", lambda patching, examples, *_: patching.chunk_bytes(examples))
