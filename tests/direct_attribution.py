@@ -2,6 +2,8 @@
 and one big buffer of differences [S, B, T, D]. Slow and obvious; shares with the package what tests/reference.py does.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from literal_rules import RULES
@@ -13,7 +15,9 @@ from circuitdisc.metrics import Metric
 from circuitdisc.models import Model
 
 
-def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain", written=None) -> torch.Tensor:
+def leaf_run(
+    model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain", written=None, own_scales=False
+) -> torch.Tensor:
     """Logits at the readings [N, V].
 
     Args:
@@ -22,8 +26,10 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="p
         leaf_patterns: (layer, head) -> what is added to its attention pattern.
         rule: of the backward pass (tests/literal_rules.py).
         written: a list that takes what every sender writes.
+        own_scales: scales of norms that couple the heads of a layer are this run's, and not the clean run's; held, either way.
     """
-    how = RULES[rule]
+    how, frame = RULES[rule], chunk.frame
+    frame = replace(frame, head_scale=dict(frame.head_scale), turn_scale=dict(frame.turn_scale))
     cut = model.components
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
     live: list[torch.Tensor] = []
@@ -45,23 +51,31 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="p
     index = graph.receiver_index
     for layer, block in enumerate(weights.layers):
         before = constant
-        outputs = []
+        outputs, projected = [], []
         for head in range(spec.n_heads):
             group = head // (spec.n_heads // spec.n_kv_heads)
             q, k, v = (how.norm(spec, read(index[f"a{layer}.h{head}<{i}>"], constant), block.norm_attention) for i in "qkv")
             q, k, v = q @ block.W_Q[head], k @ block.W_K[group], v @ block.W_V[group]
             if block.b_Q is not None and block.b_K is not None and block.b_V is not None:
                 q, k, v = q + block.b_Q[head], k + block.b_K[group], v + block.b_V[group]
+            projected.append((q, k, v))
+        if own_scales and spec.norm_across_heads:  # all heads' queries together, and every group's keys
+            frame.turn_scale[layer, "q"] = reciprocal_rms(torch.cat([q for q, _, _ in projected], -1), spec.eps)
+            keys = [k for _, k, _ in projected[:: spec.n_heads // spec.n_kv_heads]]
+            frame.turn_scale[layer, "k"] = reciprocal_rms(torch.cat(keys, -1), spec.eps)
+        for head, (q, k, v) in enumerate(projected):
             q, k, v = (how.share(kind, x) for kind, x in (("q", q), ("k", k), ("v", v)))
-            q, k = (turned(cut, layer, kind, head, x, positions, chunk.frame, how) for kind, x in (("q", q), ("k", k)))
+            q, k = (turned(cut, layer, kind, head, x, positions, frame, how) for kind, x in (("q", q), ("k", k)))
             pattern = attention(cut, layer, head, q, k, batch, length, how)
             if leaf_patterns is not None:
                 leaf_patterns[layer, head] = torch.zeros_like(pattern, requires_grad=True)
                 pattern = pattern + leaf_patterns[layer, head]
-            out = (pattern @ v) @ block.W_O[head]
-            if block.norm_after_attention is not None:
-                out = out * chunk.frame.head_scale[layer] * block.norm_after_attention.scale
-            outputs.append(out)
+            outputs.append((pattern @ v) @ block.W_O[head])
+        if block.norm_after_attention is not None:
+            if own_scales:
+                total = torch.stack(outputs).sum(0)
+                frame.head_scale[layer] = reciprocal_rms(total, spec.eps)
+            outputs = [out * frame.head_scale[layer] * block.norm_after_attention.scale for out in outputs]
         if block.b_O is not None:
             constant = constant + block.b_O
         mlp = None
@@ -75,6 +89,11 @@ def leaf_run(model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="p
         written.extend(live)
     final = how.norm(spec, read(graph.n_receivers - 1, constant), weights.norm_final)
     return unembed(spec, weights, final)[batch.read_example, batch.read_position]
+
+
+def reciprocal_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / root mean square of the last axis, as a constant. [B, T, 1]"""
+    return 1 / (x.detach().pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
 def attention(cut, layer, head, q, k, batch, length, rule=RULES["plain"]):
@@ -105,10 +124,10 @@ def big_buffer(model: Model, ablation: Ablation, examples):
     return chunk, chunk.ablated.expand_as(chunk.clean) - chunk.clean
 
 
-def gradients(model: Model, chunk, metric: Metric, overrides=None, rule="plain") -> torch.Tensor:
+def gradients(model: Model, chunk, metric: Metric, overrides=None, rule="plain", own_scales=False) -> torch.Tensor:
     """d metric / d input of every receiver. [R, B, T, D]"""
     leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(model.graph.n_receivers)}
-    value = metric_of(metric, chunk, leaf_run(model, chunk, overrides or {}, leaves, rule=rule))
+    value = metric_of(metric, chunk, leaf_run(model, chunk, overrides or {}, leaves, rule=rule, own_scales=own_scales))
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return torch.stack(found)
 
@@ -157,7 +176,10 @@ def direct_between_activations(model, ablation, examples, metric, points, of_emb
 
 
 def direct_conductance(model, ablation, examples, metric, steps):
-    """Stretch by stretch from clean to ablated embeddings: how each sender moves, times the gradient at its middle."""
+    """Stretch by stretch from clean to ablated embeddings: how each sender moves, times the gradient at its middle.
+
+    The model is run as it is at every point, with its own scales of norms that couple heads.
+    """
     chunk, delta = big_buffer(model, ablation, examples)
     senders = embedding_senders(model)
 
@@ -166,13 +188,14 @@ def direct_conductance(model, ablation, examples, metric, steps):
 
     def written(way):
         values: list = []
-        leaf_run(model, chunk, at(way), {}, written=values)
+        leaf_run(model, chunk, at(way), {}, written=values, own_scales=True)
         return torch.stack(values)
 
     scores = 0.0
     for step in range(steps):
         moved = written((step + 1) / steps) - written(step / steps)
-        scores = scores + scores_of(model, moved, gradients(model, chunk, metric, at((step + 0.5) / steps)))
+        middle = gradients(model, chunk, metric, at((step + 0.5) / steps), own_scales=True)
+        scores = scores + scores_of(model, moved, middle)
     return scores
 
 

@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from direct_attribution import direct_between_activations, direct_between_embeddings, direct_conductance, direct_eap
+import torch
+from direct_attribution import (
+    big_buffer,
+    direct_between_activations,
+    direct_between_embeddings,
+    direct_conductance,
+    direct_eap,
+    embedding_senders,
+    leaf_run,
+    metric_of,
+)
 from examples import random_examples, random_task
 from models import model_of
 
@@ -15,8 +25,10 @@ from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.conductance import edges_by_conductance
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import equal
+from circuitdisc.engine.gradients.rules import RULES
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
+from circuitdisc.models.weights import ACTIVATIONS
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "bloom", "cohere", "granite"]
 POINTS = equal(0.0, 0.5)
@@ -72,14 +84,56 @@ def test_conductance_equals_the_stretches_written_out(family):
     assert far(found, direct_conductance(model, ablation, examples, metric, 3)) < 1e-9
 
 
-def test_conductance_adds_up_across_the_graph():
-    """With many stretches the scores into `logits`, like those out of the embedding, are the change of the metric."""
-    model, examples = model_of("llama"), random_examples(model_of("llama"), 3)
-    ready = attribution(model, "resample", examples, "plain", Gradient())
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+def test_conductance_adds_up_into_the_logits(family):
+    """With many stretches these are what ablating the embedding does, whether norms couple heads or not."""
+    model = model_of(family)
+    ready = attribution(model, "resample", random_examples(model, 3), "plain", Gradient())
     scores = edges_by_conductance(ready, 60)
     assert ready.path_sum is not None
-    assert np.nansum(scores[-1]) == pytest.approx(ready.path_sum.change, rel=1e-3)
+    assert ready.path_sum.scores == pytest.approx(np.nansum(scores[-1]), rel=1e-12)
     assert ready.path_sum.scores == pytest.approx(ready.path_sum.change, rel=1e-3)
+
+
+def test_conductance_adds_up_out_of_the_embedding_where_no_norm_couples_heads():
+    model = model_of("llama")
+    ready = attribution(model, "resample", random_examples(model, 3), "plain", Gradient())
+    scores = edges_by_conductance(ready, 60)
+    assert ready.path_sum is not None
+    assert np.nansum(scores[:, : ready.groups[0].stop]) == pytest.approx(ready.path_sum.change, rel=1e-3)
+
+
+def test_the_change_is_that_of_the_whole_model_on_the_corrupted_prompts():
+    """Ablating the embedding by resampling is running the corrupted prompt."""
+    model, metric = model_of("gemma2"), get_metric("log_prob")
+    examples = random_examples(model, 3)
+    ready = attribution(model, "resample", examples, "plain", Gradient())
+    edges_by_conductance(ready, 2)
+    chunk, _ = big_buffer(model, Ablation("resample"), examples)
+    overrides = {s: chunk.ablated.expand_as(chunk.clean)[s] for s in embedding_senders(model)}
+    full, empty = (metric_of(metric, chunk, leaf_run(model, chunk, given, {}, own_scales=True)) for given in ({}, overrides))
+    assert ready.path_sum is not None
+    assert ready.path_sum.change == pytest.approx(float(empty - full), rel=1e-9)
+
+
+def test_under_a_rule_nothing_is_said_of_sums():
+    model = model_of("gpt2")
+    ready = attribution(model, "resample", random_examples(model, 3), "gim", Gradient())
+    edges_by_conductance(ready, 2)
+    assert ready.path_sum is None
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_relp_at_nothing_has_the_slope_of_the_activation(name):
+    """f(x) / x has a limit at 0, where f(0) = 0: its slope there, and not 0 / 0."""
+    function, rule = ACTIVATIONS[name], RULES["relp"]
+    x = torch.tensor([0.0, 1e-6, -0.5], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(rule.activation(function, x).sum(), x)
+    value = x.detach()
+    zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (limit,) = torch.autograd.grad(function(zero), zero)
+    assert slope[0] == limit
+    assert slope[1:].tolist() == pytest.approx((function(value) / value)[1:].tolist(), rel=1e-9)
 
 
 def test_conductance_needs_a_way_to_the_corrupted_prompts():

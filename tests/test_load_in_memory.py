@@ -96,10 +96,27 @@ def test_an_nnsight_model() -> None:
     assert model.tokenizer is not None
     torch.testing.assert_close(own_logits(model), module(TOKENS).logits.detach())
     assert state(module) == before
-    with pytest.raises(BadModel, match="has not loaded its weights: make it with dispatch=True"):
+    with pytest.raises(BadModel, match=r"not in memory .*: make it with dispatch=True"):
         cd.load_model(LanguageModel(module.to("meta")))
     with pytest.raises(BadModel, match="holds no module"):
         cd.load_model(LanguageModel(None))  # pyright: ignore[reportArgumentType] - what is refused
+
+
+def test_weights_that_are_not_in_memory_are_refused() -> None:
+    """A wrong number would come of weights that are not there: said before anything is run."""
+    module = hugging_face("llama")
+    module.model.layers[1].mlp.to("meta")
+    with pytest.raises(BadModel, match=r"not in memory \(they are on torch's meta device\): load it whole"):
+        cd.load_model(module)
+
+
+def test_hooks_of_a_user_are_seen_on_a_module_that_accelerate_placed() -> None:
+    module = hugging_face("llama")
+    part = module.model.layers[0].mlp
+    part._hf_hook = object()  # as accelerate marks the parts that it placed
+    part.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(BadModel, match=r"does more than its weights: a forward hook on model\.layers\.0\.mlp"):
+        cd.load_model(module)
 
 
 @pytest.mark.parametrize("kind", ["hugging face", "toy", "peft", "bridge"])

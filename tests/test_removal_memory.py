@@ -107,7 +107,7 @@ def test_what_cut_senders_carry_is_planned_once_where_it_is_kept_once(kind: Abla
 
 
 def test_counts_do_not_depend_on_the_number_of_chunks():
-    """Nodes are counted on all tokens of all examples, however many of these are in memory at once, and however long they are."""
+    """Nodes are counted on all tokens of all examples, however many are in memory at once, and however long they are."""
     model = model_of("gpt2")
     examples = random_examples(model, 11)
     mask = some_circuit(model.graph).mask

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_heads_that_do_not_divide_are_refused_and_keys_are_copied():
         check_splits(components.spec, components.weights, 3, "llama")
     with pytest.warns(CircuitdiscWarning, match="2 groups of heads do not divide over 4 processes"):
         check_splits(components.spec, components.weights, 4, "llama")
+    narrow = replace(components.weights, W_E=components.weights.W_E[:5])
+    with pytest.raises(BadModel, match=r"too narrow for parallel\.tensor=4"):
+        check_splits(components.spec, narrow, 4, "llama")
     experts = shared("mixtral").components
     with pytest.raises(BadModel, match=r"mixtures of experts.*device_map=auto"):
         check_splits(experts.spec, experts.weights, 2, "mixtral")

@@ -30,7 +30,7 @@ class Discovery(Shown):
         notes: what a reader must know of this search, in sentences; they travel with the circuit's provenance.
         ranking: scores that only set the order in which an algorithm decided. They say little of its circuit: nothing is
             chosen from them, and nothing judges by them. [R, S]
-        path_sum: for integrated gradients, whether the scores out of the embedding add up.
+        path_sum: for integrated gradients, whether the scores across a cut of the graph add up.
     """
 
     circuit: Circuit

@@ -44,7 +44,7 @@ def ceap(
 
     Returns:
         A circuit and the score of every edge: an estimate of how the metric changes when it is cut; in `path_sum`, whether
-        those out of the embedding add up. The trace is empty.
+        those into `logits` add up. The trace is empty.
 
     Raises:
         BadSetting: the ablation is not `resample`, a setting is out of its bounds, or the model or the budget does not
@@ -56,7 +56,7 @@ def ceap(
             "edge carries something else: use ablation=resample, or eap_ig"
         )
     rule, selection = rule_and_selection(options)
-    gradient = Gradient(rows=1)
+    gradient = Gradient(copies=2)
     return attribute(
         "ceap",
         model,

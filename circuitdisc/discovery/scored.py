@@ -88,7 +88,7 @@ def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:
     if path is None:
         return ()
     words = (
-        f"{name}: the scores out of the embedding add up to {path.scores:.4g}, and ablating it changes "
+        f"{name}: the scores {path.where} add up to {path.scores:.4g}, and ablating it changes "
         f"{attribution.metric.name} by {path.change:.4g}; with all points of the way the two are equal, with {path.n_points} "
         f"they are {100 * path.off:.3g} % of an example's change apart."
     )

@@ -65,7 +65,7 @@ def speaks() -> bool:
 
 def is_split(args: Sequence[str]) -> bool:
     """Whether a command's arguments split its model over processes, so that all of them have its work."""
-    return any(arg.startswith(("parallel.tensor=", "model.parallel.tensor=")) for arg in args)
+    return any(arg.removeprefix("model.").startswith(("parallel.tensor=", "parallel=")) for arg in args)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from circuitdisc.errors import BadRun
 from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output, as_output
-from circuitdisc.jobs.ranked import by_first
+from circuitdisc.jobs.ranked import by_first, is_split
 
 
 def _work(call: Call) -> str:
@@ -30,7 +30,7 @@ def _go_on(folder: Path, work: Any) -> Output:
     args = list(work.words[1 + len(work.job.split()) :])
     options = {arg: "" for arg in args if arg.startswith("-")}
     job, args = REGISTRY.get(work.job), [arg for arg in args if arg not in options]
-    with chdir(work.begun_in), nullcontext(True) if job.by_ranks else by_first() as has_work:
+    with chdir(work.begun_in), nullcontext(True) if job.by_ranks or is_split(args) else by_first() as has_work:
         return as_output(job(args, options) if has_work else "")
 
 

@@ -48,12 +48,15 @@ class BackwardRule:
         return pattern
 
     def activation(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """f(x); at x = 0 the slope f(x) / x is taken as 0, where it multiplies nothing."""
+        """f(x); at x = 0, where f is 0, f(x) / x is its limit, the slope of f there."""
         if not self.proportional:
             return function(x)
-        y = function(x).detach()
-        slope = torch.where(x == 0, torch.zeros_like(x), y / x).detach()
-        return y + slope * (x - x.detach())
+        y, fixed = function(x).detach(), x.detach()
+        with torch.enable_grad():
+            zero = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
+            (at_zero,) = torch.autograd.grad(function(zero), zero)
+        slope = torch.where(fixed == 0, at_zero, y / fixed)
+        return y + slope * (x - fixed)
 
     def gated(self, gate: Tensor, x: Tensor) -> Tensor:
         """Gate times x."""

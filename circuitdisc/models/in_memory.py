@@ -41,15 +41,17 @@ def module_in(given: Any, name: str) -> Any:
     """The module in what a user has: that of an nnsight model, or what is given itself.
 
     Raises:
-        BadModel: an nnsight model has not loaded its weights.
+        BadModel: it has not loaded its weights.
     """
-    if not _is_of(given, "nnsight"):
-        return given
-    module = getattr(given, "_module", None) or getattr(given, "_model", None)  # as of 0.5; before
-    if not isinstance(module, nn.Module):
+    of_nnsight = _is_of(given, "nnsight")
+    module = (getattr(given, "_module", None) or getattr(given, "_model", None)) if of_nnsight else given  # as of 0.5; before
+    if of_nnsight and not isinstance(module, nn.Module):
         raise BadModel(f"{name}: this {type(given).__name__} of nnsight holds no module")
-    if any(weight.is_meta for weight in module.parameters()):
-        raise BadModel(f"{name}: this nnsight model has not loaded its weights: make it with dispatch=True")
+    if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
+        remedy = (
+            "make it with dispatch=True" if of_nnsight else "load it whole, or give its folder and parallel.device_map=auto"
+        )
+        raise BadModel(f"{name}: some of its weights are not in memory (they are on torch's meta device): {remedy}")
     return module
 
 

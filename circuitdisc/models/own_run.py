@@ -69,8 +69,6 @@ class OwnRun:
             if type(part).__module__.startswith("transformer_lens"):  # of the bridge, whose own hooks change nothing
                 phrases += [f"a forward hook on {where}"] if getattr(part, "fwd_hooks", None) else []
                 continue
-            if hasattr(part, "_hf_hook"):  # accelerate's, which fetches a part's weights and changes nothing
-                continue
             if part._forward_hooks or part._forward_pre_hooks:
                 phrases.append(f"a forward hook on {where}")
             if "forward" in vars(part):
@@ -159,7 +157,7 @@ def _part_state(part: nn.Module) -> tuple[Any, ...]:
 def _tensor_state(tensor: Tensor, shared: bool) -> tuple[Any, ...]:
     version = 0 if tensor.is_inference() else tensor._version
     wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    value = None if shared or tensor.is_meta or not tensor.is_floating_point() else float(tensor.sum(dtype=wide))
+    value = None if shared or not tensor.is_floating_point() else float(tensor.sum(dtype=wide))
     return tensor.data_ptr(), version, tensor.dtype, value
 
 

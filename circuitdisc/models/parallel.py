@@ -118,7 +118,10 @@ def start_processes(device: str, what: str) -> None:
     import torch.distributed as dist
 
     if "WORLD_SIZE" not in os.environ:
-        raise BadSetting(f"{what}, and this is a single one: start it as `torchrun --nproc-per-node N -m circuitdisc ...`")
+        raise BadSetting(
+            f"{what}, and this is a single one: start the command as `torchrun --nproc-per-node N -m circuitdisc ...`, with "
+            "parallel.tensor=N among its words; a command that takes a run's model as it was cannot split it"
+        )
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -112,7 +112,7 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
-    if not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+    if not weight.is_floating_point() or not weight.numel():
         return True
     if bool(weight.sum(dtype=torch.float32).isfinite()):  # one pass without a copy; the sum may be too large where no weight is
         return True

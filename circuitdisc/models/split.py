@@ -60,6 +60,9 @@ def check_splits(spec: ModelSpec, weights: Weights, size: int, name: str) -> Non
             f"{name} has {spec.n_heads} heads a layer, which do not divide over parallel.tensor={size} processes: "
             f"take one of {', '.join(str(n) for n in range(1, spec.n_heads + 1) if spec.n_heads % n == 0)}"
         )
+    axes = {weights.W_E.shape[0], weights.W_U.shape[1], *(block.d_mlp for block in weights.layers)} - {0}
+    if any(-(-n // size) * (size - 1) >= n for n in axes):
+        raise BadModel(f"{name} is too narrow for parallel.tensor={size}: some process would have no tokens or neurons")
     if copies_keys(spec, size):
         warnings.warn(
             f"{name}: the keys and values of its {spec.n_kv_heads} groups of heads do not divide over {size} processes; "

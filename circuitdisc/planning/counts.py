@@ -157,7 +157,7 @@ def _between(search: Search) -> Counts:
 
 def _stretches(search: Search) -> Counts:
     steps = search.settings["steps"]
-    return _gradients(search, 2 * steps + 2, steps)  # both ends and the middle of each, and the ablated end once more
+    return _gradients(search, 2 * steps + 1, steps)  # where each begins and ends, and its middle
 
 
 def _between_activations(search: Search) -> Counts:

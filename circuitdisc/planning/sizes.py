@@ -250,6 +250,7 @@ GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "eap_ig": lambda settings: Gradient(rows=settings["steps"]),
     "clean_corrupted": lambda settings: Gradient(rows=2),
     "eap_ig_activations": lambda settings: Gradient(rows=settings["steps"], places=True),
+    "ceap": lambda settings: Gradient(copies=2),
 }
 
 

@@ -39,6 +39,7 @@ from circuitdisc.engine.ranks import Share, gathered, largest_share, ranks, summ
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
 from circuitdisc.metrics import Metric
+from circuitdisc.models.backward import PLAIN
 from circuitdisc.models.components import Components
 from circuitdisc.models.frame import Frame
 from circuitdisc.models.model import Model
@@ -118,16 +119,17 @@ class Attribution:
         self,
         shape: tuple[int, ...],
         score: Callable[[AttributionChunk, Float[Tensor, "*X"]], Float[Tensor, "B"] | None],
-        steps_per_chunk: int = 1,
+        steps_per_chunk: int | None = None,
     ) -> tuple[Float[Tensor, "*X"], Float[Tensor, "B"]]:
         """Sums over the examples, which are made ready as many at a time as fit, with a progress bar.
 
-        Ranks take the chunks in turn, and sums are added up in the chunks' order, so that their number changes no bit.
+        Ranks take the chunks in turn, and sums are added up in the chunks' order: on CPUs, where chunks do not depend on the
+        number of ranks, that changes no bit.
 
         Args:
             shape: of the sums.
             score: (a chunk, zeros to add its sums to) -> values of its examples, or none.
-            steps_per_chunk: how often `self.bar` is moved on for each chunk, by `score`; 1 is moved on here.
+            steps_per_chunk: how often `score` moves `self.bar` on for each chunk; None: it is moved on here.
 
         Returns:
             The sums, in float64, and the values of all examples, if there are any.
@@ -135,7 +137,7 @@ class Attribution:
         n_chunks, before = -(-len(self.examples) // self.chunk_size), (self.cost.model_runs, self.cost.backward_runs)
         n_rounds = -(-n_chunks // ranks().n)
         whole, values = self._zeros(shape), list[Tensor]()
-        self.bar = progress_bar(n_rounds * steps_per_chunk, f"{self.name} on {self.model.name}", "step", self.progress)
+        self.bar = progress_bar(n_rounds * (steps_per_chunk or 1), f"{self.name} on {self.model.name}", "step", self.progress)
         share: Share | None = None
         for share, index in turns(n_chunks):
             sums, of_examples = self._zeros(shape), self._zeros((0,))
@@ -146,7 +148,7 @@ class Attribution:
             for part in gathered(sums[None], share, "sums of a chunk"):
                 whole += part
             values.append(gathered(of_examples, share, "values of a chunk"))
-            if steps_per_chunk == 1:
+            if steps_per_chunk is None:
                 self.bar.update(1)
         self.bar.close()
         spent = torch.tensor([self.cost.model_runs - before[0], self.cost.backward_runs - before[1]], dtype=torch.float64)
@@ -183,11 +185,13 @@ class Attribution:
         shares: Sequence[float],
         gradients: bool = True,
         write: Write | None = None,
+        own_scales: bool = False,
     ) -> SegmentedRun:
         """The model run on from one place, whose senders write share * clean + (1 - share) * ablated: a row a share.
 
         Args:
             write: as `SegmentedRun` takes it.
+            own_scales: norms that couple the heads of a layer have the scales of this run, of one row, and not the clean run's.
         """
         place = group.next_place(self.graph)
         clean = chunk.residuals[place]
@@ -199,10 +203,11 @@ class Attribution:
         return SegmentedRun(
             self.components,
             self.graph,
-            chunk.frame,
+            self.components.frame(chunk.batch.is_token, chunk.batch.position_ids) if own_scales else chunk.frame,
             x,
             start=place,
             gradients=gradients,
+            uncut=own_scales,
             read=chunk.batch.reads,
             write=write,
             rule=self.rule,
@@ -294,14 +299,23 @@ class Attribution:
             ablated = self.interpolated(chunk, self.groups[0], (0.0,), gradients=False).residual
         return (self._readout(chunk, ablated).values - self._readout(chunk, chunk.clean.residual).values)[0].double()
 
-    def add_up(self, scores: Float[np.ndarray, "R S"], change: Float[Tensor, "B"], n_points: int) -> Float[np.ndarray, "R S"]:
-        """The same scores; `path_sum` says how far those out of the embedding are from what ablating it does.
+    def add_up(
+        self, scores: Float[np.ndarray, "R S"], change: Float[Tensor, "B"], n_points: int, into_logits: bool = False
+    ) -> Float[np.ndarray, "R S"]:
+        """The same scores; `path_sum` says how far some of them are from what ablating the embedding does.
+
+        Under a rule of the backward pass scores are no slopes, and nothing is said.
 
         Args:
             change: of the metric by ablating the embedding, example by example.
+            into_logits: it is the scores into `logits` that add up to it, and not those out of the embedding.
         """
-        total = float(np.nansum(scores[:, : self.groups[0].stop]))
-        self.path_sum = PathSum(total, float(change.mean()), float(change.abs().mean()), n_points)
+        if self.rule == PLAIN:
+            some, where = (
+                (scores[-1], "into logits") if into_logits else (scores[:, : self.groups[0].stop], "out of the embedding")
+            )
+            sizes = float(change.mean()), float(change.abs().mean())
+            self.path_sum = PathSum(float(np.nansum(some)), *sizes, n_points, where)
         return scores
 
     def _readout(self, chunk: AttributionChunk, residual: Float[Tensor, "C B T D"]) -> MetricGradient:

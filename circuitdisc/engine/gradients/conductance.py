@@ -5,6 +5,8 @@
 Integrated gradients multiply the mean gradient with the whole change of s; conductance follows what s writes along the same
 way, so that a stretch where s does not move counts nothing, however steep the metric is there. The scores of all edges
 across any cut of the graph, those out of the embedding or those into `logits` say, add up to the same change of the metric.
+In models whose norms couple the heads of a layer the way is the model's own, and each point's scales are held in its
+gradients: those into `logits` still add up, those out of the embedding need not.
 
 The way is cut into m stretches; on each, the change of every sender is taken between its ends, and the gradient at its middle.
 
@@ -21,6 +23,7 @@ from circuitdisc.engine.gradients.attribution import Attribution, AttributionChu
 from circuitdisc.engine.gradients.differences import Differences, Recorder
 from circuitdisc.engine.gradients.edge_scores import add_scores
 from circuitdisc.engine.gradients.path_points import equal
+from circuitdisc.engine.gradients.segments import SegmentedRun
 
 
 def edges_by_conductance(attribution: Attribution, steps: int) -> Float[np.ndarray, "R S"]:
@@ -31,28 +34,26 @@ def edges_by_conductance(attribution: Attribution, steps: int) -> Float[np.ndarr
     """
     embedding, ablated = attribution.groups[0], equal(0.0)
 
+    def at(chunk: AttributionChunk, share: float, write: Recorder | None = None) -> SegmentedRun:
+        """The model itself at a point of the way: where norms couple heads, with its own scales there."""
+        return attribution.interpolated(chunk, embedding, (share,), write is None, write, own_scales=True)
+
     def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "B"]:
-        before = _written(attribution, chunk, 1.0)
+        tokens = chunk.differences.tokens
+        before = Recorder(tokens)
+        run = at(chunk, 1.0, before)
         for step in range(steps):
-            after = _written(attribution, chunk, 1 - (step + 1) / steps)
-            changes = {place: after.values[place] - values for place, values in before.values.items()}
-            changes[embedding.place] = chunk.differences.values[embedding.place] / steps
-            middle = attribution.interpolated(chunk, embedding, (1 - (step + 0.5) / steps,))
-            gradients = attribution.gradients(chunk, middle)
-            moved = Differences(attribution.components, chunk.differences.tokens, changes)
+            after = Recorder(tokens)
+            run = at(chunk, 1 - (step + 1) / steps, after)
+            for place, values in before.values.items():  # in their place: what is written now less what was
+                values.neg_().add_(after.values[place])
+            before.values[embedding.place] = chunk.differences.values[embedding.place] / steps
+            gradients = attribution.gradients(chunk, at(chunk, 1 - (step + 0.5) / steps))
+            moved = Differences(attribution.components, tokens, before.values)
             add_scores(scores, attribution.graph, moved, gradients, attribution.groups)
             before = after
             attribution.bar.update(1)
-            del middle, gradients, moved, changes, after
-        last = attribution.interpolated(chunk, embedding, ablated.shares, gradients=False)
-        return attribution.change_of_embedding(chunk, last, ablated)
+        return attribution.change_of_embedding(chunk, run, ablated)
 
     scores, changes = attribution.over_chunks(attribution.edges, score, steps)
-    return attribution.add_up(attribution.finish(scores), changes, steps)
-
-
-def _written(attribution: Attribution, chunk: AttributionChunk, share: float) -> Recorder:
-    """What every sender behind the embedding writes at a point of the way."""
-    record = Recorder(chunk.differences.tokens)
-    attribution.interpolated(chunk, attribution.groups[0], (share,), gradients=False, write=record)
-    return record
+    return attribution.add_up(attribution.finish(scores), changes, steps, into_logits=True)

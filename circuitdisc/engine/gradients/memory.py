@@ -35,12 +35,14 @@ class Gradient:
         at_full: at the clean run, whose own segments serve.
         places: from every place of the residual stream on, in turn.
         patterns: with respect to attention patterns, too.
+        copies: of all senders' differences that are kept beside them.
     """
 
     rows: int = 1
     at_full: bool = False
     places: bool = False
     patterns: bool = False
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def peak_bytes(shapes: Shapes, n_examples: int, length: int, gradient: Gradient,
     spec = shapes.spec
     tokens, rows = n_examples * length, gradient.rows
     kept = spec.n_layers * rows * tokens * segment_bytes(shapes, length)
-    differences = tokens * difference_bytes(shapes)
+    differences = (1 + gradient.copies) * tokens * difference_bytes(shapes)
     residuals = tokens * spec.d_model * shapes.itemsize * (2 * spec.n_layers if gradient.places else 1)
     columns = spec.d_vocab_out if shapes.all_columns else 8
     # logits, the same in float32, their softmax, and the gradients of the last two

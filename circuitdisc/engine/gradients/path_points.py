@@ -70,19 +70,21 @@ def starts_at_nothing(ablation: Ablation, spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True)
 class PathSum:
-    """What the scores out of the embedding add up to, beside what ablating the embedding does.
+    """What the scores across a cut of the graph add up to, beside what ablating the embedding does.
 
     Args:
-        scores: sum of the scores of all edges out of the embedding, in units of the metric.
+        scores: sum of the scores of all edges out of the embedding, or into `logits`, in units of the metric.
         change: metric with the embedding ablated minus that of the clean run, mean over examples.
         size: mean size of that change over examples.
         n_points: gradients were taken at.
+        where: which edges these are.
     """
 
     scores: float
     change: float
     size: float
     n_points: int
+    where: str = "out of the embedding"
 
     @property
     def off(self) -> float:
