@@ -302,6 +302,17 @@ def test_two_processes_leave_what_one_leaves(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["acdc", "eap_ig"])
+def test_four_processes_run_two_copies_of_a_split_model(tmp_path, name):
+    """Two processes share a copy of the model, and the examples are spread over the two copies."""
+    assert main([*COMMANDS[name], f"out={tmp_path / 'whole'}"]) == 0
+    done = torchrun(4, "-m", "circuitdisc", *COMMANDS[name], "parallel.tensor=2", "out=split", cwd=tmp_path)
+    _, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    assert_same_run(tmp_path / "split", tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_bad_input_of_two_processes_is_one_sentence(tmp_path):
     done = torchrun(2, "-m", "circuitdisc", "discover", *QUICK, "algorithm.threshhold=1", cwd=tmp_path)
     out, err = done.communicate(timeout=300)
