@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from circuitdisc.known.causal import CausalModel, Variable
     from circuitdisc.metrics import Metric
     from circuitdisc.pages import report
+    from circuitdisc.pages.inline import explore
     from circuitdisc.planning import plan
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
@@ -83,6 +84,7 @@ _HOMES = {
     "dcm": "circuitdisc.heads.dcm.dcm",
     "discover": "circuitdisc.discovery",
     "drift": "circuitdisc.checkpoints.drift",
+    "explore": "circuitdisc.pages.inline",
     "finetune": "circuitdisc.checkpoints.finetune.finetune",
     "hypothesis_tests": "circuitdisc.scoring.hypotheses",
     "interchange_accuracy": "circuitdisc.scoring.interchange",
@@ -135,6 +137,7 @@ __all__ = [
     "dcm",
     "discover",
     "drift",
+    "explore",
     "finetune",
     "heads",
     "hypothesis_tests",

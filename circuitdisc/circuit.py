@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -157,6 +158,10 @@ class Circuit(Shown):
             }
             for edge in islice(self.edges(), most)
         ]
+
+    def _drawn(self) -> str:
+        """Its explorer: of a page, which is above this floor."""
+        return import_module("circuitdisc.pages.inline").explore(self)._repr_html_() if self.n_edges else ""
 
     def _first_rows(self) -> tuple[list[Row], int]:
         return self.table(SHOWN), self.n_edges

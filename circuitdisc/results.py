@@ -77,7 +77,11 @@ class Shown:
     def _repr_html_(self) -> str:
         rows, n = self._first_rows()
         more = f" (the first {SHOWN} of {n:,} rows)" if n > SHOWN else ""
-        return f"<div><p>{escape(repr(self))}{more}</p>{html_table(rows)}</div>"
+        return f"<div><p>{escape(repr(self))}{more}</p>{self._drawn()}{html_table(rows)}</div>"
+
+    def _drawn(self) -> str:
+        """HTML that stands above a notebook's table."""
+        return ""
 
     def _first_rows(self) -> tuple[list[Row], int]:
         """What a notebook shows, and how many rows there are."""

@@ -76,6 +76,17 @@ def test_every_kind_of_page_opens_offline_without_a_complaint(opened, tmp_path):
         assert path.stat().st_size < 1_500_000
 
 
+def test_a_notebook_shows_the_explorer_in_a_frame_of_its_own(opened, tmp_path):
+    circuit = random_circuit(SMALL, 40)
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!DOCTYPE html><title>notebook</title>{circuit._repr_html_()}", encoding="utf-8")
+    tab = Tab(opened, path)
+    frame = tab.page.frames[1]
+    frame.wait_for_selector("[data-explorer][data-ready]")
+    assert frame.evaluate("document.querySelector('[data-explorer]').explorer.view.edges.length") == circuit.n_edges
+    assert (tab.complaints, tab.requests) == ([], [])
+
+
 def test_slider_and_kinds_filter(opened, tmp_path):
     circuit, path = report(tmp_path)
     tab = Tab(opened, path)

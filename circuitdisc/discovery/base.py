@@ -1,6 +1,7 @@
 """What every discovery algorithm takes and gives: one call, one result."""
 
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,10 @@ class Discovery(Shown):
             {"edge": graph.edge_name(r, s), "score": scores[r, s], "kept": bool(kept[r, s])}
             for r, s in places[order[:most]].tolist()
         )
+
+    def _drawn(self) -> str:
+        """Its explorer: of a page, which is above this floor."""
+        return import_module("circuitdisc.pages.inline").explore(self)._repr_html_() if self.circuit.n_edges else ""
 
     def _first_rows(self) -> tuple[list[Row], int]:
         circuit = self.circuit
