@@ -249,3 +249,12 @@ def test_damaged_files_get_a_sentence(folder):
     (folder / "result.json").write_text('{"tool": "roles"}')
     with pytest.raises(BadFile, match="no figure of it"):
         figure_of(folder, "attention")
+
+
+@pytest.mark.parametrize("mean", [[], [[]], [[None, None]]])
+def test_heads_without_a_number_get_a_sentence(mean, tmp_path):
+    result = {"mean": mean, "n": 3, "split": "heldout", "query": "end", "key": "subject", "prompts": "clean"}
+    write_json(tmp_path / "result.json", {"tool": "attention", "result": result})
+    with pytest.raises(BadFile, match="no number for any head"):
+        figure_of(tmp_path, "attention", tmp_path / "figure.svg")
+    assert not (tmp_path / "figure.svg").exists()

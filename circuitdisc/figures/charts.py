@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.figures.paper import FAINT, GREY, SMALL, PaperFigure, bare, choose, new_figure, on_dark, words
 from circuitdisc.pages.drawing import KIND_COLOURS
 from circuitdisc.pages.tables import controls_words, valued
@@ -231,9 +231,14 @@ def draw_heads(data: object, where: str, *, width: float) -> PaperFigure:
     Args:
         data: as a file has it.
         where: what messages call it.
+
+    Raises:
+        BadFile: it is of something else, or there is a number for no head.
     """
     found = validate(HeadValues, data, where)
     mean, signed = found.mean, not found.query
+    if mean.ndim != 2 or not np.isfinite(mean).any():
+        raise BadFile(f"{where}: 'mean' has no number for any head, so that there is nothing to draw")
     n_layers, n_heads = mean.shape
     largest = float(np.nanmax(np.abs(mean), initial=0.0)) or 1.0
     cell = (width - 1.9) / max(n_heads, 1)
