@@ -107,8 +107,8 @@ def gallery() -> str:
     parts = [
         "# Gallery",
         "",
-        "Pages as every run leaves them, each of one command, with its explorer: shipped models, and real language models where "
-        "`scripts/real_models` had put them. More of those: [circuits of real models](real-circuits.md).",
+        "Pages as every run leaves them, each of one command, with its explorer: shipped models, and real language models "
+        "where `scripts/real_models` had put them. More of those: [circuits of real models](real-circuits.md).",
         "",
     ]
     runs = sorted((ROOT / "build" / "gallery").glob("*/report.html"))
