@@ -282,6 +282,34 @@ def test_the_induction_toy_is_found(induction, algorithm):
         assert found.trace[0]["edges"] > 8
 
 
+@pytest.mark.parametrize("algorithm", ["edge_pruning", "soft_topk"])
+def test_masks_begin_in_the_order_of_the_scores_that_they_start_from(induction, algorithm):
+    """After one small step the order is still that of |score|; without a start all masks are nearly alike."""
+    model, task = induction
+    scores = cd.discover(model, task, "eap_ig", ablation="resample").edge_scores
+    few: dict[str, Any] = {"ablation": "resample", "edges": 6, "steps": 1, "learning_rate": 1e-4}
+    if algorithm == "edge_pruning":
+        few["node_masks"] = False
+    found = cd.discover(model, task, algorithm, start="eap_ig", **few)
+    edges = model.graph.edge_mask
+    assert scores is not None
+    assert found.edge_scores is not None
+    order = [np.argsort(np.abs(values[edges]), kind="stable").tolist() for values in (scores, found.edge_scores)]
+    assert order[0] == order[1]
+    alike = cd.discover(model, task, algorithm, **few)
+    assert alike.edge_scores is not None
+    assert np.ptp(alike.edge_scores[edges]) < 0.01 * np.ptp(found.edge_scores[edges])
+    assert found.cost.model_runs > alike.cost.model_runs + 4  # the attribution's are counted
+
+
+def test_a_start_that_cannot_be_had_gets_a_sentence(induction):
+    model, task = induction
+    with pytest.raises(UnknownName, match="eap_ig"):
+        cd.discover(model, task, "edge_pruning", ablation="resample", start="eap_gi")
+    with pytest.raises(BadSetting, match=r"ceap follows .* Or set start=exact"):
+        cd.discover(model, task, "edge_pruning", ablation="mean", start="ceap")
+
+
 def test_probing_without_a_size_keeps_what_its_masks_keep(induction):
     model, task = induction
     settings: Any = {"steps": 100, "ablation": "resample", "batch": 10}
@@ -310,7 +338,8 @@ def test_a_killed_run_resumes_to_the_same_scores_bit_for_bit(algorithm, tmp_path
     model = model_of("attention_only")
     task = random_task(model, 6)
     (tmp_path / "whole").mkdir()
-    whole = run(algorithm, model, task, Journal(tmp_path / "whole" / "journal.jsonl"))
+    settings = {} if algorithm == "subnetwork_probing" else {"start": "eap"}
+    whole = run(algorithm, model, task, Journal(tmp_path / "whole" / "journal.jsonl"), **settings)
     path = tmp_path / "killed" / "journal.jsonl"
     path.parent.mkdir()
 
@@ -326,14 +355,14 @@ def test_a_killed_run_resumes_to_the_same_scores_bit_for_bit(algorithm, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_training, "_step", kill)
         with pytest.raises(Killed):
-            run(algorithm, model, task, Journal(path))
+            run(algorithm, model, task, Journal(path), **settings)
     assert [file.name for file in path.parent.glob("mask*")] == ["mask_state_50.safetensors"]
-    again = run(algorithm, model, task, Journal(path))
+    again = run(algorithm, model, task, Journal(path), **settings)
     np.testing.assert_array_equal(again.edge_scores, whole.edge_scores)
     assert again.circuit == whole.circuit
     assert again.trace == whole.trace
     assert path.read_text() == (tmp_path / "whole" / "journal.jsonl").read_text()
-    other = run(algorithm, model, task, seed=1)
+    other = run(algorithm, model, task, seed=1, **settings)
     assert other.edge_scores is not None
     assert whole.edge_scores is not None
     assert not np.array_equal(other.edge_scores, whole.edge_scores, equal_nan=True)

@@ -51,7 +51,7 @@ SETTINGS = {
     ),
     "bisect": ({"threshold": 0.01}, {"threshold": 0.01, "prune_first": 40}, {"keep": 0.8}),
     "head_ablation": ({}, {"keep": 0.8, "order": "descending"}, {"verify": 0.3}),
-    "edge_pruning": (MASKS,),
+    "edge_pruning": (MASKS, {**MASKS, "start": "eap_ig"}),
     "subnetwork_probing": (MASKS,),
     "soft_topk": (MASKS,),
 }

@@ -26,7 +26,15 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import RATE, SHARE, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.hard_concrete import keep_probability, keep_score, sample
-from circuitdisc.discovery.mask_training import SizedMaskTraining, is_fixed, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import (
+    SizedMaskTraining,
+    head_start,
+    is_fixed,
+    mask_dtype,
+    prepare_runs,
+    to_scores,
+    train,
+)
 from circuitdisc.discovery.selection import Selection
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
@@ -34,6 +42,7 @@ from circuitdisc.options import from_options, takes
 from circuitdisc.tasks.base import Task
 
 START = 4.0  # logits in the beginning: masks are 1 most of the time
+APART = 4.0  # how far below that the logits of the smallest scores begin
 ALWAYS = 50.0  # logit of a node that is not masked
 
 
@@ -45,6 +54,7 @@ class EdgeMasks:
         warm_up: steps over which the share falls from 1 to that.
         nodes: mask heads and MLPs, too.
         rate, multiplier_rate: learning rates of the masks and of the multipliers.
+        places: how far below the others each edge begins, from -1 to 0; None: all alike. [R, S]
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class EdgeMasks:
         nodes: bool,
         rate: float,
         multiplier_rate: float,
+        places: Float[Tensor, "R S"] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -64,10 +75,12 @@ class EdgeMasks:
         self.is_edge = torch.from_numpy(graph.edge_mask.copy()).to(device)
         self.fixed = torch.tensor(is_fixed(graph), device=device)
 
+        apart = torch.zeros(graph.edge_mask.shape) if places is None else places
+
         def leaf(values: Tensor) -> Tensor:
             return values.to(device, dtype).requires_grad_()
 
-        self.parameters = {"edges": leaf(torch.full(graph.edge_mask.shape, START)), "multipliers": leaf(torch.zeros(2))}
+        self.parameters = {"edges": leaf(START + APART * apart), "multipliers": leaf(torch.zeros(2))}
         if nodes:
             self.parameters["nodes"] = leaf(torch.full((graph.n_senders,), START))
 
@@ -149,6 +162,7 @@ def edge_pruning(
         nodes=node_masks,
         rate=given["learning_rate"],
         multiplier_rate=multiplier_rate,
+        places=head_start(given["start"], model, task, ablation, context, runs),
         dtype=mask_dtype(runs),
         device=model.device,
     )

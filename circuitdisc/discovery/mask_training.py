@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import BATCH, RATE, STEPS, check_choice
 from circuitdisc.discovery.base import SearchContext
+from circuitdisc.discovery.ranking import RANKINGS, ascending, edge_ranking
 from circuitdisc.discovery.selection import Sizing
 from circuitdisc.engine.masked_run import MaskedRuns
 from circuitdisc.errors import BadFile, BadSetting
@@ -58,6 +59,15 @@ class MaskTraining(TypedDict, total=False):
 
 class SizedMaskTraining(Sizing, MaskTraining, total=False):
     """The same for a circuit of a given size."""
+
+    start: Annotated[
+        str | None,
+        Option(
+            None,
+            "an algorithm, as `eap_ig`, whose scores the masks begin with: the larger an edge's |score|, the likelier it is "
+            "kept at first. None: all begin alike.",
+        ),
+    ]
 
 
 class Masks(Protocol):
@@ -101,6 +111,30 @@ def prepare_runs(
     check_choice("loss", options["loss"], LOSSES)
     metric = get_metric("kl" if options["loss"] == "kl" else context.metric)
     return MaskedRuns(model, ablation, task.train, metric, batch=options["batch"], memory=context.memory, name=name)
+
+
+def head_start(
+    start: str | None, model: Model, task: Task, ablation: Ablation, context: SearchContext, runs: MaskedRuns
+) -> Float[Tensor, "R S"]:
+    """How far below the others each edge's mask begins: by the rank of its |score|, evenly from -1 to 0; 0 without a start.
+
+    Ranks and not scores, whose few large values would leave all other masks where they are.
+
+    Source: masks warm-started from attribution, arXiv 2510.06811 (there from EAP-IG); by ranks is ours.
+
+    Raises:
+        UnknownName: `start` is no ranking.
+        BadSetting: it cannot be had for this metric, model or ablation.
+    """
+    graph = model.graph
+    places = torch.zeros(graph.edge_mask.shape, dtype=mask_dtype(runs))
+    if start is None:
+        return places
+    check_choice("start", start, RANKINGS)
+    scores, cost = edge_ranking(start, model, task, ablation, context, "start")
+    places.view(-1)[torch.from_numpy(ascending(graph, scores))] = torch.linspace(-1, 0, graph.n_edges, dtype=places.dtype)
+    runs.cost.add(cost)
+    return places
 
 
 def train(masks: Masks, runs: MaskedRuns, context: SearchContext, *, name: str, steps: int) -> None:

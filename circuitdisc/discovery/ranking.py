@@ -44,9 +44,12 @@ RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap", "a
 
 
 def edge_ranking(
-    name: str, model: Model, task: Task, ablation: Ablation, context: SearchContext
+    name: str, model: Model, task: Task, ablation: Ablation, context: SearchContext, setting: str = "ranking"
 ) -> tuple[Float[np.ndarray, "R S"], Cost]:
     """Scores of all edges by a scored algorithm at its default settings, and what they cost.
+
+    Args:
+        setting: that names it, for messages.
 
     Raises:
         BadSetting: the algorithm cannot be had for this metric, model or ablation.
@@ -58,7 +61,7 @@ def edge_ranking(
             warnings.simplefilter("ignore", CircuitdiscWarning)
             discovery = get_algorithm(name).function(model, task, ablation, replace(context, journal=Journal()))
     except BadSetting as error:
-        raise BadSetting(f"no ranking of the edges: {error}. Or set ranking=exact (slow), or ranking=random") from error
+        raise BadSetting(f"no ranking of the edges: {error}. Or set {setting}=exact (slow), or {setting}=random") from error
     assert discovery.edge_scores is not None, "every ranking scores edges"
     return discovery.edge_scores, discovery.cost
 

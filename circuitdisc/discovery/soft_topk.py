@@ -1,6 +1,6 @@
 """Soft top-k: one score for every edge, learned so that the best k edges make a good circuit at every k.
 
-1. Give every edge a score; all are equal in the beginning.
+1. Give every edge a score; all are equal in the beginning, or, with `start`, in the order of another algorithm's.
 2. In each step draw a size k between `smallest` and all edges, evenly in its logarithm, and noise for every score; find the
    threshold at which the masks sigmoid((score + noise - threshold) / temperature) sum to k.
 3. Run the model with every edge at its mask, and move the scores by Adam against the gradient of KL(full model || masked
@@ -26,7 +26,7 @@ from typing_extensions import Unpack
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import EDGES, RATE, Real, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.mask_training import SizedMaskTraining, mask_dtype, prepare_runs, to_scores, train
+from circuitdisc.discovery.mask_training import SizedMaskTraining, head_start, mask_dtype, prepare_runs, to_scores, train
 from circuitdisc.discovery.selection import Selection
 from circuitdisc.errors import BadSetting
 from circuitdisc.graph import ComputationGraph
@@ -45,6 +45,7 @@ class SoftTopK:
         temperature: over what range of scores a mask goes from 0 to 1.
         noise: scale of the logistic noise on the scores, in temperatures.
         rate: learning rate of the scores.
+        places: how far below the others each edge begins, from -1 to 0; None: all alike. [R, S]
     """
 
     def __init__(
@@ -55,12 +56,15 @@ class SoftTopK:
         temperature: float,
         noise: float,
         rate: float,
+        places: Float[Tensor, "R S"] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.graph, self.smallest, self.temperature, self.noise, self.rate = graph, smallest, temperature, noise, rate
         self.is_edge = torch.from_numpy(graph.edge_mask.copy()).to(device)
-        self.parameters = {"scores": torch.zeros(graph.n_edges, dtype=dtype, device=device).requires_grad_()}
+        apart = torch.zeros(graph.edge_mask.shape) if places is None else places
+        scores = 2 * temperature * apart.to(device, dtype)[self.is_edge]
+        self.parameters = {"scores": scores.requires_grad_()}
         self.size = graph.n_edges  # drawn last
 
     def groups(self) -> list[dict[str, Any]]:
@@ -156,6 +160,7 @@ def soft_topk(
         temperature=temperature,
         noise=noise,
         rate=given["learning_rate"],
+        places=head_start(given["start"], model, task, ablation, context, runs),
         dtype=mask_dtype(runs),
         device=model.device,
     )

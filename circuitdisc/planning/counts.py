@@ -174,7 +174,7 @@ def _masks(search: Search) -> Counts:
     whole, rest = divmod(steps, n_batches)
     least = whole + max(0, rest * batch - (-search.n % batch)) / search.n
     most = whole + min(search.n, rest * batch) / search.n
-    return _counts(
+    counts = _counts(
         search,
         model_runs=search.ready,
         backward_runs=(least, most),
@@ -182,6 +182,9 @@ def _masks(search: Search) -> Counts:
         node_evaluations=(least * search.n_nodes, most * search.n_nodes),
         why="" if least == most else "whether the short mini-batch is among those of the last round",
     )
+    start = search.settings.get("start")
+    first = counts_of(start, search.of(start)) if start else None
+    return counts if first is None else counts + first
 
 
 def _no_runs(search: Search) -> Counts:
