@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from cell_logs import counts
 from changed import edit_json
+from packages import VERSION, install
 
 from circuitdisc.cli import main
-from circuitdisc.errors import BadRun
+from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.jobs import multirun
 from circuitdisc.jobs.collect import rows_of, table_csv, write_parquet
-from circuitdisc.jobs.multirun import run_cells
+from circuitdisc.jobs.multirun import _stamp, run_cells
+from circuitdisc.jobs.spelling import in_quotes
 from circuitdisc.runs import Cells, CellState
 
 QUICK = ["task.n=8", "task.n_heldout=8", "scoring.n_random=2", "threads=1", "progress=false"]
@@ -88,6 +91,42 @@ def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
         assert cells.state("0").job == "7_3"
 
 
+def test_a_failure_that_nobody_foresaw_is_a_row(tmp_path, monkeypatch):
+    def fail(out, words, before):
+        raise RuntimeError("of another\npackage")
+
+    folder = tmp_path / "many"
+    Cells(folder).enter("x", {"0": ["discover"], "1": ["discover"]})
+    monkeypatch.setattr(multirun, "_call", fail)
+    run_cells(folder, ["0", "1"])
+    assert [state.error for state in Cells(folder).states()] == ["RuntimeError: of another package"] * 2
+
+
+@pytest.mark.parametrize("name", ["../mine", "/tmp/mine", "", "00", "²"])
+def test_a_name_in_a_strangers_list_is_no_path(name, tmp_path, capsys):
+    mine, folder = tmp_path / "mine", tmp_path / "many"
+    for place in (mine, folder / "cells"):
+        place.mkdir(parents=True)
+    (mine / "notes").write_text("of a person")
+    cells = {"format": "circuitdisc.cells", "command": "x", "cells": {name: ["discover", "seed=0"], "a unit": []}}
+    (folder / "cells" / "list.json").write_text(json.dumps(cells))
+    for command in (["status"], ["collect"], ["runs"], ["discover", "-m", *SEARCH, "seed=0"]):
+        assert main([*command, str(folder)] if len(command) == 1 else [*command, f"out={folder}"]) == 2
+        assert f"names a cell {name!r}" in capsys.readouterr().err
+    with pytest.raises(BadFile, match="names a cell"):
+        run_cells(folder, [name])
+    assert (mine / "notes").read_text() == "of a person"
+
+
+def test_a_folder_that_no_cell_has_made_is_left(tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "notes").write_text("of a person")
+    assert main(["discover", "-m", *SEARCH, f"out={folder}"]) == 2
+    assert "already exists" in (folder / "0.error").read_text()
+    assert (folder / "0" / "notes").read_text() == "of a person"
+
+
 # --- every combination ------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +166,40 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, capsys):
     assert main(command) == 2
     assert "other weights of the model" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(folder)] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", "c,d.jsonl", "it's.jsonl", 'a "b".jsonl', "plain.jsonl", "k=[v].jsonl"])
+def test_an_edited_file_is_seen_whatever_its_name(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("one")
+    before = _stamp(words := ("discover", "task=file", f"task.path={in_quotes(str(path))}", "seed=0"))
+    assert _stamp(words) == before
+    path.write_text("two")
+    assert _stamp(words) != before
+
+
+def test_another_version_of_an_outside_package_is_seen(tmp_path, monkeypatch):
+    install(monkeypatch, tmp_path / "lab", "circuitdisc.algorithms", {"own": "lab:own"}, "", "lab")
+    words, other = ("discover", "algorithm=own", "seed=0"), ("discover", "algorithm=eap", "seed=0")
+    before = _stamp(words), _stamp(other)
+    meta = tmp_path / "lab" / f"lab-{VERSION}.dist-info" / "METADATA"
+    meta.write_text(meta.read_text().replace(VERSION, "1.6"))
+    monkeypatch.syspath_prepend(tmp_path)  # what Python looks through is another list now
+    assert _stamp(words) != before[0]
+    assert _stamp(other) == before[1]
+
+
+def test_a_cell_whose_folder_is_gone_is_not_done(tmp_path):
+    folder = tmp_path / "many"
+    command = ["discover", "-m", *SEARCH, "seed=0,1", f"out={folder}"]
+    assert main(command) == 0
+    shutil.rmtree(folder / "1")
+    assert main(command) == 0
+    assert (folder / "1" / "scores.json").is_file()
+    assert counts(folder) == {"0": (1, 1), "1": (2, 2)}
+    (folder / "0" / "scores.json").unlink()
+    assert main(command) == 0
+    assert (folder / "0" / "scores.json").is_file()
 
 
 def test_a_killed_cell_goes_on_and_a_failed_one_is_a_row(tmp_path, capsys):

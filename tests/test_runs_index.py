@@ -7,7 +7,9 @@ from urllib.parse import unquote
 import pytest
 
 from circuitdisc.cli import main
+from circuitdisc.jobs.collect import rows_of
 from circuitdisc.jobs.runs import all_runs
+from circuitdisc.runs import Cells
 
 EVIL = "<script>alert(1)</script>"
 
@@ -56,6 +58,12 @@ def test_every_run_has_a_line_the_latest_first(folder):
     assert (first["stability"], first["faithfulness"], first["edges"], first["random"]) == (0.63, 0.84, 36, 0.1)
     assert rows[0]["command"] == "heads roles"
     assert (rows[1]["status"], rows[1]["page"]) == ("begun", None)
+
+
+def test_a_run_that_has_handed_out_units_keeps_its_line(folder):
+    Cells(folder / "first").enter("circuitdisc stability first", {"sample 0": []})
+    assert "first" in [row["folder"] for row in rows_of(folder)]
+    assert "first" in [row["folder"] for row in all_runs(folder)]
 
 
 def test_the_terminal_and_the_page_say_the_same(folder, capsys):

@@ -73,11 +73,10 @@ def rows_of(folder: Path) -> list[Row]:
     found: dict[Path, tuple[Row, Mapping[str, Any]]] = {}
     for place in sorted(folders_below(folder), key=_in_order):
         cells = Cells(place)
-        if cells:
-            for state in cells.states(queue):
-                if state.words:  # units of one call are no runs
-                    found[place / state.name] = _of_cell(folder, place / state.name, state)
-        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
+        for state in cells.states(queue) if cells else ():
+            if state.words:  # units of one call are no runs
+                found[place / state.name] = _of_cell(folder, place / state.name, state)
+        if place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
             found[place] = _of_run(folder, place, config, "done" if (place / SCORES).is_file() else "begun")
     rows, configs = [row for row, _ in found.values()], [_flat(config) for _, config in found.values()]
     values: dict[str, set[str]] = {}

@@ -161,11 +161,10 @@ def compute_units(folder: Path, names: Sequence[str], more: str) -> None:
     try:
         with computing(folder / journal, names), chdir(begun_in):
             REGISTRY.get(name)([*rest, "progress=false"], options)
-    except CircuitdiscError as error:  # before it came to its units
-        print(f"circuitdisc: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it is: before it came to its units
         cells = Cells(folder)
         for unit in names:
             with cells.claim(unit) as state:
                 if state is not None:
                     cells.begin(unit)
-                    cells.fail(unit, error)
+                    print(f"circuitdisc: {unit}: {cells.fail(unit, error)}", file=sys.stderr)

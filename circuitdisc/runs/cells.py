@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError
+from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError, shown
 from circuitdisc.files import make_inner_folder, read_json, read_text, sync, write_json
 from circuitdisc.identity import hash_bytes
 from circuitdisc.runs.folders import WRITER, writing
@@ -31,6 +32,7 @@ SECONDS_OF_A_LIST = 60  # that a second call waits while the first one writes th
 BEGUN, DONE, FAILED = "begun", "done", "failed"
 
 Status = Literal["waiting", "running", "done", "failed"]
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 STATUSES: tuple[Status, ...] = ("running", "failed", "waiting", "done")
 
 
@@ -77,15 +79,17 @@ class Cells:
     # --- the list -----------------------------------------------------------------------------------------------------------
 
     def read(self) -> tuple[str, dict[str, tuple[str, ...]]]:
-        """The command, and the words of each cell by its name.
+        """The command, and the words of each cell by its name. The name of a call is that of its folder, too: a plain number.
 
         Raises:
-            BadFile: there is no list, or it is damaged.
+            BadFile: there is no list, it is damaged, or it is none that this package writes.
         """
         data = read_json(self.folder / LIST, LIST_BYTES)
         cells = data.get("cells") if isinstance(data, dict) and data.get("format") == FORMAT else None
         if not isinstance(cells, dict) or not all(isinstance(words, list) for words in cells.values()):
             raise BadFile(f"{self.folder / LIST} is no list of cells: it is damaged")
+        if odd := [name for name, words in cells.items() if words and not _NUMBER.fullmatch(name)]:
+            raise BadFile(f"{self.folder / LIST} names a cell {shown(odd[0])}, where -m has 0, 1, 2, ...: it is damaged")
         return str(data.get("command", "")), {name: tuple(map(str, words)) for name, words in cells.items()}
 
     def enter(self, command: str, cells: Mapping[str, Iterable[str]]) -> None:
@@ -128,8 +132,13 @@ class Cells:
         """
         self._log(name, DONE, seconds=round(seconds, 3), **more)
 
-    def fail(self, name: str, error: CircuitdiscError) -> None:
+    def fail(self, name: str, error: Exception) -> str:
+        """Say that a cell has failed; returns the sentence. Of an error that nobody foresaw the traceback is printed, too."""
+        if not isinstance(error, CircuitdiscError):
+            traceback.print_exception(error)
+            error = CircuitdiscError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         self._log(name, FAILED, error=str(error))
+        return str(error)
 
     def state(self, name: str, words: tuple[str, ...] = (), queue: frozenset[str] | None = None) -> CellState:
         """What its log says of a cell.
