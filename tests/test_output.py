@@ -125,6 +125,12 @@ def test_a_bare_discover_says_what_it_would_run_and_runs_nothing(tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bare_discover_of_several_processes_is_the_first_ones(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert _would_run(Call(DISCOVER, ())) == ""
+
+
 # --- the terminal's width ---------------------------------------------------------------------------------------------------
 
 
