@@ -8,6 +8,9 @@ import pytest
 
 from circuitdisc import terminal
 from circuitdisc.cli import main
+from circuitdisc.jobs.discover import JOB as DISCOVER
+from circuitdisc.jobs.discover import _would_run
+from circuitdisc.jobs.job import Call
 from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.pages.tables import text_table
 from circuitdisc.terminal import fitted, folded_table

@@ -128,7 +128,8 @@ def test_what_optimal_learns_is_counted_once(algorithm, settings, monkeypatch):
     assert not between(part, cost)
     for name in ("model_runs", "backward_runs"):
         assert getattr(part, name)[1] == pytest.approx(getattr(cost, name)), "nothing of it was learned before"
-    assert part.usual > planned(model, task, algorithm, ablation="zero", **settings).usual + 3 * part.backward_runs[1] / 2
+    without = planned(model, task, algorithm, ablation="zero", **settings)
+    assert (part.usual or 0) > (without.usual or 0) + 2 * (4 * (1 + 5 * 4 / 2)), "4 steps through 1 + 5 x (3 + 1) / 2 senders"
 
 
 def test_what_optimal_learns_is_of_the_score_where_no_search_learns_it(monkeypatch):
@@ -284,7 +285,7 @@ def test_memory_that_nobody_planned_is_not_said(monkeypatch):
     assert " at most" not in said
     assert plan(model, task, "information_flow", **given, device_memory="40kB").fits[1].fits is False, "the weights are larger"
     members = [planned(model, task, name, ablation="mean").peak for name in ("eap", "eap_ig", "eap_ig_activations")]
-    assert planned(model, task, "ensemble", ablation="mean").peak == max(members)
+    assert planned(model, task, "ensemble", ablation="mean").peak == max(peak or 0 for peak in members)
     assert planned(model, task, "ensemble", ablation="mean", members=["eap", "information_flow"]).peak is None
     assert planned(model, task, "random", ablation="mean").peak == 0
 
