@@ -24,6 +24,7 @@ from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError, shown
 from circuitdisc.files import make_inner_folder, read_json, read_text, sync, write_json
 from circuitdisc.identity import hash_bytes
 from circuitdisc.runs.folders import WRITER, writing
+from circuitdisc.wording import is_number
 
 CELLS, LIST, LOG = "cells", "list.json", "log.jsonl"
 FORMAT = "circuitdisc.cells"
@@ -86,11 +87,11 @@ class Cells:
         """
         data = read_json(self.folder / LIST, LIST_BYTES)
         cells = data.get("cells") if isinstance(data, dict) and data.get("format") == FORMAT else None
-        if not isinstance(cells, dict) or not all(isinstance(words, list) for words in cells.values()):
+        if not isinstance(cells, dict) or not all(map(_are_words, cells.values())):
             raise BadFile(f"{self.folder / LIST} is no list of cells: it is damaged")
         if odd := [name for name, words in cells.items() if words and not _NUMBER.fullmatch(name)]:
             raise BadFile(f"{self.folder / LIST} names a cell {shown(odd[0])}, where -m has 0, 1, 2, ...: it is damaged")
-        return str(data.get("command", "")), {name: tuple(map(str, words)) for name, words in cells.items()}
+        return _word(data, "command"), {name: tuple(words) for name, words in cells.items()}
 
     def enter(self, command: str, cells: Mapping[str, Iterable[str]]) -> None:
         """Write the list; a second call writes its own over it."""
@@ -154,7 +155,7 @@ class Cells:
         status: Status = "waiting" if last.get("event", BEGUN) == BEGUN else last["event"]
         if last.get("event") == BEGUN and (self.place(name) / WRITER).exists() and _is_alive(start, queue):
             status = "running"
-        holder = f"process {start.get('pid')} on {start.get('host')} since {start.get('at')}" if start else ""
+        pid, host, since = (_word(start, key) for key in ("pid", "host", "at"))
         seconds = last.get("seconds")
         return CellState(
             name,
@@ -162,11 +163,11 @@ class Cells:
             status,
             len(starts),
             len(ends),
-            seconds if isinstance(seconds, int | float) else None,
-            str(last.get("error", "")),
-            holder,
-            str(start.get("job", "")),
-            str(last.get("stamp", "")),
+            seconds if is_number(seconds) else None,
+            _word(last, "error"),
+            f"process {pid} on {host} since {since}" if start else "",
+            _word(start, "job"),
+            _word(last, "stamp"),
         )
 
     def states(self, queue: frozenset[str] | None = None) -> list[CellState]:
@@ -199,6 +200,16 @@ class Cells:
         sync(path.parent)
 
 
+def _are_words(words: object) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+
+def _word(event: Mapping[str, Any], key: str) -> str:
+    """A text or number of a line that anybody may have written; nothing in place of anything else."""
+    value = event.get(key)
+    return str(value) if isinstance(value, str | int) else ""
+
+
 def _slurm_job() -> dict[str, str]:
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
@@ -207,8 +218,8 @@ def _slurm_job() -> dict[str, str]:
 
 def _is_alive(start: Mapping[str, Any], queue: frozenset[str] | None) -> bool:
     """Whether the process that began a cell still runs, as far as can be seen from here."""
-    if queue is not None and start.get("job"):
-        return start["job"] in queue
+    if queue is not None and (job := _word(start, "job")):
+        return job in queue
     if start.get("host") != socket.gethostname():
         return True  # it cannot be asked
     try:
