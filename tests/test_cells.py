@@ -80,6 +80,34 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path):
         assert state.begun == 1
 
 
+def test_status_says_who_writes_and_what_goes_on(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["discover", *SEARCH, f"out={run}"]) == 0
+
+    def status():
+        capsys.readouterr()
+        assert main(["status", str(run)]) == 0
+        return capsys.readouterr().out
+
+    assert status() == f"{run} is finished, and nobody writes in it\n"
+    code = (
+        "import sys, time; from pathlib import Path; from circuitdisc.runs import writing\n"
+        "with writing(Path(sys.argv[1])):\n    print('mine', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        assert f"is being written by process {other.pid}" in status()
+    finally:
+        other.kill()
+        other.communicate()
+    assert status().splitlines()[0].startswith(f"{run} was being written by process {other.pid}")
+    assert "goes on" not in status()
+    (run / "scores.json").unlink()
+    assert f"`circuitdisc resume {run}` goes on" in status()
+
+
 def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")

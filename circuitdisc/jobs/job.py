@@ -124,14 +124,15 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        from circuitdisc.tracking import log_result, tracked
+        from circuitdisc.tracking import NONE, log_result, tracked
 
         logs = [arg.partition("=")[2] for arg in args if arg.startswith(LOG) and not self.own_words]
         with ranked(self.by_ranks or is_split(args)) as has_work:
             if not has_work:
                 return ""
             args = [arg for arg in args if not (logs and arg.startswith(LOG))]
-            with tracked(logs[-1] if logs and speaks() else None, self.name, args):
+            name = (logs[-1] if logs else None) if speaks() else NONE
+            with tracked(name, self.name, args, runs_others=MULTIRUN in (options or {})):
                 text = self._run(args, dict(options or {}))
                 log_result(as_output(text).data.get("result"))
             return text

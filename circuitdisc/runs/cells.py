@@ -23,7 +23,7 @@ from typing import Any, Literal
 from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError, shown
 from circuitdisc.files import make_inner_folder, read_json, read_text, sync, write_json
 from circuitdisc.identity import hash_bytes
-from circuitdisc.runs.folders import WRITER, writing
+from circuitdisc.runs.folders import WRITER, may_run, writing
 from circuitdisc.wording import is_number
 
 CELLS, LIST, LOG = "cells", "list.json", "log.jsonl"
@@ -220,12 +220,4 @@ def _is_alive(start: Mapping[str, Any], queue: frozenset[str] | None) -> bool:
     """Whether the process that began a cell still runs, as far as can be seen from here."""
     if queue is not None and (job := _word(start, "job")):
         return job in queue
-    if start.get("host") != socket.gethostname():
-        return True  # it cannot be asked
-    try:
-        os.kill(int(start.get("pid") or 0), 0)
-    except (ProcessLookupError, ValueError, TypeError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    return may_run(start.get("pid"), start.get("host"))
