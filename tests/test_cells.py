@@ -287,6 +287,10 @@ def test_other_commands_have_cells(tmp_path, capsys):
     [
         (["discover", "launcher=joblib"], "several calls with -m"),
         (["export", "x", "launcher=joblib"], "nothing: leave it out"),
+        (["score", "x", "launcher=joblib"], "of `circuitdisc score` these are those of --all"),
+        (["score", "--scores", "x", "launcher=joblib"], "of `circuitdisc score` these are those of --all"),
+        (["plan", "-m", "seed=0,1"], "unknown option '-m'"),
+        (["compare", "x", "y", "-m", "seed=0,1"], "unknown option '-m'"),
         (["discover", "-m", "launcher=slurm"], "unknown launcher 'slurm'"),
         (["discover", "-m", "cells_per_job=0"], "cells_per_job"),
         (["discover", "-m", "seed=range(3"], "cannot be read"),
@@ -303,6 +307,34 @@ def test_bad_input_gets_a_sentence(words, sentence, tmp_path, monkeypatch, capsy
     assert sentence in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("launcher", "go_on"), [("joblib", False), ("submitit", True)])
+def test_after_ctrl_c_jobs_of_slurm_alone_go_on(launcher, go_on, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins", reason="Hydra's launchers are not installed")
+
+    def stop(overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuitdisc.jobs.spread._multirun", stop)
+    assert main(["discover", "-m", *SEARCH, "seed=0,1", f"launcher={launcher}", f"out={tmp_path / 'many'}"]) == 130
+    error = capsys.readouterr().err
+    assert "the same command goes on with the rest; finished jobs are in" in error
+    assert ("scancel" in error) == go_on
+
+
+def test_what_sbatch_says_is_a_sentence(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    programs = {"sbatch": "echo 'sbatch: error: invalid partition' >&2; exit 1"} | dict.fromkeys(("srun", "squeue"), "exit 0")
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["discover", "-m", *SEARCH, "launcher=submitit", f"out={tmp_path / 'many'}"]) == 2
+    error = capsys.readouterr().err
+    assert "circuitdisc: the launcher failed: " in error
+    assert "invalid partition" in error
+    assert "Traceback" not in error
 
 
 # --- one table --------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def multirun(job: Job, args: Sequence[str]) -> str:
         if todo:
             launch("circuitdisc.jobs.multirun:run_cells", folder, todo, launcher)
     except KeyboardInterrupt as stop:
-        of_job = f"of the job at work: {stop}; " if isinstance(stop, Stopped) else ""
+        of_job = f"{stop}; " if isinstance(stop, Stopped) else ""
         raise Stopped(f"{of_job}finished jobs are in {folder}, and the same command with out={folder} goes on") from stop
     return _ended(folder, cells, list(own))
 

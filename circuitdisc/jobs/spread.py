@@ -83,6 +83,9 @@ def launch(work: str, folder: Path, names: Sequence[str], words: Sequence[str], 
                     + [f"+more={in_quotes(more)}"] * bool(more)
                 )
             return
+        except KeyboardInterrupt as stop:
+            go_on = "jobs that Slurm has go on (scancel ends them); " if launcher == "submitit" else ""
+            raise Stopped(f"{go_on}the same command goes on with the rest") from stop
         except BrokenExecutor:  # joblib gives up when one of its processes is killed; what nobody has begun goes on
             rest = [name for name in names if cells.state(name).begun == begun[name]]
             names = rest if len(rest) < len(names) else []
@@ -99,10 +102,9 @@ def _multirun(overrides: list[str]) -> None:
             hydra.multirun(CONFIG, _job, overrides, with_log_configuration=False)
     except (BrokenExecutor, CircuitdiscError):
         raise
-    except KeyboardInterrupt as stop:
-        raise Stopped("jobs that Slurm has go on (scancel ends them); the same command goes on with the rest") from stop
     except Exception as error:  # sbatch refuses, a plugin fails: what it says is for the user
-        raise BadRun(f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split()) or "it does not say why"
+        raise BadRun(f"the launcher failed: {type(error).__name__}: {why}") from error
 
 
 def _job(config: Any) -> None:
