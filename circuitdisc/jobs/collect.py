@@ -125,6 +125,16 @@ def _bounded(value: Any, depth: int) -> Any:
     return None if isinstance(value, float) and not is_number(value) else value
 
 
+def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a record's settings; an empty one in place of anything else."""
+    return value if isinstance(value := record.get(name), dict) else {}
+
+
+def task_in(record: Mapping[str, Any]) -> Any:
+    """The task of a record: the path of one that is a file, else its name."""
+    return section(record, "task").get("path") or section(record, "task").get("name")
+
+
 def figure(value: Any) -> float | None:
     """A number of a record; None in place of anything else."""
     return value if is_number(value) else None
@@ -149,16 +159,10 @@ def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -
     """A run's line, from its files as they are, and its settings."""
     scores, cost = read_record(place / SCORES), read_record(place / COST)
     row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
-    sections: dict[str, Any] = {name: config.get(name) for name in ("model", "task", "ablation")}
-    sections = {name: section if isinstance(section, dict) else {} for name, section in sections.items()}
     if "algorithm" in config:
-        row |= {
-            "model": sections["model"].get("name"),
-            "ablation": sections["ablation"].get("kind"),
-            "seed": config.get("seed"),
-        }
-        row["task"] = sections["task"].get("path") or sections["task"].get("name")
-        row["algorithm"] = config["algorithm"].get("name") if isinstance(config["algorithm"], dict) else None
+        keys = {"model": "name", "algorithm": "name", "ablation": "kind"}
+        row |= {name: section(config, name).get(key) for name, key in keys.items()}
+        row |= {"task": task_in(config), "seed": config.get("seed")}
     sizes = {"edges": "circuit_edges", "of_edges": "graph_edges", "heads": "circuit_heads", "of_heads": "graph_heads"}
     row |= {column: figure(scores.get(key)) for column, key in sizes.items()}
     passes = {"search_seconds": "seconds", "backward_passes": "backward_runs", "candidates": "candidates"}

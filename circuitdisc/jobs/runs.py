@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadRun
+from circuitdisc.jobs.collect import figure, folders_below, read_record, rows_of, section, task_in
 from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output
 
@@ -26,8 +27,6 @@ def all_runs(folder: Path) -> list[Row]:
     Raises:
         BadRun: there is no such folder.
     """
-    from circuitdisc.jobs.collect import rows_of
-
     rows = [{**row, **_beside(folder / row["folder"])} for row in rows_of(folder)]
     known = {row["folder"] for row in rows}
     rows += [row for row in _others(folder) if row["folder"] not in known]
@@ -36,8 +35,6 @@ def all_runs(folder: Path) -> list[Row]:
 
 def _beside(place: Path) -> Row:
     """What the table of runs does not read: when a run was begun, how stable its circuit is, and its page."""
-    from circuitdisc.jobs.collect import figure, read_record
-
     table = read_record(place / "stability.json").get("table")
     rows = [row for row in table if isinstance(row, Mapping)] if isinstance(table, list) else []
     stability = figure(next((row.get("Jaccard") for row in rows if row.get("of") == "edges"), None))
@@ -56,20 +53,17 @@ def _page(place: Path) -> str | None:
 
 def _others(folder: Path) -> Iterator[Row]:
     """Results of commands that search nothing, by their records."""
-    from circuitdisc.jobs.collect import folders_below, read_record
-
     for place in folders_below(folder):
         record = next((data for path in _records(place) if _name_in(data := read_record(path))), None)
         if record is None or _page(place) is None:
             continue
-        sections = {name: record[name] if isinstance(record.get(name), Mapping) else {} for name in ("model", "task")}
         checkpoints = record.get("checkpoints")
         yield {
             "folder": place.relative_to(folder).as_posix(),
             "command": _name_in(record),
-            "model": sections["model"].get("name")
+            "model": section(record, "model").get("name")
             or (", ".join(map(str, checkpoints)) if isinstance(checkpoints, list) else None),
-            "task": sections["task"].get("path") or sections["task"].get("name"),
+            "task": task_in(record),
             "status": "done",
             **_beside(place),
         }
