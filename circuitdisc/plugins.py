@@ -11,7 +11,7 @@ Source: the entry points of Python packages, https://packaging.python.org/en/lat
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -176,6 +176,19 @@ def refuse_mark(kind: str, name: str) -> None:
 def package_of(entry: EntryPoint) -> str:
     """The name of the package that declares an entry point."""
     return entry.dist.name if entry.dist is not None else "unknown"
+
+
+def versions_behind(names: Container[str]) -> list[str]:
+    """Package and version of whatever other packages declare under these names, of any kind; nothing is imported."""
+    path = tuple(sys.path)
+    dists = [entry.dist for group in _groups(path) for entry in _declared(group, path) if entry.name in names]
+    return sorted({f"{dist.name} {dist.version}" for dist in dists if dist is not None})
+
+
+@lru_cache(maxsize=16)
+def _groups(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The groups in which installed packages declare something for this one."""
+    return tuple(sorted(group for group in entry_points().groups if group.startswith("circuitdisc.")))
 
 
 @lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from circuitdisc.errors import BadSetting, CircuitdiscWarning
 from circuitdisc.plugins import Registry, Unfit
 
-VARIABLE, PROJECT = "CIRCUITDISC_LOG", "circuitdisc"
+VARIABLE, PROJECT, NONE = "CIRCUITDISC_LOG", "circuitdisc", "null"
 
 
 class Tracker(Protocol):
@@ -131,13 +131,16 @@ class _Tracked:
     tracker: Tracker | None
     step: int = 0
 
-    def call(self, work: Callable[[Tracker], object]) -> None:
+    def call(self, method: str, *args: Any) -> None:
         if self.tracker is None:
             return
         try:
-            work(self.tracker)
+            getattr(self.tracker, method)(*args)
         except Exception as error:  # whatever another package does, the command's own work goes on
-            self.tracker = None
+            tracker, self.tracker = self.tracker, None
+            if method != "finish":
+                with suppress(Exception):  # it has failed already
+                    tracker.finish()
             words = " ".join(str(error).split())
             note = f"nothing more is logged: log={self.name} failed ({type(error).__name__}: {words})"
             warnings.warn(note, CircuitdiscWarning, stacklevel=2)
@@ -153,7 +156,7 @@ def log_figures(values: Mapping[str, Any], prefix: str = "") -> None:
         return
     numbers = {f"{prefix}{key}": float(value) for key, value in values.items() if _is_number(value)}
     if numbers:
-        tracked.call(lambda tracker: tracker.log(numbers, tracked.step))
+        tracked.call("log", numbers, tracked.step)
         tracked.step += 1
 
 
@@ -170,38 +173,54 @@ def log_result(result: Any) -> None:
 
 
 @contextmanager
-def tracked(name: str | None, command: str, words: Sequence[str]) -> Iterator[None]:
-    """Have the figures of a command logged.
+def tracked(name: str | None, command: str, words: Sequence[str], runs_others: bool = False) -> Iterator[None]:
+    """Have the figures of a command logged; those of a command within it are logged as its own.
 
     Args:
-        name: of the logger; None: that of CIRCUITDISC_LOG, if it is set. Cells of the command, in other processes, too, have
-            the same.
+        name: of the logger; None: that of CIRCUITDISC_LOG, if it is set; `null`: none, whatever is set. Cells of the command,
+            in other processes, too, have the same.
         command: what runs.
         words: what was typed behind it.
+        runs_others: it runs commands that are logged, each by itself, and has no figures of its own.
 
     Raises:
         UnknownName: there is no such logger.
         BadSetting: its package is not installed.
     """
-    name = name or os.environ.get(VARIABLE)
-    if not name:
-        yield
-        return
+    name = os.environ.get(VARIABLE, "") if name is None else name
+    name = "" if name == NONE else name
+    current = _Tracked(name, _made(name)) if name and _tracked.get() is None else None
+    with _variable(name):
+        if current is None or runs_others:
+            yield
+            return
+        settings = {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
+        title = f"{command.replace(' ', '-')}_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        token = _tracked.set(current)
+        try:
+            current.call("start", title, settings)
+            yield
+        finally:
+            current.call("finish")
+            _tracked.reset(token)
+
+
+def _made(name: str) -> Tracker:
     logger = REGISTRY.get(name)
     if logger.needs:
         try:
             import_module(logger.needs)
         except ImportError as error:
             raise BadSetting(f"log={name} needs a package that is not installed: pip install {logger.needs}") from error
-    current = _Tracked(name, logger.make())
-    settings = {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
-    title = f"{command.replace(' ', '-')}_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    before, token = os.environ.get(VARIABLE), _tracked.set(current)
+    return logger.make()
+
+
+@contextmanager
+def _variable(name: str) -> Iterator[None]:
+    """CIRCUITDISC_LOG has this value, for other processes, too."""
+    before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = name
-    current.call(lambda tracker: tracker.start(title, settings))
     try:
         yield
     finally:
-        current.call(lambda tracker: tracker.finish())
-        _tracked.reset(token)
         os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})

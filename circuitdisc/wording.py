@@ -1,8 +1,10 @@
 """Numbers as people read them: three significant digits, percentages where they are natural, never a bare NaN."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +28,9 @@ def intervals_over(over: "Partition | None") -> str:
     return "intervals over examples" if over is None else f"intervals over {over.words}"
 
 
-def is_number(value: float | None) -> bool:
-    """False for None, NaN and infinities."""
-    return value is not None and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """False for NaN, infinities and what is larger than any float, and for what is no number."""
+    return isinstance(value, Real) and value <= sys.float_info.max and not value < -sys.float_info.max
 
 
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -36,10 +38,10 @@ _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 def number(value: float | None) -> str:
     """Three significant digits; integers in full; `3.2 × 10⁻⁹` of what is very small or large."""
-    if value is None or not math.isfinite(value):
-        return "undefined"
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
+    if value is None or not math.isfinite(value):
+        return "undefined"
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}".replace("-", "−")

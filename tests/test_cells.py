@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from cell_logs import counts
 from changed import edit_json
+from packages import VERSION, install
 
 from circuitdisc.cli import main
-from circuitdisc.errors import BadRun
+from circuitdisc.errors import BadFile, BadRun
+from circuitdisc.jobs import multirun
 from circuitdisc.jobs.collect import rows_of, table_csv, write_parquet
-from circuitdisc.jobs.multirun import run_cells
+from circuitdisc.jobs.multirun import _stamp, run_cells
+from circuitdisc.jobs.spelling import in_quotes
 from circuitdisc.runs import Cells, CellState
 
 QUICK = ["task.n=8", "task.n_heldout=8", "scoring.n_random=2", "threads=1", "progress=false"]
@@ -77,6 +80,34 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path):
         assert state.begun == 1
 
 
+def test_status_says_who_writes_and_what_goes_on(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["discover", *SEARCH, f"out={run}"]) == 0
+
+    def status():
+        capsys.readouterr()
+        assert main(["status", str(run)]) == 0
+        return capsys.readouterr().out
+
+    assert status() == f"{run} is finished, and nobody writes in it\n"
+    code = (
+        "import sys, time; from pathlib import Path; from circuitdisc.runs import writing\n"
+        "with writing(Path(sys.argv[1])):\n    print('mine', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        assert f"is being written by process {other.pid}" in status()
+    finally:
+        other.kill()
+        other.communicate()
+    assert status().splitlines()[0].startswith(f"{run} was being written by process {other.pid}")
+    assert "goes on" not in status()
+    (run / "scores.json").unlink()
+    assert f"`circuitdisc resume {run}` goes on" in status()
+
+
 def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -86,6 +117,42 @@ def test_a_job_that_slurm_does_not_have_runs_nothing(tmp_path, monkeypatch):
         assert cells.state("0", queue=frozenset({"7_3"})).status == "running"
         assert cells.state("0", queue=frozenset({"7_4"})).status == "waiting"
         assert cells.state("0").job == "7_3"
+
+
+def test_a_failure_that_nobody_foresaw_is_a_row(tmp_path, monkeypatch):
+    def fail(out, words, before):
+        raise RuntimeError("of another\npackage")
+
+    folder = tmp_path / "many"
+    Cells(folder).enter("x", {"0": ["discover"], "1": ["discover"]})
+    monkeypatch.setattr(multirun, "_call", fail)
+    run_cells(folder, ["0", "1"])
+    assert [state.error for state in Cells(folder).states()] == ["RuntimeError: of another package"] * 2
+
+
+@pytest.mark.parametrize("name", ["../mine", "/tmp/mine", "", "00", "²"])
+def test_a_name_in_a_strangers_list_is_no_path(name, tmp_path, capsys):
+    mine, folder = tmp_path / "mine", tmp_path / "many"
+    for place in (mine, folder / "cells"):
+        place.mkdir(parents=True)
+    (mine / "notes").write_text("of a person")
+    cells = {"format": "circuitdisc.cells", "command": "x", "cells": {name: ["discover", "seed=0"], "a unit": []}}
+    (folder / "cells" / "list.json").write_text(json.dumps(cells))
+    for command in (["status"], ["collect"], ["runs"], ["discover", "-m", *SEARCH, "seed=0"]):
+        assert main([*command, str(folder)] if len(command) == 1 else [*command, f"out={folder}"]) == 2
+        assert f"names a cell {name!r}" in capsys.readouterr().err
+    with pytest.raises(BadFile, match="names a cell"):
+        run_cells(folder, [name])
+    assert (mine / "notes").read_text() == "of a person"
+
+
+def test_a_folder_that_no_cell_has_made_is_left(tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "notes").write_text("of a person")
+    assert main(["discover", "-m", *SEARCH, f"out={folder}"]) == 2
+    assert "already exists" in (folder / "0.error").read_text()
+    assert (folder / "0" / "notes").read_text() == "of a person"
 
 
 # --- every combination ------------------------------------------------------------------------------------------------------
@@ -127,6 +194,40 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, capsys):
     assert main(command) == 2
     assert "other weights of the model" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(folder)] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", "c,d.jsonl", "it's.jsonl", 'a "b".jsonl', "plain.jsonl", "k=[v].jsonl"])
+def test_an_edited_file_is_seen_whatever_its_name(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("one")
+    before = _stamp(words := ("discover", "task=file", f"task.path={in_quotes(str(path))}", "seed=0"))
+    assert _stamp(words) == before
+    path.write_text("two")
+    assert _stamp(words) != before
+
+
+def test_another_version_of_an_outside_package_is_seen(tmp_path, monkeypatch):
+    install(monkeypatch, tmp_path / "lab", "circuitdisc.algorithms", {"own": "lab:own"}, "", "lab")
+    words, other = ("discover", "algorithm=own", "seed=0"), ("discover", "algorithm=eap", "seed=0")
+    before = _stamp(words), _stamp(other)
+    meta = tmp_path / "lab" / f"lab-{VERSION}.dist-info" / "METADATA"
+    meta.write_text(meta.read_text().replace(VERSION, "1.6"))
+    monkeypatch.syspath_prepend(tmp_path)  # what Python looks through is another list now
+    assert _stamp(words) != before[0]
+    assert _stamp(other) == before[1]
+
+
+def test_a_cell_whose_folder_is_gone_is_not_done(tmp_path):
+    folder = tmp_path / "many"
+    command = ["discover", "-m", *SEARCH, "seed=0,1", f"out={folder}"]
+    assert main(command) == 0
+    shutil.rmtree(folder / "1")
+    assert main(command) == 0
+    assert (folder / "1" / "scores.json").is_file()
+    assert counts(folder) == {"0": (1, 1), "1": (2, 2)}
+    (folder / "0" / "scores.json").unlink()
+    assert main(command) == 0
+    assert (folder / "0" / "scores.json").is_file()
 
 
 def test_a_killed_cell_goes_on_and_a_failed_one_is_a_row(tmp_path, capsys):
@@ -186,6 +287,10 @@ def test_other_commands_have_cells(tmp_path, capsys):
     [
         (["discover", "launcher=joblib"], "several calls with -m"),
         (["export", "x", "launcher=joblib"], "nothing: leave it out"),
+        (["score", "x", "launcher=joblib"], "of `circuitdisc score` these are those of --all"),
+        (["score", "--scores", "x", "launcher=joblib"], "of `circuitdisc score` these are those of --all"),
+        (["plan", "-m", "seed=0,1"], "unknown option '-m'"),
+        (["compare", "x", "y", "-m", "seed=0,1"], "unknown option '-m'"),
         (["discover", "-m", "launcher=slurm"], "unknown launcher 'slurm'"),
         (["discover", "-m", "cells_per_job=0"], "cells_per_job"),
         (["discover", "-m", "seed=range(3"], "cannot be read"),
@@ -202,6 +307,34 @@ def test_bad_input_gets_a_sentence(words, sentence, tmp_path, monkeypatch, capsy
     assert sentence in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("launcher", "go_on"), [("joblib", False), ("submitit", True)])
+def test_after_ctrl_c_jobs_of_slurm_alone_go_on(launcher, go_on, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins", reason="Hydra's launchers are not installed")
+
+    def stop(overrides):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuitdisc.jobs.spread._multirun", stop)
+    assert main(["discover", "-m", *SEARCH, "seed=0,1", f"launcher={launcher}", f"out={tmp_path / 'many'}"]) == 130
+    error = capsys.readouterr().err
+    assert "the same command goes on with the rest; finished jobs are in" in error
+    assert ("scancel" in error) == go_on
+
+
+def test_what_sbatch_says_is_a_sentence(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    programs = {"sbatch": "echo 'sbatch: error: invalid partition' >&2; exit 1"} | dict.fromkeys(("srun", "squeue"), "exit 0")
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["discover", "-m", *SEARCH, "launcher=submitit", f"out={tmp_path / 'many'}"]) == 2
+    error = capsys.readouterr().err
+    assert "circuitdisc: the launcher failed: " in error
+    assert "invalid partition" in error
+    assert "Traceback" not in error
 
 
 # --- one table --------------------------------------------------------------------------------------------------------------

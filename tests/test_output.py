@@ -8,6 +8,9 @@ import pytest
 
 from circuitdisc import terminal
 from circuitdisc.cli import main
+from circuitdisc.jobs.discover import JOB as DISCOVER
+from circuitdisc.jobs.discover import _would_run
+from circuitdisc.jobs.job import Call
 from circuitdisc.jobs.registry import REGISTRY
 from circuitdisc.pages.tables import text_table
 from circuitdisc.terminal import fitted, folded_table
@@ -123,6 +126,12 @@ def test_a_bare_discover_says_what_it_would_run_and_runs_nothing(tmp_path, capsy
     assert data["started"] is False
     assert data["would_run"] in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_discover_of_several_processes_is_the_first_ones(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert _would_run(Call(DISCOVER, ())) == ""
 
 
 # --- the terminal's width ---------------------------------------------------------------------------------------------------

@@ -11,18 +11,29 @@ from examples import random_task
 from models import hugging_face, model_of
 
 import circuitdisc as cd
-from circuitdisc.ablation import Ablation
+from circuitdisc.ablation import Ablation, optimal
 from circuitdisc.discovery.registry import ALGORITHMS, get_algorithm
 from circuitdisc.engine.gradients.memory import Shapes, peak_bytes
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.jobs.plan import describe_plan
 from circuitdisc.metrics import METRICS
+from circuitdisc.pages.description import description_text
 from circuitdisc.planning import plan
 from circuitdisc.planning.counts import Search, behind, counts_of, tried_at_most
 from circuitdisc.planning.measured import time_search
-from circuitdisc.planning.plan import shares_of
+from circuitdisc.planning.ranks import shares_of
 from circuitdisc.planning.result import PlannedPart
-from circuitdisc.planning.sizes import GRADIENTS, Prompts, Sizes, attribution_chunk, most_that_fits, removal_peak
+from circuitdisc.planning.sizes import (
+    GRADIENTS,
+    Prompts,
+    Sizes,
+    attribution_chunk,
+    machine_memory,
+    memory_limits,
+    most_that_fits,
+    removal_peak,
+)
 from circuitdisc.progress import OutOfTime, WatchedBar, progress_bar, watching
 
 N = 7
@@ -99,6 +110,55 @@ def test_examples_in_several_chunks_are_counted_as_runs_count_them():
         assert Patching(model, Ablation("zero"), task.train, memory="1300kB").n_chunks(task.train) > 1
         found = cd.discover(model, task, algorithm, ablation="zero", allow_chance=True, memory="1300kB", **settings)
         assert not between(planned(model, task, algorithm, ablation="zero", memory="1300kB", **settings), found.cost)
+
+
+OPTIMAL = {"kind": "optimal", "steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [("eap", {}), ("acdc", {"threshold": 0.01, "order": "attribution"}), ("head_ablation", {"verify": 0.3}), ("ensemble", {})],
+)
+def test_what_optimal_learns_is_counted_once(algorithm, settings, monkeypatch):
+    model = model_of("gpt2", torch.float64)
+    task = random_task(model, N)
+    monkeypatch.setattr(optimal, "_learned", {})
+    cost = cd.discover(model, task, algorithm, ablation=OPTIMAL, allow_chance=True, **settings).cost
+    part = planned(model, task, algorithm, ablation=OPTIMAL, **settings)
+    assert not between(part, cost)
+    for name in ("model_runs", "backward_runs"):
+        assert getattr(part, name)[1] == pytest.approx(getattr(cost, name)), "nothing of it was learned before"
+    without = planned(model, task, algorithm, ablation="zero", **settings)
+    assert (part.usual or 0) > (without.usual or 0) + 2 * (4 * (1 + 5 * 4 / 2)), "4 steps through 1 + 5 x (3 + 1) / 2 senders"
+
+
+def test_what_optimal_learns_is_of_the_score_where_no_search_learns_it(monkeypatch):
+    model = model_of("gpt2", torch.float64)
+    task = random_task(model, N)
+    circuit = cd.discover(model, task, "eap", ablation="zero", allow_chance=True, edges=60).circuit
+    alone = plan(model, task, None, circuit=circuit, ablation=OPTIMAL, n_random=4, measure=0).part("score")
+    monkeypatch.setattr(import_module("circuitdisc.scoring.score"), "Patching", Spent)
+    monkeypatch.setattr(optimal, "_learned", {})
+    cd.score(model, task, circuit, ablation=OPTIMAL, n_random=4)
+    assert not between(alone, Spent.last)
+    assert alone.model_runs is not None
+    assert alone.model_runs[1] == pytest.approx(Spent.last.model_runs)
+    ends = [
+        plan(model, task, algorithm, ablation=OPTIMAL, allow_chance=True, n_random=4, measure=0).part("score").backward_runs
+        for algorithm in ("eap", "random")
+    ]
+    assert ends == [(0.0, 0.0), alone.backward_runs]
+
+
+def test_what_would_take_too_long_to_learn_is_not_learned_for_a_plan(monkeypatch):
+    model = model_of("gpt2")
+    task = random_task(model, 4)
+    monkeypatch.setattr(optimal, "_learned", {})
+    whole = plan(model, task, "eap", ablation={"kind": "optimal", "steps": 10_000}, allow_chance=True, measure=1.0)
+    assert not optimal._learned
+    assert any("ablation=optimal learns for about" in note for note in whole.notes)
+    assert whole.seconds is not None
+    assert whole.seconds > 1
 
 
 @pytest.mark.parametrize("speculation", [None, 1, 5])
@@ -211,6 +271,39 @@ def test_weights_are_those_of_the_module_and_of_any_number_of_layers():
         assert abs(guessed - expected) < 0.01 * expected  # the final norm counts as a part of the layers
 
 
+def test_memory_that_nobody_planned_is_not_said(monkeypatch):
+    model = model_of("gpt2")
+    task = random_task(model, N)
+    given = {"allow_chance": True, "measure": 0, "ablation": "mean"}
+    whole = plan(model, task, "information_flow", **given, device_memory="80GiB", ranks=2)
+    assert whole.peak is None
+    assert [rank.memory for rank in whole.ranks] == [None, None]
+    assert {(fit.fits, fit.layers, fit.tokens, fit.examples) for fit in whole.fits} == {(None, None, None, None)}
+    said = description_text(describe_plan(whole))
+    assert "how much information_flow takes beside them is not known" in said
+    assert "Whether a memory of 80 GiB has room for it is not known." in said
+    assert " at most" not in said
+    assert plan(model, task, "information_flow", **given, device_memory="40kB").fits[1].fits is False, "the weights are larger"
+    members = [planned(model, task, name, ablation="mean").peak for name in ("eap", "eap_ig", "eap_ig_activations")]
+    assert planned(model, task, "ensemble", ablation="mean").peak == max(peak or 0 for peak in members)
+    assert planned(model, task, "ensemble", ablation="mean", members=["eap", "information_flow"]).peak is None
+    assert planned(model, task, "random", ablation="mean").peak == 0
+
+
+def test_memory_is_what_the_process_may_take(tmp_path):
+    (tmp_path / "processes").write_text("4:memory:/job/step\n9:name=systemd:/\n0::/user/job\n")
+    limits = {
+        "memory/memory.limit_in_bytes": 2**63 - 4096, "memory/job/memory.limit_in_bytes": 3000, "memory.max": "max",
+        "user/memory.max": 5000, "user/job/memory.max": 4000, "other/memory.max": 1,
+    }  # fmt: skip
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{limit}\n")
+    assert sorted(memory_limits(tmp_path / "processes", tmp_path)) == [3000, 4000, 5000, 2**63 - 4096]
+    assert memory_limits(tmp_path / "nowhere", tmp_path) == []
+    assert machine_memory("cpu") <= min([2**60, *memory_limits()])
+
+
 def test_the_largest_that_fits_is_found():
     assert [most_that_fits(lambda n, most=most: n <= most, 100) for most in (0, 1, 57, 100, 200)] == [0, 1, 57, 100, 100]
 
@@ -222,9 +315,9 @@ def test_what_fits_grows_with_memory_and_a_larger_model_would_not_fit():
         plan(model, task, "eap_ig", allow_chance=True, measure=0, ablation="resample", device_memory=size).fits[1]
         for size in ("40MB", "400MB")
     )
-    assert 0 < small.layers < large.layers
-    assert small.parameters < large.parameters
-    assert small.tokens <= large.tokens
+    assert (small.layers, small.parameters, small.tokens) < (large.layers, large.parameters, large.tokens)
+    assert small.layers
+    assert small.parameters
     assert small.parameters * 4 < 40e6
 
 
@@ -247,7 +340,8 @@ def test_a_rank_holds_its_share_of_the_examples():
     task = random_task(model, 8)
     ranks = plan(model, task, "acdc", allow_chance=True, measure=0, ablation="resample", ranks=6).ranks
     assert [rank.ranks for rank in ranks] == [1, 2, 4, 6]
-    assert ranks[0].memory > ranks[1].memory > ranks[2].memory
+    memory = [rank.memory or 0 for rank in ranks]
+    assert memory[0] > memory[1] > memory[2] > 0
     assert [rank.split is None for rank in ranks] == [False, False, False, True]  # 4 heads
 
 

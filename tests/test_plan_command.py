@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,8 +13,13 @@ import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
+from circuitdisc.jobs.plan import describe_plan
+from circuitdisc.models.places import find_place
+from circuitdisc.pages.description import description_text
 from circuitdisc.planning import open_model, plan
-from circuitdisc.planning.models import has_weights, prompts_of_length
+from circuitdisc.planning.counts import Search
+from circuitdisc.planning.models import _can_be_read, has_weights, prompts_of_length
+from circuitdisc.planning.ranks import times
 from circuitdisc.planning.result import RunPlan
 
 N = 7
@@ -53,6 +59,23 @@ def test_the_command_plans_a_configuration_and_leaves_nothing(config_only, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"llama"}
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_is_in_the_hubs_cache_is_here(sharded, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--lab--tiny" / "snapshots" / "abc"
+    hugging_face("llama").save_pretrained(snapshot, max_shard_size="20KB" if sharded else "1GB")
+    assert (snapshot / "model.safetensors.index.json").is_file() == sharded
+    (tmp_path / "models--lab--tiny" / "refs").mkdir()
+    (tmp_path / "models--lab--tiny" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert _can_be_read(find_place("lab/tiny"), "float32")
+    monkeypatch.setattr("circuitdisc.planning.models.machine_memory", lambda device: 1000)
+    assert not _can_be_read(find_place("lab/tiny"), "float32"), "it does not fit"
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    next(snapshot.glob("*.safetensors")).unlink()
+    assert not _can_be_read(find_place("lab/tiny"), "float32")
+
+
 # --- the command ------------------------------------------------------------------------------------------------------------
 
 QUICK = ["task.n=10", "task.n_heldout=10", "progress=false"]
@@ -69,6 +92,36 @@ def test_a_plan_is_written_where_it_is_asked_for_and_read_back(tmp_path, capsys)
     assert read.job == "discover"
     assert main(["plan", *TPP, "measure=0", f"out={out}"]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_mistakes_are_said_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    planning = import_module("circuitdisc.planning.plan")
+    monkeypatch.setattr(planning, "time_forward", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
+    for word, says in (
+        ("device_memory=80Q", "is not a size"),
+        (f"out={tmp_path / 'full'}", "already exists"),
+        (f"out={tmp_path / 'file' / 'plan'}", "cannot make"),
+    ):
+        assert main(["plan", *TPP, "algorithm=eap", word]) == 2
+        assert says in capsys.readouterr().err
+    out = tmp_path / "plan"
+    assert main(["plan", *TPP, "algorithm=eap", "algorithm.edges=0", f"out={out}"]) == 2
+    assert not out.exists()
+
+
+def test_any_number_is_written_as_null_and_read_back(tmp_path, monkeypatch):
+    model = model_of("gpt2")
+    monkeypatch.setattr(Search, "fit", (0.0, float("inf")))  # as of an ablation of another package
+    for algorithm in ("eap", "edge_pruning", "head_ablation"):
+        whole = plan(model, random_task(model, N), algorithm, ablation="zero", allow_chance=True, speed=1.0, ranks=2)
+        part = whole.part(algorithm)
+        assert part.model_runs == (part.model_runs[0], None) if part.model_runs else False
+        assert RunPlan.from_dict(json.loads(json.dumps(whole.to_dict(), allow_nan=False))) == whole
+        times(whole, 2, 4)
+        assert "to any number" in description_text(describe_plan(whole))
 
 
 def test_transfers_and_scores_are_planned(tmp_path, capsys):

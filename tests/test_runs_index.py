@@ -2,12 +2,15 @@
 
 import json
 import re
+import time
 from urllib.parse import unquote
 
 import pytest
 
 from circuitdisc.cli import main
+from circuitdisc.jobs.collect import rows_of
 from circuitdisc.jobs.runs import all_runs
+from circuitdisc.runs import Cells
 
 EVIL = "<script>alert(1)</script>"
 
@@ -58,6 +61,12 @@ def test_every_run_has_a_line_the_latest_first(folder):
     assert (rows[1]["status"], rows[1]["page"]) == ("begun", None)
 
 
+def test_a_run_that_has_handed_out_units_keeps_its_line(folder):
+    Cells(folder / "first").enter("circuitdisc stability first", {"sample 0": []})
+    assert "first" in [row["folder"] for row in rows_of(folder)]
+    assert "first" in [row["folder"] for row in all_runs(folder)]
+
+
 def test_the_terminal_and_the_page_say_the_same(folder, capsys):
     assert main(["runs", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -85,6 +94,77 @@ def test_all_of_it_is_text_and_links_lead_to_pages(folder):
     assert len(links) == 4
     assert all((folder / unquote(link)).is_file() for link in links)
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
+
+
+def deep(n):
+    return "[" * n + "]" * n
+
+
+ODD = ["true", "5", '"words"', "[1]", '{"a": 1}', "null", "NaN", "Infinity", "1e999", "1" * 400, deep(900)]
+ODD += ['"\\u001b[31mred"', '"\\u0000"']
+"""What may stand in a stranger's file in place of anything."""
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_strangers_records_are_rows(odd, tmp_path, capsys):
+    made = tmp_path / "runs"
+    keys = ("value", "low", "high", "n", "metric", "confidence", "controls")
+    score = ", ".join(f'"{key}": {odd}' for key in keys)
+    scores = ", ".join(f'{{"name": "{name}", "split": "heldout", {score}}}' for name in ("faithfulness", "kl"))
+    scores = f"[{scores}, {odd}]"
+    settings = ", ".join(f'"{key}": {odd}' for key in ("model", "task", "ablation", "seed", "started", "command", "other"))
+    named = f'"model": {{"name": {odd}}}, "task": {{"path": {odd}}}, "ablation": {{"kind": {odd}}}, "started": {odd}'
+    sizes = f'"circuit_edges": {odd}, "graph_edges": {odd}, "circuit_heads": {odd}'
+    costs = ", ".join(f'"{key}": {odd}' for key in ("seconds", "backward_runs", "model_runs", "circuit_runs", "candidates"))
+    for name, config in (("a", f'{{"algorithm": {odd}, {settings}}}'), ("b", f'{{"algorithm": {{"name": {odd}}}, {named}}}')):
+        write(made / name, "config.json", config)
+        write(made / name, "scores.json", f'{{{sizes}, "scores": {odd if name == "a" else scores}}}')
+        write(made / name, "cost.json", f"{{{costs}}}")
+        write(made / name, "stability.json", f'{{"table": [{{"of": "edges", "Jaccard": {odd}}}, {odd}]}}')
+    for name, command in (("c", odd), ("d", '"circuitdisc drift x"')):
+        write(made / name, "result.json", f'{{"command": {command}, "checkpoints": {odd}, {named}}}')
+        write(made / name, "report.html", "a page")
+    search(made, "mine")
+    for command in ("runs", "collect"):
+        assert main([command, str(made)]) == 0
+        out = capsys.readouterr().out
+        assert "mine" in out
+        assert "\x1b" not in out
+        assert main([command, str(made), "--json"]) == 0
+        json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_strangers_log_of_a_cell_is_a_row(odd, tmp_path, capsys):
+    cells = Cells(tmp_path)
+    cells.enter("x", {"0": ["discover", "seed=0"], "1": ["no command", odd]})
+    for name, last in (("0", "done"), ("1", "begun")):
+        write(cells.place(name), ".writer.json", "{}")
+        keys = ", ".join(f'"{key}": {odd}' for key in ("pid", "host", "at", "job", "seconds", "error", "stamp"))
+        lines = [f'{{"event": "{event}", {keys}}}' for event in ("begun", last)]
+        write(cells.place(name), "log.jsonl", "\n".join([*lines, f'{{"event": {odd}}}', odd]))
+    assert cells.states(frozenset(["1"]))[0].status == "done"
+    for command in ("status", "runs", "collect"):
+        assert main([command, str(tmp_path)]) == 0
+        assert "Traceback" not in (out := capsys.readouterr().out)
+        assert "\x1b" not in out
+
+
+def test_a_strangers_command_is_read_in_linear_time(tmp_path):
+    write(tmp_path / "a", "result.json", {"command": "circuitdisc " + "a" * 100_000 + "!"})
+    write(tmp_path / "a", "report.html", "a page")
+    write(tmp_path / "b", "result.json", {"command": "circuitdisc " + "a " * 50 + "!"})
+    write(tmp_path / "b", "report.html", "a page")
+    began = time.process_time()
+    assert {row["command"][:13] for row in all_runs(tmp_path)} == {"a" * 13, "a a a a a a a"}
+    assert time.process_time() - began < 1
+
+
+def test_a_transfer_has_a_line(tmp_path):
+    write(tmp_path / "t", "transfer.json", {"format": "circuitdisc.transfer", "checkpoints": ["a", "b"]})
+    write(tmp_path / "t", "transfer.html", "a page")
+    (row,) = all_runs(tmp_path)
+    assert (row["command"], row["model"], row["page"]) == ("transfer", "a, b", "transfer.html")
 
 
 def test_where_nothing_is(tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cell_logs import counts
 
+from circuitdisc.checkpoints.transfer.transfer import _is_worth_keeping
 from circuitdisc.cli import main
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.identity import Identity
@@ -22,6 +23,7 @@ class Squares:
 
     def __init__(self, folder: Path, identity: Identity = IDENTITY) -> None:
         self.folder, self.identity, self.computed = folder, identity, list[str]()
+        self.error: Exception = BadSetting("two is refused")
 
     def __call__(self) -> dict[str, int]:
         memo = Memo(self.folder / "journal.jsonl", self.identity)
@@ -40,7 +42,7 @@ class Squares:
     def made(self, name: str, value: int) -> int:
         self.computed.append(name)
         if name == "square 2" and (self.folder / "bad").exists():
-            raise BadSetting("two is refused")
+            raise self.error
         return value
 
 
@@ -50,6 +52,7 @@ def shared_out(work: Squares, computed: list[str]):
     def hand_out(journal, names):
         for share in filter(None, (names[::2], names[1::2])):
             job = Squares(work.folder, work.identity)
+            job.error = work.error
             before = journal.read_bytes()
             with handing_out(None), computing(journal, share):
                 job()
@@ -89,6 +92,26 @@ def test_a_unit_that_fails_is_said_and_the_rest_is_kept(tmp_path):
     with recorded("x", []), handing_out(shared_out(spread, computed)):
         spread()
     assert sorted(computed) == ["cubes/0.json", "cubes/1.json", "cubes/2.json", "square 2"]
+
+
+def test_a_unit_that_fails_as_nobody_foresaw_is_said_and_ends_no_other(tmp_path):
+    spread, computed = Squares(tmp_path), list[str]()
+    spread.error = RuntimeError("out of\nmemory")
+    (tmp_path / "bad").touch()
+    sentence = r"1 of 4 .*RuntimeError: out of memory"
+    with recorded("x", []), handing_out(shared_out(spread, computed)), pytest.raises(BadRun, match=sentence):
+        spread()
+    assert sorted(computed) == [f"square {n}" for n in range(4)], "the rest was computed"
+
+
+def test_logs_of_units_alone_are_not_worth_a_folder(tmp_path):
+    cells = Cells(tmp_path)
+    cells.enter("transfer", {"cells/0.json": []})
+    with cells.claim("cells/0.json"):
+        cells.begin("cells/0.json")
+    assert not _is_worth_keeping(tmp_path)
+    (tmp_path / "cells" / "00-a.00-a.json").write_text("{}")
+    assert _is_worth_keeping(tmp_path)
 
 
 def test_a_late_job_of_a_call_that_is_over_computes_nothing(tmp_path):

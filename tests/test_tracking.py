@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 from packages import install
@@ -11,6 +12,7 @@ from packages import install
 from circuitdisc import tracking
 from circuitdisc.cli import main
 from circuitdisc.errors import BadSetting, CircuitdiscWarning, UnknownName
+from circuitdisc.jobs.job import Job
 from circuitdisc.tracking import VARIABLE, log_figures, tracked
 
 SEARCH = [
@@ -96,12 +98,44 @@ def test_a_logger_that_fails_is_left(calls):
             log_figures({"metric": 1.0})
     (note,) = said
     assert str(note.message) == "nothing more is logged: log=broken failed (RuntimeError: the disk is full)"
-    assert calls == [("start", calls[0][1], {})]
+    assert calls == [("start", calls[0][1], {}), ("finish",)]
 
 
 def test_a_command_that_fails_ends_its_logger(calls):
     assert main(["report", "nowhere", "log=stub"]) == 2
     assert [kind for kind, *_ in calls] == ["start", "finish"]
+
+
+def test_cells_are_logged_each_by_itself_and_commands_within_others_are_not(calls, tmp_path):
+    out = tmp_path / "many"
+    quick = ["algorithm=random", "task.n=8", "task.n_heldout=8", "progress=false"]
+    assert main(["discover", "-m", *SEARCH, *quick, "seed=0,1", "log=stub", f"out={out}"]) == 0
+    assert [kind for kind, *_ in calls if kind != "log"] == ["start", "finish"] * 2
+    assert [call[2]["seed"] for call in calls if call[0] == "start"] == ["0", "1"]
+    calls.clear()
+    with tracked("stub", "resume", []), tracked(None, "transfer", []):
+        log_figures({"metric": 1.0})
+    assert [kind for kind, *_ in calls] == ["start", "log", "finish"]
+
+
+def test_null_is_no_logger_whatever_is_set(calls, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "stub")
+    assert main(["list", "metrics", "log=null"]) == 0
+    with tracked("null", "discover", []), tracked(None, "discover", []):
+        log_figures({"metric": 1.0})
+        assert not os.environ[VARIABLE]
+    assert calls == []
+    assert os.environ[VARIABLE] == "stub"
+
+
+def test_of_several_processes_the_first_is_logged(calls, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "stub")
+    monkeypatch.setattr("circuitdisc.jobs.job.ranked", lambda spreads: nullcontext(True))
+    for rank in (1, 0):
+        assert calls == []
+        monkeypatch.setattr("circuitdisc.jobs.job.speaks", lambda rank=rank: rank == 0)
+        Job(name="x", by_ranks=True, work=lambda call: log_figures({"metric": 1.0}) or "done")([])
+    assert [kind for kind, *_ in calls] == ["start", "log", "finish"]
 
 
 def test_what_cannot_log_gets_a_sentence(calls, monkeypatch, capsys):

@@ -56,6 +56,7 @@ IN_COLUMNS = {
 }
 """Settings that have a column of their own; a group's name is what was typed."""
 NOT_SETTINGS = {"command", "started", "versions", "progress", "memory"}
+DEEPEST = 12  # lists and tables of a record within each other
 MOST_SETTINGS = 20  # columns of settings that differ
 
 Row = dict[str, Any]
@@ -73,11 +74,10 @@ def rows_of(folder: Path) -> list[Row]:
     found: dict[Path, tuple[Row, Mapping[str, Any]]] = {}
     for place in sorted(folders_below(folder), key=_in_order):
         cells = Cells(place)
-        if cells:
-            for state in cells.states(queue):
-                if state.words:  # units of one call are no runs
-                    found[place / state.name] = _of_cell(folder, place / state.name, state)
-        elif place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
+        for state in cells.states(queue) if cells else ():
+            if state.words:  # units of one call are no runs
+                found[place / state.name] = _of_cell(folder, place / state.name, state)
+        if place not in found and (place / CONFIG).is_file() and "algorithm" in (config := read_record(place / CONFIG)):
             found[place] = _of_run(folder, place, config, "done" if (place / SCORES).is_file() else "begun")
     rows, configs = [row for row, _ in found.values()], [_flat(config) for _, config in found.values()]
     values: dict[str, set[str]] = {}
@@ -104,12 +104,40 @@ def _in_order(path: Path) -> list[tuple[int, int, str]]:
 
 
 def read_record(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file; nothing if there is none, or it is damaged."""
+    """A JSON object from a file, without what no record of ours has; nothing if there is none, or it is damaged."""
     try:
         data = read_json(path) if path.is_file() else {}
     except BadFile:
         data = {}
-    return data if isinstance(data, dict) else {}
+    return _bounded(data, 0) if isinstance(data, dict) else {}
+
+
+def _bounded(value: Any, depth: int) -> Any:
+    """A value of a file without infinities, numbers that only Python has, and depth."""
+    if isinstance(value, dict | list) and depth == DEEPEST:
+        return "..."
+    if isinstance(value, dict):
+        return {key: _bounded(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_bounded(inner, depth + 1) for inner in value]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return str(value)
+    return None if isinstance(value, float) and not is_number(value) else value
+
+
+def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a record's settings; an empty one in place of anything else."""
+    return value if isinstance(value := record.get(name), dict) else {}
+
+
+def task_in(record: Mapping[str, Any]) -> Any:
+    """The task of a record: the path of one that is a file, else its name."""
+    return section(record, "task").get("path") or section(record, "task").get("name")
+
+
+def figure(value: Any) -> float | None:
+    """A number of a record; None in place of anything else."""
+    return value if is_number(value) else None
 
 
 def _of_cell(folder: Path, place: Path, state: CellState) -> tuple[Row, Mapping[str, Any]]:
@@ -131,41 +159,36 @@ def _of_run(folder: Path, place: Path, config: Mapping[str, Any], status: str) -
     """A run's line, from its files as they are, and its settings."""
     scores, cost = read_record(place / SCORES), read_record(place / COST)
     row: Row = {"folder": place.relative_to(folder).as_posix(), "command": "discover", "status": status}
-    sections: dict[str, Any] = {name: config.get(name) for name in ("model", "task", "ablation")}
-    sections = {name: section if isinstance(section, dict) else {} for name, section in sections.items()}
     if "algorithm" in config:
-        row |= {
-            "model": sections["model"].get("name"),
-            "ablation": sections["ablation"].get("kind"),
-            "seed": config.get("seed"),
-        }
-        row["task"] = sections["task"].get("path") or sections["task"].get("name")
-        row["algorithm"] = config["algorithm"].get("name") if isinstance(config["algorithm"], dict) else None
+        keys = {"model": "name", "algorithm": "name", "ablation": "kind"}
+        row |= {name: section(config, name).get(key) for name, key in keys.items()}
+        row |= {"task": task_in(config), "seed": config.get("seed")}
     sizes = {"edges": "circuit_edges", "of_edges": "graph_edges", "heads": "circuit_heads", "of_heads": "graph_heads"}
-    row |= {column: scores.get(key) for column, key in sizes.items()}
+    row |= {column: figure(scores.get(key)) for column, key in sizes.items()}
     passes = {"search_seconds": "seconds", "backward_passes": "backward_runs", "candidates": "candidates"}
     passes |= {"node_evaluations": "node_evaluations"}
-    row |= {column: cost.get(key) for column, key in passes.items()}
-    row["forward_passes"] = _sum(cost.get("model_runs"), cost.get("circuit_runs"))
-    row["seconds"] = cost.get("seconds")
-    for score in scores.get("scores") or ():
+    row |= {column: figure(cost.get(key)) for column, key in passes.items()}
+    runs = [number for key in ("model_runs", "circuit_runs") if (number := figure(cost.get(key))) is not None]
+    row["forward_passes"] = sum(runs) if runs else None
+    row["seconds"] = figure(cost.get("seconds"))
+    for score in _list(scores.get("scores")):
         if not isinstance(score, dict) or score.get("split") != SPLIT:
             continue
         if score.get("name") in ("kl", "accuracy"):
-            row[score["name"]] = score.get("value")
+            row[score["name"]] = figure(score.get("value"))
         elif score.get("name") == "faithfulness":
-            row |= {"faithfulness": score.get("value"), "random": None}
-            row |= {key: score.get(key) for key in ("metric", "split", "n", "low", "high", "confidence")}
-            drawn = [value for value in score.get("controls") or () if isinstance(value, int | float)]
+            row |= {"faithfulness": figure(score.get("value")), "random": None}
+            row |= {"metric": score.get("metric"), "split": SPLIT}
+            row |= {key: figure(score.get(key)) for key in ("n", "low", "high", "confidence")}
+            drawn = [value for value in _list(score.get("controls")) if is_number(value)]
             row["n_random"] = len(drawn)
             if drawn:
                 row |= {"random": median(drawn), "random_low": min(drawn), "random_high": max(drawn)}
     return row, config
 
 
-def _sum(*values: object) -> float | None:
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return sum(numbers) if numbers else None
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Row:

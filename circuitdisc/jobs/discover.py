@@ -6,7 +6,7 @@ from pathlib import Path
 from circuitdisc.jobs.config import DISCOVER, groups_of
 from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output, as_output
-from circuitdisc.jobs.ranked import own_folder
+from circuitdisc.jobs.ranked import by_first, own_folder
 
 BUDGETS = {"memory", "threads", "progress"}
 """Settings that do not say what is to be searched."""
@@ -34,7 +34,10 @@ def _would_run(call: Call) -> Output:
     names = {group: option for group, option in groups_of(DISCOVER).items() if option != "default"}
     names = {"model": call.model_name, **names}
     command = " ".join(["circuitdisc discover", *(f"{group}={name}" for group, name in names.items())])
-    planned = as_output(REGISTRY.get("plan")([*call.args, f"measure={MEASURED}"]))
+    with by_first() as has_work:
+        if not has_work:
+            return Output("", {})
+        planned = as_output(REGISTRY.get("plan")([*call.args, f"measure={MEASURED}"]))
     begins = f"Nothing was started. Without other settings this would run:\n\n  {command}\n\n"
     more = "`circuitdisc discover --help` lists the settings."
     return Output(f"{begins}{planned}\n\n{more}", {"started": False, "would_run": command, "plan": planned.data["result"]})

@@ -88,7 +88,8 @@ class Job:
         variants: the same command with an option that gives it other settings, for its help.
         by_ranks: whether it spreads its work over processes that torchrun has started; else the first of them does it.
         recorded: whether journals that it begins say its words, with which `circuitdisc resume` goes on.
-        spreads: whether its units may be handed to a launcher (`Memo.spread`); then it is recorded, too.
+        spreads: whether its units may be handed to a launcher (`Memo.spread`), or the option with which they may; then it is
+            recorded, too.
         own_words: whether it reads all that is typed itself, `launcher=` included.
         work: what it does; returns what is printed, as an `Output` with what `--json` prints. None for a job with `find`.
         find: computes the result of a job that `leaves` a folder.
@@ -104,7 +105,7 @@ class Job:
     variants: tuple["Job", ...] = ()
     by_ranks: bool = False
     recorded: bool = False
-    spreads: bool = False
+    spreads: bool | str = False
     own_words: bool = False
     work: Callable[["Call"], str] | None = None
     find: "Find | None" = None
@@ -124,14 +125,15 @@ class Job:
             CircuitdiscError: bad input.
             Stopped: Ctrl-C; it says what goes on.
         """
-        from circuitdisc.tracking import log_result, tracked
+        from circuitdisc.tracking import NONE, log_result, tracked
 
         logs = [arg.partition("=")[2] for arg in args if arg.startswith(LOG) and not self.own_words]
         with ranked(self.by_ranks or is_split(args)) as has_work:
             if not has_work:
                 return ""
             args = [arg for arg in args if not (logs and arg.startswith(LOG))]
-            with tracked(logs[-1] if logs and speaks() else None, self.name, args):
+            name = (logs[-1] if logs else None) if speaks() else NONE
+            with tracked(name, self.name, args, runs_others=MULTIRUN in (options or {})):
                 text = self._run(args, dict(options or {}))
                 log_result(as_output(text).data.get("result"))
             return text
@@ -142,7 +144,7 @@ class Job:
 
             _refuse_torchrun("-m runs many calls")
             return multirun(self, args)
-        launcher, args = ([], list(args)) if self.own_words else self._for_launcher(args)
+        launcher, args = ([], list(args)) if self.own_words else self._for_launcher(args, options)
         call = Call(self, tuple(args), options)
         if not self.recorded:
             return self._do(call)
@@ -156,11 +158,11 @@ class Job:
 
     @property
     def flags(self) -> Mapping[str, str]:
-        """All options: its own, and -m of a command that leaves a folder of its own."""
-        several = self.config is not None and "out" in own_keys(self.config)
+        """All options: its own, and -m of a command that leaves a folder of its own, and takes settings alone."""
+        several = self.config is not None and not self.arguments and "out" in own_keys(self.config)
         return {**self.options, **({MULTIRUN: SEVERAL} if several else {})}
 
-    def _for_launcher(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
+    def _for_launcher(self, args: Sequence[str], options: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """What was typed for a launcher, and everything else.
 
         Raises:
@@ -169,9 +171,10 @@ class Job:
         from circuitdisc.jobs.spread import launch_words
 
         launcher, rest = launch_words(args)
-        if launcher and not self.spreads:
-            several = "several calls with -m" if MULTIRUN in self.flags else "nothing: leave it out"
-            raise BadSetting(f"{launcher[0]} is for cells, and of `circuitdisc {self.name}` these are {several}")
+        if launcher and not (self.spreads is True or self.spreads in options):
+            these = f"those of {self.spreads}" if self.spreads else "nothing: leave it out"
+            these = "several calls with -m" if MULTIRUN in self.flags else these
+            raise BadSetting(f"{launcher[0]} is for cells, and of `circuitdisc {self.name}` these are {these}")
         return launcher, rest
 
     def _do(self, call: "Call") -> str:

@@ -13,7 +13,6 @@ weights and examples are compared by their hashes, as by `circuitdisc resume`, a
 import re
 import sys
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
@@ -21,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.errors import BadRun, BadSetting, CircuitdiscError, Stopped
+from circuitdisc.errors import BadRun, BadSetting, Stopped
 from circuitdisc.files import make_folder, read_json, remove, write_text
 from circuitdisc.identity import Identity, hash_bytes, hash_file, in_words, package_version
 from circuitdisc.jobs.config import DISCOVER, read_overrides
@@ -29,10 +28,11 @@ from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.spelling import in_quotes
 from circuitdisc.jobs.spread import check_launch, launch, launch_words
-from circuitdisc.runs import Cells
+from circuitdisc.plugins import versions_behind
+from circuitdisc.runs import Cells, CellState, check_free
 from circuitdisc.shipped import shipped_models
 
-CONFIG, SUMMARY = "config.json", "summary.csv"
+CONFIG, SCORES, SUMMARY = "config.json", "scores.json", "summary.csv"
 BUDGETS = ("memory", "threads", "progress")
 """Settings that change no result."""
 NOT_COMPARED = {*BUDGETS, "command", "started", "versions", "out"}
@@ -64,14 +64,14 @@ def multirun(job: Job, args: Sequence[str]) -> str:
         for words in ((job.name, *combination) for combination in combinations):
             own[names.setdefault(_key(words), str(len(names)))] = words
         cells.enter(Call(job, tuple(args), {"--multirun": ""}).command, {**listed, **own})
-    todo = [name for name, words in own.items() if not _is_done(cells, name, words)]
+    todo = [name for name, words in own.items() if not _is_done(cells, folder, name, words)]
     if len(own) > len(todo):
         print(f"circuitdisc: {len(own) - len(todo)} of {len(own)} cells of {folder} are done", file=sys.stderr)
     try:
         if todo:
             launch("circuitdisc.jobs.multirun:run_cells", folder, todo, launcher)
     except KeyboardInterrupt as stop:
-        of_job = f"of the job at work: {stop}; " if isinstance(stop, Stopped) else ""
+        of_job = f"{stop}; " if isinstance(stop, Stopped) else ""
         raise Stopped(f"{of_job}finished jobs are in {folder}, and the same command with out={folder} goes on") from stop
     return _ended(folder, cells, list(own))
 
@@ -142,22 +142,21 @@ def run_cells(folder: Path, names: Sequence[str], more: str = "") -> None:
         with cells.claim(name) as state:
             if state is None:
                 print(f"circuitdisc: job {name} is run by another process", file=sys.stderr)
-            elif not _is_done(cells, name, words):
-                _run_cell(cells, folder, name, words, was_done=state.finished > 0)
+            elif not _is_done(cells, folder, name, words):
+                _run_cell(cells, folder, name, words, state)
 
 
-def _run_cell(cells: Cells, folder: Path, name: str, words: tuple[str, ...], was_done: bool) -> None:
+def _run_cell(cells: Cells, folder: Path, name: str, words: tuple[str, ...], before: CellState) -> None:
     clock, stamp, sentence = time.perf_counter(), _stamp(words), folder / f"{name}.error"
-    cells.begin(name)
     try:
-        _call(folder / name, words, was_done)
+        if not before.begun and not (words[0] == DISCOVER and (folder / name / CONFIG).exists()):
+            check_free(folder / name)  # what lies there is of no cell
+        cells.begin(name)
+        _call(folder / name, words, before)
     except Exception as error:  # whatever it is, it ends this cell alone
-        if not isinstance(error, CircuitdiscError):
-            traceback.print_exc()
-            error = CircuitdiscError(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        print(f"circuitdisc: job {name}: {error}", file=sys.stderr)
-        write_text(sentence, f"{error}\n")
-        cells.fail(name, error)
+        why = cells.fail(name, error)
+        print(f"circuitdisc: job {name}: {why}", file=sys.stderr)
+        write_text(sentence, f"{why}\n")
         return
     sentence.unlink(missing_ok=True)
     seconds = time.perf_counter() - clock
@@ -165,7 +164,7 @@ def _run_cell(cells: Cells, folder: Path, name: str, words: tuple[str, ...], was
     print(f"job {name} in {seconds:.1f} s: {' '.join(words[1:])}", flush=True)
 
 
-def _call(out: Path, words: tuple[str, ...], was_done: bool) -> None:
+def _call(out: Path, words: tuple[str, ...], before: CellState) -> None:
     """The call of a cell, or what is left of one that was killed."""
     from circuitdisc.jobs.registry import REGISTRY
 
@@ -176,14 +175,11 @@ def _call(out: Path, words: tuple[str, ...], was_done: bool) -> None:
         _check_settings(out, Call(job, tuple(args)).settings)
         resume(out, progress="progress=false" not in map(str.lower, words))
         return
-    if job.name == DISCOVER:
-        remove(out)  # a kill left it before anything was said in it
-    elif (leaves := job.leaves) is not None and out.exists() and (not leaves.resumes or (out / leaves.result).exists()):
-        if was_done:
-            raise BadRun(
-                f"{out} is of other files or another version of circuitdisc: remove it, and the same call makes it again"
-            )
-        remove(out)  # a kill has left it
+    has_result = (leaves := job.leaves) is not None and (out / leaves.result).exists()
+    if has_result and before.finished:
+        raise BadRun(f"{out} is of other files or another version of circuitdisc: remove it, and the same call makes it again")
+    if has_result or job.name == DISCOVER or (leaves is not None and not leaves.resumes):
+        remove(out)  # a kill has left it: of a search before anything was said in it
     job(args)
 
 
@@ -207,18 +203,35 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
 # --- whether a cell is done ---------------------------------------------------------------------------------------------------
 
 
-def _is_done(cells: Cells, name: str, words: tuple[str, ...]) -> bool:
-    state = cells.state(name)
-    return state.status == "done" and state.stamp == _stamp(words)
+def _is_done(cells: Cells, folder: Path, name: str, words: tuple[str, ...]) -> bool:
+    """Whether a cell's log says that it is done, of what it would be now, and what it has left is still there."""
+    from circuitdisc.jobs.registry import REGISTRY
+
+    state, job = cells.state(name), REGISTRY.get(words[0])
+    last = SCORES if job.name == DISCOVER else job.leaves.result if job.leaves is not None else ""
+    return state.status == "done" and (folder / name / last).exists() and state.stamp == _stamp(words)
 
 
 def _stamp(words: Sequence[str]) -> str:
-    """What shows at once that a cell would be the same: the version, the settings, and the files that these name."""
-    parts = [package_version(), *(settings := _key(words))]
-    for word in settings:
-        for name in re.split(r"[\s\[\]{},:'\"]+", word.partition("=")[2]):
-            parts += _files(name)
+    """What shows at once that a cell would be the same: versions, the settings, and the files that these name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    settings = _key(words)
+    overrides = OverridesParser.create().parse_overrides([word for word in settings if "=" in word])
+    names = list(dict.fromkeys(name for override in overrides for name in _names(override.value())))
+    parts = [package_version(), *versions_behind({words[0], *names}), *settings]
+    for name in names:
+        parts += _files(name)
     return hash_bytes("\n".join(parts).encode())
+
+
+def _names(value: Any) -> Iterator[str]:
+    """What may be a name in a setting's value: every text in it, whole, and what stands between its spaces, colons, ..."""
+    if isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _names(inner)
+    elif isinstance(value, str):
+        yield from (value, *re.split(r"[\s\[\]{},:'\"]+", value))
 
 
 @cache

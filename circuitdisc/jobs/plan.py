@@ -4,7 +4,8 @@ The words after it are those of the command that is planned: `plan discover ...`
 `plan score RUN ...`. Nothing is written unless `out=` names a folder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from circuitdisc.models.model import Model
 from circuitdisc.pages.description import Description, Section, description_text, write_description
 from circuitdisc.pages.verdict import Verdict, as_sentences
 from circuitdisc.planning.models import open_model, prompts_of_length
-from circuitdisc.planning.plan import plan, times
-from circuitdisc.planning.result import PlannedPart, RunPlan, in_words
+from circuitdisc.planning.plan import plan
+from circuitdisc.planning.ranks import times
+from circuitdisc.planning.result import Fit, PlannedPart, RunPlan, in_words
 from circuitdisc.results import Row
 from circuitdisc.runs import check_free, stoppable, versions, workspace
 from circuitdisc.tasks.base import Task
 from circuitdisc.wording import duration, percent
 
-PLAN = "plan"
+PLAN, UNKNOWN = "plan", "not known"
 PLANNED = {"discover": DISCOVER, "transfer": TRANSFER, "score": SCORE}
 
 
@@ -44,13 +46,23 @@ def _work(call: Call) -> str:
     out = settings.pop("out")
     if out is not None and not isinstance(out, str):
         raise BadSetting("out= is not the name of a folder: write it as out='...'")
-    planned = PLANNERS[name](Call(PLANNED[name], tuple(theirs)), settings)
-    description = describe_plan(planned)
-    text = f"{planned.model}, task {planned.task}\n\n{description_text(description)}"
-    data = {**description.said.data, "result": planned.to_dict()}
-    if out is not None:
-        data, text = {"folder": out, **data}, f"{text}\n\n{_write(call, Path(out), planned, description)}"
-    return Output(text, data)
+    folder = None if out is None else Path(out)
+    with nullcontext() if folder is None else _taken(call, folder):
+        planned = PLANNERS[name](Call(PLANNED[name], tuple(theirs)), settings)
+        description = describe_plan(planned)
+        text = f"{planned.model}, task {planned.task}\n\n{description_text(description)}"
+        data = {**description.said.data, "result": planned.to_dict()}
+        if folder is None:
+            return Output(text, data)
+        return Output(f"{text}\n\n{_write(call, folder, planned, description)}", {"folder": folder, **data})
+
+
+@contextmanager
+def _taken(call: Call, folder: Path) -> Iterator[None]:
+    """The folder of the plan, seen to be free and writable before anything is measured."""
+    check_free(folder)
+    with stoppable(call.command), workspace(folder):
+        yield
 
 
 def _parted(words: list[str], job: Job) -> tuple[list[str], list[str]]:
@@ -73,13 +85,10 @@ def _parted(words: list[str], job: Job) -> tuple[list[str], list[str]]:
 
 def _write(call: Call, folder: Path, planned: RunPlan, description: Description) -> str:
     """The plan as a file and a page."""
-    check_free(folder)
     record = {"command": call.command, "started": call.started.isoformat(timespec="seconds"), "versions": versions()}
-    with stoppable(call.command), workspace(folder):
-        write_json(folder / "plan.json", {**planned.to_dict(), **record})
-        page = folder / "report.html"
-        subject = f"{planned.model}, task {planned.task}"
-        write_description(page, description, heading="Plan of a run", subject=subject, settings=record)
+    write_json(folder / "plan.json", {**planned.to_dict(), **record})
+    page, subject = folder / "report.html", f"{planned.model}, task {planned.task}"
+    write_description(page, description, heading="Plan of a run", subject=subject, settings=record)
     return f"folder  {folder}\npage    {page}"
 
 
@@ -159,17 +168,19 @@ def _given(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 
 def describe_plan(planned: RunPlan) -> Description:
     """A plan in words and tables."""
-    lead = [
-        f"{planned.parameters:,} weights in {planned.dtype} take {size_words(planned.weights)}; with activations a rank takes "
-        f"{size_words(planned.peak)} at most, beside Python and its libraries (memory={size_words(planned.budget)})."
-    ]
+    weights = f"{planned.parameters:,} weights in {planned.dtype} take {size_words(planned.weights)}"
+    if planned.peak is not None:
+        activations = f"with activations a rank takes {size_words(planned.peak)} at most, beside Python and its libraries"
+    else:
+        unknown = " and ".join(part.name for part in planned.parts if part.peak is None)
+        activations = f"how much {unknown} takes beside them is not known"
+    lead = [f"{weights}; {activations} (memory={size_words(planned.budget)})."]
     if planned.seconds is not None:
         basis = f"measured for {duration(planned.measured)}" if planned.measured else f"by {planned.speed:g} GFLOP/s"
         lead.append(f"Expected on one rank: {duration(planned.seconds)}. This is an estimate ({basis}).")
     else:
         lead.append("No time: the weights are not here, or nothing was to be run; speed=GFLOP/s gives one from the shapes.")
-    for fit in planned.fits:
-        lead.append(_fit_words(planned, fit.where, fit.size, fit.fits))
+    lead += map(_fit_words, planned.fits)
     why = [f"{part.name}: the range depends on {part.why}." for part in planned.parts if part.why]
     time = [f"Time of {part.name}: {part.basis}." for part in planned.parts if part.basis and part.name != "checks"]
     sections = [Section("Parts", [_row(part) for part in planned.parts], _note(planned))]
@@ -184,9 +195,11 @@ def describe_plan(planned: RunPlan) -> Description:
     return Description(Verdict(tuple(lead), as_sentences((*why, *time, *planned.notes))), tuple(sections))
 
 
-def _fit_words(planned: RunPlan, where: str, size: int, fits: bool) -> str:
-    what = f"This machine ({size_words(size)})" if where == "this machine" else f"A memory of {size_words(size)}"
-    return f"{what} {'has' if fits else 'does not have'} room for it."
+def _fit_words(fit: Fit) -> str:
+    what = f"This machine ({size_words(fit.size)})" if fit.where == "this machine" else f"A memory of {size_words(fit.size)}"
+    if fit.fits is None:
+        return f"Whether {what[0].lower()}{what[1:]} has room for it is not known."
+    return f"{what} {'has' if fit.fits else 'does not have'} room for it."
 
 
 def _note(planned: RunPlan) -> str:
@@ -206,7 +219,7 @@ def _row(part: PlannedPart) -> Row:
         "candidates": in_words(part.candidates),
         "node evaluations": in_words(part.node_evaluations),
         "usual, plain forwards": None if part.usual is None else in_words((part.usual, part.usual)),
-        "memory": None if part.peak is None else size_words(part.peak),
+        "memory": _size(part.peak),
         "time": _time(part),
     }
 
@@ -225,7 +238,7 @@ def _of_ranks(planned: RunPlan, at: int) -> Row:
         "ranks": ranks.ranks,
         "work of the busiest": percent(ranks.work),
         "time, about": None if ranks.seconds is None else duration(ranks.seconds),
-        "memory a rank": size_words(ranks.memory),
+        "memory a rank": _size(ranks.memory),
         "model split": None if ranks.split is None else size_words(ranks.split),
     }
 
@@ -235,13 +248,21 @@ def _of_fits(planned: RunPlan) -> list[Row]:
         {
             "memory": size_words(fit.size),
             "of": fit.where,
-            "this plan": "fits" if fit.fits else "does not fit",
-            "largest model of this width": f"{fit.layers:,} layers, {fit.parameters:,} weights" if fit.layers else "none",
-            "longest prompts": f"{fit.tokens:,} tokens" if fit.tokens else "none",
-            "most search examples": fit.examples,
+            "this plan": UNKNOWN if fit.fits is None else "fits" if fit.fits else "does not fit",
+            "largest model of this width": _room(fit.layers, f"{fit.layers or 0:,} layers, {fit.parameters or 0:,} weights"),
+            "longest prompts": _room(fit.tokens, f"{fit.tokens or 0:,} tokens"),
+            "most search examples": UNKNOWN if fit.examples is None else fit.examples,
         }
         for fit in planned.fits
     ]
+
+
+def _size(n_bytes: int | None) -> str:
+    return UNKNOWN if n_bytes is None else size_words(n_bytes)
+
+
+def _room(number: int | None, words: str) -> str:
+    return UNKNOWN if number is None else words if number else "none"
 
 
 JOB = Job(

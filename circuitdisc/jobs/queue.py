@@ -1,6 +1,6 @@
 """What Slurm's queue has, and waiting for it."""
 
-import getpass
+import os
 import shutil
 import subprocess
 import time
@@ -18,7 +18,7 @@ def queued() -> frozenset[str] | None:
     """This user's jobs that wait or run, as `123` or `123_4`; None where there is no Slurm, or it does not answer."""
     if shutil.which("squeue") is None:
         return None
-    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
     except (OSError, subprocess.TimeoutExpired):

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from circuitdisc.errors import BadRun
+from circuitdisc.jobs.collect import figure, folders_below, read_record, rows_of, section, task_in
 from circuitdisc.jobs.job import Call, Job
 from circuitdisc.jobs.output import Output
 
-INDEX, DEFAULT = "index.html", "runs"
+INDEX, DEFAULT, TRANSFER = "index.html", "runs", "transfer"
+LONGEST, MOST_CHARACTERS = 40, 1000  # of a command's name, and of a line in which it is looked for
 RECORDS = ("result.json", "drift.json", "transfer.json", "cmap.json", "compare.json", "ladder.json", "plan.json")
 PAGES = ("report.html", "transfer.html", "cmap.html", "compare.html")
 SHOWN = ("run", "command", "model", "task", "algorithm", "edges", "faithfulness", "interval", "stability", "date", "status")
@@ -24,8 +27,6 @@ def all_runs(folder: Path) -> list[Row]:
     Raises:
         BadRun: there is no such folder.
     """
-    from circuitdisc.jobs.collect import rows_of
-
     rows = [{**row, **_beside(folder / row["folder"])} for row in rows_of(folder)]
     known = {row["folder"] for row in rows}
     rows += [row for row in _others(folder) if row["folder"] not in known]
@@ -34,12 +35,11 @@ def all_runs(folder: Path) -> list[Row]:
 
 def _beside(place: Path) -> Row:
     """What the table of runs does not read: when a run was begun, how stable its circuit is, and its page."""
-    from circuitdisc.jobs.collect import read_record
-
     table = read_record(place / "stability.json").get("table")
     rows = [row for row in table if isinstance(row, Mapping)] if isinstance(table, list) else []
-    stability = next((row.get("Jaccard") for row in rows if row.get("of") == "edges"), None)
-    started = next((record["started"] for record in map(read_record, _records(place)) if record.get("started")), None)
+    stability = figure(next((row.get("Jaccard") for row in rows if row.get("of") == "edges"), None))
+    begun = (record.get("started") for record in map(read_record, _records(place)))
+    started = next((started for started in begun if isinstance(started, str)), None)
     return {"stability": stability, "date": started, "page": _page(place)}
 
 
@@ -53,22 +53,29 @@ def _page(place: Path) -> str | None:
 
 def _others(folder: Path) -> Iterator[Row]:
     """Results of commands that search nothing, by their records."""
-    from circuitdisc.jobs.collect import folders_below, read_record
-
     for place in folders_below(folder):
-        record = next((data for path in _records(place) if "command" in (data := read_record(path))), None)
+        record = next((data for path in _records(place) if _name_in(data := read_record(path))), None)
         if record is None or _page(place) is None:
             continue
-        words = re.match(r"circuitdisc ((?:[a-z_]+ ?)+)(?= |$)", str(record["command"]))
-        sections = {name: record[name] if isinstance(record.get(name), Mapping) else {} for name in ("model", "task")}
+        checkpoints = record.get("checkpoints")
         yield {
             "folder": place.relative_to(folder).as_posix(),
-            "command": words.group(1).strip() if words else str(record["command"])[:40],
-            "model": sections["model"].get("name") or ", ".join(map(str, record.get("checkpoints") or ())) or None,
-            "task": sections["task"].get("path") or sections["task"].get("name"),
+            "command": _name_in(record),
+            "model": section(record, "model").get("name")
+            or (", ".join(map(str, checkpoints)) if isinstance(checkpoints, list) else None),
+            "task": task_in(record),
             "status": "done",
             **_beside(place),
         }
+
+
+def _name_in(record: Mapping[str, Any]) -> str:
+    """`heads roles` of `circuitdisc heads roles model=gpt2`, or of a record's format; of any other command its beginning."""
+    line = str(record.get("command") or "")[:MOST_CHARACTERS]
+    program, *words = line.split() or [""]
+    if program == "circuitdisc" and (name := " ".join(takewhile(re.compile(r"[a-z_]+").fullmatch, words))):
+        return name[:LONGEST]
+    return line[:LONGEST] or (TRANSFER if record.get("format") == f"circuitdisc.{TRANSFER}" else "")
 
 
 def _work(call: Call) -> str:

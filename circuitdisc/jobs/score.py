@@ -117,6 +117,6 @@ JOB = Job(
     variants=(FILE_JOB,),
     by_ranks=True,
     recorded=True,
-    spreads=True,
+    spreads=ALL,
     work=_work,
 )

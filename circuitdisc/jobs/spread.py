@@ -83,6 +83,9 @@ def launch(work: str, folder: Path, names: Sequence[str], words: Sequence[str], 
                     + [f"+more={in_quotes(more)}"] * bool(more)
                 )
             return
+        except KeyboardInterrupt as stop:
+            go_on = "jobs that Slurm has go on (scancel ends them); " if launcher == "submitit" else ""
+            raise Stopped(f"{go_on}the same command goes on with the rest") from stop
         except BrokenExecutor:  # joblib gives up when one of its processes is killed; what nobody has begun goes on
             rest = [name for name in names if cells.state(name).begun == begun[name]]
             names = rest if len(rest) < len(names) else []
@@ -99,10 +102,9 @@ def _multirun(overrides: list[str]) -> None:
             hydra.multirun(CONFIG, _job, overrides, with_log_configuration=False)
     except (BrokenExecutor, CircuitdiscError):
         raise
-    except KeyboardInterrupt as stop:
-        raise Stopped("jobs that Slurm has go on (scancel ends them); the same command goes on with the rest") from stop
     except Exception as error:  # sbatch refuses, a plugin fails: what it says is for the user
-        raise BadRun(f"the launcher failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split()) or "it does not say why"
+        raise BadRun(f"the launcher failed: {type(error).__name__}: {why}") from error
 
 
 def _job(config: Any) -> None:
@@ -161,11 +163,10 @@ def compute_units(folder: Path, names: Sequence[str], more: str) -> None:
     try:
         with computing(folder / journal, names), chdir(begun_in):
             REGISTRY.get(name)([*rest, "progress=false"], options)
-    except CircuitdiscError as error:  # before it came to its units
-        print(f"circuitdisc: {error}", file=sys.stderr)
+    except Exception as error:  # whatever it is: before it came to its units
         cells = Cells(folder)
         for unit in names:
             with cells.claim(unit) as state:
                 if state is not None:
                     cells.begin(unit)
-                    cells.fail(unit, error)
+                    print(f"circuitdisc: {unit}: {cells.fail(unit, error)}", file=sys.stderr)

@@ -9,8 +9,8 @@ from circuitdisc.jobs.output import Output
 from circuitdisc.jobs.queue import queued
 from circuitdisc.runs import Cells, CellState
 from circuitdisc.runs.cells import STATUSES
-from circuitdisc.runs.folders import WRITER, writer_of
-from circuitdisc.runs.works import works_in
+from circuitdisc.runs.folders import WRITER, is_written, writer_of
+from circuitdisc.runs.works import is_finished, works_in
 
 LISTED = 40
 
@@ -20,17 +20,22 @@ def _work(call: Call) -> str:
     if not folder.is_dir():
         raise BadRun(f"there is no folder {folder}")
     cells, queue = Cells(folder), queued()
-    writer = writer_of(folder) if (folder / WRITER).exists() else None
+    last = writer_of(folder) if (folder / WRITER).exists() else None
+    writer = last if is_written(folder) else None
     states = cells.states(queue) if cells else []
-    if not cells and writer is None:
+    if not cells and writer is None and not is_finished(folder):
         works_in(folder)  # says what else is wrong with it
     counts = {status: sum(state.status == status for state in states) for status in STATUSES}
     jobs = None if queue is None else sorted(queue)
     data = {"folder": folder, "writer": writer, "slurm_jobs": jobs, "counts": counts, "cells": list(map(asdict, states))}
     lines = [f"{folder} is being written by {writer}"] if writer else []
+    lines += [f"{folder} was being written by {last}, which has ended"] if last and not writer else []
     if not cells:
-        idle = f"{folder} has no cells, and nobody writes in it: `circuitdisc resume {folder}` goes on"
-        return Output("\n".join(lines or [idle]), data)
+        if is_finished(folder):
+            lines += [] if writer else [f"{folder} is finished, and nobody writes in it"]
+        elif not writer:
+            lines.append(f"{folder} has no cells, and nobody writes in it: `circuitdisc resume {folder}` goes on")
+        return Output("\n".join(lines), data)
     command, _ = cells.read()
     lines += [f"{len(states):,} cells of {command}", ", ".join(f"{n:,} {status}" for status, n in counts.items())]
     lines += [f"Slurm has {len(queue):,} jobs of yours, waiting or running"] if queue is not None else []

@@ -1,5 +1,6 @@
 """The index of all runs: one page that opens offline, sorts by any column and filters; nothing of a run is more than text."""
 
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -62,7 +63,7 @@ def write_index(path: str | PathLike[str], rows: Sequence[Mapping[str, Any]], *,
         choices={name: values for name in CHOSEN if len(values := sorted({line[name] for line in lines} - {""})) > 1},
         rows=[
             {
-                "link": f"{quote(line['run'])}/{quote(row['page'])}" if row.get("page") else "",
+                "link": f"{quote(os.fsencode(line['run']))}/{quote(row['page'])}" if row.get("page") else "",
                 "cells": [(name, line[name], _value(row, name)) for name in columns],
             }
             for row, line in zip(rows, lines, strict=True)

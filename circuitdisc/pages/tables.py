@@ -17,7 +17,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
         rows: cells, shown with `str`; a line break in a cell becomes a space.
         align: one letter a column, `l` (left) or `r` (right); columns without a letter are left-aligned.
     """
-    cells = [[" ".join(str(cell).split()) for cell in row] for row in (headers, *rows)]
+    cells = [[_printable(" ".join(str(cell).split())) for cell in row] for row in (headers, *rows)]
     for row in cells:
         if len(row) != len(headers):
             raise ValueError(f"a row has {len(row)} cells, the table has {len(headers)} columns: {row}")
@@ -34,6 +34,11 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[object]], align: 
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _printable(text: str) -> str:
+    """A text without control characters, which a file may hold and a terminal would obey."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def scores_table(scores: Scores, model: str = "", circuit: Circuit | None = None) -> str:

@@ -57,9 +57,10 @@ class Counts:
     units: Float[np.ndarray, "n"] | None = None
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Both, one after the other; the rest is the first one's."""
+        """Both, one after the other; the units are the first one's."""
         sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in COUNTED_IN}
-        return replace(self, **sums, usual=self.usual + other.usual)
+        why = ", and ".join(dict.fromkeys(filter(None, (self.why, other.why))))
+        return replace(self, **sums, usual=self.usual + other.usual, why=why)
 
 
 COUNTED_IN = ("model_runs", "backward_runs", "circuit_runs", "candidates", "node_evaluations", "forwards")
@@ -79,6 +80,7 @@ class Search:
         n: train examples.
         n_chunks: in how many chunks they are made ready.
         changing: the share of the tokens that a cut can change.
+        learned: what `optimal` learns was learned before, in the same process.
     """
 
     model: Model
@@ -87,6 +89,7 @@ class Search:
     n: int
     n_chunks: int = 1
     changing: float = 1.0
+    learned: bool = False
 
     @property
     def graph(self) -> ComputationGraph:
@@ -99,8 +102,9 @@ class Search:
 
     @property
     def fit(self) -> Span:
-        """Runs with which the ablation learns; `optimal` trains, for as many steps as it takes."""
-        return {"mean": span(1), "optimal": (1.0, float("inf"))}.get(self.ablation.kind, NOTHING)
+        """Runs with which the ablation learns, beside the training of `optimal`; of another package's they are not known."""
+        known = {"mean": span(1), **dict.fromkeys(("optimal", "resample", "zero", "zero_folded"), NOTHING)}
+        return known.get(self.ablation.kind, (0.0, float("inf")))
 
     @property
     def ready(self) -> Span:
@@ -110,12 +114,25 @@ class Search:
 
     def of(self, algorithm: str) -> "Search":
         """Another algorithm on the same examples, at its defaults."""
-        return replace(self, settings=get_algorithm(algorithm).settings)
+        return replace(self, settings=get_algorithm(algorithm).settings, learned=True)
+
+    @property
+    def training(self) -> Counts:
+        """What `optimal` counts while it learns: for each sender so many steps, both ways, through what is behind it."""
+        if self.ablation.kind != "optimal" or self.learned:
+            return Counts()
+        graph, steps = self.graph, self.ablation.method.steps + 1  # pyright: ignore[reportAttributeAccessIssue] - `Optimal`
+        behind_them = 1 + graph.split_embeddings + (graph.n_heads + graph.has_mlp) * (graph.n_layers + 1) / 2
+        each, clean = steps * behind_them, 2
+        why = "of how many senders `optimal` has yet to learn a constant"
+        most = clean + 3 * each
+        return Counts((0.0, clean + each), (0.0, each), forwards=(0.0, most), usual=most, why=why)
 
 
 def counts_of(algorithm: str, search: Search) -> Counts | None:
     """What a search counts; None for an algorithm whose counts nobody planned."""
-    return COUNTERS[algorithm](search) if algorithm in COUNTERS else None
+    counts = COUNTERS[algorithm](search) if algorithm in COUNTERS else None
+    return counts if counts is None or algorithm in UNABLATED else counts + search.training
 
 
 def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
@@ -130,7 +147,7 @@ def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
         for end in (0, 1)
     )
     low, high = ends
-    usual = given.get("usual", high)
+    usual = given.get("usual", high if high < float("inf") else low)
     return replace(counts, forwards=(low, high), usual=usual)
 
 
@@ -139,7 +156,7 @@ def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
 
 def _gradients(search: Search, points: float, backward: float) -> Counts:
     low, high = search.ready
-    why = "ablation.kind=optimal trains its constants for as long as it takes" if high == float("inf") else ""
+    why = "what the ablation learns" if high == float("inf") else ""
     runs = (low + points, high + points)
     counts = _counts(search, model_runs=runs, backward_runs=span(backward), why=why)
     return replace(counts, usual=low + points + 2 * backward)
@@ -357,6 +374,8 @@ def _path_patching(search: Search) -> Counts:
     )
 
 
+UNABLATED = ("information_flow", "from_file", "random")
+"""Searches that ablate nothing."""
 COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "acdc": _acdc,
     "bisect": _bisect,
@@ -383,10 +402,11 @@ COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
 # --- scores ---------------------------------------------------------------------------------------------------------------
 
 
-def counts_of_score(search: Search, n_circuits: Span, n_splits: int, n_chunks: int) -> Counts:
+def counts_of_score(search: Search, n_train: int, n_circuits: Span, n_splits: int, n_chunks: int) -> Counts:
     """What scoring a circuit with its controls counts, on all examples of both splits.
 
     Args:
+        n_train: examples that the ablation learns from.
         n_circuits: full model, circuit, empty circuit and controls.
         n_splits: splits that have examples.
         n_chunks: of both splits together.
@@ -402,9 +422,10 @@ def counts_of_score(search: Search, n_circuits: Span, n_splits: int, n_chunks: i
         node_evaluations=(0.0, high * n_splits * search.n_nodes),
         why="how many nodes of a circuit are alive" + ("" if low == high else ", and how many controls `auto` takes"),
     )
-    return replace(
-        counts, usual=each + high - 2
-    )  # the full model's own values and those of nothing at all take next to no time
+    # the full model's own values and those of nothing at all take next to no time
+    training, share = search.training, n_train / search.n
+    training = replace(training, usual=share * training.usual, forwards=(0.0, share * training.forwards[1]))
+    return replace(counts, usual=each + high - 2) + training
 
 
 def counts_of_checks(ablation: Ablation, allow_chance: bool) -> Counts:

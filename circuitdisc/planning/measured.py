@@ -149,8 +149,8 @@ def time_score(model: Model, task: Task, circuit: Circuit, n_random: int, given:
     clock = _Clock()
     controls = random_circuits(circuit, n_random, np.random.default_rng(given["seed"]))
     masks = masks_of(circuit, replace(controls, circuits=controls.circuits[:TRIED]))
-    drawn, marks = clock.read(), list[tuple[float, float]]()
     patching = Patching(model, get_ablation(given["ablation"]), task.train, memory=given["memory"])
+    drawn, marks = clock.read(), list[tuple[float, float]]()  # and what the ablation learns, which is of all train examples
     examples, n_all = task.train[: -(-len(task.train) // patching.n_chunks(task.train))], len(task.train) + len(task.heldout)
     metrics = beside(model, metric_for(model, task, given["metric"]), "accuracy", "kl")
     del masks["empty"]  # takes next to no time

@@ -68,25 +68,26 @@ def _is_toy(place: Place) -> bool:
 
 def _can_be_read(place: Place, dtype: str) -> bool:
     """Whether all weights are in files here, and fit in memory; nothing is downloaded for a plan."""
-    if place.path is None:
-        return _cached(place) is not None
+    if (path := place.path or _cached(place)) is None:
+        return False
     try:
-        files = [place.path] if is_gguf(place.path) else weight_files(place.path)
+        files = [path] if is_gguf(path) else weight_files(path)
     except BadFile:
-        if (place.path / WEIGHTS).exists() or any(place.path.glob("*.safetensors*")):
+        if place.path is not None and ((path / WEIGHTS).exists() or any(path.glob("*.safetensors*"))):
             raise  # they are here, and something is wrong with them
         return False
     wide = max(1.0, DTYPES[dtype].itemsize / 2) if dtype in DTYPES else 1.0  # files hold 16 bits a weight, as a rule
     return sum(file.stat().st_size for file in files) * wide < ROOM * machine_memory("cpu")
 
 
-def _cached(place: Place) -> str | None:
+def _cached(place: Place) -> Path | None:
+    """The folder of the hub's cache that has a model's configuration, and what else of it was downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     name, revision = place.hub
     at = {} if revision is None else {"revision": revision}
-    path = try_to_load_from_cache(name, WEIGHTS, **at)
-    return path if isinstance(path, str) else None
+    config = try_to_load_from_cache(name, "config.json", **at)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def prompts_of_length(model: Model, n: int, n_heldout: int, length: int, seed: int) -> Task:

@@ -8,7 +8,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from circuitdisc.files import size_words
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option, of_others, takes
 from circuitdisc.planning.counts import (
+    UNABLATED,
     Counts,
     Search,
     Span,
@@ -34,13 +35,15 @@ from circuitdisc.planning.counts import (
 )
 from circuitdisc.planning.measured import Timing, stand_in, time_forward, time_score, time_search
 from circuitdisc.planning.models import has_weights
-from circuitdisc.planning.result import Fit, PlannedPart, RanksPlan, RunPlan, spans_of
+from circuitdisc.planning.ranks import rank_numbers, shares_of
+from circuitdisc.planning.result import Fit, PlannedPart, RanksPlan, RunPlan, ends_of, spans_of
 from circuitdisc.planning.sizes import (
     GRADIENTS,
     HOLDING,
     MOST_EXAMPLES,
     MOST_LAYERS,
     MOST_TOKENS,
+    RUNS_NOTHING,
     Peak,
     Prompts,
     Sizes,
@@ -48,13 +51,16 @@ from circuitdisc.planning.sizes import (
     chunk_size,
     evaluation_peak,
     machine_memory,
+    most_of,
     most_that_fits,
     peak_of,
     sender_bytes,
+    training_peak,
 )
 from circuitdisc.scoring.work import AUTO, n_controls
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
+from circuitdisc.wording import duration
 
 STARTS = 3
 """Full model, circuit and empty circuit, which are scored beside the controls."""
@@ -141,6 +147,7 @@ class _Planner:
         self.all_prompts = _prompts(self.examples)
         self.n_chunks = -(-len(task.train) // chunk_size(self.sizes, self.prompts.length, self.budget))
         self.measures = has_weights(model) and given["measure"] > 0 and given["speed"] is None
+        self.stated = None if given["device_memory"] is None else parse_memory(given["device_memory"], "device_memory")
         self.notes: list[str] = []
         self.refused = self._is_refused()
 
@@ -159,6 +166,7 @@ class _Planner:
     def plan(self) -> RunPlan:
         started = perf_counter()
         forward = time_forward(self.model, self.task, self.given["measure"]) if self.measures else None
+        self.untimed = forward is not None and self._trains_too_long(forward.seconds)
         operations = self._operations(self.task.train)
         speed = operations / forward.seconds / 1e9 if forward else self.given["speed"]
         second = None if speed is None else operations / speed / 1e9
@@ -186,13 +194,27 @@ class _Planner:
             notes=tuple(self.notes),
         )
 
+    def _trains_too_long(self, forward: float) -> bool:
+        """Whether what `optimal` learns, which shows no bar, would take the time for measuring; then a note says so."""
+        seconds = Search(self.model, self.ablation, {}, len(self.task.train)).training.usual * forward
+        if seconds <= self.given["measure"] * SEARCH_SHARE:
+            return False
+        self.notes.append(
+            f"ablation=optimal learns for about {duration(seconds)}, longer than may be measured (measure=): times are "
+            "those of the usual counts"
+        )
+        return True
+
+    def _with_training(self, peak: Peak | None) -> Peak | None:
+        return most_of([peak, training_peak]) if self.ablation.kind == "optimal" else peak
+
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _parts(self, forward: Timing | None) -> list[_Part]:
         parts, search = [], None
         if self.algorithm is not None:
             search = self._search(forward)
-            if self.algorithm not in ("random", "from_file"):
+            if self.algorithm not in RUNS_NOTHING:
                 checks = counts_of_checks(self.ablation, self.given["allow_chance"])
                 timing = None
                 if search.timing and forward:  # they are within the time of the search
@@ -206,10 +228,11 @@ class _Planner:
         assert self.algorithm is not None, "there is a search"
         of = Search(self.model, self.ablation, self.settings, len(self.task.train), self.n_chunks, self._changing())
         counts = counts_of(self.algorithm, of)
-        part = _Part(self.algorithm, len(self.task.train), counts, peak_of(self.algorithm, self.settings, self.ablation))
+        peak = peak_of(self.algorithm, self.settings, self.ablation)
+        part = _Part(self.algorithm, len(self.task.train), counts, self._with_training(peak))
         if counts is None:
             self.notes.append(f"nobody planned the counts of '{self.algorithm}': only its time is measured")
-        if forward is None or self.refused:
+        if forward is None or self.refused or self.untimed:
             return part
         names = ("ablation", "metric", "seed", "memory", "allow_chance")
         asked = {name: self.given[name] for name in names}
@@ -240,11 +263,11 @@ class _Planner:
         n_random = self._n_random(search)
         splits = [split for split in (self.task.train, self.task.heldout) if split]
         n_chunks = sum(-(-len(split) // chunk_size(self.sizes, max(map(len, split)), self.budget)) for split in splits)
-        of_score = Search(self.model, self.ablation, {}, len(self.examples))
+        of_score = Search(self.model, self.ablation, {}, len(self.examples), learned=self.algorithm not in (None, *UNABLATED))
         n_circuits = STARTS + n_random[0], STARTS + n_random[1]
-        counts = counts_of_score(of_score, n_circuits, len(splits), n_chunks)
-        part = _Part("score", len(self.examples), counts, evaluation_peak)
-        if self.measures:
+        counts = counts_of_score(of_score, len(self.task.train), n_circuits, len(splits), n_chunks)
+        part = _Part("score", len(self.examples), counts, self._with_training(evaluation_peak))
+        if self.measures and not self.untimed:
             names = ("ablation", "metric", "seed", "memory")
             circuit, basis = self.circuit, "the circuit" if search is None else "the circuit that was found"
             if circuit is None:
@@ -299,7 +322,7 @@ class _Planner:
                 if part.n_examples == self.prompts.n
                 else forward * self._operations(self.examples) / self._operations(self.task.train)
             )
-            ends = (counts.forwards[0] * each, counts.forwards[1] * each)
+            ends = ends_of((counts.forwards[0] * each, counts.forwards[1] * each))
             how = "the measured forward" if self.measures else "the given speed"
             given = {"seconds": counts.usual * each, "seconds_span": ends, "basis": f"estimate: its usual count, by {how}"}
         return PlannedPart(
@@ -321,13 +344,15 @@ class _Planner:
             work, seconds = shares_of(written, n)
             copies, split = self._needed(parts, self.sizes, self.budget, ranks=n), self.sizes.split(n)
             within = None if split is None else int(self._needed(parts, split, self.budget))
-            plans.append(RanksPlan(n, work, seconds, int(copies), within))
+            known = all(part.peak is not None for part in parts)
+            plans.append(RanksPlan(n, work, seconds, int(copies) if known else None, within if known else None))
         return tuple(plans)
 
     def _needed(
         self, parts: Sequence[_Part], sizes: Sizes, budget: int, length: int | None = None, n: int | None = None, ranks: int = 1
     ) -> float:
-        """Weights and the largest peak, with prompts of another length, another number of them, or dealt out to ranks."""
+        """Weights and the largest peak that is known, with prompts of another length, another number of them, or dealt out
+        to ranks."""
         each = [0]
         for part in parts:
             prompts = self._prompts_of(part)
@@ -341,10 +366,9 @@ class _Planner:
         return self.all_prompts if part.name == "score" else self.prompts
 
     def _fits(self, parts: Sequence[_Part]) -> tuple[Fit, ...]:
-        stated = self.given["device_memory"]
         device = self.model.device if has_weights(self.model) else "cpu"
         rooms = [("this machine", machine_memory(device))]
-        rooms += [] if stated is None else [("stated", parse_memory(stated, "device_memory"))]
+        rooms += [] if self.stated is None else [("stated", self.stated)]
         return tuple(self._fit(parts, where, size) for where, size in rooms)
 
     def _fit(self, parts: Sequence[_Part], where: str, size: int) -> Fit:
@@ -352,12 +376,15 @@ class _Planner:
             sizes = self.sizes.with_layers(n)
             return _has_graph(sizes) and self._needed(parts, sizes, 0) <= size
 
+        fits = self._needed(parts, self.sizes, self.budget) <= size
+        if any(part.peak is None for part in parts):
+            return Fit(where, size, None if fits else False, None, None, None, None)
         layers = most_that_fits(layers_fit, MOST_LAYERS)
         most = min(MOST_TOKENS, self.model.n_ctx)
         return Fit(
             where,
             size,
-            self._needed(parts, self.sizes, self.budget) <= size,
+            fits,
             layers,
             self.sizes.with_layers(layers).parameters if layers else 0,
             most_that_fits(lambda length: self._needed(parts, self.sizes, 0, length) <= size, most),
@@ -393,39 +420,3 @@ def _prompts(examples: Sequence[Any]) -> Prompts:
     return Prompts(
         len(examples), max(map(len, examples)), max(len(example.positions) for example in examples), tuple(examples)
     )  # fmt: skip
-
-
-# --- several ranks --------------------------------------------------------------------------------------------------------
-
-
-def rank_numbers(most: int) -> list[int]:
-    """1, 2, 4 ... and `most`."""
-    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
-
-
-def shares_of(parts: Sequence[PlannedPart], n: int) -> tuple[float, float | None]:
-    """The share of the work that the busiest of n ranks does, and its seconds.
-
-    The model of it: examples (or chunks of them) are dealt out whole and take equally long; what ranks tell each other, and
-    what does not shrink with the number of examples, takes no time.
-    """
-    weights = [part.seconds if part.seconds is not None else (part.usual or 0.0) for part in parts]
-    work = sum(weight * -(-part.dealt // n) / part.dealt for part, weight in zip(parts, weights, strict=True))
-    timed = all(part.seconds is not None for part in parts)
-    return (work / sum(weights) if sum(weights) else 1.0), (work if timed else None)
-
-
-def times(plan: RunPlan, n_searches: int, n_cells: int) -> RunPlan:
-    """The plan of a transfer from that of one of its checkpoints: so many searches, and so many cells that are scored."""
-    parts = tuple(_times(part, n_cells if part.name == "score" else n_searches) for part in plan.parts)
-    ranks = []
-    for rank in plan.ranks:
-        work, seconds = shares_of(parts, rank.ranks)
-        ranks.append(replace(rank, work=work, seconds=seconds))
-    return replace(plan, job="transfer", parts=parts, ranks=tuple(ranks))
-
-
-def _times(part: PlannedPart, n: int) -> PlannedPart:
-    seconds = {name: None if getattr(part, name) is None else getattr(part, name) * n for name in ("seconds", "cpu_seconds")}
-    ends = None if part.seconds_span is None else (part.seconds_span[0] * n, part.seconds_span[1] * n)
-    return replace(part, times=n, seconds_span=ends, **seconds)

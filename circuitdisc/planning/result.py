@@ -1,10 +1,14 @@
 """A plan of a run: what it will count, take in memory and in time, on one process and on several, and what fits."""
 
 from dataclasses import dataclass
+from math import inf
 
 from circuitdisc.files import size_words
 from circuitdisc.planning.counts import COUNTED_IN, Counts, Span
 from circuitdisc.results import Result, Row
+
+Ends = tuple[float, float | None]
+"""The least and the most; None: any number, which JSON has no figure for."""
 
 WORDS = {
     "model_runs": "forward passes",
@@ -39,19 +43,19 @@ class PlannedPart(Result):
     name: str
     n_examples: int
     times: int
-    model_runs: Span | None
-    backward_runs: Span | None
-    circuit_runs: Span | None
-    candidates: Span | None
-    node_evaluations: Span | None
-    forwards: Span | None
+    model_runs: Ends | None
+    backward_runs: Ends | None
+    circuit_runs: Ends | None
+    candidates: Ends | None
+    node_evaluations: Ends | None
+    forwards: Ends | None
     usual: float | None
     why: str
     dealt: int
     peak: int | None
     seconds: float | None = None
     cpu_seconds: float | None = None
-    seconds_span: Span | None = None
+    seconds_span: Ends | None = None
     basis: str = ""
 
     @property
@@ -75,26 +79,26 @@ class RanksPlan(Result):
     Args:
         work: share of all the work that the busiest rank does.
         seconds: expected; None without a time on one.
-        memory: bytes of the busiest rank: the model, and activations of its examples.
+        memory: bytes of the busiest rank: the model, and activations of its examples; None where a part's are not known.
         split: the same where the ranks split one model by heads and MLP columns instead, and each runs all examples; None
-            where the heads do not divide.
+            where the heads do not divide, too.
     """
 
     ranks: int
     work: float
     seconds: float | None
-    memory: int
+    memory: int | None
     split: int | None
 
 
 @dataclass(frozen=True, repr=False)
 class Fit(Result):
-    """What a memory of some size has room for.
+    """What a memory of some size has room for; None where what a part takes is not known.
 
     Args:
         where: `this machine`, or `stated`.
         size: bytes of it.
-        fits: whether weights and planned peak do.
+        fits: whether weights and planned peak do; False where those of some parts alone do not.
         layers, parameters: of the largest model of this width that does, with the least activations.
         tokens: of the longest prompts that do, as many as the task has; at most what the model takes. 0: none.
         examples: the most search examples that do, up to 1,000,000.
@@ -102,11 +106,11 @@ class Fit(Result):
 
     where: str
     size: int
-    fits: bool
-    layers: int
-    parameters: int
-    tokens: int
-    examples: int
+    fits: bool | None
+    layers: int | None
+    parameters: int | None
+    tokens: int | None
+    examples: int | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,9 +151,10 @@ class RunPlan(Result):
     notes: tuple[str, ...] = ()
 
     @property
-    def peak(self) -> int:
-        """Bytes of a rank beside Python and its libraries: weights, and the largest peak of a part."""
-        return self.weights + max((part.peak or 0 for part in self.parts), default=0)
+    def peak(self) -> int | None:
+        """Bytes of a rank beside Python and its libraries: weights, and the largest peak of a part; None: not known of one."""
+        peaks = [part.peak for part in self.parts]
+        return None if None in peaks else self.weights + max(peak or 0 for peak in peaks)
 
     @property
     def seconds(self) -> float | None:
@@ -178,14 +183,22 @@ class RunPlan(Result):
         ]
 
 
-def in_words(ends: Span | None) -> str | None:
+def in_words(ends: Ends | None) -> str | None:
     """`12`, or `3 to 4,500`."""
     if ends is None:
         return None
-    low, high = (f"{end:,.0f}" if end >= 100 or end == int(min(end, 1e15)) else f"{end:.3g}" for end in ends)
-    return low if ends[0] == ends[1] else f"{low} to {'any number' if high == 'inf' else high}"
+    low, high = (
+        "any number" if end is None else f"{end:,.0f}" if end >= 100 or end == int(min(end, 1e15)) else f"{end:.3g}"
+        for end in ends
+    )
+    return low if ends[0] == ends[1] else f"{low} to {high}"
 
 
-def spans_of(counts: Counts | None) -> dict[str, Span | None]:
+def ends_of(span: Span) -> Ends:
+    """A span as a plan has it."""
+    return span[0], None if span[1] == inf else span[1]
+
+
+def spans_of(counts: Counts | None) -> dict[str, Ends | None]:
     """The counts of a part."""
-    return {name: None if counts is None else getattr(counts, name) for name in COUNTED_IN}
+    return {name: None if counts is None else ends_of(getattr(counts, name)) for name in COUNTED_IN}

@@ -6,12 +6,15 @@ S senders.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.gradients.memory import CPU_TOKEN_ROWS, HEAP_HOLES, Gradient, Shapes, means_bytes, peak_bytes
 from circuitdisc.engine.masked_run import piece_bytes
 from circuitdisc.engine.memory import (
@@ -242,7 +245,9 @@ def masks_peak(batch: int, ablation: Ablation) -> Peak:
 HOLDING = {"acdc": COPIES_OF_SENDERS, "exact": COPIES_OF_SENDERS, "bisect": COPIES_OF_SENDERS}
 HOLDING |= {"path_patching": COPIES_OF_SENDERS, "head_ablation": COPIES_TO_PREPARE}
 """Searches that hold all examples at once, and how many copies of what all senders write (`Patching.hold`)."""
+RUNS_NOTHING = ("random", "from_file")
 REMOVES = ("acdc", "exact", "bisect", "path_patching")
+MASKS = ("edge_pruning", "subnetwork_probing", "soft_topk")
 GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "eap": lambda settings: Gradient(at_full=True),
     "hisp": lambda settings: Gradient(at_full=True),
@@ -254,15 +259,44 @@ GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
 }
 
 
+def most_of(peaks: Sequence[Peak | None]) -> Peak | None:
+    """What several take one after the other; None if it is not known of one of them."""
+    known = [peak for peak in peaks if peak is not None]
+    if len(known) < len(peaks):
+        return None
+    return lambda sizes, prompts, budget: max(peak(sizes, prompts, budget) for peak in known)
+
+
+def training_peak(sizes: Sizes, prompts: Prompts, budget: int) -> int:
+    """What `optimal` takes while it learns: a backward pass of a chunk, and of all examples what a layer reads and writes and
+    the full model's distribution."""
+    shapes, spec = replace(sizes.shapes, all_columns=True), sizes.shapes.spec
+    n = min(prompts.n, chunk_size(sizes, prompts.length, budget))
+    layer = prompts.n_tokens * (4 * spec.d_model + 2 * spec.n_heads * spec.d_head) * shapes.itemsize
+    distribution = prompts.n * prompts.n_readings * spec.d_vocab_out * shapes.wide
+    backward = peak_bytes(shapes, n, prompts.length, Gradient(at_full=True), n_readings=prompts.n_readings)
+    return layer + distribution + int((HEAP_HOLES if shapes.on_cpu else 1.0) * backward)
+
+
+def nothing(sizes: Sizes, prompts: Prompts, budget: int) -> int:
+    """No model is run."""
+    return 0
+
+
 def peak_of(algorithm: str, settings: Mapping[str, Any], ablation: Ablation) -> Peak | None:
     """How much memory a search takes beside the weights; None for an algorithm that nobody planned."""
+    if algorithm in RUNS_NOTHING:
+        return nothing
+    if algorithm == "ensemble":
+        members = [settings["members"]] if isinstance(settings["members"], str) else settings["members"]
+        return most_of([peak_of(name, get_algorithm(name).settings, ablation) for name in members])
     if algorithm in GRADIENTS:
         return attribution_peak(GRADIENTS[algorithm](settings), ablation)
     if algorithm in REMOVES:
         return removal_peak
     if algorithm == "head_ablation":
         return heads_peak
-    return masks_peak(settings["batch"], ablation) if "batch" in settings else None
+    return masks_peak(settings["batch"], ablation) if algorithm in MASKS else None
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------------
@@ -278,8 +312,28 @@ def most_that_fits(fits: Callable[[int], bool], most: int) -> int:
 
 
 def machine_memory(device: torch.device | str) -> int:
-    """Bytes of this machine's memory, or of its GPU's."""
+    """Bytes of this machine's memory, or of what this process may take of it (a container, a Slurm job); or of its GPU's."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
+
+
+def memory_limits(process: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes to which the control groups of this process, of either version, limit its memory.
+
+    Args:
+        process: names its groups.
+        groups: the folder of all.
+    """
+    lines = process.read_text().splitlines() if process.is_file() else []
+    limits = []
+    for _, controllers, name in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, file = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        own = top / name.strip("/")
+        for folder in (own, *own.parents):
+            with suppress(OSError, ValueError):  # no such group (in a container the name may be that outside), or `max`
+                limits += [int((folder / file).read_text())] if folder.is_relative_to(top) else []
+    return limits

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError
+from circuitdisc.errors import BadFile, BusyFolder, CircuitdiscError, shown
 from circuitdisc.files import make_inner_folder, read_json, read_text, sync, write_json
 from circuitdisc.identity import hash_bytes
-from circuitdisc.runs.folders import WRITER, writing
+from circuitdisc.runs.folders import WRITER, may_run, writing
+from circuitdisc.wording import is_number
 
 CELLS, LIST, LOG = "cells", "list.json", "log.jsonl"
 FORMAT = "circuitdisc.cells"
@@ -31,6 +33,7 @@ SECONDS_OF_A_LIST = 60  # that a second call waits while the first one writes th
 BEGUN, DONE, FAILED = "begun", "done", "failed"
 
 Status = Literal["waiting", "running", "done", "failed"]
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 STATUSES: tuple[Status, ...] = ("running", "failed", "waiting", "done")
 
 
@@ -77,16 +80,18 @@ class Cells:
     # --- the list -----------------------------------------------------------------------------------------------------------
 
     def read(self) -> tuple[str, dict[str, tuple[str, ...]]]:
-        """The command, and the words of each cell by its name.
+        """The command, and the words of each cell by its name. The name of a call is that of its folder, too: a plain number.
 
         Raises:
-            BadFile: there is no list, or it is damaged.
+            BadFile: there is no list, it is damaged, or it is none that this package writes.
         """
         data = read_json(self.folder / LIST, LIST_BYTES)
         cells = data.get("cells") if isinstance(data, dict) and data.get("format") == FORMAT else None
-        if not isinstance(cells, dict) or not all(isinstance(words, list) for words in cells.values()):
+        if not isinstance(cells, dict) or not all(map(_are_words, cells.values())):
             raise BadFile(f"{self.folder / LIST} is no list of cells: it is damaged")
-        return str(data.get("command", "")), {name: tuple(map(str, words)) for name, words in cells.items()}
+        if odd := [name for name, words in cells.items() if words and not _NUMBER.fullmatch(name)]:
+            raise BadFile(f"{self.folder / LIST} names a cell {shown(odd[0])}, where -m has 0, 1, 2, ...: it is damaged")
+        return _word(data, "command"), {name: tuple(words) for name, words in cells.items()}
 
     def enter(self, command: str, cells: Mapping[str, Iterable[str]]) -> None:
         """Write the list; a second call writes its own over it."""
@@ -128,8 +133,13 @@ class Cells:
         """
         self._log(name, DONE, seconds=round(seconds, 3), **more)
 
-    def fail(self, name: str, error: CircuitdiscError) -> None:
+    def fail(self, name: str, error: Exception) -> str:
+        """Say that a cell has failed; returns the sentence. Of an error that nobody foresaw the traceback is printed, too."""
+        if not isinstance(error, CircuitdiscError):
+            traceback.print_exception(error)
+            error = CircuitdiscError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         self._log(name, FAILED, error=str(error))
+        return str(error)
 
     def state(self, name: str, words: tuple[str, ...] = (), queue: frozenset[str] | None = None) -> CellState:
         """What its log says of a cell.
@@ -145,7 +155,7 @@ class Cells:
         status: Status = "waiting" if last.get("event", BEGUN) == BEGUN else last["event"]
         if last.get("event") == BEGUN and (self.place(name) / WRITER).exists() and _is_alive(start, queue):
             status = "running"
-        holder = f"process {start.get('pid')} on {start.get('host')} since {start.get('at')}" if start else ""
+        pid, host, since = (_word(start, key) for key in ("pid", "host", "at"))
         seconds = last.get("seconds")
         return CellState(
             name,
@@ -153,11 +163,11 @@ class Cells:
             status,
             len(starts),
             len(ends),
-            seconds if isinstance(seconds, int | float) else None,
-            str(last.get("error", "")),
-            holder,
-            str(start.get("job", "")),
-            str(last.get("stamp", "")),
+            seconds if is_number(seconds) else None,
+            _word(last, "error"),
+            f"process {pid} on {host} since {since}" if start else "",
+            _word(start, "job"),
+            _word(last, "stamp"),
         )
 
     def states(self, queue: frozenset[str] | None = None) -> list[CellState]:
@@ -190,6 +200,16 @@ class Cells:
         sync(path.parent)
 
 
+def _are_words(words: object) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
+
+
+def _word(event: Mapping[str, Any], key: str) -> str:
+    """A text or number of a line that anybody may have written; nothing in place of anything else."""
+    value = event.get(key)
+    return str(value) if isinstance(value, str | int) else ""
+
+
 def _slurm_job() -> dict[str, str]:
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
@@ -198,14 +218,6 @@ def _slurm_job() -> dict[str, str]:
 
 def _is_alive(start: Mapping[str, Any], queue: frozenset[str] | None) -> bool:
     """Whether the process that began a cell still runs, as far as can be seen from here."""
-    if queue is not None and start.get("job"):
-        return start["job"] in queue
-    if start.get("host") != socket.gethostname():
-        return True  # it cannot be asked
-    try:
-        os.kill(int(start.get("pid") or 0), 0)
-    except (ProcessLookupError, ValueError, TypeError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    if queue is not None and (job := _word(start, "job")):
+        return job in queue
+    return may_run(start.get("pid"), start.get("host"))

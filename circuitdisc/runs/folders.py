@@ -97,6 +97,30 @@ def writer_of(folder: Path) -> str:
         return "another process"  # it has just begun, or is just ending
 
 
+def is_written(folder: Path) -> bool:
+    """Whether a process writes in a folder: one of this machine is looked for, one of another is believed."""
+    try:
+        writer = read_json(folder / WRITER)
+    except BadFile:
+        return (folder / WRITER).exists()  # it has just begun
+    return not isinstance(writer, dict) or may_run(writer.get("pid"), writer.get("host"))
+
+
+def may_run(pid: object, host: object) -> bool:
+    """Whether a process runs, as far as can be seen from here."""
+    if host != socket.gethostname():
+        return True  # it cannot be asked
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 @contextmanager
 def workspace(folder: Path, keep: Callable[[], bool] | None = None) -> Iterator[None]:
     """Work in a folder, which is made, locked, and so seen to be writable before anything is computed.

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from circuitdisc.errors import BadFile, BadRun, CircuitdiscError
+from circuitdisc.errors import BadFile, BadRun
 from circuitdisc.files import make_inner_folder, read_json, sync, write_json
 from circuitdisc.identity import Identity, hash_file
 from circuitdisc.runs.calls import current_call
@@ -141,7 +141,7 @@ class Memo:
                 clock = time.perf_counter()
                 try:
                     keep(name, units[name])
-                except CircuitdiscError as error:
+                except Exception as error:  # whatever it is, it ends this unit alone
                     cells.fail(name, error)
                     continue
                 self._put_aside(aside)

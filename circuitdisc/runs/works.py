@@ -22,6 +22,8 @@ from circuitdisc.runs.journal import Journal
 CONFIG, JOURNAL = "config.json", "journal.jsonl"
 TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
+RESULTS = ("scores.json", "transfer.json", "result.json")
+"""The last file of a search, of a transfer, and of other work that keeps a journal."""
 PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
@@ -71,6 +73,12 @@ def _works(folder: Path) -> Iterator[Work]:
                 "give the same call again, and it goes on"
             )
         yield from works
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether work has left its result in a folder, and nothing there waits to be gone on with."""
+    left = any(path for pattern in PARTIAL for path in folder.glob(pattern))
+    return not left and any((folder / name).is_file() for name in RESULTS)
 
 
 def is_transfer(folder: Path) -> bool:

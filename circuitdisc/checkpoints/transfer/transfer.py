@@ -52,6 +52,7 @@ from circuitdisc.models.model import Model
 from circuitdisc.options import Option, of_others, takes
 from circuitdisc.progress import progress_bar
 from circuitdisc.runs import Journal, Memo, check_free, workspace
+from circuitdisc.runs.cells import LIST
 from circuitdisc.schemas import TransferSettings, validate
 from circuitdisc.scoring.base import Score
 from circuitdisc.tasks import load_task
@@ -410,8 +411,9 @@ def slug(index: int, name: str) -> str:
 
 def _is_worth_keeping(folder: Path) -> bool:
     """Whether a transfer's folder holds anything that took time: a circuit, decisions of a search, a cell."""
-    parts = (path for part in ("circuits", "cells") for path in folder.glob(f"{part}/*"))
-    return any(bool(Journal.read(path).decisions) if path.suffix == ".jsonl" else True for path in parts)
+    files = (path for part in ("circuits", "cells") for path in folder.glob(f"{part}/*.json") if path.name != LIST)
+    journals = (path for pattern in ("circuits/*.jsonl", "cells/*/unit.*.jsonl") for path in folder.glob(pattern))
+    return any(True for _ in files) or any(Journal.read(path).decisions for path in journals)
 
 
 def _given(label: str, circuit: Circuit, ablation: Ablation) -> FoundCircuit:
