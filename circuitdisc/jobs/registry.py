@@ -20,6 +20,7 @@ MODULES = (
     "discover",
     "score",
     "stability",
+    "rivals",
     "export",
     "figure",
     "report",

@@ -1,0 +1,150 @@
+"""How far a circuit can be believed, on its page and in its verdict: rivals and specificity.
+
+Each has a schema, which is the result's own class, a part of the page, and its sentences of the verdict.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from circuitdisc.certainty.rival_search import DECIDING
+from circuitdisc.certainty.rivals import ALIKE, AS_GOOD, LARGER, LARGER_BY, UNDECIDED, WORSE, Rival, Rivals
+from circuitdisc.pages.scores.base import Part, of_words, reads
+from circuitdisc.pages.verdict import Verdict, few_caveats
+from circuitdisc.scoring.chance import RANDOM_CIRCUITS, defined
+from circuitdisc.scoring.faithfulness import UNCLEAR
+from circuitdisc.wording import number, percent, share, span
+
+LITTLE = 0.5
+"""A circuit of less faithfulness does little of what the model does, so that many do as much."""
+
+
+class ShownCertainty(NamedTuple):
+    """How one of these results is shown.
+
+    Args:
+        kind: its class, the schema of its file.
+        part: its part of the page.
+        verdict: its sentences.
+    """
+
+    kind: Any
+    part: Callable[[Any], Part]
+    verdict: Callable[[Any], Verdict]
+
+    def of(self, name: str, data: Mapping[str, Any]) -> tuple[Part, Verdict]:
+        """Both, from what the file holds.
+
+        Raises:
+            BadFile: it is something else.
+        """
+        result = self.kind.from_dict(data)
+        with reads(f"{name}.json", f"a file of {name}", f"circuitdisc {name} RUN"):
+            return self.part(result), self.verdict(result)
+
+
+def forwards_words(forwards: Mapping[str, float | None]) -> str:
+    """`1,200 (tries), 300 (judgement); the run's own search took 900`: forward passes of a prompt."""
+    spent = ", ".join(
+        f"{value:,.0f} ({name})" for name, value in forwards.items() if name != "own search" and value is not None
+    )
+    own = forwards.get("own search")
+    return f"{spent}; the run's own search took {'an unknown number' if own is None else f'{own:,.0f}'}"
+
+
+# --- rivals ---------------------------------------------------------------------------------------------------------------
+
+
+def rivals_part(rivals: Rivals) -> Part:
+    """A line a try, beside the run's circuit."""
+    own = rivals.own
+    headers = ("Circuit", "Standing", "Edges", "Faithfulness", "Interval", "Nearer by", "Interval", "Jaccard", "Chance", "×")
+    first = ("the run's", "–", f"{rivals.n_edges:,}", percent(own.value), span(own.name, own.low, own.high) or "–")
+    rows = [(*first, "–", "–", "–", "–", "–"), *map(_rival_row, rivals.rivals)]
+    drawn = defined(own.controls)
+    if drawn:
+        ends = f"{percent(min(drawn))} to {percent(max(drawn))}"
+        passed = f"{rivals.random_as_good:,} {AS_GOOD}"
+        rows.append((f"{len(drawn):,} random", passed, f"{rivals.n_edges:,}", ends, "–", "–", "–", "–", "–", "–"))
+    of_factor = "threshold" if rivals.algorithm in DECIDING else "score of a used edge"
+    caption = (
+        "Nearer by: how much nearer the full model's 100 % than the run's circuit, paired; as good: the whole interval above "
+        f"−{percent(rivals.margin)}. Jaccard: of the edges, with the run's; chance: of a random circuit with as many edges in "
+        f"each layer. ×: what the {of_factor} was multiplied by. Forward passes of a prompt: {forwards_words(rivals.forwards)}"
+    )
+    core = ", ".join(rivals.core_edges[:20]) + (f" and {len(rivals.core_edges) - 20:,} more" * (len(rivals.core_edges) > 20))
+    lines = [f"In all circuits that are as good: {core or 'no edge'}."] if rivals.as_good else []
+    if rivals.as_good:
+        lines.append(
+            f"Heads in all of them: {', '.join(rivals.core_heads) or 'none'}; in some: {_names(rivals.optional_heads)}."
+        )
+    of = of_words(own.n, own.split, own.metric, own.ablation, own.confidence)
+    return Part("Rivals: other circuits of this task", of, tuple(lines), headers, tuple(rows), caption)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _rival_row(rival: Rival) -> tuple[str, ...]:
+    does = percent(rival.faithfulness), span("faithfulness", rival.low, rival.high) or "–"
+    nearer = percent(rival.nearer), span("faithfulness", rival.nearer_low, rival.nearer_high) or "–"
+    alike = number(rival.jaccard), number(rival.chance), number(rival.factor)
+    return rival.name, rival.standing, f"{rival.n_edges:,}", *does, *nearer, *alike
+
+
+def rivals_verdict(rivals: Rivals) -> Verdict:
+    """Whether the circuit is one of several."""
+    n, good, counts = len(rivals.rivals), rivals.as_good, rivals.standings
+    tries = f"{n:,} tr{'y' if n == 1 else 'ies'}"
+    rule = f"no more than {percent(rivals.margin)} farther from the full model than the run's circuit"
+    where = f"on {rivals.own.n:,} held-out examples, the whole {percent(rivals.own.confidence)} interval counted"
+    others = ", ".join(f"{counts[name]:,} {words}" for name, words in _ENDS.items() if counts[name])
+    if not good:
+        lines = [f"No rival found in {tries} ({others}): none is another circuit of its size that lies {rule} ({where})."]
+    else:
+        most = number(max(rival.jaccard for rival in good))
+        lines = [
+            f"It is one of at least {len(good) + 1:,} circuits as good: {len(good):,} of {tries} gave another one, {rule} "
+            f"({where}), with a Jaccard index of at most {most}{f'; {others}' if others else ''}."
+        ]
+        core, heads = len(rivals.core_edges), len(rivals.core_heads)
+        lines.append(
+            f"Its core: {core:,} of its {rivals.n_edges:,} edges ({share(core, rivals.n_edges)}) and {heads:,} of its "
+            f"{rivals.n_heads:,} heads are in all {len(good) + 1:,}. The mean Jaccard index of their edges is "
+            f"{number(rivals.likeness)}; that of as many random circuits {number(rivals.likeness_random)}."
+        )
+    return Verdict(tuple(lines), tuple(_rivals_caveats(rivals)))
+
+
+_ENDS = {
+    UNDECIDED: "undecided",
+    WORSE: "worse",
+    LARGER: f"over {percent(LARGER_BY)} larger",
+    ALIKE: "the same circuit again, or nearly",
+}
+
+
+def _rivals_caveats(rivals: Rivals) -> Iterator[str]:
+    own, drawn = rivals.own, defined(rivals.own.controls)
+    if own.note.startswith(UNCLEAR):
+        yield f"No circuit can be told from another here: {own.note}."
+    elif own.value is not None and abs(1 - own.value) > LITTLE:
+        yield f"The run's own faithfulness is {percent(own.value)}: circuits that are as good as that are easily had."
+    if better := sum((rival.nearer_low or 0.0) > 0 for rival in rivals.as_good):
+        yield f"{better:,} of the rivals {'is' if better == 1 else 'are'} clearly nearer to the full model than this circuit."
+    if rivals.random_as_good:
+        yield (
+            f"{rivals.random_as_good:,} of {len(drawn):,} {RANDOM_CIRCUITS} pass the same rule: being as good says little "
+            "where chance does it."
+        )
+    if not drawn:
+        yield "No random circuits stand beside the rivals, so chance is not ruled out."
+    if rivals.standings[UNDECIDED]:
+        yield "An undecided try may be as good: more held-out examples tell (task.n_heldout)."
+    if not rivals.as_good:
+        yield "That none was found does not say that there is none: a search that avoids used edges finds some rivals, not all."
+    yield from few_caveats(own.n)
+
+
+SHOWN: Mapping[str, ShownCertainty] = {"rivals": ShownCertainty(Rivals, rivals_part, rivals_verdict)}
+"""By name: of the command, and of its file."""
