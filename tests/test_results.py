@@ -15,7 +15,7 @@ from models import model_of
 from test_drift import moved
 
 import circuitdisc as cd
-from circuitdisc.certainty.rivals import rivals
+from circuitdisc.certainty.general_text import TextDivergence
 from circuitdisc.checkpoints.attention_difference import attention_difference
 from circuitdisc.checkpoints.baselines import Baselines, Figure
 from circuitdisc.checkpoints.finetune.finetune import TrainedLadder
@@ -115,7 +115,9 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
     return [
         Judgement(scores, results, {"a score": "it cannot be had"}, circuit),
         cd.stability(model(), task(), "eap", n_bootstrap=2, edges=20, allow_chance=True, **given),
-        rivals(model(), task(), discovery("eap").circuit, "eap", n=2, n_random=2, edge_scores=discovery("eap").edge_scores),
+        cd.rivals(model(), task(), discovery("eap").circuit, "eap", n=2, n_random=2, edge_scores=discovery("eap").edge_scores),
+        cd.specificity(*about, n_random=2, **given),
+        TextDivergence(2, 9, "zero", 6.1, 0.1, 12.2, 0.95, 6.1, (6.0,), 7.0, "a text"),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -139,7 +141,7 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Agreement", "AttentionDifference", "CircuitOnTask", "Specificity", "TextDivergence", "WorstCases", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",

@@ -23,7 +23,7 @@ from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting, BadTask
 from circuitdisc.known.compiled.twofold import PATHS, twofold
 from circuitdisc.metrics import get_metric
-from circuitdisc.pages.certainty import rivals_part, rivals_verdict
+from circuitdisc.pages.certainty import rivals_parts, rivals_verdict
 
 torch.set_num_threads(1)
 CUTS: dict[str, Any] = {"threshold": 0.01}
@@ -208,7 +208,7 @@ def test_the_words_count_what_the_table_shows():
     result = of_planted("acdc")
     data = json.loads(json.dumps(result.to_dict()))
     assert Rivals.from_dict(data).to_dict() == data
-    part = rivals_part(result)
+    (part,) = rivals_parts(result)
     assert len(part.rows) == 1 + 2 + 1
     assert all(len(row) == len(part.headers) for row in part.rows)
     assert "In all circuits that are as good: m1->logits." in part.lines

@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from typing_extensions import TypedDict, Unpack
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.certainty.forwards import Spending
 from circuitdisc.certainty.rival_search import Avoiding, avoiding, uses_of
 from circuitdisc.checks import N_RANDOM, SHARE, Real, Whole
 from circuitdisc.circuit import Circuit
@@ -347,9 +348,9 @@ def _judged(
     controls = random_circuits(circuit, given["n_random"], np.random.default_rng(given["seed"]))
     masks = masks_of(circuit, controls) | {f"try {index}": other.mask for index, other in enumerate(circuits)}
     patching = Patching(model, ablation, task.train, memory=given["memory"])
-    fitted = plain_forwards(patching.cost, model.graph)  # on the train split
+    spending = Spending(patching, task)
     values = _values(patching, task, "heldout", masks, metric)
-    forwards = fitted * len(task.train) + (plain_forwards(patching.cost, model.graph) - fitted) * len(task.heldout)
+    forwards = spending.on(len(task.heldout))
     three = [values[name] for name in ("full", "circuit", "empty")]
     if why := why_undefined(float(three[0].mean()), float(three[2].mean())):
         raise BadTask(f"no circuit can be as good as another here: {why}")

@@ -36,10 +36,12 @@ def measured(
     path = run.path(f"{name}.json")
     check_written(path, identity, ("weights", "examples"))
     record = {**compute().to_dict(), KEY: identity.to_dict()}
-    part, said = SHOWN[name].of(name, record)
+    parts, said = SHOWN[name].of(name, record)
     run.write(path.name, record)
-    table = plain_text(text_table(part.headers, part.rows).replace("–", "-"))
     said = said + Verdict((), as_sentences(circuit.provenance.notes))
-    page = write_page(run.folder)
-    text = [part.of, table, plain_text("\n".join([*part.lines, part.caption])), said.text, f"report  {page}"]
+    page, text = write_page(run.folder), list[str]()
+    for part in parts:
+        table = text_table(part.headers, part.rows)
+        text += ["\n".join([part.title, *([part.of] if part.of else [])]), table, "\n".join([*part.lines, part.caption])]
+    text = [plain_text(each.replace("–", "-")) for each in text] + [said.text, f"report  {page}"]
     return Output("\n\n".join(text), {"folder": run.folder, "page": page, **said.data, "result": record})

@@ -21,6 +21,7 @@ MODULES = (
     "score",
     "stability",
     "rivals",
+    "specificity",
     "export",
     "figure",
     "report",

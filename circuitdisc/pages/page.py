@@ -110,8 +110,8 @@ def write_report(
         said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
     believed = []
     for name, record in (certainty or {}).items():
-        part, sentences = SHOWN[name].of(name, record)
-        said, believed = said + sentences, [*believed, part]
+        shown, sentences = SHOWN[name].of(name, record)
+        said, believed = said + sentences, [*believed, *shown]
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
     pictures = [*_pictures(circuit, scores, trace), *(picture(*drawn) for drawn in later)]
     page = render(
