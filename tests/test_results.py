@@ -141,7 +141,7 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "CircuitOnTask", "Specificity", "TextDivergence", "WorstCases", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
@@ -151,7 +151,7 @@ NAMES = sorted(
         "PlannedPart", "Provenance", "RanksPlan", "Rival", "Rivals", "RunPlan", "Rung", "Score",
         "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
         "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
-        "VariableScore",
+        "VariableScore", "CircuitOnTask", "Specificity", "TextDivergence", "WorstCases",
     }
 )  # fmt: skip
 
