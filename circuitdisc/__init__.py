@@ -19,6 +19,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from circuitdisc import heads
     from circuitdisc.ablation import Ablation
+    from circuitdisc.certainty.rivals import rivals
+    from circuitdisc.certainty.specificity import specificity
     from circuitdisc.checkpoints.baselines import baselines
     from circuitdisc.checkpoints.cmap.cmap import cmap
     from circuitdisc.checkpoints.drift import drift
@@ -102,7 +104,9 @@ _HOMES = {
     "report": "circuitdisc.pages",
     "run_with_cache": "circuitdisc.engine.user_hooks",
     "run_with_hooks": "circuitdisc.engine.user_hooks",
+    "rivals": "circuitdisc.certainty.rivals",
     "score": "circuitdisc.scoring",
+    "specificity": "circuitdisc.certainty.specificity",
     "stability": "circuitdisc.scoring.stability",
     "transfer": "circuitdisc.checkpoints.transfer.transfer",
     "write_graph": "circuitdisc.exchange.graphs",
@@ -154,10 +158,12 @@ __all__ = [
     "plot",
     "read_edge_scores",
     "report",
+    "rivals",
     "run_with_cache",
     "run_with_hooks",
     "score",
     "siit",
+    "specificity",
     "stability",
     "transfer",
     "write_graph",

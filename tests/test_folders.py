@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from changed import contents, cut_back
 
+import circuitdisc.certainty.rivals
+import circuitdisc.certainty.specificity
 import circuitdisc.checkpoints.cmap.cmap
 import circuitdisc.checkpoints.finetune.finetune as finetune
 import circuitdisc.checkpoints.listing as listing
@@ -78,7 +80,8 @@ def held(run):
 # --- one writer -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["resume"], ["score"], ["score", "--all"], ["report"], ["stability"]])
+@pytest.mark.parametrize("command", [["resume"], ["score"], ["score", "--all"], ["report"], ["stability"], ["rivals"],
+                                     ["specificity"]])  # fmt: skip
 def test_a_second_process_is_told_who_writes(command, held, capsys):
     run, process = held
     before = contents(run)
@@ -253,10 +256,11 @@ def test_what_a_job_found_outlives_its_error(tmp_path):
 # --- links ----------------------------------------------------------------------------------------------------------------
 
 NAMES = ("config.json", "journal.jsonl", "circuit.json", "scores.json", "cost.json", "report.html", "judgement.json",
-         "stability.json", "edge_scores.npz", LOCK, WRITER)  # fmt: skip
+         "stability.json", "rivals.json", "specificity.json", "edge_scores.npz", LOCK, WRITER)  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["resume"], ["score"], ["report"], ["score", "--all"], ["stability", "n_samples=2"]])
+@pytest.mark.parametrize("command", [["resume"], ["score"], ["report"], ["score", "--all"], ["stability", "n_samples=2"],
+                                     ["rivals", "n=1"], ["specificity"]])  # fmt: skip
 @pytest.mark.parametrize("of", ["the file itself", "its .part"])
 def test_no_command_writes_through_a_link_in_a_run(of, command, run, tmp_path, capsys):
     """Links at every name that a run's files have, or had while they were written; the user's file stays as it is."""
@@ -411,6 +415,18 @@ STOPS = {
         sys.modules["circuitdisc.scoring.stability"],
         "likeness",
         "`circuitdisc stability RUN n_samples=9` goes on",
+    ),
+    "rivals": (
+        ["rivals", "RUN", "n=1"],
+        sys.modules["circuitdisc.certainty.rivals"],
+        "_judged",
+        "`circuitdisc rivals RUN n=1` goes on",
+    ),
+    "specificity": (
+        ["specificity", "RUN"],
+        sys.modules["circuitdisc.certainty.specificity"],
+        "_worst",
+        "`circuitdisc specificity RUN` goes on",
     ),
     "heads": (["heads", "effects", *TOY, "out=OUT"], circuitdisc.heads, "head_effects", "nothing was kept"),
     "dcm": (

@@ -15,6 +15,7 @@ from models import model_of
 from test_drift import moved
 
 import circuitdisc as cd
+from circuitdisc.certainty.general_text import TextDivergence
 from circuitdisc.checkpoints.attention_difference import attention_difference
 from circuitdisc.checkpoints.baselines import Baselines, Figure
 from circuitdisc.checkpoints.finetune.finetune import TrainedLadder
@@ -114,6 +115,9 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
     return [
         Judgement(scores, results, {"a score": "it cannot be had"}, circuit),
         cd.stability(model(), task(), "eap", n_bootstrap=2, edges=20, allow_chance=True, **given),
+        cd.rivals(model(), task(), discovery("eap").circuit, "eap", n=2, n_random=2, edge_scores=discovery("eap").edge_scores),
+        cd.specificity(*about, n_random=2, **given),
+        TextDivergence(2, 9, "zero", 6.1, 0.1, 12.2, 0.95, 6.1, (6.0,), 7.0, "a text"),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -144,10 +148,10 @@ NAMES = sorted(
         "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
         "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
-        "PlannedPart", "Provenance", "RanksPlan", "RunPlan", "Rung", "Score",
+        "PlannedPart", "Provenance", "RanksPlan", "Rival", "Rivals", "RunPlan", "Rung", "Score",
         "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
         "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
-        "VariableScore",
+        "VariableScore", "CircuitOnTask", "Specificity", "TextDivergence", "WorstCases",
     }
 )  # fmt: skip
 

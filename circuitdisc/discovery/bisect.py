@@ -97,7 +97,7 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
         notes = not_tried(Circuit(graph, start), ranking)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric, start))
     bar = progress_bar(int(start.sum()), f"bisect on {model.name}", "edge", context.progress)
-    mask = _test_groups(start, order, lambda mask: patching.measure(chunks, mask, metric), graph, rule, journal, recorded, bar)
+    mask = cut_groups(start, order, lambda mask: patching.measure(chunks, mask, metric), graph, rule, journal, recorded, bar)
     if "groups" not in journal.marks:
         journal.mark("groups")
     sweep, n_before = 0, -1
@@ -121,7 +121,7 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
     return Discovery(circuit, None, journal.decisions, patching.cost, notes=notes, ranking=scores)
 
 
-def _test_groups(
+def cut_groups(
     start: Bool[np.ndarray, "R S"],
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],

@@ -20,6 +20,8 @@ MODULES = (
     "discover",
     "score",
     "stability",
+    "rivals",
+    "specificity",
     "export",
     "figure",
     "report",
