@@ -47,13 +47,33 @@ ALGORITHMS = {
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
-        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),
         Algorithm(
-            "eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)", by_mean=True
+            "eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True, by_unit=True
         ),
-        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
-        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
-        Algorithm("ceap", "what flows through every edge between clean and corrupted inputs (Wu et al. 2026)", by_mean=True),
+        Algorithm(
+            "eap_ig",
+            "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "eap_ig_activations",
+            "the same with gradients averaged between ablated and clean activations",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "clean_corrupted",
+            "the same with gradients averaged over the clean and the ablated inputs",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "ceap",
+            "what flows through every edge between clean and corrupted inputs (Wu et al. 2026)",
+            by_mean=True,
+            by_unit=True,
+        ),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),

@@ -1,11 +1,13 @@
 """What each unit of the examples adds to the scores, kept in the pass that forms them.
 
-A unit is what is drawn again as a whole: an example, or a group of them. The tokens of an example lie side by side, so that each
-block of tokens falls into few spans of one unit. Their products are formed beside that of the whole block, which stays as it is:
-the scores do not move by a bit.
+A unit is what is drawn again as a whole: an example, or a group of them. The tokens of an example lie side by side, so that
+each block of tokens falls into few spans of one unit. Their products are formed beside that of the whole block, which stays as
+it is: the scores do not move by a bit.
 
 Shape letters: G units, B examples, T positions, R receivers, S senders.
 """
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ class UnitSums:
         """
         units = self._of[examples.start : examples.stop][(tokens // length).cpu().numpy()]
         ends = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(units)]
-        self._spans = [(start, stop, int(units[start])) for start, stop in zip(ends, ends[1:], strict=False) if stop > start]
+        self._spans = [(start, stop, int(units[start])) for start, stop in pairwise(ends) if stop > start]
 
     def within(self, block: slice) -> list[tuple[slice, Float[Tensor, "R S"]]]:
         """The spans of one unit in a block of tokens, counted from its start, each with the unit's table."""
@@ -72,4 +74,3 @@ class UnitSums:
             row[:] = sums.cpu()[mask].numpy() / n_rows
         del self.sums
         return values
-
