@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from circuitdisc.planning import plan
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
+    from circuitdisc.scoring.certify import certify
     from circuitdisc.scoring.completeness import completeness
     from circuitdisc.scoring.curves import curve
     from circuitdisc.scoring.hypotheses import hypothesis_tests
@@ -75,6 +76,7 @@ _HOMES = {
     "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
     "baselines": "circuitdisc.checkpoints.baselines",
+    "certify": "circuitdisc.scoring.certify",
     "check_tasks": "circuitdisc.jobs.tasks_check",
     "cmap": "circuitdisc.checkpoints.cmap.cmap",
     "compare_runs": "circuitdisc.jobs.compare_runs",
@@ -126,6 +128,7 @@ __all__ = [
     "Variable",
     "against_truth",
     "baselines",
+    "certify",
     "check_tasks",
     "cmap",
     "compare_runs",

@@ -36,7 +36,7 @@ from circuitdisc.pages import scores_table
 from circuitdisc.pages.page import write_report
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
-from circuitdisc.schemas import CostFile, GroupsFile, RunConfig, StabilityFile, validate
+from circuitdisc.schemas import CertificateFile, CostFile, GroupsFile, RunConfig, StabilityFile, validate
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.judged import JudgementFile
 from circuitdisc.scoring.work import AUTO, Works, n_controls
@@ -47,7 +47,7 @@ from circuitdisc.tasks.measured import metric_for
 
 CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
 EDGE_SCORES = "edge_scores.npz"
-JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+JUDGEMENT, STABILITY, CERTIFICATE = "judgement.json", "stability.json", "certify.json"
 CONFIG = "config.json"
 EXPLORER, GROUPS = "explorer.json", "groups.json"
 UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under way
@@ -259,6 +259,7 @@ def write_page(folder: str | Path) -> Path:
             edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
             judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
             stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
+            certificate=_record(run, CERTIFICATE, CertificateFile, "`circuitdisc certify RUN` writes it again", circuit),
             explored=_record(run, EXPLORER, Explored, "remove it, and `circuitdisc resume RUN` writes it again", circuit),
             groups=_record(run, GROUPS, GroupsFile, "save it again from the page"),
         )

@@ -20,6 +20,7 @@ MODULES = (
     "discover",
     "score",
     "stability",
+    "certify",
     "export",
     "figure",
     "report",

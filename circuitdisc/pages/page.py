@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
+from circuitdisc.pages.certify import certificate_part, certificate_verdict
 from circuitdisc.pages.explorer import as_json, example_rows, explorer_data, explorer_script, plotly_bundle
 from circuitdisc.pages.figures import controls_figure, search_figure
 from circuitdisc.pages.rounds import round_figures, round_rows
@@ -71,6 +72,7 @@ def write_report(
     edge_scores: Float[np.ndarray, "R S"] | None = None,
     judgement: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
+    certificate: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     groups: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -85,6 +87,7 @@ def write_report(
         edge_scores: the score of every edge of the graph.
         judgement: every other score, as `judgement.json` has it; None if there is none.
         stability: as `stability.json` has it; None if there is none.
+        certificate: as `certify.json` has it; None if there is none.
         explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
         groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
 
@@ -93,18 +96,20 @@ def write_report(
 
     Raises:
         BadRun: the file cannot be written.
-        BadFile: judgement or stability are not what these files hold.
+        BadFile: judgement, stability or certificate are not what these files hold.
     """
     path = Path(path)
     came_from = circuit.provenance
     model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
     rounds = round_rows(circuit.graph, trace or ())
-    said, parts, stable = verdict(scores, circuit), [], None
+    said, parts, stable, certified = verdict(scores, circuit), [], None, None
     if judgement is not None:
         said, parts = said + judged(judgement), judgement_parts(judgement)
     if stability is not None:
         said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
+    if certificate is not None:
+        said, certified = said + certificate_verdict(certificate, circuit), certificate_part(certificate, circuit)
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
     pictures = [*_pictures(circuit, scores, trace), *(picture(*drawn) for drawn in later)]
     page = render(
@@ -114,6 +119,7 @@ def write_report(
         verdict=said,
         judgement=parts,
         stability=stable,
+        certificate=certified,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
         how=" ".join(how_lines(scores)) if scores else "",

@@ -102,8 +102,8 @@ class Certificate(Result):
 
     FORMAT = "circuitdisc.certificate"
     KEYS = (
-        "table", "counts", "never", "n", "n_needed", "delete", "confidence", "units", "n_units", "n_examples", "reruns",
-        "frozen", "forwards", "random", "settings",
+        "table", "counts", "never", "n", "n_needed", "n_for_one", "delete", "confidence", "units", "n_units", "n_examples",
+        "reruns", "frozen", "forwards", "random", "settings",
     )  # fmt: skip
 
     names: tuple[str, ...]
@@ -153,8 +153,17 @@ class Certificate(Result):
 
     @property
     def n_needed(self) -> int:
-        """Fewest subsets by which an edge that is in all of their circuits is certified."""
-        return math.floor(math.log2(2 * len(self.names) / (1 - self.confidence))) + 1
+        """Fewest subsets by which an edge that is in all of their circuits is certified in."""
+        return self._n_for(0)
+
+    @property
+    def n_for_one(self) -> int:
+        """Fewest subsets by which such a certificate withstands one deletion."""
+        return self._n_for(1)
+
+    def _n_for(self, deletions: int) -> int:
+        level = (1 - self.confidence) / (2 * len(self.names))
+        return math.floor(math.log(level) / math.log(1 - self.delete**deletions / 2)) + 1
 
     @property
     def units(self) -> str:

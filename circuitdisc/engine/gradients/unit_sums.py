@@ -68,7 +68,7 @@ class UnitSums:
         Args:
             n_rows: what scores are the mean over beside the examples.
         """
-        mask = torch.from_numpy(graph.edge_mask)
+        mask = torch.from_numpy(graph.edge_mask.copy())
         values = np.empty((len(self.sums), graph.n_edges))
         for row, sums in zip(values, self.sums, strict=True):
             row[:] = sums.cpu()[mask].numpy() / n_rows
