@@ -252,6 +252,7 @@ class RunConfig(Sections):
 
     allow_chance: bool = False
     explorer: bool = False
+    stability: int = 0
     command: str = ""
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -322,6 +323,10 @@ class StabilitySettings:
     algorithm: str
     metric: str
     ablation: AblationSection
+    drawn: Literal["examples", "groups"] = "examples"
+    n_drawn: int | None = None
+    reruns: bool = True
+    frozen: bool = False
 
 
 @dataclass

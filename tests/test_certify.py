@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from circuitdisc.scoring.stability import stability_of_units
 from circuitdisc.tasks.base import Task
 
 SETTINGS: dict[str, Any] = {"ablation": "resample", "edges": 12, "allow_chance": True}
+RUN = ["discover", "model=toys/induction", "task=induction", "task.n=12", "task.n_heldout=8", "ablation=resample",
+       "progress=false", "algorithm=eap", "algorithm.edges=8", "scoring.n_random=1", "explorer=false"]  # fmt: skip
 BY_UNIT = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap")
 
 
@@ -54,6 +57,7 @@ def test_sums_are_the_search_on_the_subset_and_move_no_bit_of_the_whole(algorith
     plain, kept = (discover(model, task, algorithm, keep_units=keep, **SETTINGS) for keep in (False, True))
     assert plain.circuit == kept.circuit
     assert plain.edge_scores is not None
+    assert kept.edge_scores is not None
     assert np.array_equal(plain.edge_scores, kept.edge_scores, equal_nan=True)
     assert vars(plain.cost) | {"seconds": 0} == vars(kept.cost) | {"seconds": 0}, "no further run"
     assert plain.units is None
@@ -61,6 +65,7 @@ def test_sums_are_the_search_on_the_subset_and_move_no_bit_of_the_whole(algorith
     assert not kept.units.frozen
     for chosen in ([1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 1, 0, 0], [1] * 7):
         literal = discover(model, subset(task, chosen), algorithm, **SETTINGS)
+        assert literal.edge_scores is not None
         assert np.allclose(kept.units.scores(np.array(chosen)), literal.edge_scores, rtol=0, atol=1e-13, equal_nan=True)
         assert kept.units.circuit(np.array(chosen)) == literal.circuit
 
@@ -244,17 +249,55 @@ def test_stability_of_units_is_that_of_literal_searches():
     assert again.shares == found.shares
 
 
-# --- the command ----------------------------------------------------------------------------------------------------------
+@cache
+def toy_run(folder: str, *more: str) -> Path:
+    run = Path(folder) / "_".join(["run", *more])
+    assert main([*RUN, *more, f"out={run}"]) == 0
+    return run
 
-RUN = ["discover", "model=toys/induction", "task=induction", "task.n=12", "task.n_heldout=8", "ablation=resample",
-       "progress=false", "algorithm=eap", "algorithm.edges=8", "scoring.n_random=1", "explorer=false"]  # fmt: skip
+
+def test_a_run_has_it_by_default_and_nothing_else_moves(tmp_path_factory):
+    at = str(tmp_path_factory.mktemp("along"))
+    with_it, without = toy_run(at), toy_run(at, "stability=0")
+    record = json.loads((with_it / "stability.json").read_text("utf-8"))
+    assert (record["n"], record["settings"]["reruns"], record["settings"]["frozen"]) == (50, False, False)
+    assert not (without / "stability.json").exists()
+    for name in ("circuit.json", "scores.json"):
+        assert (with_it / name).read_bytes() == (without / name).read_bytes()
+    ours, theirs = (np.load(run / "edge_scores.npz")["edge_scores"] for run in (with_it, without))
+    assert np.array_equal(ours, theirs, equal_nan=True)
+    costs = [json.loads((run / "cost.json").read_text("utf-8")) | {"seconds": 0} for run in (with_it, without)]
+    assert costs[0] == costs[1]
+    page = (with_it / "report.html").read_text("utf-8")
+    assert "no further run" in page
+    assert "plot-stability" in page
+    model = cd.load_model("toys/induction")
+    task = cd.load_task("induction", model, n=12, n_heldout=8)
+    by_hand = cd.stability(model, task, "eap", n_bootstrap=50, ablation="resample", metric="logit_diff", edges=8)
+    assert record["table"] == json.loads(json.dumps(by_hand.table()))
+    assert record["shares"] == by_hand.shares
+
+
+def test_a_search_that_keeps_no_scores_says_so_on_its_page(tmp_path_factory):
+    run = toy_run(str(tmp_path_factory.mktemp("along")), "algorithm=atp")
+    assert not (run / "stability.json").exists()
+    page = (run / "report.html").read_text("utf-8")
+    assert "was not computed along with the search (atp forms no scores of single examples)" in page
+    assert "no stability" not in page
+
+
+def test_one_sample_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    assert main([*RUN, "stability=1", f"out={tmp_path / 'run'}"]) == 2
+    assert "stability=1 compares no two circuits" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("certify") / "run"
-    assert main([*RUN, f"out={folder}"]) == 0
-    return folder
+    return toy_run(str(tmp_path_factory.mktemp("certify")))
 
 
 def test_the_command_writes_the_record_and_the_page(run, capsys):

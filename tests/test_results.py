@@ -138,7 +138,8 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Certificate", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Certificate",
+        "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",

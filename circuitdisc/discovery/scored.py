@@ -19,7 +19,7 @@ from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option
-from circuitdisc.stats import partition_of
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task
 
 
@@ -82,7 +82,7 @@ def attribute(
     )
     over, no_units = partition_of(task.train), ""
     if context.keep_units:
-        no_units = attribution.keep_units(over) if by_token else f"{name} forms no scores of single examples"
+        no_units = _keep_units(name, attribution, over, by_token)
     scores = scores_of(attribution)
     notes = _notes(name, attribution)
     circuit, units = selection.circuit(model.graph, scores), None
@@ -93,6 +93,13 @@ def attribute(
     return Discovery(
         circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum, units=units, no_units=no_units
     )
+
+
+def _keep_units(name: str, attribution: Attribution, over: Partition, by_token: bool) -> str:
+    """Have each unit's part of the scores kept; returns why not."""
+    if over.n < 2:
+        return "one search example cannot be drawn again"
+    return attribution.keep_units(over) if by_token else f"{name} forms no scores of single examples"
 
 
 def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def write_report(
     edge_scores: Float[np.ndarray, "R S"] | None = None,
     judgement: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
+    unsteady: str = "",
     certificate: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     groups: Mapping[str, Any] | None = None,
@@ -87,6 +88,7 @@ def write_report(
         edge_scores: the score of every edge of the graph.
         judgement: every other score, as `judgement.json` has it; None if there is none.
         stability: as `stability.json` has it; None if there is none.
+        unsteady: why it was not computed along with the search.
         certificate: as `certify.json` has it; None if there is none.
         explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
         groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
@@ -119,6 +121,7 @@ def write_report(
         verdict=said,
         judgement=parts,
         stability=stable,
+        unsteady=unsteady,
         certificate=certified,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
