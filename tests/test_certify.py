@@ -18,6 +18,7 @@ import circuitdisc.engine.gradients.attribution as attribution_module
 from circuitdisc.cli import main
 from circuitdisc.discovery import discover
 from circuitdisc.engine.gradients.unit_sums import UnitSums
+from circuitdisc.engine.ranks import simulated
 from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.pages.certify import certificate_part, certificate_verdict
 from circuitdisc.scoring import stability as stability_module
@@ -68,6 +69,18 @@ def test_sums_are_the_search_on_the_subset_and_move_no_bit_of_the_whole(algorith
         assert literal.edge_scores is not None
         assert np.allclose(kept.units.scores(np.array(chosen)), literal.edge_scores, rtol=0, atol=1e-13, equal_nan=True)
         assert kept.units.circuit(np.array(chosen)) == literal.circuit
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_ranks_have_the_sums_of_one_process(by_group, monkeypatch):
+    model, task = small()
+    task = in_groups(model, 12, 6) if by_group else task
+    monkeypatch.setattr(attribution_module, "examples_in_budget", lambda *_: 2)  # a group lies in several chunks
+    alone = discover(model, task, "eap_ig", keep_units=True, **SETTINGS).units
+    for found in simulated(3, lambda _: discover(model, task, "eap_ig", keep_units=True, **SETTINGS).units):
+        assert alone is not None
+        assert found is not None
+        assert np.allclose(found.sums, alone.sums, rtol=0, atol=1e-13)
 
 
 def test_what_does_not_fit_beside_a_chunk_is_not_kept(monkeypatch):

@@ -180,10 +180,11 @@ class Attribution:
             if steps_per_chunk is None:
                 self.bar.update(1)
         self.bar.close()
+        everyone = None if share is None else Share(n_chunks)
         if self.units is not None:
-            self.units.gather(self.components, share)
+            self.units.gather(self.components, everyone)
         spent = torch.tensor([self.cost.model_runs - before[0], self.cost.backward_runs - before[1]], dtype=torch.float64)
-        spent = summed(spent, None if share is None else Share(n_chunks), "costs of chunks").tolist()
+        spent = summed(spent, everyone, "costs of chunks").tolist()
         self.cost.model_runs = before[0] + spent[0] + 1 + self.ablation.method.runs_per_example
         self.cost.backward_runs = before[1] + spent[1]
         return whole, torch.cat(values)
