@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from circuitdisc.planning import plan
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
+    from circuitdisc.scoring.certify import certify
     from circuitdisc.scoring.completeness import completeness
     from circuitdisc.scoring.curves import curve
     from circuitdisc.scoring.hypotheses import hypothesis_tests
@@ -78,6 +79,7 @@ _HOMES = {
     "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
     "baselines": "circuitdisc.checkpoints.baselines",
+    "certify": "circuitdisc.scoring.certify",
     "check_tasks": "circuitdisc.jobs.tasks_check",
     "cmap": "circuitdisc.checkpoints.cmap.cmap",
     "compare_runs": "circuitdisc.jobs.compare_runs",
@@ -132,6 +134,7 @@ __all__ = [
     "Variable",
     "against_truth",
     "baselines",
+    "certify",
     "check_tasks",
     "cmap",
     "compare_runs",

@@ -2,7 +2,8 @@
 
 circuit.json     the weights, train examples and settings of its search (`provenance.identity`)
 edge_scores.npz  a hash of the same
-scores.json, judgement.json, stability.json   the weights, the examples of both splits, the settings, and the circuit
+scores.json, judgement.json, stability.json, certify.json   the weights, the examples of both splits, the settings,
+                 and the circuit
 
 A file without an identity is one of an older version: it opens, with a note that what it belongs to is not known.
 """

@@ -252,6 +252,7 @@ class RunConfig(Sections):
 
     allow_chance: bool = False
     explorer: bool = False
+    stability: int = 0
     command: str = ""
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -322,6 +323,10 @@ class StabilitySettings:
     algorithm: str
     metric: str
     ablation: AblationSection
+    drawn: Literal["examples", "groups"] = "examples"
+    n_drawn: int | None = None
+    reruns: bool = True
+    frozen: bool = False
 
 
 @dataclass
@@ -347,3 +352,38 @@ class StabilityFile:
     confidence: float
     settings: StabilitySettings
     random: dict[Literal["edges", "heads"], float] = field(default_factory=dict)
+
+
+@dataclass
+class CertifiedEdge:
+    """A line of a certificate's table."""
+
+    edge: str
+    kept: bool
+    share: float
+    low: float
+    high: float
+    label: Literal["in", "out", "abstained"]
+    deletions: int
+
+
+@dataclass
+class CertificateFile:
+    """certify.json of a run."""
+
+    table: list[CertifiedEdge]
+    counts: dict[Literal["circuit", "others"], dict[Literal["in", "out", "abstained"], int]]
+    never: dict[str, int | float | str]
+    n: int
+    n_needed: int
+    n_for_one: int
+    delete: float
+    confidence: float
+    units: Literal["examples", "groups"]
+    n_units: int
+    n_examples: int
+    reruns: bool
+    frozen: bool
+    forwards: float
+    random: float | None
+    settings: StabilitySettings

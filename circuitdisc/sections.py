@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitdisc.ablation import get_ablation
-from circuitdisc.checks import SEED, check_values
+from circuitdisc.checks import SEED, Whole, check_values
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.errors import BadRun, BadSetting, shown
@@ -14,6 +14,8 @@ from circuitdisc.schemas import RunConfig, Sections, validate
 from circuitdisc.scoring import score
 from circuitdisc.tasks.registry import REGISTRY as TASKS
 from circuitdisc.tasks.registry import load_task
+
+STABILITY = Whole(0, 100_000)
 
 
 def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -> None:
@@ -30,6 +32,9 @@ def check_sections(config: Mapping[str, Any], kind: type[Sections] = Sections) -
     validate(kind, config, "settings", error=BadSetting)
     if config.get("seed") is not None:
         SEED.check("seed", config["seed"])
+    STABILITY.check("stability", config.get("stability", 0))
+    if config.get("stability") == 1:
+        raise BadSetting("stability=1 compares no two circuits: give 0 for none, or two samples at least (50 are usual)")
     if config.get("memory") is not None:
         parse_memory(config["memory"])
     check_values(score, config.get("scoring", {}))

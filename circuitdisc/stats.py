@@ -65,6 +65,11 @@ class Partition:
         return self.n_drawn < self.n
 
     @property
+    def drawn(self) -> str:
+        """What is drawn, in a word."""
+        return "groups" if self.by_group else "examples"
+
+    @property
     def degrees_of_freedom(self) -> int:
         return self.n_drawn - 1
 

@@ -164,7 +164,9 @@ def circuit_row(runs: Path, task: str, algorithm: str) -> list[str]:
     held_out = {score["name"]: score for score in scores["scores"] if score["split"] == "heldout"}
     circuit, cost, stable = (read(folder / f"{file}.json") for file in ("circuit", "cost", "stability"))
     size = f"{scores['circuit_heads']} heads" + ("" if circuit["granularity"] == "head" else f", {circuit['n_edges']:,} edges")
-    likeness = {line["of"]: line["Jaccard"] for line in stable["table"]} if stable else {}
+    likeness = (
+        {line["of"]: line["Jaccard"] for line in stable["table"]} if stable and stable["settings"].get("reruns", True) else {}
+    )
     return [
         *row,
         size,

@@ -181,6 +181,7 @@ REUSE = {
     "score": ["score", "{run}"],
     "score --all": ["score", "{run}", "--all"],
     "stability": ["stability", "{run}", "n_samples=2", "progress=false"],
+    "certify": ["certify", "{run}", "n=2", "progress=false"],
     "compare": ["compare", "{run}", "{other}", "n_random=1", "progress=false", "out={out}"],
     "compare, the other way round": ["compare", "{other}", "{run}", "n_random=1", "progress=false", "out={out}"],
     "score with other settings": ["score", "{run}", "scoring.n_random=1"],
@@ -195,7 +196,7 @@ def test_whatever_reuses_a_run_refuses_what_has_changed(command, what, world, sa
     says = change(world, "exact", what)
     before = contents(run)
     names = {"run": run, "other": others / "bisect", "out": tmp_path / "out"}
-    if what == "held-out examples" and command in ("score --all", "stability", "score with other settings"):
+    if what == "held-out examples" and command in ("score --all", "stability", "certify", "score with other settings"):
         return  # nothing of the earlier held-out examples is reused or lost
     edit_json(others / "bisect" / "config.json", ("model", "name"), str(others / "model"))
     edit_json(others / "bisect" / "config.json", ("task", "path"), str(others / "task.jsonl"))

@@ -71,6 +71,7 @@ def test_a_search_as_data_is_what_its_files_hold(runs, tmp_path, capsys):
         ["stability", "{a}", "n_samples=2", "progress=false"],
         ["rivals", "{a}", "n=1", "n_random=1", "progress=false"],
         ["specificity", "{a}", "n_random=1", "progress=false"],
+        ["certify", "{a}", "n=10", "progress=false"],
         ["compare", "{a}", "{b}", "interventions=none", "n_random=2", "out={new}"],
         ["heads", "effects", *MODEL, "out={new}"],
         ["lens", *MODEL, "out={new}"],

@@ -118,6 +118,7 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
         cd.rivals(model(), task(), discovery("eap").circuit, "eap", n=2, n_random=2, edge_scores=discovery("eap").edge_scores),
         cd.specificity(*about, n_random=2, **given),
         TextDivergence(2, 9, "zero", 6.1, 0.1, 12.2, 0.95, 6.1, (6.0,), 7.0, "a text"),
+        cd.certify(model(), task(), "eap", n=3, edges=20, allow_chance=True, **given),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -141,7 +142,8 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Certificate",
+        "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",

@@ -6,8 +6,10 @@ from typing import Any
 import circuitdisc as cd
 from benchmarks.discovery.cells import Cell
 from circuitdisc.discovery.base import Discovery
+from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.models.model import Model
 from circuitdisc.scoring.base import Score
+from circuitdisc.scoring.mib import mib_curves
 from circuitdisc.tasks.base import Task
 
 
@@ -21,7 +23,16 @@ def judged(cell: Cell, model: Model, task: Task, found: Discovery, scored: bool,
     lines = {"curve": [point.faithfulness for point in curve.points]}
     lines["random_curve"] = [_mean(point.controls) for point in curve.points]
     joined = {name: " ".join("-" if one is None else f"{one:.4g}" for one in values) for name, values in lines.items()}
-    return _columns("CMD", curve.cmd) | _columns("CPR", curve.cpr) | joined
+    return _columns("CMD", curve.cmd) | _columns("CPR", curve.cpr) | joined | _by_mib(cell, model, task, found)
+
+
+def _by_mib(cell: Cell, model: Model, task: Task, found: Discovery) -> dict[str, Any]:
+    """CMD and CPR by MIB's conventions, with intervals."""
+    signed = "by" in get_algorithm(cell.registered).settings
+    curves = mib_curves(model, task, found, signed=signed, ablation=cell.ablation, metric=cell.metric, seed=cell.seed)
+    areas = {"cmd": curves.absolute.cmd, "cpr": curves.signed.cpr}
+    ends = {f"{name}_mib_{end}": getattr(area, end) for name, area in areas.items() for end in ("low", "high")}
+    return {f"{name}_mib": area.value for name, area in areas.items()} | ends
 
 
 def _columns(name: str, score: Score) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """DISCOVERY.md and its figures, from the table alone."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -46,6 +46,13 @@ model without any head, that of an edge circuit against the model with every edg
 Masks are trained for fewer steps than by default (last table), and `edge_pruning` for one size alone, which a curve over ten
 sizes punishes."""
 
+MIB = """## By MIB's conventions
+
+Ours and [MIB's](https://arxiv.org/abs/2504.13151), each as median and worst over cases and seeds (worst: lowest AUROC and CPR,
+highest CMD). `auroc_mib`: the area under ten points, circuits grown greedily, from the first of them on; ours: all thresholds.
+`cmd_mib`, `cpr_mib`: sizes rounded down; CPR ranks by signed scores, CMD by absolute ones; ours: sizes rounded up, absolute for
+both. Only cells that were run since these columns are there."""
+
 STABILITY = """## Stability
 
 Mean Jaccard index over pairs of circuits: of bootstrap samples of the search examples (with the jackknife's interval), and of
@@ -66,7 +73,12 @@ def write_page(table: Path) -> list[Path]:
     total = sum(_number(row["cell_seconds"]) or 0.0 for row in rows.values())
     lines = [*INTRODUCTION.format(table=table.name, figures=figures.name).splitlines(), ""]
     lines += [f"{len(rows):,} cells, {total / 60:.1f} minutes of the clock in all. {machine()}", ""]
-    lines += [*_truth(_part(rows, "truth")), *_shipped(_part(rows, "shipped")), *_stability(_part(rows, "stability"))]
+    lines += [
+        *_truth(_part(rows, "truth")),
+        *_shipped(_part(rows, "shipped")),
+        *_by_mib(rows),
+        *_stability(_part(rows, "stability")),
+    ]
     lines += [*_refusals(rows), *_settings(rows)]
     write_text(page, "\n".join(lines) + "\n")
     return [table, page, figures]
@@ -154,6 +166,34 @@ def _shipped(rows: Rows) -> list[str]:
         headers = ["decides", "over", "edges kept", "faithfulness", "random", "forward", "backward", "seconds"]
         lines += [*markdown(headers, table), ""] if table else []
     return lines
+
+
+def _by_mib(rows: Rows) -> list[str]:
+    """A line for each part, family, metric, ablation and algorithm."""
+    done = {cell: row for part in ("truth", "shipped") for cell, row in _part(rows, part).items() if row["cmd_mib"]}
+    if not done:
+        return []
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for cell, row in done.items():
+        groups.setdefault((cell.part, row["family"], cell.metric, cell.ablation, f"`{cell.algorithm}`"), []).append(row)
+    pairs = (("AUROC_edges", "auroc_mib", min), ("CMD", "cmd_mib", max), ("CPR", "cpr_mib", min))
+    table = [
+        [*names, str(len(own)), *(cell for ours, theirs, worst in pairs for name in (ours, theirs)
+                                  for cell in (_middle(own, name), _worst(own, name, worst)))]
+        for names, own in sorted(groups.items(), key=lambda group: group[0][:4])
+    ]  # fmt: skip
+    figures = [cell for ours, theirs, _ in pairs for name in (ours, f"`{theirs}`") for cell in (name, "worst")]
+    return [
+        *MIB.splitlines(),
+        "",
+        *markdown(["part", "models", "metric", "ablation", "algorithm", "cells", *figures], table),
+        "",
+    ]
+
+
+def _worst(rows: Sequence[Row], name: str, worst: Callable[[list[float]], float]) -> str:
+    values = [float(row[name]) for row in rows if row[name]]
+    return _text(worst(values)) if values else "-"
 
 
 def _stability(rows: Rows) -> list[str]:

@@ -12,6 +12,7 @@ from benchmarks.discovery.judged import judged
 from benchmarks.discovery.searched import cost_columns, search, settings_for
 from circuitdisc.circuit import Circuit
 from circuitdisc.scoring.against_truth import Agreement, against_truth
+from circuitdisc.scoring.mib import auroc_mib
 from circuitdisc.scoring.stability import likeness, mean_of_pairs, stability
 
 Columns = dict[str, Any]
@@ -28,6 +29,7 @@ def truth(cell: Cell, config: Mapping[str, Any]) -> Columns:
     ranked = against_truth(found, true, ablation=cell.ablation) if scored else of_circuit
     row = {"family": case.family, "examples": len(case.task.heldout), "true_edges": size} | cost_columns(found, scored)
     row |= {"AUROC_edges": ranked.edges.auroc, "AUROC_nodes": ranked.nodes.auroc}
+    row |= {} if found.edge_scores is None else {"auroc_mib": auroc_mib(found.edge_scores, true.circuit(cell.ablation))}
     row |= _hits(of_circuit.edges) | _hits(of_circuit.nodes)
     row |= _hits(ranked.edges, "_at_true_size") | _hits(ranked.nodes, "_at_true_size") if scored else {}
     return row | judged(cell, case.model, case.task, found, scored, config["truth"]["n_random"])

@@ -2,7 +2,8 @@
 
 A row is one write under a lock, so that rows never mix. A kill can at worst cut the last line short, which is then left out.
 Where two rows have one cell, the later one counts. A row says by a digest what it belongs to (`kept.py`); one of an
-older table, which has no such column, is known by its settings alone.
+older table, which has no such column, is known by its settings alone; one that has no figures by MIB's conventions is not run
+again for them.
 """
 
 import csv
@@ -17,6 +18,8 @@ from circuitdisc.errors import BadFile
 from circuitdisc.files import write_text
 
 AREAS = tuple(f"{name}{end}" for name in ("CMD", "CPR", "faithfulness") for end in ("", "_low", "_high", "_random"))
+MIB = ("auroc_mib", *(f"{name}_mib{end}" for name in ("cmd", "cpr") for end in ("", "_low", "_high")))
+"""Figures by the conventions of the MIB benchmark (`circuitdisc/scoring/mib.py`)."""
 COLUMNS = (
     *AXES,
     *("family", "kind", "examples", "graph_edges", "circuit_edges", "true_edges"),
@@ -24,10 +27,12 @@ COLUMNS = (
     *(f"{name}_at_true_size" for name in ("precision_edges", "recall_edges", "precision_nodes", "recall_nodes")),
     *AREAS,
     *("curve", "random_curve"),
+    *MIB,
     *(f"jaccard_{name}" for name in ("edges", "edges_low", "edges_high", "heads", "edges_seeds", "heads_seeds")),
     *("forward_passes", "backward_passes", "node_evaluations", "seconds", "cell_seconds", "settings", "note", "identity"),
 )
-OLDER = COLUMNS[:-1]
+_WITHOUT_MIB = tuple(name for name in COLUMNS if name not in MIB)
+OLDER = (_WITHOUT_MIB, _WITHOUT_MIB[:-1])
 Row = dict[str, str]
 
 
@@ -40,7 +45,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def start(path: Path) -> None:
-    """Make the table if there is none; leave out a last line that was cut short; give an older one the column that it lacks.
+    """Make the table if there is none; leave out a last line that was cut short; give an older one the columns that it lacks.
 
     Raises:
         BadFile: there is another file of that name.
@@ -48,8 +53,7 @@ def start(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = line(dict(zip(COLUMNS, COLUMNS, strict=True)))
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    older = ",".join(OLDER) + "\n"
-    if text.startswith(older):
+    if text.startswith(tuple(",".join(older) + "\n" for older in OLDER)):
         write_text(path, header + "".join(map(line, read(path).values())))
     elif text and not text.startswith(header):
         raise BadFile(f"{path} is not a table of this benchmark: choose another with out=, or remove it")
@@ -76,9 +80,9 @@ def read(path: Path) -> dict[Cell, Row]:
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror}") from error
     columns = tuple(rows[0]) if rows else COLUMNS
-    if columns not in (COLUMNS, OLDER):
+    if columns not in (COLUMNS, *OLDER):
         raise BadFile(f"{path} is not a table of this benchmark")
-    whole = ({"identity": "", **row} for row in rows if row[columns[-1]] is not None)
+    whole = ({**dict.fromkeys(COLUMNS, ""), **row} for row in rows if row[columns[-1]] is not None)
     return {Cell.of([row[axis] for axis in AXES]): row for row in whole}
 
 

@@ -22,12 +22,14 @@ class Algorithm:
         name: also the name of its module in `circuitdisc.discovery` and of its function.
         summary: one line for `circuitdisc list algorithms`.
         by_mean: its edge scores are means over examples of the metric's change, or estimates of them.
+        by_unit: it can keep what each unit of the examples adds to the scores (`UnitScores`).
         declared: the function, if it is another package's.
     """
 
     name: str
     summary: str
     by_mean: bool = field(default=False, kw_only=True)
+    by_unit: bool = field(default=False, kw_only=True)
     declared: "Callable[..., Discovery] | None" = field(default=None, kw_only=True, repr=False)
 
     @property

@@ -46,4 +46,4 @@ def atp(
     """
     selection = Selection(**options)
     gradient = Gradient(at_full=True, patterns=True)
-    return attribute("atp", model, task, ablation, context, selection, gradient, edges_through_patterns)
+    return attribute("atp", model, task, ablation, context, selection, gradient, edges_through_patterns, by_token=False)

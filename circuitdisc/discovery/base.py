@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import By, greedy, top_k
+from circuitdisc.discovery.units import UnitScores
 from circuitdisc.engine.gradients.path_points import PathSum
 from circuitdisc.engine.patching import Cost
 from circuitdisc.errors import BadSetting
@@ -32,6 +33,8 @@ class Discovery(Shown):
         ranking: scores that only set the order in which an algorithm decided. They say little of its circuit: nothing is
             chosen from them, and nothing judges by them. [R, S]
         path_sum: for integrated gradients, whether the scores across a cut of the graph add up.
+        units: what each unit of the examples adds to the scores, if that was asked for and could be kept.
+        no_units: why it was not kept.
     """
 
     circuit: Circuit
@@ -42,6 +45,8 @@ class Discovery(Shown):
     notes: tuple[str, ...] = ()
     ranking: Float[np.ndarray, "R S"] | None = None
     path_sum: PathSum | None = None
+    units: UnitScores | None = None
+    no_units: str = ""
 
     def __repr__(self) -> str:
         scored = ", a score for every edge" if self.edge_scores is not None else ""
@@ -108,6 +113,7 @@ class SearchContext:
         seed: of everything random.
         journal: where decisions are written; lines already in it are taken over.
         progress: show a progress bar.
+        keep_units: also keep what each unit of the examples adds to the scores, where the algorithm can and memory allows it.
     """
 
     metric: str | Metric = "logit_diff"
@@ -115,3 +121,4 @@ class SearchContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     progress: bool = False
+    keep_units: bool = False

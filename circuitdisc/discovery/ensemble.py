@@ -92,7 +92,7 @@ def ensemble(
     edges, cost, notes = model.graph.edge_mask, Cost(), list[str]()
     mean = np.where(edges, 0.0, np.nan)
     for algorithm in chosen:
-        discovery = algorithm.function(model, task, ablation, replace(context, journal=Journal()))
+        discovery = algorithm.function(model, task, ablation, replace(context, journal=Journal(), keep_units=False))
         if discovery.edge_scores is None:
             raise _no_scores(algorithm.name)
         scores = discovery.edge_scores[edges].astype(np.float64)

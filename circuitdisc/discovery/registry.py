@@ -47,13 +47,33 @@ ALGORITHMS = {
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
-        Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),
         Algorithm(
-            "eap_ig", "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)", by_mean=True
+            "eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True, by_unit=True
         ),
-        Algorithm("eap_ig_activations", "the same with gradients averaged between ablated and clean activations", by_mean=True),
-        Algorithm("clean_corrupted", "the same with gradients averaged over the clean and the ablated inputs", by_mean=True),
-        Algorithm("ceap", "what flows through every edge between clean and corrupted inputs (Wu et al. 2026)", by_mean=True),
+        Algorithm(
+            "eap_ig",
+            "the same with gradients averaged between ablated and clean inputs (Hanna et al. 2024)",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "eap_ig_activations",
+            "the same with gradients averaged between ablated and clean activations",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "clean_corrupted",
+            "the same with gradients averaged over the clean and the ablated inputs",
+            by_mean=True,
+            by_unit=True,
+        ),
+        Algorithm(
+            "ceap",
+            "what flows through every edge between clean and corrupted inputs (Wu et al. 2026)",
+            by_mean=True,
+            by_unit=True,
+        ),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
@@ -103,6 +123,7 @@ def discover(
     *,
     allow_chance: bool = False,
     journal: Journal | None = None,
+    keep_units: bool = False,
     **options: Unpack[Searching],
 ) -> Discovery:
     """Find the circuit of a task on its train split.
@@ -115,6 +136,8 @@ def discover(
         allow_chance: search even though the model does not do the task, or its corrupted prompts change nothing.
         journal: decisions are written there as they are made, and those already in it are taken over; they must belong to the
             same weights, train examples and settings.
+        keep_units: also keep what each example (or group of them) adds to the scores, in the result's `units`: searches on
+            samples of the examples then take no run. Where the algorithm cannot, or memory is too small, `no_units` says why.
         settings: the algorithm's own (see its docstring).
 
     Returns:
@@ -145,11 +168,13 @@ def discover(
     full = None if allow_chance else refuse_chance(model, task, measure)
     held = (HELD_NORM,) if model.can("partial runs") and model.components.freezes_scales else ()
     notes = (*held, *task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
-    context = SearchContext(measure, memory, seed, journal, given["progress"])
+    context = SearchContext(measure, memory, seed, journal, given["progress"], keep_units)
     started = perf_counter()
     discovery = chosen.function(model, task, ablation, context, **settings)
     if not isinstance(discovery, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(discovery).__name__}: an algorithm must return a Discovery")
+    if keep_units and discovery.units is None and not discovery.no_units:
+        discovery.no_units = f"{algorithm} keeps no score of every edge for each example"
     discovery.cost.seconds = perf_counter() - started
     discovery.cost = Cost(**agreed(vars(discovery.cost)))  # the number of random controls rests on it
     cancels = cancelling_note(model, task, ablation, measure, discovery, algorithm, chosen.by_mean, full, memory)

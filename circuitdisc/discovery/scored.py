@@ -11,6 +11,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.units import UnitScores
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, starts_at_nothing
@@ -18,6 +19,7 @@ from circuitdisc.errors import CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option
+from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task
 
 
@@ -54,6 +56,7 @@ def attribute(
     gradient: Gradient,
     scores_of: Callable[[Attribution], Float[np.ndarray, "R S"]],
     rule: str = "plain",
+    by_token: bool = True,
 ) -> Discovery:
     """Score all edges on the train split and choose a circuit.
 
@@ -63,6 +66,7 @@ def attribute(
         gradient: where gradients are taken.
         scores_of: the scores from an attribution that is ready.
         rule: of the backward pass.
+        by_token: the scores are sums over tokens that `add_scores` forms, so that each unit's part can be kept.
     """
     selection.n_edges(model.graph)
     attribution = Attribution(
@@ -76,10 +80,26 @@ def attribute(
         progress=context.progress,
         rule=rule,
     )
+    over, no_units = partition_of(task.train), ""
+    if context.keep_units:
+        no_units = _keep_units(name, attribution, over, by_token)
     scores = scores_of(attribution)
     notes = _notes(name, attribution)
-    circuit = selection.circuit(model.graph, scores)
-    return Discovery(circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum)
+    circuit, units = selection.circuit(model.graph, scores), None
+    if attribution.units is not None:
+        sums = attribution.units.edges(model.graph, attribution.n_rows)
+        own_means = ablation.method.averages == "group" and over.by_group and all(example.group for example in task.train)
+        units = UnitScores(model.graph, sums, over, selection, frozen=attribution.fitted is not None and not own_means)
+    return Discovery(
+        circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum, units=units, no_units=no_units
+    )
+
+
+def _keep_units(name: str, attribution: Attribution, over: Partition, by_token: bool) -> str:
+    """Have each unit's part of the scores kept; returns why not."""
+    if over.n < 2:
+        return "one search example cannot be drawn again"
+    return attribution.keep_units(over) if by_token else f"{name} forms no scores of single examples"
 
 
 def _notes(name: str, attribution: Attribution) -> tuple[str, ...]:

@@ -37,9 +37,10 @@ from circuitdisc.pages.certainty import SHOWN as CERTAINTY
 from circuitdisc.pages.page import write_report
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
-from circuitdisc.schemas import CostFile, GroupsFile, RunConfig, StabilityFile, validate
+from circuitdisc.schemas import CertificateFile, CostFile, GroupsFile, RunConfig, StabilityFile, validate
 from circuitdisc.scoring import Scores, score
 from circuitdisc.scoring.judged import JudgementFile
+from circuitdisc.scoring.stability import by_chance, stability_of_units
 from circuitdisc.scoring.work import AUTO, Works, n_controls
 from circuitdisc.sections import check_sections, open_run
 from circuitdisc.tasks import load_task
@@ -48,7 +49,8 @@ from circuitdisc.tasks.measured import metric_for
 
 CIRCUIT, SCORES, COST, PAGE, JOURNAL = "circuit.json", "scores.json", "cost.json", "report.html", "journal.jsonl"
 EDGE_SCORES = "edge_scores.npz"
-JUDGEMENT, STABILITY = "judgement.json", "stability.json"
+UNSTEADY = "no stability"  # in cost.json: why it was not computed along with the search
+JUDGEMENT, STABILITY, CERTIFICATE = "judgement.json", "stability.json", "certify.json"
 CONFIG = "config.json"
 EXPLORER, GROUPS = "explorer.json", "groups.json"
 UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under way
@@ -248,7 +250,7 @@ def write_page(folder: str | Path) -> Path:
         "command": run.config.get("command", ""),
         "started": run.config.get("started", ""),
         "seconds": cost.get("seconds"),
-        "cost": {name: value for name, value in cost.items() if name != "seconds"},
+        "cost": {name: value for name, value in cost.items() if name not in ("seconds", UNSTEADY)},
         "model": run.config["model"]["name"],
         "task": run.config["task"],
         "folder": str(run.folder),
@@ -264,7 +266,9 @@ def write_page(folder: str | Path) -> Path:
             trace=decisions,
             edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
             judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
+            unsteady=str(cost.get(UNSTEADY, "")),
             stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
+            certificate=_record(run, CERTIFICATE, CertificateFile, "`circuitdisc certify RUN` writes it again", circuit),
             explored=_record(run, EXPLORER, Explored, "remove it, and `circuitdisc resume RUN` writes it again", circuit),
             groups=_record(run, GROUPS, GroupsFile, "save it again from the page"),
             certainty=_certainty(run, circuit),
@@ -312,7 +316,7 @@ def export(folder: str | Path, path: Path, prune: bool = False) -> Path:
 
 
 def _finish(run: Run, model: Model, task: Task) -> Outcome:
-    config = run.config
+    config, found = run.config, None
     if run.path(CIRCUIT).exists():
         circuit = Circuit.load(run.path(CIRCUIT))
         check_circuit(run.path(CIRCUIT), circuit, config, model, task)
@@ -323,9 +327,14 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
         if scored := {name: values for name, values in arrays.items() if values is not None}:
             write_edge_scores(run.path(EDGE_SCORES), scored, circuit)
         circuit.save(run.path(CIRCUIT))
-        run.write(COST, found.cost_dict() | ({"counted": "since the run was resumed"} if resumed else {}))
+        counted = {"counted": "since the run was resumed"} if resumed else {}
+        run.write(COST, found.cost_dict() | counted | ({UNSTEADY: found.no_units} if found.no_units else {}))
     _fix_controls(run, config, model, task)
     identity = identity_of_scores(config, model, task, circuit)
+    if found is not None and found.units is not None:
+        steady = stability_of_units(found, config["stability"], seed=config["seed"])
+        run.write(STABILITY, {**steady.to_dict(), "random": by_chance(circuit, seed=config["seed"]), KEY: identity.to_dict()})
+        del steady, found
     if run.path(SCORES).exists():
         check_written(run.path(SCORES), identity)
         scores = Scores.from_dict(_record(run, SCORES, Scores, "`circuitdisc score RUN` writes it again"))
@@ -362,6 +371,7 @@ def _discover(run: Run, model: Model, task: Task) -> tuple[Discovery, bool]:
             allow_chance=config["allow_chance"],
             journal=journal,
             progress=config.get("progress", True),
+            keep_units=bool(config.get("stability")),
             **settings,
         )
     finally:

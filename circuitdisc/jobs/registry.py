@@ -22,6 +22,7 @@ MODULES = (
     "stability",
     "rivals",
     "specificity",
+    "certify",
     "export",
     "figure",
     "report",

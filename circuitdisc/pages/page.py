@@ -18,6 +18,7 @@ from markupsafe import Markup
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
 from circuitdisc.pages.certainty import SHOWN
+from circuitdisc.pages.certify import certificate_part, certificate_verdict
 from circuitdisc.pages.explorer import as_json, example_rows, explorer_data, explorer_script, plotly_bundle
 from circuitdisc.pages.figures import controls_figure, search_figure
 from circuitdisc.pages.rounds import round_figures, round_rows
@@ -72,6 +73,8 @@ def write_report(
     edge_scores: Float[np.ndarray, "R S"] | None = None,
     judgement: Mapping[str, Any] | None = None,
     stability: Mapping[str, Any] | None = None,
+    unsteady: str = "",
+    certificate: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     groups: Mapping[str, Any] | None = None,
     certainty: Mapping[str, Mapping[str, Any]] | None = None,
@@ -87,6 +90,8 @@ def write_report(
         edge_scores: the score of every edge of the graph.
         judgement: every other score, as `judgement.json` has it; None if there is none.
         stability: as `stability.json` has it; None if there is none.
+        unsteady: why it was not computed along with the search.
+        certificate: as `certify.json` has it; None if there is none.
         explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
         groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
         certainty: what `rivals.json` and `specificity.json` have, by those names.
@@ -96,14 +101,14 @@ def write_report(
 
     Raises:
         BadRun: the file cannot be written.
-        BadFile: judgement or stability are not what these files hold.
+        BadFile: judgement, stability or certificate are not what these files hold.
     """
     path = Path(path)
     came_from = circuit.provenance
     model, task = (_name(run.get(key)) or getattr(came_from, key) for key in ("model", "task"))
     scores_of_edges = None if edge_scores is None else np.asarray(edge_scores, dtype=float)
     rounds = round_rows(circuit.graph, trace or ())
-    said, parts, stable = verdict(scores, circuit), [], None
+    said, parts, stable, certified = verdict(scores, circuit), [], None, None
     if judgement is not None:
         said, parts = said + judged(judgement), judgement_parts(judgement)
     if stability is not None:
@@ -112,6 +117,8 @@ def write_report(
     for name, record in (certainty or {}).items():
         shown, sentences = SHOWN[name].of(name, record)
         said, believed = said + sentences, [*believed, *shown]
+    if certificate is not None:
+        said, certified = said + certificate_verdict(certificate, circuit), certificate_part(certificate, circuit)
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
     pictures = [*_pictures(circuit, scores, trace), *(picture(*drawn) for drawn in later)]
     page = render(
@@ -122,6 +129,8 @@ def write_report(
         judgement=parts,
         stability=stable,
         certainty=believed,
+        unsteady=unsteady,
+        certificate=certified,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
         how=" ".join(how_lines(scores)) if scores else "",

@@ -35,13 +35,30 @@ def stability_part(score: ScoreData, circuit: Circuit) -> Part:
     figure = stability_figure(score["shares"][kind], kept, kind, score["n"])
     label = f"The share of {score['n']} bootstrap samples in which each of the {kind} was found."
     caption = (
-        f"{score['n']} bootstrap samples of {score['n_examples']:,} search examples; {settings['algorithm']}, metric "
+        f"{score['n']} bootstrap samples of {_drawn(score)}; {settings['algorithm']}, metric "
         f"{settings['metric']}, ablation {get_ablation(settings['ablation']).label}. Those never found are left out."
     )
     headers = ("Of", "Mean Jaccard index", "Interval", "n", "Random circuits", "With the whole split's", "Ever found", "Always")
     note = "Of all pairs of samples; above .8 is called stable. Random circuits have the size and kind of this one"
     figures = () if figure is None else (("stability", figure, label, caption),)
-    return Part("Stability", "", (), headers, rows, note, figures)
+    return Part("Stability", "", _along(score), headers, rows, note, figures)
+
+
+def _drawn(score: ScoreData) -> str:
+    """`24 search examples`, `24 search examples in 11 groups, drawn whole`."""
+    settings, words = score["settings"], f"{score['n_examples']:,} search examples"
+    in_groups = settings.get("drawn") == "groups"
+    return f"{words} in {settings['n_drawn']:,} groups, drawn whole" if in_groups else words
+
+
+def _along(score: ScoreData) -> tuple[str, ...]:
+    """How circuits that took no search of their own came about."""
+    if score["settings"].get("reruns", True):
+        return ()
+    words = "Chosen from the search's own scores of each example: no further run."
+    if score["settings"]["frozen"]:
+        words += " What the ablation carries stayed that of all search examples, so that this is a little too steady."
+    return (f"{words} `circuitdisc stability RUN` searches each sample anew.",)
 
 
 def _likeness_row(row: ScoreData, by_chance: float | None) -> tuple[str, ...]:

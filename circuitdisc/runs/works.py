@@ -1,7 +1,7 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability or score (a judgement)
+        work.job        discover, transfer, finetune, dcm, localise, stability, certify or score (a judgement)
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
@@ -24,7 +24,7 @@ TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
 RESULTS = ("scores.json", "transfer.json", "result.json")
 """The last file of a search, of a transfer, and of other work that keeps a journal."""
-PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
+PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl", "certify.partial.jsonl")
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
 
@@ -44,7 +44,7 @@ class Work:
 
 
 def works_in(folder: Path) -> list[Work]:
-    """The work in a folder: of a run first its search, then a judgement and a stability that were killed.
+    """The work in a folder: of a run first its search, then a judgement, a stability and a certificate that were killed.
 
     Raises:
         BadRun: there is none, or it does not say how it goes on.
@@ -94,7 +94,7 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability"]
+    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify"]
     words: list[str]
     begun_in: str
     folder: str

@@ -25,8 +25,9 @@ from circuitdisc.checks import CONFIDENCE, SEED, Whole, bounded, check_whole
 from circuitdisc.circuit import Circuit
 from circuitdisc.controls import random_circuits
 from circuitdisc.discovery import discover
+from circuitdisc.discovery.base import Discovery
 from circuitdisc.discovery.registry import search_identity
-from circuitdisc.errors import BadTask, CircuitdiscWarning
+from circuitdisc.errors import BadSetting, BadTask, CircuitdiscWarning
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
@@ -157,50 +158,120 @@ def stability(
         BadRun: the journal was begun with other settings, or cannot be written.
         CircuitdiscError: as `discover`; whether the model does the task is asked once, on the whole split.
     """
-    n = len(task.train)
+    n, generator = len(task.train), np.random.default_rng(seed)
     if n < 2:
         raise BadTask(
             f"the train split of '{task.name}' has {n} examples: a bootstrap needs two at least, and better a hundred"
         )
-    generator = np.random.default_rng(seed)
-    circuits: list[Circuit] = []
+    samples = [replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n))) for _ in range(n_bootstrap)]
+    seeds = [seed + 1 + index if vary_seed else seed for index in range(n_bootstrap)]
+    whole, circuits = search_samples(
+        model, task, algorithm, list(zip(samples, seeds, strict=True)), settings, bound_to={"vary_seed": vary_seed},
+        seed=seed, journal=journal, words=f"stability of {algorithm}", progress=progress,
+        value=lambda discovery: discovery.circuit.to_dict(),
+    )  # fmt: skip
+    done = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed}
+    whole = Circuit.from_dict(whole)
+    return _stability(whole, [Circuit.from_dict(circuit) for circuit in circuits], n, confidence, done)
+
+
+def search_samples(
+    model: Model,
+    task: Task,
+    algorithm: str,
+    samples: Sequence[tuple[Task, int]],
+    settings: Mapping[str, Any],
+    *,
+    bound_to: Mapping[str, Any],
+    seed: int,
+    journal: str | Path | None,
+    words: str,
+    progress: bool,
+    value: Callable[[Discovery], Any],
+) -> tuple[Any, list[Any]]:
+    """Search on the train split and on samples of it; what was killed goes on.
+
+    Args:
+        samples: tasks with other train examples, each with the algorithm's seed.
+        settings: as of `discover`.
+        bound_to: what else the journal belongs to.
+        seed: of the search on the whole split.
+        words: of the progress bar.
+        value: what is kept of a search, plain JSON.
+
+    Returns:
+        The value of the whole split, and those of the samples.
+    """
     own = {name: value for name, value in settings.items() if name not in _OF_DISCOVER}
     ablation, metric = settings.get("ablation", "mean"), settings.get("metric")
     search = search_identity(model, task, algorithm, ablation, metric, seed, own)
-    units = Memo(journal, replace(search, settings={**search.settings, "vary_seed": vary_seed}))
+    units = Memo(journal, replace(search, settings={**search.settings, **bound_to}))
 
-    def find(examples: Task, own: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return discover(model, examples, algorithm, seed=own, **settings).circuit.to_dict()
+    def find(examples: Task, own: int, settings: Mapping[str, Any]) -> Any:
+        return value(discover(model, examples, algorithm, seed=own, **settings))
 
+    values: list[Any] = []
     try:
-        with progress_bar(n_bootstrap + 1, f"stability of {algorithm}", "circuit", progress) as bar:
-            whole = Circuit.from_dict(units.get("whole", partial(find, task, seed, settings)))
+        with progress_bar(len(samples) + 1, words, "circuit", progress) as bar:
+            whole = units.get("whole", partial(find, task, seed, settings))
             bar.update()
-            samples: dict[str, Callable[[], Any]] = {}
-            for index in range(n_bootstrap):
-                sample = replace(task, train=tuple(task.train[i] for i in generator.integers(n, size=n)))
-                own = seed + 1 + index if vary_seed else seed
-                samples[f"sample {index}"] = partial(find, sample, own, {**settings, "allow_chance": True})
+            of_sample = {**settings, "allow_chance": True}
+            computes: dict[str, Callable[[], Any]] = {
+                f"sample {index}": partial(find, sample, own_seed, of_sample)
+                for index, (sample, own_seed) in enumerate(samples)
+            }
             with warnings.catch_warnings():  # what there is to know was said of the whole split, once
                 warnings.simplefilter("ignore", CircuitdiscWarning)
-                units.spread(samples)
-                for name, compute in samples.items():
-                    circuits.append(Circuit.from_dict(units.get(name, compute)))
+                units.spread(computes)
+                for name, compute in computes.items():
+                    values.append(units.get(name, compute))
                     bar.update()
     finally:
         units.close()
-    names, sets = _edges(model.graph, [*circuits, whole])
-    head_names, head_sets = _heads(model.graph, [*circuits, whole])
-    done = {"algorithm": algorithm, "vary_seed": vary_seed, "seed": seed, **whole.provenance.to_dict()}
+    return whole, values
+
+
+@bounded(n=Whole(2, 100_000), confidence=CONFIDENCE, seed=SEED)
+def stability_of_units(discovery: Discovery, n: int = 50, *, confidence: float = 0.95, seed: int = 0) -> Stability:
+    """The same from what a search kept of each unit of its examples (`discover(..., keep_units=True)`): no further run.
+
+    Units (examples, or groups of them) are drawn again with replacement. Where the ablation learns from the examples, what it
+    carries stays that of the whole split: `settings` says so as `frozen`, and such circuits vary less than searches anew.
+
+    Args:
+        n: bootstrap samples.
+        confidence: coverage of the intervals.
+        seed: of the draws.
+
+    Raises:
+        BadSetting: the search kept nothing of its units, or a number is out of its bounds.
+    """
+    units = discovery.units
+    if units is None:
+        why = discovery.no_units or "it was not asked for: discover(..., keep_units=True)"
+        raise BadSetting(f"the search kept no scores of its examples: {why}")
+    n_units, generator = units.over.n_drawn, np.random.default_rng(seed)
+    drawn = [np.bincount(generator.integers(n_units, size=n_units), minlength=n_units) for _ in range(n)]
+    circuits = [units.circuit(counts.astype(float)) for counts in drawn]
+    about = {"drawn": units.over.drawn, "n_drawn": n_units, "reruns": False, "frozen": units.frozen, "forwards": 0}
+    done = {"algorithm": discovery.circuit.provenance.algorithm, "vary_seed": False, "seed": seed, **about}
+    return _stability(discovery.circuit, circuits, units.over.n, confidence, done)
+
+
+def _stability(
+    whole: Circuit, circuits: Sequence[Circuit], n_examples: int, confidence: float, done: Mapping[str, Any]
+) -> Stability:
+    names, sets = edge_sets(whole.graph, [*circuits, whole])
+    head_names, head_sets = _heads(whole.graph, [*circuits, whole])
     return Stability(
         likeness("edges", names, sets[:-1], sets[-1], confidence),
         likeness("heads", head_names, head_sets[:-1], head_sets[-1], confidence),
         tuple(circuits),
         whole,
-        n_bootstrap,
-        n,
+        len(circuits),
+        n_examples,
         confidence,
-        done,
+        {**done, **whole.provenance.to_dict()},
     )
 
 
@@ -214,7 +285,7 @@ def by_chance(circuit: Circuit, n: int = 20, seed: int = 0) -> dict[str, float]:
     drawn = random_circuits(circuit, n, np.random.default_rng(seed)).circuits
     if len(drawn) < 2:
         return {}
-    kinds = {"edges": _edges(circuit.graph, drawn)[1], "heads": _heads(circuit.graph, drawn)[1]}
+    kinds = {"edges": edge_sets(circuit.graph, drawn)[1], "heads": _heads(circuit.graph, drawn)[1]}
     return {kind: mean_of_pairs(jaccard(sets, sets)) for kind, sets in kinds.items()}
 
 
@@ -243,7 +314,8 @@ def jaccard(first: Bool[np.ndarray, "C N"], second: Bool[np.ndarray, "D N"]) -> 
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
 
 
-def _edges(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
+def edge_sets(graph: ComputationGraph, circuits: Sequence[Circuit]) -> tuple[list[str], Bool[np.ndarray, "C N"]]:
+    """The names of all edges, and which of them each circuit has."""
     names = [graph.edge_name(int(receiver), int(sender)) for receiver, sender in np.argwhere(graph.edge_mask)]
     return names, np.array([circuit.mask[graph.edge_mask] for circuit in circuits])
 

@@ -29,21 +29,24 @@ from circuitdisc.engine.gradients.differences import (
 )
 from circuitdisc.engine.gradients.edge_scores import Gradients, add_scores, at_tokens
 from circuitdisc.engine.gradients.layers import EMBEDDING, HEADS, Place, SenderGroup, sender_groups
-from circuitdisc.engine.gradients.memory import Gradient, Shapes, examples_in_budget
+from circuitdisc.engine.gradients.memory import Gradient, Shapes, chunk_bytes, examples_in_budget
 from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
 from circuitdisc.engine.gradients.rules import RULES
 from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, Write, log_probabilities, readout
+from circuitdisc.engine.gradients.unit_sums import UnitSums
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
 from circuitdisc.engine.ranks import Share, gathered, largest_share, ranks, summed, turns
 from circuitdisc.engine.requirements import gradients_of
 from circuitdisc.errors import BadSetting
+from circuitdisc.files import size_words
 from circuitdisc.metrics import Metric
 from circuitdisc.models.backward import PLAIN
 from circuitdisc.models.components import Components
 from circuitdisc.models.frame import Frame
 from circuitdisc.models.model import Model
 from circuitdisc.progress import progress_bar
+from circuitdisc.stats import Partition
 from circuitdisc.tasks.base import Example, PromptBatch, collate
 
 
@@ -106,14 +109,34 @@ class Attribution:
         self.groups = sender_groups(self.graph)
         self.cost = Cost()
         self.path_sum: PathSum | None = None
+        self.units: UnitSums | None = None
+        self.n_rows = 1
         self.gradient = gradient
+        self.memory = parse_memory(memory)
         self.chunk_size = examples_in_budget(
-            Shapes.of(self.components, metric), parse_memory(memory), examples, gradient, ablation.method.averages
+            Shapes.of(self.components, metric), self.memory, examples, gradient, ablation.method.averages
         )
         self.source = PlaceSource(model, examples, self.chunk_size, self.cost)
         self.fitted = ablation.method.fit(self.source)
         if self.components.device.type != "cpu":  # where a chunk may hold all examples, and a part of it is work enough
             self.chunk_size = min(self.chunk_size, largest_share(len(examples)))
+
+    def keep_units(self, over: Partition) -> str:
+        """Keep also what each unit of the examples adds to the scores of edges, if that fits beside a chunk.
+
+        Returns:
+            Why it is not kept; empty if it is.
+        """
+        shapes, averages = Shapes.of(self.components, self.metric), self.ablation.method.averages
+        room = self.memory - chunk_bytes(shapes, self.chunk_size, self.examples, self.gradient, averages)
+        needed = UnitSums.bytes_of(over.n_drawn, self.graph)
+        if needed > room:
+            return (
+                f"the scores of {over.n_drawn:,} {over.drawn} take {size_words(needed)}, and the budget has room for "
+                f"{size_words(max(0, room))}"
+            )
+        self.units = UnitSums(over.of, self.edges, self.components.device)
+        return ""
 
     def over_chunks(
         self,
@@ -143,7 +166,13 @@ class Attribution:
             sums, of_examples = self._zeros(shape), self._zeros((0,))
             if index is not None:
                 examples = self.examples[index * self.chunk_size : (index + 1) * self.chunk_size]
-                given = score(self._prepare(collate(examples, device=self.components.device)), sums)
+                chunk = self._prepare(collate(examples, device=self.components.device))
+                if self.units is not None:
+                    first = index * self.chunk_size
+                    places = range(first, first + len(examples))
+                    self.units.begin(places, chunk.differences.tokens, chunk.batch.clean.shape[1])
+                given = score(chunk, sums)
+                del chunk
                 of_examples = of_examples if given is None else given
             for part in gathered(sums[None], share, "sums of a chunk"):
                 whole += part
@@ -151,8 +180,11 @@ class Attribution:
             if steps_per_chunk is None:
                 self.bar.update(1)
         self.bar.close()
+        everyone = None if share is None else Share(n_chunks)
+        if self.units is not None:
+            self.units.gather(self.components, everyone)
         spent = torch.tensor([self.cost.model_runs - before[0], self.cost.backward_runs - before[1]], dtype=torch.float64)
-        spent = summed(spent, None if share is None else Share(n_chunks), "costs of chunks").tolist()
+        spent = summed(spent, everyone, "costs of chunks").tolist()
         self.cost.model_runs = before[0] + spent[0] + 1 + self.ablation.method.runs_per_example
         self.cost.backward_runs = before[1] + spent[1]
         return whole, torch.cat(values)
@@ -244,6 +276,7 @@ class Attribution:
 
     def finish(self, scores: Float[Tensor, "R S"], n_rows: int = 1) -> Float[np.ndarray, "R S"]:
         """The mean over examples and rows; NaN where the graph has no edge."""
+        self.n_rows = n_rows
         mean = (self.components.agreed(scores) / (len(self.examples) * n_rows)).cpu().numpy()
         return np.where(self.graph.edge_mask, mean, np.nan)
 
@@ -251,7 +284,7 @@ class Attribution:
         """Scores with the gradient at the clean run."""
 
         def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> None:
-            add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, chunk.clean), self.groups)
+            add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, chunk.clean), self.groups, self.units)
 
         return self.finish(self.over_chunks(self.edges, score)[0])
 
@@ -261,7 +294,8 @@ class Attribution:
         def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> Float[Tensor, "B"]:
             run = self.interpolated(chunk, self.groups[0], points.shares)
             change = self.change_of_embedding(chunk, run, points)
-            add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, points.factors), self.groups)
+            gradients = self.gradients(chunk, run, points.factors)
+            add_scores(scores, self.graph, chunk.differences, gradients, self.groups, self.units)
             return change
 
         scores, changes = self.over_chunks(self.edges, score)
@@ -282,7 +316,9 @@ class Attribution:
                 taken = points if group is not self.groups[0] else of_embedding
                 run = self.interpolated(chunk, group, taken.shares)
                 change = self.change_of_embedding(chunk, run, taken) if change is None else change
-                add_scores(scores, self.graph, chunk.differences, self.gradients(chunk, run, taken.factors), [group])
+                gradients = self.gradients(chunk, run, taken.factors)
+                add_scores(scores, self.graph, chunk.differences, gradients, [group], self.units)
+                del gradients
                 self.bar.update(1)
                 del run
             assert change is not None, "the first group is the embedding"

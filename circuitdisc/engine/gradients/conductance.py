@@ -50,7 +50,7 @@ def edges_by_conductance(attribution: Attribution, steps: int) -> Float[np.ndarr
             before.values[embedding.place] = chunk.differences.values[embedding.place] / steps
             gradients = attribution.gradients(chunk, at(chunk, 1 - (step + 0.5) / steps))
             moved = Differences(attribution.components, tokens, before.values)
-            add_scores(scores, attribution.graph, moved, gradients, attribution.groups)
+            add_scores(scores, attribution.graph, moved, gradients, attribution.groups, attribution.units)
             before = after
             attribution.bar.update(1)
         return attribution.change_of_embedding(chunk, run, ablated)

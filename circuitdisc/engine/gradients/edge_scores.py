@@ -27,6 +27,7 @@ from circuitdisc.engine.gradients.differences import Differences
 from circuitdisc.engine.gradients.layers import SenderGroup
 from circuitdisc.engine.gradients.memory import tokens_a_block
 from circuitdisc.engine.gradients.segments import HeadsSegment, MlpSegment, Step
+from circuitdisc.engine.gradients.unit_sums import UnitSums
 from circuitdisc.graph import QKV, ComputationGraph
 from circuitdisc.metrics import wide
 from circuitdisc.models.components import Components
@@ -156,10 +157,14 @@ def add_scores(
     differences: Differences,
     gradients: Gradients,
     groups: Sequence[SenderGroup],
+    units: UnitSums | None = None,
 ) -> None:
     """Add difference . gradient, summed over tokens, to the scores of all edges out of consecutive groups of senders.
 
     Entries that are no edges of the graph hold numbers without meaning. A process scores the edges into its own heads.
+
+    Args:
+        units: also add what each unit of the examples has of it.
     """
     components, first, stop = differences.components, groups[0].first, groups[-1].stop
     heads, others = components.own_heads, components.own_heads.start == 0  # the first process has all other receivers
@@ -173,6 +178,7 @@ def add_scores(
     for start in range(0, differences.n_tokens, length):
         tokens = slice(start, min(start + length, differences.n_tokens))
         n = tokens.stop - tokens.start
+        spans = () if units is None else units.within(tokens)
         delta_snD = delta[: (stop - first) * n * D].view(-1, n, D)
         g_rnD = g[: (n_rows + 1) * n * D].view(-1, n, D)
         for group in groups:
@@ -190,8 +196,12 @@ def add_scores(
             if before > 0:
                 product = g_rnD[:used].flatten(1) @ delta_snD[:before].flatten(1).T
                 shares[rows, :before] += product
+                for part, own in spans:
+                    own[rows, first : first + before] += g_rnD[:used, part].flatten(1) @ delta_snD[:before, part].flatten(1).T
         if others:
             shares[-1] += delta_snD.flatten(1) @ gradients.logits[tokens].flatten()
+            for part, own in spans:
+                own[-1, first:stop] += delta_snD[:, part].flatten(1) @ gradients.logits[tokens][part].flatten()
     scores[:, first:stop] += components.summed(shares)
 
 

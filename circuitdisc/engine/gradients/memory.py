@@ -184,6 +184,15 @@ def means_bytes(shapes: Shapes, examples: Sequence[Example], scope: str) -> int:
     return 8 * (groups + 1) * length * (per_token + 3 * shapes.spec.d_model)
 
 
+def chunk_bytes(shapes: Shapes, n: int, examples: Sequence[Example], gradient: Gradient, mean_scope: str | None) -> int:
+    """What a chunk of n of these examples takes at its peak."""
+    length = max(len(example) for example in examples)
+    n_readings = max(len(example.positions) for example in examples)
+    means = 0 if mean_scope is None else means_bytes(shapes, examples, mean_scope)
+    holes = HEAP_HOLES if shapes.on_cpu else 1.0
+    return int(holes * peak_bytes(shapes, n, length, gradient, n_readings=n_readings, means=means))
+
+
 def examples_in_budget(
     shapes: Shapes, budget: int, examples: Sequence[Example], gradient: Gradient, mean_scope: str | None
 ) -> int:
@@ -193,12 +202,9 @@ def examples_in_budget(
         BadSetting: not even one fits.
     """
     length = max(len(example) for example in examples)
-    n_readings = max(len(example.positions) for example in examples)
-    means = 0 if mean_scope is None else means_bytes(shapes, examples, mean_scope)
 
     def peak(n: int) -> int:
-        holes = HEAP_HOLES if shapes.on_cpu else 1.0
-        return int(holes * peak_bytes(shapes, n, length, gradient, n_readings=n_readings, means=means))
+        return chunk_bytes(shapes, n, examples, gradient, mean_scope)
 
     if peak(1) > budget:
         raise BadSetting(
