@@ -19,6 +19,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from circuitdisc import heads
     from circuitdisc.ablation import Ablation
+    from circuitdisc.certainty.backups import backups
     from circuitdisc.checkpoints.baselines import baselines
     from circuitdisc.checkpoints.cmap.cmap import cmap
     from circuitdisc.checkpoints.drift import drift
@@ -74,6 +75,7 @@ _HOMES = {
     "Truth": "circuitdisc.scoring.truth",
     "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
+    "backups": "circuitdisc.certainty.backups",
     "baselines": "circuitdisc.checkpoints.baselines",
     "check_tasks": "circuitdisc.jobs.tasks_check",
     "cmap": "circuitdisc.checkpoints.cmap.cmap",
@@ -125,6 +127,7 @@ __all__ = [
     "Truth",
     "Variable",
     "against_truth",
+    "backups",
     "baselines",
     "check_tasks",
     "cmap",

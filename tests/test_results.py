@@ -114,6 +114,7 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
     return [
         Judgement(scores, results, {"a score": "it cannot be had"}, circuit),
         cd.stability(model(), task(), "eap", n_bootstrap=2, edges=20, allow_chance=True, **given),
+        cd.backups(*about, n_judged=1, n_random=1, **given),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -137,11 +138,12 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Agreement", "AttentionDifference", "AttentionTo", "Backups",
+        "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
-        "Judgement",
+        "JudgedPair", "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
         "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
         "PlannedPart", "Provenance", "RanksPlan", "RunPlan", "Rung", "Score",

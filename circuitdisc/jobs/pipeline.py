@@ -33,6 +33,7 @@ from circuitdisc.jobs.job import stamped_folder
 from circuitdisc.jobs.output import Output
 from circuitdisc.models.model import Model
 from circuitdisc.pages import scores_table
+from circuitdisc.pages.certainty import SHOWN as CERTAINTY
 from circuitdisc.pages.page import write_report
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
@@ -198,14 +199,19 @@ def _fix_controls(run: Run, config: dict[str, Any], model: Model, task: Task, wr
     """
     if config["scoring"].get("n_random", AUTO) != AUTO:
         return
-    cost = _record(run, COST, CostFile, "remove it") or {}
-    names = {} if "counted" in cost else {one.name: cost.get(one.name) for one in fields(Cost)}
-    known = {name: float(value) for name, value in names.items() if isinstance(value, int | float)}
-    n = n_controls(model, task, Cost(**known) if known else None)  # pyright: ignore[reportArgumentType] - counts may be floats
+    n = n_controls(model, task, search_cost(run))
     config["scoring"] = {**config["scoring"], "n_random": n}
     if written:
         kept = read_json(run.path(CONFIG))
         run.write(CONFIG, {**kept, "scoring": {**kept["scoring"], "n_random": n}})
+
+
+def search_cost(run: Run) -> Cost | None:
+    """What the search of a run has cost; None where that is not known, as of a search that was resumed."""
+    cost = _record(run, COST, CostFile, "remove it") or {}
+    names = {} if "counted" in cost else {one.name: cost.get(one.name) for one in fields(Cost)}
+    known = {name: float(value) for name, value in names.items() if isinstance(value, int | float)}
+    return Cost(**known) if known else None  # pyright: ignore[reportArgumentType] - counts may be floats
 
 
 def read_circuit(run: Run) -> Circuit:
@@ -261,7 +267,17 @@ def write_page(folder: str | Path) -> Path:
             stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
             explored=_record(run, EXPLORER, Explored, "remove it, and `circuitdisc resume RUN` writes it again", circuit),
             groups=_record(run, GROUPS, GroupsFile, "save it again from the page"),
+            certainty=_certainty(run, circuit),
         )
+
+
+def _certainty(run: Run, circuit: Circuit) -> dict[str, Any]:
+    """What `rivals` and `specificity` have left."""
+    records = {
+        name: _record(run, f"{name}.json", shown.kind, f"`circuitdisc {name} RUN` writes it again", circuit)
+        for name, shown in CERTAINTY.items()
+    }
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def _record(run: Run, name: str, kind: Any, remedy: str, circuit: Circuit | None = None) -> Any:

@@ -43,6 +43,7 @@ MODULES = (
 
 WHOLE = {
     "plan": "what a run will count, and take in memory and in time, before it is run",
+    "backups": "which parts of a run's circuit back each other up, so that ablating one alone shows little",
     "lens": "the logit lens: the metric read off the residual stream after each layer",
     "tasks check": "which tasks a model does, and on which a search is worth its time",
 }

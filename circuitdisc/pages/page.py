@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from circuitdisc.circuit import Circuit, kept_heads
 from circuitdisc.files import write_text
+from circuitdisc.pages.certainty import SHOWN
 from circuitdisc.pages.explorer import as_json, example_rows, explorer_data, explorer_script, plotly_bundle
 from circuitdisc.pages.figures import controls_figure, search_figure
 from circuitdisc.pages.rounds import round_figures, round_rows
@@ -73,6 +74,7 @@ def write_report(
     stability: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     groups: Mapping[str, Any] | None = None,
+    certainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a circuit's page.
 
@@ -87,6 +89,7 @@ def write_report(
         stability: as `stability.json` has it; None if there is none.
         explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
         groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
+        certainty: what `rivals.json` and `specificity.json` have, by those names.
 
     Returns:
         The path of the page.
@@ -105,6 +108,10 @@ def write_report(
         said, parts = said + judged(judgement), judgement_parts(judgement)
     if stability is not None:
         said, stable = said + stability_verdict(stability, circuit), stability_part(stability, circuit)
+    believed = []
+    for name, record in (certainty or {}).items():
+        part, sentences = SHOWN[name].of(name, record)
+        said, believed = said + sentences, [*believed, part]
     later = (*round_figures(rounds), *all_figures([*parts, *([stable] if stable else [])]))
     pictures = [*_pictures(circuit, scores, trace), *(picture(*drawn) for drawn in later)]
     page = render(
@@ -114,6 +121,7 @@ def write_report(
         verdict=said,
         judgement=parts,
         stability=stable,
+        certainty=believed,
         folder=str(run.get("folder") or ""),
         judged_by=_judged_by(scores),
         how=" ".join(how_lines(scores)) if scores else "",

@@ -1,7 +1,7 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability or score (a judgement)
+        work.job        discover, transfer, finetune, dcm, localise, stability, backups, mixtures or score (a judgement)
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
@@ -22,7 +22,7 @@ from circuitdisc.runs.journal import Journal
 CONFIG, JOURNAL = "config.json", "journal.jsonl"
 TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
-PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
+PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl", "backups.partial.jsonl", "mixtures.partial.jsonl")
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
 
@@ -86,7 +86,7 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability"]
+    job: Literal["finetune", "dcm", "localise", "score", "stability", "backups", "mixtures"]
     words: list[str]
     begun_in: str
     folder: str

@@ -1,0 +1,1 @@
+"""How far a circuit can be believed: rivals, specificity, mixtures, backups."""

@@ -1,0 +1,45 @@
+"""What `rivals` and `specificity` share: their file beside the run, its section of the page, and the table."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from circuitdisc.jobs.output import Output
+
+if TYPE_CHECKING:
+    from circuitdisc.circuit import Circuit
+    from circuitdisc.models.model import Model
+    from circuitdisc.runs import Run
+    from circuitdisc.tasks.base import Task
+
+
+def measured(
+    name: str,
+    run: "Run",
+    circuit: "Circuit",
+    config: Mapping[str, Any],
+    model: "Model",
+    task: "Task",
+    compute: Callable[[], Any],
+) -> Output:
+    """Compute a result of a run, write NAME.json and the page; returns what is printed.
+
+    Raises:
+        BadRun: the file belongs to other weights or examples.
+    """
+    from circuitdisc.bound import KEY, check_written, identity_of_scores
+    from circuitdisc.jobs.pipeline import write_page
+    from circuitdisc.pages.certainty import SHOWN
+    from circuitdisc.pages.tables import text_table
+    from circuitdisc.pages.verdict import Verdict, as_sentences, plain_text
+
+    identity = identity_of_scores(config, model, task, circuit)
+    path = run.path(f"{name}.json")
+    check_written(path, identity, ("weights", "examples"))
+    record = {**compute().to_dict(), KEY: identity.to_dict()}
+    part, said = SHOWN[name].of(name, record)
+    run.write(path.name, record)
+    table = plain_text(text_table(part.headers, part.rows).replace("–", "-"))
+    said = said + Verdict((), as_sentences(circuit.provenance.notes))
+    page = write_page(run.folder)
+    text = [part.of, table, plain_text("\n".join([*part.lines, part.caption])), said.text, f"report  {page}"]
+    return Output("\n\n".join(text), {"folder": run.folder, "page": page, **said.data, "result": record})
