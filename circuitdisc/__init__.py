@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from circuitdisc import heads
     from circuitdisc.ablation import Ablation
     from circuitdisc.certainty.backups import backups
+    from circuitdisc.certainty.mixtures import mixtures
     from circuitdisc.checkpoints.baselines import baselines
     from circuitdisc.checkpoints.cmap.cmap import cmap
     from circuitdisc.checkpoints.drift import drift
@@ -94,6 +95,7 @@ _HOMES = {
     "load_task": "circuitdisc.tasks",
     "localised": "circuitdisc.heads.localised.localised",
     "minimality": "circuitdisc.scoring.minimality",
+    "mixtures": "circuitdisc.certainty.mixtures",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.engine.path_effects",
     "plot": "circuitdisc.figures",
@@ -148,6 +150,7 @@ __all__ = [
     "load_task",
     "localised",
     "minimality",
+    "mixtures",
     "overlap",
     "path_patch",
     "plan",

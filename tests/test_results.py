@@ -15,6 +15,8 @@ from models import model_of
 from test_drift import moved
 
 import circuitdisc as cd
+from circuitdisc.certainty.clusters import ClusterCount
+from circuitdisc.certainty.mixtures import CellOfCluster, Mixtures
 from circuitdisc.checkpoints.attention_difference import attention_difference
 from circuitdisc.checkpoints.baselines import Baselines, Figure
 from circuitdisc.checkpoints.finetune.finetune import TrainedLadder
@@ -95,6 +97,15 @@ def made() -> dict[str, Any]:
     return found
 
 
+def mixture() -> Mixtures:
+    """Two clusters, whose circuits are no better on their own."""
+    cells = tuple(CellOfCluster(circuit, cluster, 0.5, None, None, 3) for circuit in range(3) for cluster in (1, 2))
+    counts = (ClusterCount(2, 0.5, 0.3, 0.005, 1.0, 3, True), ClusterCount(3, 0.2, None, None, 0.4, 1, False))
+    sizes = ((3, 3), (3, 3), (("a prompt",), (NASTY,)), ({"a": 3}, {}))
+    about = ("edge", "logit_diff", 0.8, "eap", (9, 9, 9), cells, 0.0, (0.1, -0.1), 2 / 3, 0.4, 0.5, N, N)
+    return Mixtures(counts, *sizes, *about, "logit_diff", "mean", 0.95, "", {"scores": 9.0, "own search": None}, 1.0)
+
+
 def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
     """Every score of one circuit, and what compares it with others."""
     given: dict[str, Any] = {"ablation": "mean"}
@@ -115,6 +126,7 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
         Judgement(scores, results, {"a score": "it cannot be had"}, circuit),
         cd.stability(model(), task(), "eap", n_bootstrap=2, edges=20, allow_chance=True, **given),
         cd.backups(*about, n_judged=1, n_random=1, **given),
+        mixture(),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -139,13 +151,13 @@ def kinds(base: type = Result) -> set[str]:
 NAMES = sorted(
     {
         "Agreement", "AttentionDifference", "AttentionTo", "Backups",
-        "Baselines", "Comparison", "Completeness", "CrossMap", "CrossModel",
+        "Baselines", "CellOfCluster", "ClusterCount", "Comparison", "Completeness", "CrossMap", "CrossModel",
         "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
         "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
         "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
         "JudgedPair", "Judgement",
         "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
-        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
+        "Minimality", "Mixtures", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
         "PlannedPart", "Provenance", "RanksPlan", "RunPlan", "Rung", "Score",
         "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
         "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from circuitdisc.certainty.backups import Backups
+from circuitdisc.certainty.mixtures import Mixtures
 from circuitdisc.pages.backups import backups_part, backups_verdict
+from circuitdisc.pages.mixtures import mixtures_part, mixtures_verdict
 from circuitdisc.pages.scores.base import Part, reads
 from circuitdisc.pages.verdict import Verdict
 
@@ -36,5 +38,8 @@ class ShownCertainty(NamedTuple):
             return self.part(result), self.verdict(result)
 
 
-SHOWN = {"backups": ShownCertainty(Backups, backups_part, backups_verdict)}
+SHOWN = {
+    "backups": ShownCertainty(Backups, backups_part, backups_verdict),
+    "mixtures": ShownCertainty(Mixtures, mixtures_part, mixtures_verdict),
+}
 """Name of a command, and of its file, to how its result is shown."""
