@@ -19,6 +19,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from circuitdisc import heads
     from circuitdisc.ablation import Ablation
+    from circuitdisc.certainty.backups import backups
+    from circuitdisc.certainty.mixtures import mixtures
     from circuitdisc.certainty.rivals import rivals
     from circuitdisc.certainty.specificity import specificity
     from circuitdisc.checkpoints.baselines import baselines
@@ -78,6 +80,7 @@ _HOMES = {
     "Truth": "circuitdisc.scoring.truth",
     "Variable": "circuitdisc.known.causal",
     "against_truth": "circuitdisc.scoring.against_truth",
+    "backups": "circuitdisc.certainty.backups",
     "baselines": "circuitdisc.checkpoints.baselines",
     "certify": "circuitdisc.scoring.certify",
     "check_tasks": "circuitdisc.jobs.tasks_check",
@@ -98,6 +101,7 @@ _HOMES = {
     "load_task": "circuitdisc.tasks",
     "localised": "circuitdisc.heads.localised.localised",
     "minimality": "circuitdisc.scoring.minimality",
+    "mixtures": "circuitdisc.certainty.mixtures",
     "overlap": "circuitdisc.scoring.overlap",
     "path_patch": "circuitdisc.engine.path_effects",
     "plot": "circuitdisc.figures",
@@ -133,6 +137,7 @@ __all__ = [
     "Truth",
     "Variable",
     "against_truth",
+    "backups",
     "baselines",
     "certify",
     "check_tasks",
@@ -155,6 +160,7 @@ __all__ = [
     "load_task",
     "localised",
     "minimality",
+    "mixtures",
     "overlap",
     "path_patch",
     "plan",

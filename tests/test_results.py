@@ -15,7 +15,9 @@ from models import model_of
 from test_drift import moved
 
 import circuitdisc as cd
+from circuitdisc.certainty.clusters import ClusterCount
 from circuitdisc.certainty.general_text import TextDivergence
+from circuitdisc.certainty.mixtures import CellOfCluster, Mixtures
 from circuitdisc.checkpoints.attention_difference import attention_difference
 from circuitdisc.checkpoints.baselines import Baselines, Figure
 from circuitdisc.checkpoints.finetune.finetune import TrainedLadder
@@ -96,6 +98,15 @@ def made() -> dict[str, Any]:
     return found
 
 
+def mixture() -> Mixtures:
+    """Two clusters, whose circuits are no better on their own."""
+    cells = tuple(CellOfCluster(circuit, cluster, 0.5, None, None, 3) for circuit in range(3) for cluster in (1, 2))
+    counts = (ClusterCount(2, 0.5, 0.3, 0.005, 1.0, 3, True), ClusterCount(3, 0.2, None, None, 0.4, 1, False))
+    sizes = ((3, 3), (3, 3), (("a prompt",), (NASTY,)), ({"a": 3}, {}))
+    about = ("edge", "logit_diff", 0.8, "eap", (9, 9, 9), cells, 0.0, (0.1, -0.1), 2 / 3, 0.4, 0.5, N, N)
+    return Mixtures(counts, *sizes, *about, "logit_diff", "mean", 0.95, "", {"scores": 9.0, "own search": None}, 1.0)
+
+
 def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
     """Every score of one circuit, and what compares it with others."""
     given: dict[str, Any] = {"ablation": "mean"}
@@ -119,6 +130,8 @@ def of_a_circuit(circuit: Circuit, other: Circuit) -> list[Any]:
         cd.specificity(*about, n_random=2, **given),
         TextDivergence(2, 9, "zero", 6.1, 0.1, 12.2, 0.95, 6.1, (6.0,), 7.0, "a text"),
         cd.certify(model(), task(), "eap", n=3, edges=20, allow_chance=True, **given),
+        cd.backups(*about, n_judged=1, n_random=1, **given),
+        mixture(),
         cd.against_truth(circuit, truth, **given),
         InterchangeScores("gpt2", "adder", (VariableScore("sum", ("a0.h1",), N, 0, 0.5, 0.4, 0.6, 2, 0.5),)),
         Comparison({"A": ours, "B": theirs}, cd.overlap(circuit, other), (Crossing("A", "B", scores),), {"A": (effect,)}),
@@ -142,18 +155,16 @@ def kinds(base: type = Result) -> set[str]:
 
 NAMES = sorted(
     {
-        "Agreement", "AttentionDifference", "AttentionTo", "Baselines", "Certificate",
-        "Comparison", "Completeness", "CrossMap", "CrossModel",
-        "Crossing", "Curve", "Dcm", "Drift", "EditEffect", "Effect", "Fit",
-        "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
-        "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests", "InterchangeScores",
-        "Judgement",
-        "KnockoutCurve", "Ladder", "Likeness", "Localised", "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests",
-        "Minimality", "NeuronAnalysis", "NeuronImportance", "NeuronTable", "Overlap", "Pair",
-        "PlannedPart", "Provenance", "RanksPlan", "Rival", "Rivals", "RunPlan", "Rung", "Score",
-        "Scored", "Scores", "Side", "Stability", "TaskCheck", "TaskChecks",
-        "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
-        "VariableScore", "CircuitOnTask", "Specificity", "TextDivergence", "WorstCases",
+        "Agreement", "AttentionDifference", "AttentionTo", "Backups", "Baselines", "CellOfCluster", "Certificate",
+        "CircuitOnTask", "ClusterCount", "Comparison", "Completeness", "CrossMap", "CrossModel", "Crossing", "Curve",
+        "Dcm", "Drift", "EditEffect", "Effect", "Fit", "FoundCircuit", "FoundMask", "GroupMet", "GroupScore",
+        "Growth", "HeadEffects", "HeadMatrices", "HeadRoles", "HypothesisTest", "HypothesisTests",
+        "InterchangeScores", "JudgedPair", "Judgement", "KnockoutCurve", "Ladder", "Likeness", "Localised",
+        "LogitAttribution", "LogitLens", "MaskTrial", "MemberTests", "Minimality", "Mixtures", "NeuronAnalysis",
+        "NeuronImportance", "NeuronTable", "Overlap", "Pair", "PlannedPart", "Provenance", "RanksPlan", "Rival",
+        "Rivals", "RunPlan", "Rung", "Score", "Scored", "Scores", "Side", "Specificity", "Stability", "TaskCheck",
+        "TaskChecks", "TextDivergence", "TopAgreement", "TrainedLadder", "Transfer", "TruthScores", "UnitMap",
+        "VariableScore", "WorstCases",
     }
 )  # fmt: skip
 

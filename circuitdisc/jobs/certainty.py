@@ -1,4 +1,4 @@
-"""What `rivals` and `specificity` share: their file beside the run, its section of the page, and the table."""
+"""What `rivals`, `specificity`, `backups` and `mixtures` share: their file beside the run, its part of the page, the table."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any

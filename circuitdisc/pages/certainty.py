@@ -1,4 +1,4 @@
-"""How far a circuit can be believed, on its page and in its verdict: rivals and specificity.
+"""How far a circuit can be believed, on its page and in its verdict: rivals, specificity, backups and mixtures.
 
 Each has a schema, which is the result's own class, a part of the page, and its sentences of the verdict.
 """
@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
+from circuitdisc.certainty.backups import Backups
 from circuitdisc.certainty.general_text import TextDivergence
+from circuitdisc.certainty.mixtures import Mixtures
 from circuitdisc.certainty.rival_search import DECIDING
 from circuitdisc.certainty.rivals import ALIKE, AS_GOOD, LARGER, LARGER_BY, UNDECIDED, WORSE, Rival, Rivals
 from circuitdisc.certainty.specificity import OWN, CircuitOnTask, Specificity, WorstCases
+from circuitdisc.pages.backups import backups_part, backups_verdict
+from circuitdisc.pages.mixtures import mixtures_part, mixtures_verdict
 from circuitdisc.pages.scores.base import Part, of_words, reads
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats, defined
@@ -280,5 +284,7 @@ def _chance(cell: CircuitOnTask) -> str:
 SHOWN: Mapping[str, ShownCertainty] = {
     "rivals": ShownCertainty(Rivals, rivals_parts, rivals_verdict),
     "specificity": ShownCertainty(Specificity, specificity_parts, specificity_verdict),
+    "backups": ShownCertainty(Backups, lambda backups: [backups_part(backups)], backups_verdict),
+    "mixtures": ShownCertainty(Mixtures, lambda mixtures: [mixtures_part(mixtures)], mixtures_verdict),
 }
 """By name: of the command, and of its file."""

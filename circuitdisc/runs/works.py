@@ -1,7 +1,7 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability, certify or score (a judgement)
+        work.job        discover, transfer, finetune, dcm, localise, score (a judgement), or one of a run's `USES`
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
@@ -24,7 +24,8 @@ TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
 RESULTS = ("scores.json", "transfer.json", "result.json")
 """The last file of a search, of a transfer, and of other work that keeps a journal."""
-PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl", "certify.partial.jsonl")
+USES = ("judgement.*", "stability", "certify", "backups", "mixtures")
+PARTIAL = tuple(f"{name}.partial.jsonl" for name in USES)
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
 
@@ -94,7 +95,7 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify"]
+    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify", "backups", "mixtures"]
     words: list[str]
     begun_in: str
     folder: str

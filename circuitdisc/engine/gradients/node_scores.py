@@ -3,6 +3,8 @@
 Shape letters: B examples, n tokens that count, S senders.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -16,20 +18,24 @@ from circuitdisc.metrics import wide
 
 def node_scores(attribution: Attribution) -> Float[np.ndarray, "S"]:
     """Mean over examples of |sum over positions of (ablated - clean) . gradient| with the gradient at the clean run."""
-    graph = attribution.graph
-    first = {group.place: group.first for group in attribution.groups}
 
     def score(chunk: AttributionChunk, scores: Float[Tensor, "S"]) -> None:
-        end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
-        for step in chunk.clean.backward(end.into):
-            place, gradient = _written(step, chunk.differences.tokens)
-            values = chunk.differences.values[place]
-            per_example = _per_example((wide(values) * wide(gradient)).sum(-1), chunk)
-            scores[first[place] : first[place] + len(values)] += per_example.abs().sum(-1)
-        attribution.count_backward(chunk, chunk.clean)
+        for first, products in sender_products(attribution, chunk):
+            scores[first : first + len(products)] += products.abs().sum(-1)
 
-    scores, _ = attribution.over_chunks((graph.n_senders,), score)
+    scores, _ = attribution.over_chunks((attribution.graph.n_senders,), score)
     return (attribution.components.agreed(scores) / len(attribution.examples)).cpu().numpy()
+
+
+def sender_products(attribution: Attribution, chunk: AttributionChunk) -> Iterator[tuple[int, Float[Tensor, "s B"]]]:
+    """Difference times gradient of the senders of each place, example by example, and the number of the first of them."""
+    first = {group.place: group.first for group in attribution.groups}
+    end = readout(attribution.components, chunk.clean.residual, chunk.batch, attribution.metric, chunk.full_logprobs)
+    for step in chunk.clean.backward(end.into):
+        place, gradient = _written(step, chunk.differences.tokens)
+        values = chunk.differences.values[place]
+        yield first[place], _per_example((wide(values) * wide(gradient)).sum(-1), chunk)
+    attribution.count_backward(chunk, chunk.clean)
 
 
 def _written(step: Step, tokens: Int[Tensor, "n"]) -> tuple[Place, Float[Tensor, "s n X"]]:
