@@ -45,6 +45,7 @@ ALGORITHMS = {
     for algorithm in (
         Algorithm("acdc", "cut every edge that the metric does not miss, from logits backwards (Conmy et al. 2023)"),
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
+        Algorithm("refine", "any circuit, walked by exact search backwards and forwards until neither changes it"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
         Algorithm("eap", "difference times gradient at the full model, for every edge (Syed et al. 2023)", by_mean=True),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -19,8 +19,8 @@ AUTO = "auto"
 AUTO_SHARE = 0.999
 
 
-class RuleOptions(TypedDict, total=False):
-    """When a cut may stay."""
+class KeepOptions(TypedDict, total=False):
+    """When a part may stay cut, as a change or as a share of what is left."""
 
     threshold: Annotated[
         float | str,
@@ -40,7 +40,6 @@ class RuleOptions(TypedDict, total=False):
             KEEP,
         ),
     ]
-    relative: Annotated[bool, Option(False, "the threshold is a fraction of the current metric.")]
     two_sided: Annotated[
         bool | None,
         Option(
@@ -50,6 +49,18 @@ class RuleOptions(TypedDict, total=False):
             "`False` for `kl`, which cannot rise so far, and `True` for all others.",
         ),
     ]
+
+
+class RuleOptions(KeepOptions, total=False):
+    """When a cut may stay."""
+
+    relative: Annotated[bool, Option(False, "the threshold is a fraction of the current metric.")]
+
+
+class Passing(Protocol):
+    """A rule by which a search cuts."""
+
+    def passes(self, before: float, value: float) -> bool: ...
 
 
 class Rule(NamedTuple):
