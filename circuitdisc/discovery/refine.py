@@ -25,7 +25,7 @@ and Stuetzle 2003), over edges; group tests as in `bisect`.
 """
 
 import zlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ from circuitdisc.discovery.rules import KeepOptions, KeepRule, Rule, rule_of
 from circuitdisc.discovery.selection import Selection, Sizing
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.patching import Patching, Removal
-from circuitdisc.errors import BadRun, BadSetting, GraphMismatch
+from circuitdisc.errors import BadRun, BadSetting, GraphMismatch, shown
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
@@ -56,6 +56,7 @@ from circuitdisc.runs import Journal
 from circuitdisc.tasks.base import Task
 
 Mask = Bool[np.ndarray, "R S"]
+KNOWN = 16  # circuits whose flips are kept
 
 
 class RefineOptions(KeepOptions, Sizing, total=False):
@@ -148,11 +149,12 @@ def _circuit_at(start: str, graph: ComputationGraph) -> Circuit:
         BadSetting: there is none.
         GraphMismatch: it is of another graph.
     """
-    file = Path(start) / "circuit.json" if Path(start).is_dir() else Path(start)
-    if not file.is_file():
+    path = Path(start if isinstance(start, str) else "")
+    file = path / "circuit.json" if path.is_dir() else path
+    if not isinstance(start, str) or not file.is_file():
         names = ", ".join(RANKINGS)
         raise BadSetting(
-            f"start={start} is neither a scored algorithm ({names}), the folder of a finished run, nor a circuit.json"
+            f"start={shown(start)} is neither a scored algorithm ({names}), the folder of a finished run, nor a circuit.json"
         )
     circuit = Circuit.load(file)
     if circuit.graph != graph:
@@ -261,6 +263,7 @@ class _Search:
         self.candidates = np.zeros_like(self.graph.edge_mask)
         self.candidates.flat[self.order[: self.n_candidates]] = True
         self.n_better = 0
+        self._known: OrderedDict[bytes, Float[np.ndarray, "R S"]] = OrderedDict()
 
     def run(self, mask: Mask, start: str) -> Mask:
         """All steps from a circuit on."""
@@ -376,7 +379,19 @@ class _Search:
         return _State(mask, value)
 
     def _flips(self, mask: Mask) -> Float[np.ndarray, "R S"]:
-        """Step 2: the metric with each edge alone flipped, NaN for edges that are not tried."""
+        """Step 2: the metric with each edge alone flipped, NaN for edges that are not tried.
+
+        Groups often lead back to where they began: the last circuits' flips are kept.
+        """
+        key = np.packbits(mask).tobytes()
+        if key not in self._known:
+            self._known[key] = self._measured_flips(mask)
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _measured_flips(self, mask: Mask) -> Float[np.ndarray, "R S"]:
         live = live_receivers(self.graph, mask)
         tried = (mask | self.candidates) & live[:, None]
         flipped, removal = np.full(mask.shape, np.nan), None
