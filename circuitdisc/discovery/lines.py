@@ -105,6 +105,28 @@ class Addition:
 
 
 @dataclass
+class SizeRun:
+    """A circuit of so many best edges, on the examples set apart for `target=`."""
+
+    size: int
+    metric: AnyFloat
+    share: AnyFloat
+
+
+@dataclass
+class TargetSize:
+    """The size that was chosen, with its interval, and the circuit after its repair."""
+
+    target: float
+    size: int
+    low: int
+    high: int
+    edges: int
+    share: AnyFloat
+    repair: str
+
+
+@dataclass
 class HeadEffect:
     """What a head's paths change."""
 
@@ -140,7 +162,7 @@ LINES: dict[str, dict[str, type]] = {
     "acdc": {"ranking": RankingLine, "dead": DeadNode, "edge": EdgeDecision},
     "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
     "refine": {"ranking": RankingLine, "start": StartCircuit, "flips": Flips, "added": Addition, "group": GroupTest},
-    "exact": {"edge": EdgeScore},
+    "exact": {"edge": EdgeScore, "size": SizeRun, "target": TargetSize},
     "head_ablation": {"head": HeadDecision},
     "path_patching": {"round": PathRound},
     "edge_pruning": {"step": TrainingStep},

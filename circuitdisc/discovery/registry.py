@@ -7,6 +7,7 @@ Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.presearch import ability_metric, ability_of, corruption_notes
+from circuitdisc.discovery.target import discover_to_target
 from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.ranks import agreed
@@ -148,7 +150,9 @@ def discover(
     notes = (*held, *task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
     context = SearchContext(measure, memory, seed, journal, given["progress"])
     started = perf_counter()
-    discovery = chosen.function(model, task, ablation, context, **settings)
+    aims = settings.get("target") is not None and chosen.declared is None
+    search = partial(discover_to_target, chosen.function, known) if aims else chosen.function
+    discovery = search(model, task, ablation, context, **settings)
     if not isinstance(discovery, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(discovery).__name__}: an algorithm must return a Discovery")
     discovery.cost.seconds = perf_counter() - started

@@ -61,7 +61,7 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         """Both, one after the other; the rest is the first one's."""
         sums = {name: _sum(getattr(self, name), getattr(other, name)) for name in COUNTED_IN}
-        return replace(self, **sums, usual=self.usual + other.usual)
+        return replace(self, **sums, usual=self.usual + other.usual, why=self.why or other.why)
 
 
 COUNTED_IN = ("model_runs", "backward_runs", "circuit_runs", "candidates", "node_evaluations", "forwards")
@@ -117,7 +117,22 @@ class Search:
 
 def counts_of(algorithm: str, search: Search) -> Counts | None:
     """What a search counts; None for an algorithm whose counts nobody planned."""
-    return COUNTERS[algorithm](search) if algorithm in COUNTERS else None
+    counts = COUNTERS[algorithm](search) if algorithm in COUNTERS else None
+    return counts if counts is None or search.settings.get("target") is None else counts + _to_target(search)
+
+
+def _to_target(search: Search) -> Counts:
+    """What `target=` runs besides: full model, empty circuit, sizes by halving, repairs; sizes that prune alike run once."""
+    halvings = math.ceil(math.log2(search.graph.n_edges))
+    most = (4 + halvings) * search.n_chunks
+    return _counts(
+        search,
+        model_runs=search.ready,
+        circuit_runs=(2.0, float(most)),
+        node_evaluations=(0.0, float(4 + halvings) * search.n_nodes),
+        usual=search.ready[0] + halvings / 2,
+        why="how many sizes differ, and how many nodes of each circuit are alive",
+    )
 
 
 def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
