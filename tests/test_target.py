@@ -121,9 +121,12 @@ def test_what_is_set_apart_is_neither_searched_on_nor_held_out():
 
 def literal_connected(circuit, scores):
     """Node after node, of all paths from an embedding the one whose worst new edge is best."""
-    graph, mask = circuit.graph, circuit.mask.copy()
+    graph, mask, worst = circuit.graph, circuit.mask.copy(), list[int]()
     order = sorted(map(tuple, np.argwhere(graph.edge_mask)), key=lambda edge: -abs(scores[edge]))
     rank = {edge: place for place, edge in enumerate(order)}
+
+    def worst_new(path):
+        return max([-1, *(rank[edge] for edge in path if not mask[edge])])
 
     def paths(sender):
         if not graph.node_receivers[graph.senders[sender].name]:
@@ -135,12 +138,11 @@ def literal_connected(circuit, scores):
     for sender in range(graph.n_senders):
         now = Circuit(graph, mask)
         if now.live_senders()[sender] and not now.reached_senders()[sender]:
-            best = min(paths(sender), key=lambda path: max([-1, *(rank[edge] for edge in path if not mask[edge])]))
-            worst = max([-1, *(rank[edge] for edge in best if not mask[edge])])
+            best = min(paths(sender), key=worst_new)
+            worst.append(worst_new(best))
             for edge in best:
                 mask[edge] = True
-            yield worst
-    yield Circuit(graph, mask)
+    return Circuit(graph, mask), worst
 
 
 @settings(max_examples=30, deadline=None)
@@ -152,7 +154,7 @@ def test_nodes_are_connected_by_the_path_whose_worst_edge_is_best(seed, n):
     repaired = connected(circuit, scores)
     assert circuit <= repaired
     assert repaired == repaired.prune(unreached=True)
-    *worst, literal = literal_connected(circuit, scores)
+    literal, worst = literal_connected(circuit, scores)
     order = [tuple(edge) for edge in np.argwhere(graph.edge_mask)]
     order.sort(key=lambda edge: -abs(scores[edge]))
     added = [order.index(tuple(edge)) for edge in np.argwhere(repaired.mask & ~circuit.mask)]

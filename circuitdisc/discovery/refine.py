@@ -42,7 +42,7 @@ from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.bisect import TESTS_PER_MARK, next_line, test_groups
 from circuitdisc.discovery.ranking import RANKINGS, ascending, check_ranking, edge_ranking
-from circuitdisc.discovery.rules import KeepOptions, KeepRule, Rule, rule_of
+from circuitdisc.discovery.rules import KeepOptions, KeepRule, Priced, Within, rule_of
 from circuitdisc.discovery.selection import Selection, Sizing
 from circuitdisc.engine.chunk import Chunk
 from circuitdisc.engine.patching import Patching, Removal
@@ -160,70 +160,6 @@ def _circuit_at(start: str, graph: ComputationGraph) -> Circuit:
     if circuit.graph != graph:
         raise GraphMismatch(f"start={start} is a circuit of {circuit.graph.describe()}; this model has {graph.describe()}")
     return circuit
-
-
-# --- what is wanted -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Priced:
-    """As near to the full model as can be, where every edge costs the threshold.
-
-    Args:
-        rule: its threshold, and whether a rise counts.
-        full: the metric of the full model.
-    """
-
-    rule: Rule
-    full: float
-
-    def distance(self, value: float) -> float:
-        """How far the metric is from the full model's."""
-        return abs(self.full - value) if self.rule.two_sided else self.full - value
-
-    def passes(self, before: float, value: float) -> bool:
-        """Whether a cut may stay."""
-        self.rule.passes(before, value)  # refuses what is not finite
-        return self.distance(value) - self.distance(before) < self.rule.threshold
-
-    def missed(self, before: float, value: float) -> bool:
-        """Whether an edge is to be put back."""
-        return self.distance(before) - self.distance(value) > self.rule.threshold
-
-    def cost(self, value: float, n_edges: int) -> float:
-        """What the search lowers."""
-        return self.distance(value) + self.rule.threshold * n_edges
-
-    def note(self, metric: Metric) -> str:
-        way = "from" if self.rule.two_sided else "below"
-        return (
-            f"Refined at threshold={self.rule.threshold:.4g}: each kept edge, cut alone, takes {metric.name} further {way} the "
-            f"full model's {self.full:.4g} by that or more, and no edge that was tried, put back alone, brings it nearer by "
-            f"more, on the examples that it was searched on.{self.rule.origin}"
-        )
-
-
-@dataclass(frozen=True)
-class Within:
-    """The fewest edges that keep a share of what the full model does."""
-
-    rule: KeepRule
-
-    def distance(self, value: float) -> float:
-        return abs(1 - self.rule.share(value))
-
-    def passes(self, before: float, value: float) -> bool:
-        return self.rule.passes(before, value)
-
-    def missed(self, before: float, value: float) -> bool:
-        """An edge more is never wanted for itself."""
-        return False
-
-    def cost(self, value: float, n_edges: int) -> float:
-        return n_edges if self.rule.margin(value, value) >= 0 else np.inf
-
-    def note(self, metric: Metric) -> str:
-        return f"{self.rule.note(metric)} No single edge can be cut within these bounds."
 
 
 @dataclass(frozen=True)
