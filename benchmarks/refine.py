@@ -101,8 +101,8 @@ def page(args: argparse.Namespace, table: list[list[str]]) -> str:
         f"Models {models}; {args.n} search and {args.n_heldout} held-out examples. `share`: of the gap in the metric between "
         "full model and empty circuit, to be kept. Faithfulness with 95 % intervals; `inside`: held-out faithfulness lies from "
         f"the share to 2 minus the share; {args.controls} random circuits with as many edges between the same layers. `n of m "
-        "edges`: m were chosen, and the rest leads nowhere. `candidates`: circuits whose metric was measured, those of sizes by "
-        "`target` apart. `passes`: plain forwards over the search examples. " + machine(),
+        "edges`: m were chosen, and the rest leads nowhere. `candidates`: circuits whose metric was measured, but for sizes "
+        "by `target`. `passes`: plain forwards over the search examples. " + machine(),
         "",
         *markdown(HEADERS, table),
         "",
