@@ -74,6 +74,7 @@ def rows(name: str, task_name: str, ablation: str, keep: float, args: argparse.N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=[task for _, task, _ in CASES], default=[task for _, task, _ in CASES])
     parser.add_argument("--n", type=int, default=40, help="examples searched on")
     parser.add_argument("--n-heldout", type=int, default=300)
     parser.add_argument("--controls", type=int, default=10, help="random circuits beside each")
@@ -83,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     table: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
+        for case in [case for case in CASES if case[1] in args.tasks]:
             for keep in args.shares:
                 for row in rows(*case, keep, args, Path(folder)):
                     table.append(row)
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def page(args: argparse.Namespace, table: list[list[str]]) -> str:
-    models = ", ".join(f"{name} ({cd.load_model(name).graph.n_edges:,} edges)" for name, _, _ in CASES)
+    models = ", ".join(f"{name} ({cd.load_model(name).graph.n_edges:,} edges)" for name, task, _ in CASES if task in args.tasks)
     text = [
         "# refine against eap_ig and bisect, at equal faithfulness",
         "",

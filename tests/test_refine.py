@@ -69,6 +69,22 @@ def test_an_edge_that_is_put_back_changes_what_the_masked_run_says(family, kind,
         assert value == pytest.approx(measure(flipped(mask, receiver, sender)), abs=1e-9)
 
 
+def test_a_model_that_runs_by_hooks_puts_edges_back_by_whole_runs():
+    fast, hooked = model_of("gpt2"), model_of("gpt2", components="hooks")
+    task, metric, values = random_task(fast, n=3), METRICS["logit_diff"], []
+    mask = some_circuit(fast.graph, seed=1, share=0.1).prune().mask
+    receiver, senders = fast.graph.n_receivers - 1, list(range(4))
+    beside = np.zeros_like(mask)
+    beside[receiver, senders] = ~mask[receiver, senders]
+    for model in (fast, hooked):
+        patching = Patching(model, Ablation("zero"), task.train)
+        removal = patching.removal(patching.hold(task.train), mask, metric, first=0, accepts=False, beside=beside)
+        values.append(removal.try_cuts(receiver, senders, [True] * 4))
+        assert (removal.mask == mask).all()
+    assert values[1] == pytest.approx(values[0], abs=1e-5)  # the bridge takes softmaxes in float32
+    assert len(set(values[0])) == 4
+
+
 # --- what is true of the result --------------------------------------------------------------------------------------------
 
 

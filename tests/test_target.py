@@ -21,6 +21,7 @@ from circuitdisc.discovery.eap import eap
 from circuitdisc.discovery.selection import Selection, connected, top_k
 from circuitdisc.discovery.target import set_apart, smallest
 from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.ranks import simulated
 from circuitdisc.errors import BadSetting
 from circuitdisc.exchange import write_graph_json
 from circuitdisc.graph import ComputationGraph
@@ -114,6 +115,16 @@ def test_what_is_set_apart_is_neither_searched_on_nor_held_out():
     assert len(set(apart)) == 10
     assert {example.group for example in apart} == {example.group for example in rest.train} == {"a", "b"}
     assert set_apart(task)[1] == apart
+
+
+@pytest.mark.filterwarnings("ignore")  # python exchanges filters of warnings for all threads at once
+def test_ranks_choose_the_same_size():
+    model = shared("attention_only")
+    task = random_task(model, 20)
+    alone = discover(model, task, "eap", target=0.8)
+    for found in simulated(3, lambda _: discover(model, task, "eap", target=0.8)):
+        assert found.circuit == alone.circuit
+        assert [line.get("size") for line in found.trace] == [line.get("size") for line in alone.trace]
 
 
 # --- repair ----------------------------------------------------------------------------------------------------------------
