@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -286,6 +287,14 @@ class _Grouped(Protocol):
 def partition_of(examples: Sequence[_Grouped]) -> Partition:
     """What is drawn again for intervals over these examples of a task."""
     return partition(len(examples), [example.group for example in examples])
+
+
+def resampled_means(values: Float[np.ndarray, "X B"], over: Partition, seed: int = 0) -> Float[np.ndarray, "X W"]:
+    """Means of several values in each resample of the same examples."""
+    sizes = np.bincount(over.of, minlength=over.n_drawn).astype(np.float64)
+    totals = over.totals(values)
+    drawn = islice(_with_sample(over.n_drawn, seed), 1, None)
+    return np.concatenate([totals @ counts / (sizes @ counts) for counts in drawn], axis=-1)
 
 
 def plain(value: float) -> float | None:

@@ -21,11 +21,12 @@ from circuitdisc.metrics import get_metric
 from circuitdisc.models import ToyConfig, ToyTransformer, cut_toy
 from circuitdisc.tasks.base import Example, Task
 
-DECIDE = ["acdc", "bisect", "head_ablation", "path_patching"]
+DECIDE = ["acdc", "bisect", "refine", "head_ablation", "path_patching"]
 SCORE = ["exact", "eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp"]
 COARSE: dict[str, dict[str, Any]] = {
     "acdc": {"threshold": 0.01},
     "bisect": {"threshold": 0.01},
+    "refine": {"threshold": 0.01},
     "head_ablation": {"relative": False, "threshold": 0.01},
 }
 
@@ -86,7 +87,7 @@ def test_mean_ablation_of_a_linear_metric_is_said_to_cancel(linear, algorithm):
     assert "metric=kl" in said[0]
     assert "under mean ablation" in said[0]
     assert len(said[0]) < 500
-    if algorithm in ("acdc", "bisect"):
+    if algorithm in ("acdc", "bisect", "refine"):
         changes = literal_changes(linear, task, "mean", np.zeros_like(linear.graph.edge_mask), "logit_diff")
         assert found.circuit == Circuit.empty(linear.graph)
         assert abs(changes.mean()) < 1e-12

@@ -17,7 +17,8 @@ from circuitdisc.metrics.logit_diff import logit_diff
 
 MINE = Metric("mine", logit_diff, needs_wrong=True)  # reads all columns, where the logit difference reads the answers' alone
 QUICK = {
-    "acdc": {"threshold": 0.05}, "bisect": {"threshold": 0.05}, "head_ablation": {"threshold": 0.05},
+    "acdc": {"threshold": 0.05}, "bisect": {"threshold": 0.05}, "refine": {"threshold": 0.05},
+    "head_ablation": {"threshold": 0.05},
     "edge_pruning": {"steps": 2}, "subnetwork_probing": {"steps": 2}, "soft_topk": {"steps": 2},
 }  # fmt: skip
 OF_MASKS = ("edge_pruning", "subnetwork_probing", "soft_topk")

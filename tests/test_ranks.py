@@ -35,7 +35,7 @@ from circuitdisc.scoring.registry import REGISTRY
 HERE = Path(__file__).parent
 SHORT = {
     **{name: {"steps": 5} for name in ("edge_pruning", "subnetwork_probing", "soft_topk")},
-    **{name: {"threshold": 0.3} for name in ("acdc", "bisect")},
+    **{name: {"threshold": 0.3} for name in ("acdc", "bisect", "refine")},
 }
 CASES = [(name, 3) for name in ALGORITHMS if name != "from_file"]
 CASES += [(name, 8) for name in ("acdc", "eap", "edge_pruning", "path_patching", "head_ablation")]  # more than examples

@@ -206,7 +206,8 @@ class ByCuts:
         assert scores is not None, "bisect ranks edges"
         with progress_bar(int(mask.sum()), "groups", "edge", False) as bar:
             measure = partial(patching.measure, chunks, metric=metric)
-            mask = cut_groups(mask, ascending(graph, scores), measure, graph, rule, Journal(), deque(), bar)
+            order = ascending(graph, scores)
+            mask, _ = cut_groups(mask, measure(mask), order, measure, graph, rule, Journal(), deque(), bar)
         before = -1
         while before != mask.sum():
             before, mask = mask.sum(), self._walk(mask, rule, graph.edge_mask, "descending")

@@ -22,6 +22,7 @@ Hildebrandt 2002), for edges.
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import Walk
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.ranking import RANKINGS, Proposing, ascending, check_ranking, edge_ranking, not_tried, proposed
-from circuitdisc.discovery.rules import Deciding, RuleOptions, rule_of
+from circuitdisc.discovery.rules import Passing, RuleOptions, rule_of
 from circuitdisc.engine.patching import Patching
 from circuitdisc.errors import BadRun, BadSetting
 from circuitdisc.graph import ComputationGraph
@@ -97,7 +98,13 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
         notes = not_tried(Circuit(graph, start), ranking)
     rule = rule_of(given, metric, scores, lambda: patching.ends(chunks, metric, start))
     bar = progress_bar(int(start.sum()), f"bisect on {model.name}", "edge", context.progress)
-    mask = cut_groups(start, order, lambda mask: patching.measure(chunks, mask, metric), graph, rule, journal, recorded, bar)
+    measured = partial(patching.measure, chunks, metric=metric)
+    baseline = (
+        next_line(recorded, "start")["metric"]
+        if recorded
+        else _first(measured(start), "full model" if (start == graph.edge_mask).all() else "proposed edges", journal)
+    )
+    mask, _ = cut_groups(start, baseline, order, measured, graph, rule, journal, recorded, bar)
     if "groups" not in journal.marks:
         journal.mark("groups")
     sweep, n_before = 0, -1
@@ -123,22 +130,25 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
 
 def cut_groups(
     start: Bool[np.ndarray, "R S"],
+    baseline: float,
     order: Int[np.ndarray, "n"],
     measure: Callable[[Bool[np.ndarray, "R S"]], float],
     graph: ComputationGraph,
-    rule: Deciding,
+    rule: Passing,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
-) -> Bool[np.ndarray, "R S"]:
-    """Step 2. Tests that the journal already holds are taken from there."""
-    mask = start.copy()
-    baseline = (
-        _next(recorded, "start")["metric"]
-        if recorded
-        else _first(measure(mask), "full model" if (mask == graph.edge_mask).all() else "proposed edges", journal)
-    )
-    groups = [order]
+) -> tuple[Bool[np.ndarray, "R S"], float]:
+    """Step 2. Tests that the journal already holds are taken from there.
+
+    Args:
+        baseline: the metric of the circuit that it starts with.
+        order: flat indices of the edges that are up, the least important first.
+
+    Returns:
+        The edges left, and their metric.
+    """
+    mask, groups = start.copy(), [order]
     while groups:
         group = groups.pop()
         group = group[mask.flat[group]]  # without the edges that led nowhere by now
@@ -148,7 +158,7 @@ def cut_groups(
         tried.flat[group] = False
         tried &= live_receivers(graph, tried)[:, None]
         if recorded:
-            value = _next(recorded, "group")["metric"]
+            value = next_line(recorded, "group")["metric"]
         else:
             value = measure(tried)
             kept = not rule.passes(baseline, value)
@@ -164,10 +174,10 @@ def cut_groups(
         else:
             bar.update(1)
         bar.set_postfix(kept=int(mask.sum()), metric=float(baseline), refresh=False)
-    return mask
+    return mask, baseline
 
 
-def _next(recorded: deque[dict], *keys: str) -> dict:
+def next_line(recorded: deque[dict], *keys: str) -> dict:
     """The next line of an earlier start.
 
     Raises:
@@ -187,7 +197,7 @@ def _replay_walk(graph: ComputationGraph, mask: Bool[np.ndarray, "R S"], recorde
     """A walk that the journal already holds."""
     mask, n_decisions = mask.copy(), int(mask.sum())
     while n_decisions > 0:
-        line = _next(recorded, "dead", "edge")
+        line = next_line(recorded, "dead", "edge")
         if "dead" in line:
             receiver = graph.receiver_index[line["dead"]]
             n_decisions -= int(mask[receiver].sum())

@@ -26,7 +26,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import SHARE, bounded
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import Selection, Sizing
+from circuitdisc.discovery.selection import Aiming, Selection
 from circuitdisc.engine.information_flow import flow_scores
 from circuitdisc.engine.patching import Cost
 from circuitdisc.models.model import Model
@@ -36,7 +36,7 @@ from circuitdisc.tasks.base import Task
 
 
 @bounded(threshold=SHARE)
-@takes(Sizing, grow="greedy")
+@takes(Aiming, grow="greedy")
 def information_flow(
     model: Model,
     task: Task,
@@ -45,7 +45,7 @@ def information_flow(
     *,
     threshold: float | None = None,
     attention: bool = False,
-    **options: Unpack[Sizing],
+    **options: Unpack[Aiming],
 ) -> Discovery:
     """Score every edge by the widest route through it, on the clean prompts.
 

@@ -80,6 +80,53 @@ class GroupTest:
 
 
 @dataclass
+class StartCircuit:
+    """The circuit that a search begins with."""
+
+    start: str
+    checksum: int
+    metric: AnyFloat
+
+
+@dataclass
+class Flips:
+    """The metric with each edge into a receiver alone cut, or put back, by sender."""
+
+    flips: str
+    values: dict[str, AnyFloat]
+
+
+@dataclass
+class Addition:
+    """Edges that were put back together."""
+
+    added: list[str]
+    metric: AnyFloat
+
+
+@dataclass
+class SizeRun:
+    """A circuit of so many best edges, on the examples set apart for `target=`."""
+
+    size: int
+    metric: AnyFloat
+    share: AnyFloat
+
+
+@dataclass
+class TargetSize:
+    """The size that was chosen, with its interval, and the circuit after its repair."""
+
+    target: float
+    size: int
+    low: int
+    high: int
+    edges: int
+    share: AnyFloat
+    repair: str
+
+
+@dataclass
 class HeadEffect:
     """What a head's paths change."""
 
@@ -114,7 +161,8 @@ class TrainingStep:
 LINES: dict[str, dict[str, type]] = {
     "acdc": {"ranking": RankingLine, "dead": DeadNode, "edge": EdgeDecision},
     "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
-    "exact": {"edge": EdgeScore},
+    "refine": {"ranking": RankingLine, "start": StartCircuit, "flips": Flips, "added": Addition, "group": GroupTest},
+    "exact": {"edge": EdgeScore, "size": SizeRun, "target": TargetSize},
     "head_ablation": {"head": HeadDecision},
     "path_patching": {"round": PathRound},
     "edge_pruning": {"step": TrainingStep},
@@ -155,6 +203,12 @@ def check_lines(algorithm: str, graph: ComputationGraph, lines: Sequence[Mapping
 def _check_names(graph: ComputationGraph, line: Any) -> None:
     if isinstance(line, EdgeDecision | EdgeScore):
         graph.parse_edge(line.edge)
+    elif isinstance(line, Addition):
+        for name in line.added:
+            graph.parse_edge(name)
+    elif isinstance(line, Flips):
+        for sender in line.values:
+            graph.parse_edge(f"{sender}->{line.flips}")
     elif isinstance(line, DeadNode) and line.dead not in graph.receiver_index:
         raise BadRun(f"{shown(line.dead)} is not a receiver of this graph ({graph.describe()})")
     elif isinstance(line, HeadDecision | PathRound):

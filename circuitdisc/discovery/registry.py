@@ -7,6 +7,7 @@ Other packages enter theirs as entry points (`circuitdisc/plugins.py`), and they
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.cancelling import cancelling_note
 from circuitdisc.discovery.lines import check_lines
 from circuitdisc.discovery.presearch import ability_metric, ability_of, corruption_notes
+from circuitdisc.discovery.target import discover_to_target
 from circuitdisc.engine.measuring import Ablating
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.engine.ranks import agreed
@@ -45,6 +47,7 @@ ALGORITHMS = {
     for algorithm in (
         Algorithm("acdc", "cut every edge that the metric does not miss, from logits backwards (Conmy et al. 2023)"),
         Algorithm("bisect", "drop edges in groups, least important first, and halve the groups that matter"),
+        Algorithm("refine", "any circuit, walked by exact search backwards and forwards until neither changes it"),
         Algorithm("head_ablation", "ablate heads layer by layer against each layer's baseline (the TPP study)"),
         Algorithm("path_patching", "heads whose paths into the logits, then into each other, matter (Wang et al. 2022)"),
         Algorithm(
@@ -170,7 +173,9 @@ def discover(
     notes = (*held, *task.notes, *corruption_notes(model, task, ablation, measure, memory, allow_nothing=allow_chance))
     context = SearchContext(measure, memory, seed, journal, given["progress"], keep_units)
     started = perf_counter()
-    discovery = chosen.function(model, task, ablation, context, **settings)
+    aims = settings.get("target") is not None and chosen.declared is None
+    search = partial(discover_to_target, chosen.function, known) if aims else chosen.function
+    discovery = search(model, task, ablation, context, **settings)
     if not isinstance(discovery, Discovery):
         raise BadSetting(f"algorithm '{algorithm}' gave a {type(discovery).__name__}: an algorithm must return a Discovery")
     if keep_units and discovery.units is None and not discovery.no_units:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -19,8 +19,8 @@ AUTO = "auto"
 AUTO_SHARE = 0.999
 
 
-class RuleOptions(TypedDict, total=False):
-    """When a cut may stay."""
+class KeepOptions(TypedDict, total=False):
+    """When a part may stay cut, as a change or as a share of what is left."""
 
     threshold: Annotated[
         float | str,
@@ -40,7 +40,6 @@ class RuleOptions(TypedDict, total=False):
             KEEP,
         ),
     ]
-    relative: Annotated[bool, Option(False, "the threshold is a fraction of the current metric.")]
     two_sided: Annotated[
         bool | None,
         Option(
@@ -50,6 +49,18 @@ class RuleOptions(TypedDict, total=False):
             "`False` for `kl`, which cannot rise so far, and `True` for all others.",
         ),
     ]
+
+
+class RuleOptions(KeepOptions, total=False):
+    """When a cut may stay."""
+
+    relative: Annotated[bool, Option(False, "the threshold is a fraction of the current metric.")]
+
+
+class Passing(Protocol):
+    """A rule by which a search cuts."""
+
+    def passes(self, before: float, value: float) -> bool: ...
 
 
 class Rule(NamedTuple):
@@ -243,3 +254,67 @@ def check_rule(threshold: object, relative: bool, two_sided: object, metric: Met
         )
     both = not metric.zero_at_full if two_sided is None else two_sided
     return Rule(THRESHOLD.check("threshold", threshold), relative, both)
+
+
+# --- rules that look at the distance from the full model, for searches that put edges back, too ---------------------------
+
+
+@dataclass(frozen=True)
+class Priced:
+    """As near to the full model as can be, where every edge costs the threshold.
+
+    Args:
+        rule: its threshold, and whether a rise counts.
+        full: the metric of the full model.
+    """
+
+    rule: Rule
+    full: float
+
+    def distance(self, value: float) -> float:
+        """How far the metric is from the full model's."""
+        return abs(self.full - value) if self.rule.two_sided else self.full - value
+
+    def passes(self, before: float, value: float) -> bool:
+        """Whether a cut may stay."""
+        self.rule.passes(before, value)  # refuses what is not finite
+        return self.distance(value) - self.distance(before) < self.rule.threshold
+
+    def missed(self, before: float, value: float) -> bool:
+        """Whether an edge is to be put back."""
+        return self.distance(before) - self.distance(value) > self.rule.threshold
+
+    def cost(self, value: float, n_edges: int) -> float:
+        """What the search lowers."""
+        return self.distance(value) + self.rule.threshold * n_edges
+
+    def note(self, metric: Metric) -> str:
+        way = "from" if self.rule.two_sided else "below"
+        return (
+            f"Refined at threshold={self.rule.threshold:.4g}: each kept edge, cut alone, takes {metric.name} further {way} the "
+            f"full model's {self.full:.4g} by that or more, and no edge that was tried, put back alone, brings it nearer by "
+            f"more, on the examples that it was searched on.{self.rule.origin}"
+        )
+
+
+@dataclass(frozen=True)
+class Within:
+    """The fewest edges that keep a share of what the full model does."""
+
+    rule: KeepRule
+
+    def distance(self, value: float) -> float:
+        return abs(1 - self.rule.share(value))
+
+    def passes(self, before: float, value: float) -> bool:
+        return self.rule.passes(before, value)
+
+    def missed(self, before: float, value: float) -> bool:
+        """An edge more is never wanted for itself."""
+        return False
+
+    def cost(self, value: float, n_edges: int) -> float:
+        return n_edges if self.rule.margin(value, value) >= 0 else np.inf
+
+    def note(self, metric: Metric) -> str:
+        return f"{self.rule.note(metric)} No single edge can be cut within these bounds."

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from typing_extensions import TypedDict
 
-from circuitdisc.checks import EDGES, FRACTION
+from circuitdisc.checks import EDGES, FRACTION, KEEP
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph
@@ -64,6 +64,41 @@ def greedy(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by
     return Circuit(graph, mask).prune()
 
 
+def connected(circuit: Circuit, scores: Float[np.ndarray, "R S"], by: By = "absolute") -> Circuit:
+    """The circuit with a path from an embedding to each of its nodes that none reached: the path whose worst edge is best.
+
+    Edges that the circuit has cost nothing.
+
+    Args:
+        scores, by: as for `top_k`.
+    """
+    graph, mask = circuit.graph, circuit.mask.copy()
+    order = _ranking(graph, scores, by)
+    rank = np.full(graph.edge_mask.shape, len(order))
+    rank.flat[order] = np.arange(len(order))
+    reached, live = circuit.reached_senders(), circuit.live_senders()
+    for sender in np.flatnonzero(live & ~reached).tolist():  # in order: what comes before it is connected already
+        last, at = _widest(graph, np.where(mask, -1, rank), reached, sender), sender
+        while not reached[at]:
+            receiver, before = last[at]
+            mask[receiver, before], reached[at], at = True, True, before
+    return Circuit(graph, mask)
+
+
+def _widest(
+    graph: ComputationGraph, rank: Int[np.ndarray, "R S"], reached: Bool[np.ndarray, "S"], until: int
+) -> dict[int, tuple[int, int]]:
+    """For every sender up to one that is not reached: the last edge, receiver and sender, of the best path to it."""
+    worst, last = np.where(reached, -1.0, np.inf), dict[int, tuple[int, int]]()
+    for sender, node in enumerate(graph.senders[: until + 1]):
+        for receiver in () if reached[sender] else graph.node_receivers[node.name]:
+            n = int(graph.n_upstream[receiver])
+            along = np.maximum(rank[receiver, :n], worst[:n])
+            if along.min() < worst[sender]:
+                worst[sender], last[sender] = along.min(), (receiver, int(along.argmin()))
+    return last
+
+
 def _offer(graph: ComputationGraph, rank: np.ndarray, node: str, heap: list[tuple[int, int, int]]) -> None:
     """Put all edges into a node on the heap."""
     for receiver in graph.node_receivers[node]:
@@ -106,7 +141,21 @@ class Sizing(TypedDict, total=False):
     ]
 
 
-class Ranking(Sizing, total=False):
+class Aiming(Sizing, total=False):
+    """The same, where the size may be a result."""
+
+    target: Annotated[
+        float | None,
+        Option(
+            None,
+            "in place of `edges` and `fraction`: as few of the best edges as keep this share of the gap in the metric between "
+            "the full model and the empty circuit, on a quarter of the training examples that is set apart (see `target.py`).",
+            KEEP,
+        ),
+    ]
+
+
+class Ranking(Aiming, total=False):
     """The same for scores that have a sign."""
 
     by: Annotated[
@@ -128,9 +177,11 @@ class Selection:
         grow: `top_k` or `greedy`.
         by: `absolute`: the largest changes come first, of either sign; `signed`: the edges whose cutting lowers the metric
             most do.
+        target: the share to be kept, in place of a size; `discover_to_target` looks for the size.
 
     Raises:
-        BadSetting: `edges` is no positive whole number, or `fraction` does not lie between 0 and 1.
+        BadSetting: `edges` is no positive whole number, `fraction` does not lie between 0 and 1, or `target` stands beside
+            `edges`.
         UnknownName: `grow` or `by` is not known.
     """
 
@@ -138,10 +189,15 @@ class Selection:
     fraction: float = 0.05
     grow: Grow = "top_k"
     by: By = "absolute"
+    target: float | None = None
 
     def __post_init__(self) -> None:
         if self.edges is not None:
             EDGES.check("edges", self.edges)
+        if self.target is not None:
+            KEEP.check("target", self.target)
+            if self.edges is not None:
+                raise BadSetting(f"edges={self.edges} and target={self.target:g} both say how large the circuit is: give one")
         FRACTION.check("fraction", self.fraction)
         for name, value, allowed in (("grow", self.grow, Grow), ("by", self.by, By)):
             if value not in get_args(allowed):
@@ -151,8 +207,10 @@ class Selection:
         """How many edges are asked for.
 
         Raises:
-            BadSetting: more than the graph has.
+            BadSetting: more than the graph has, or the size is still to be found.
         """
+        if self.target is not None:
+            raise BadSetting(f"target={self.target:g} sets examples apart before a search: call it by cd.discover(...)")
         if self.edges is None:
             return math.ceil(self.fraction * graph.n_edges)
         if self.edges > graph.n_edges:

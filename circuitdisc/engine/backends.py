@@ -34,6 +34,8 @@ from circuitdisc.models.hooked import HookedModel
 from circuitdisc.models.model import Model
 from circuitdisc.tasks.base import PromptBatch
 
+Mask = Bool[np.ndarray, "R S"]
+
 
 @dataclass(frozen=True)
 class ComponentsRunner:
@@ -55,9 +57,13 @@ class ComponentsRunner:
         run = CircuitRun(self.components, self.model.graph, chunk, mask)
         return logits_at(self.components, run.residual, chunk.batch.reads), run.node_evaluations
 
-    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> IncrementalRemoval:
-        """Edges cut one after the other, from a circuit; `first` is the lowest receiver that will be visited."""
-        return IncrementalRemoval(self.components, self.model.graph, chunk, mask, first)
+    def removal(self, chunk: Chunk, mask: Mask, first: int, beside: Mask | None = None) -> IncrementalRemoval:
+        """Edges cut one after the other, from a circuit; `first` is the lowest receiver that will be visited.
+
+        Args:
+            beside: edges outside it that are tried as additions.
+        """
+        return IncrementalRemoval(self.components, self.model.graph, chunk, mask, first, beside)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class HookedRunner:
     def circuit(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"]) -> tuple[Float[Tensor, "N V"], float]:
         return hooked_run(self.hooked, self.model.graph, chunk, mask), self.model.graph.n_senders
 
-    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> WholeRemoval:
+    def removal(self, chunk: Chunk, mask: Mask, first: int, beside: Mask | None = None) -> WholeRemoval:
         run = partial(hooked_run, self.hooked, self.model.graph)
         return WholeRemoval(run, self.model.graph, chunk, mask)
 
@@ -90,7 +96,7 @@ class CoupledRunner(ComponentsRunner):
         residual = coupled_run(self.components, self.model.graph, chunk, mask)
         return self.components.unembed(residual[None])[0], self.model.graph.n_senders
 
-    def removal(self, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int) -> WholeRemoval:  # type: ignore[override]
+    def removal(self, chunk: Chunk, mask: Mask, first: int, beside: Mask | None = None) -> WholeRemoval:  # type: ignore[override]
         run = partial(coupled_run, self.components, self.model.graph)
         return WholeRemoval(run, self.model.graph, chunk, mask)
 

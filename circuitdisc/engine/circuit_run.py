@@ -46,6 +46,7 @@ class CircuitRun:
 
     Args:
         record_from: keep inputs, q, k, v and patterns of live receivers from this index on; None keeps only the last input.
+        beside: edges that may be put into the circuit afterwards: their senders are computed, too.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class CircuitRun:
         chunk: Chunk,
         mask: Bool[np.ndarray, "R S"],
         record_from: int | None = None,
+        beside: Bool[np.ndarray, "R S"] | None = None,
     ) -> None:
         assert chunk.frame is not None, "components need a frame"
         self.components, self.graph, self.chunk, self.mask = components, graph, chunk, mask
         self.frame: Frame = chunk.frame
         self.record_from = graph.n_receivers if record_from is None else record_from
-        self.live_senders, self.live_receivers = live_nodes(graph, mask)
-        self.reach = Reach(components, graph, chunk, mask & self.live_receivers[:, None])
+        seen = mask if beside is None else mask | beside
+        self.live_senders, self.live_receivers = live_nodes(graph, seen)
+        self.reach = Reach(components, graph, chunk, seen & self.live_receivers[:, None])
         self.unchanged = _unchanged_senders(graph, mask)
         self.state = NodeState()
         self.node_evaluations = 0.0

@@ -53,13 +53,13 @@ class WholeRemoval:
         return self._run(self.mask)[None]
 
     def try_cuts(self, receiver: int, senders: list[int], spared: Bool[np.ndarray, "C"]) -> Float[Tensor, "C N V"]:
-        """Logits at the readings: row i has edge i cut, and those before it that are not spared."""
+        """Logits at the readings: row i has edge i cut (or, where it is not there, added), and those before it not spared."""
         self._trial = (receiver, senders)
         mask, rows = self.mask.copy(), []
         for sender, spare in zip(senders, spared, strict=True):
-            mask[receiver, sender] = False
+            mask[receiver, sender] ^= True
             rows.append(self._run(mask))
-            mask[receiver, sender] = spare
+            mask[receiver, sender] ^= spare
         return torch.stack(rows)
 
     def row_size(self, receiver: int) -> tuple[int, int]:

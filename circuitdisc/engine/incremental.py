@@ -42,12 +42,19 @@ class IncrementalRemoval(IncrementalRun):
         mask: the circuit to start from.
         first: index of the first receiver that will be visited; only it and later ones are remembered. Cuts are accepted from
             the last receiver backwards, so that the senders of a receiver have not changed when it is visited.
+        beside: edges outside the circuit that are tried, too: to try such an edge is to add it. None is accepted.
     """
 
     def __init__(
-        self, components: Components, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int
+        self,
+        components: Components,
+        graph: ComputationGraph,
+        chunk: Chunk,
+        mask: Bool[np.ndarray, "R S"],
+        first: int,
+        beside: Bool[np.ndarray, "R S"] | None = None,
     ) -> None:
-        super().__init__(components, graph, chunk, mask, first)
+        super().__init__(components, graph, chunk, mask, first, beside)
         self._own: set[tuple[int, int]] = set()  # what was copied and may be written to: the rest is shared
         self._changed: dict[int, np.ndarray] = {}
         self._candidates: _Candidates | None = None
@@ -73,7 +80,8 @@ class IncrementalRemoval(IncrementalRun):
         plan = self.reach.plan({receiver: np.logical_or.reduce(changed)})
         assert plan is not None, "a seen change has a plan"
         tokens = plan.set_tokens[receiver]
-        cuts = torch.stack([self._cut(sender, tokens) for sender, counts in zip(senders, seen, strict=True) if counts])
+        counted = [sender for sender, counts in zip(senders, seen, strict=True) if counts]
+        cuts = torch.stack([self._flip(receiver, sender, tokens) for sender in counted])
         stays = torch.from_numpy(~spared[seen]).to(cuts)[:, None, None]
         staying = cuts * stays
         rows = (cuts + staying.cumsum(0)).sub_(staying).add_(self._inputs[receiver][tokens.flat])
@@ -132,9 +140,10 @@ class IncrementalRemoval(IncrementalRun):
             self._changed[sender] = differs.reshape(-1).cpu().numpy()
         return self._changed[sender]
 
-    def _cut(self, sender: int, tokens: Tokens) -> Float[Tensor, "n D"]:
-        """What cutting an edge from `sender` adds to its receiver's input: ablated minus live."""
-        return -self.run.difference[sender].reshape(self._values[sender].shape)[tokens.flat]
+    def _flip(self, receiver: int, sender: int, tokens: Tokens) -> Float[Tensor, "n D"]:
+        """What cutting an edge adds to its receiver's input: ablated minus live; for an edge that is not there, the reverse."""
+        change = self.run.difference[sender].reshape(self._values[sender].shape)[tokens.flat]
+        return -change if self.mask[receiver, sender] else change
 
     def _writable(self, kind: int, values: dict[int, Tensor], key: int) -> Tensor:
         if (kind, key) not in self._own:

@@ -70,14 +70,23 @@ class IncrementalRun:
     Args:
         mask: the circuit.
         first: index of the first receiver whose input may be set; only it and later ones are remembered.
+        beside: edges that will be tried as additions to the circuit.
     """
 
     def __init__(
-        self, components: Components, graph: ComputationGraph, chunk: Chunk, mask: Bool[np.ndarray, "R S"], first: int
+        self,
+        components: Components,
+        graph: ComputationGraph,
+        chunk: Chunk,
+        mask: Bool[np.ndarray, "R S"],
+        first: int,
+        beside: Bool[np.ndarray, "R S"] | None = None,
     ) -> None:
         self.components, self.graph, self.chunk = components, graph, chunk
-        self.run = CircuitRun(components, graph, chunk, mask, record_from=first)
+        self.run = CircuitRun(components, graph, chunk, mask, record_from=first, beside=beside)
         self.reach = self.run.reach
+        if beside is not None:  # what may be needed is that of all edges; what a change reaches goes by the circuit's
+            self.reach.mask = mask.copy()
         self.mask = self.reach.mask  # one mask for both; what tokens are needed can only shrink as edges go
         self.node_evaluations = self.run.node_evaluations
         state, n_tokens = self.run.state, chunk.batch.clean.numel()

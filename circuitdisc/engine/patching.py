@@ -244,10 +244,17 @@ class Patching:
         return whole, nothing, whole if start is full else self.measure(chunks, start, metric)
 
     def removal(
-        self, chunks: Sequence[Chunk], mask: Bool[np.ndarray, "R S"], metric: Metric, first: int, *, accepts: bool = True
+        self,
+        chunks: Sequence[Chunk],
+        mask: Bool[np.ndarray, "R S"],
+        metric: Metric,
+        first: int,
+        *,
+        accepts: bool = True,
+        beside: Bool[np.ndarray, "R S"] | None = None,
     ) -> "Removal":
         """Start cutting edges from a circuit; see `Removal`."""
-        return Removal(self, chunks, mask, metric, first, accepts)
+        return Removal(self, chunks, mask, metric, first, accepts, beside)
 
 
 class Removal:
@@ -258,6 +265,7 @@ class Removal:
         first: index of the first (lowest) receiver that will be visited. Cuts are accepted from the last receiver backwards,
             so that the senders of a receiver have not changed when it is visited.
         accepts: False if no cut will be accepted: what that would write anew is then not planned for.
+        beside: edges outside the circuit, into nodes with a path to `logits`, that are tried, too: each by adding it.
     """
 
     def __init__(
@@ -268,11 +276,12 @@ class Removal:
         metric: Metric,
         first: int,
         accepts: bool,
+        beside: Bool[np.ndarray, "R S"] | None = None,
     ) -> None:
         self.patching, self.chunks, self.metric = patching, chunks, metric
         self.mask, self.share = mask.copy(), chunks[0].share
         model = patching.model
-        self.parts = [runner(model).removal(chunk, mask, first) for chunk in chunks]
+        self.parts = [runner(model).removal(chunk, mask, first, beside) for chunk in chunks]
         patching.cost.circuit_runs += 1
         outputs = [part.end() for part in self.parts]
         self.value = self._means(outputs)[0]

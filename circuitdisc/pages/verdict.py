@@ -230,6 +230,8 @@ def circuit_caveats(circuit: Circuit) -> Iterator[str]:
 def _asked(circuit: Circuit) -> Iterator[str]:
     """A search for a number of edges may end with fewer."""
     settings = circuit.provenance.settings
+    if settings.get("target") is not None or "start" in settings:  # the size is a result
+        return
     edges, fraction = settings.get("edges"), settings.get("fraction")
     if isinstance(edges, int) and not isinstance(edges, bool):
         asked, words = edges, f"edges={edges}"

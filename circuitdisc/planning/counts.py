@@ -7,6 +7,7 @@ a backward pass counts as two, as in `scoring/work.py`.
 Shape letters: R receivers, S senders, L layers, H heads.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Float
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.discovery.path_plan import read_plan
+from circuitdisc.discovery.ranking import RANKINGS
 from circuitdisc.discovery.registry import get_algorithm
 from circuitdisc.discovery.rules import AUTO
 from circuitdisc.discovery.scored import takes_gauss
@@ -132,7 +134,25 @@ class Search:
 def counts_of(algorithm: str, search: Search) -> Counts | None:
     """What a search counts; None for an algorithm whose counts nobody planned."""
     counts = COUNTERS[algorithm](search) if algorithm in COUNTERS else None
-    return counts if counts is None or algorithm in UNABLATED else counts + search.training
+    if counts is None:
+        return None
+    if search.settings.get("target") is not None:
+        counts = counts + _to_target(search)
+    return counts if algorithm in UNABLATED else counts + search.training
+
+
+def _to_target(search: Search) -> Counts:
+    """What `target=` runs besides: full model, empty circuit, sizes by halving, repairs; sizes that prune alike run once."""
+    halvings = math.ceil(math.log2(search.graph.n_edges))
+    most = (4 + halvings) * search.n_chunks
+    return _counts(
+        search,
+        model_runs=search.ready,
+        circuit_runs=(2.0, float(most)),
+        node_evaluations=(0.0, float(4 + halvings) * search.n_nodes),
+        usual=search.ready[0] + halvings / 2,
+        why="how many sizes differ, and how many nodes of each circuit are alive",
+    )
 
 
 def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
@@ -326,6 +346,28 @@ def _bisect(search: Search) -> Counts:
     return counts if first is None else counts + first
 
 
+def _refine(search: Search) -> Counts | None:
+    """The least is a start that nothing changes; how often the search goes on from something better has no bound."""
+    graph, settings = search.graph, search.settings
+    ranking = settings["start"] if settings["start"] in RANKINGS else settings["ranking"]
+    first = counts_of(ranking, search.of(ranking))
+    n = settings["edges"] or math.ceil(settings["fraction"] * graph.n_edges)
+    ends, edges, endless = 1 + (settings["keep"] is not None), graph.n_upstream.astype(float), float("inf")
+    # of the usual: two rounds over a tenth of the edges around the circuit, each with its tests, then a round for every group
+    a_round = graph.n_edges / 10 * float((edges * behind(graph)).sum() / graph.n_edges) / search.n_nodes
+    n_groups = 2 * (1 + math.floor(math.log2(settings["widest"])))
+    counts = _counts(
+        search,
+        model_runs=search.ready,
+        circuit_runs=(1.0 + ends, endless),
+        candidates=(1.0 + ends, endless),
+        node_evaluations=(0.0, endless),
+        usual=search.ready[0] + (2 * n + (2 + n_groups) * a_round) * search.changing,
+        why="how often edges that are put back make the circuit better: each time the search goes on, and no bound is known",
+    )
+    return counts if first is None else counts + first
+
+
 # --- heads ----------------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +421,7 @@ UNABLATED = ("information_flow", "from_file", "random")
 COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "acdc": _acdc,
     "bisect": _bisect,
+    "refine": _refine,
     "exact": _exact,
     "head_ablation": _head_ablation,
     "path_patching": _path_patching,

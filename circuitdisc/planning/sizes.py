@@ -242,11 +242,11 @@ def masks_peak(batch: int, ablation: Ablation) -> Peak:
     return peak
 
 
-HOLDING = {"acdc": COPIES_OF_SENDERS, "exact": COPIES_OF_SENDERS, "bisect": COPIES_OF_SENDERS}
+HOLDING = dict.fromkeys(("acdc", "exact", "bisect", "refine"), COPIES_OF_SENDERS)
 HOLDING |= {"path_patching": COPIES_OF_SENDERS, "head_ablation": COPIES_TO_PREPARE}
 """Searches that hold all examples at once, and how many copies of what all senders write (`Patching.hold`)."""
 RUNS_NOTHING = ("random", "from_file")
-REMOVES = ("acdc", "exact", "bisect", "path_patching")
+REMOVES = ("acdc", "exact", "bisect", "refine", "path_patching")
 MASKS = ("edge_pruning", "subnetwork_probing", "soft_topk")
 GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "eap": lambda settings: Gradient(at_full=True),
