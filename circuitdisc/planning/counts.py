@@ -145,7 +145,7 @@ def _to_target(search: Search) -> Counts:
     """What `target=` runs besides: full model, empty circuit, sizes by halving, repairs; sizes that prune alike run once."""
     halvings = math.ceil(math.log2(search.graph.n_edges))
     most = (4 + halvings) * search.n_chunks
-    return _counts(
+    return counted(
         search,
         model_runs=search.ready,
         circuit_runs=(2.0, float(most)),
@@ -155,7 +155,7 @@ def _to_target(search: Search) -> Counts:
     )
 
 
-def _counts(search: Search, n_splits: int = 1, **given: Any) -> Counts:
+def counted(search: Search, n_splits: int = 1, **given: Any) -> Counts:
     """Counts with their sum in plain forwards.
 
     Args:
@@ -178,7 +178,7 @@ def _gradients(search: Search, points: float, backward: float) -> Counts:
     low, high = search.ready
     why = "what the ablation learns" if high == float("inf") else ""
     runs = (low + points, high + points)
-    counts = _counts(search, model_runs=runs, backward_runs=span(backward), why=why)
+    counts = counted(search, model_runs=runs, backward_runs=span(backward), why=why)
     return replace(counts, usual=low + points + 2 * backward)
 
 
@@ -211,7 +211,7 @@ def _masks(search: Search) -> Counts:
     whole, rest = divmod(steps, n_batches)
     least = whole + max(0, rest * batch - (-search.n % batch)) / search.n
     most = whole + min(search.n, rest * batch) / search.n
-    counts = _counts(
+    counts = counted(
         search,
         model_runs=search.ready,
         backward_runs=(least, most),
@@ -225,11 +225,11 @@ def _masks(search: Search) -> Counts:
 
 
 def _no_runs(search: Search) -> Counts:
-    return _counts(search)
+    return counted(search)
 
 
 def _one_run(search: Search) -> Counts:
-    return _counts(search, model_runs=span(1))
+    return counted(search, model_runs=span(1))
 
 
 def _members(search: Search) -> Counts | None:
@@ -291,7 +291,7 @@ def _acdc(search: Search) -> Counts:
         usual = float((edges * nodes).sum())
     ends = 0 if settings["keep"] is None else 2 + (proposed < n_edges)
     starts = len(graph.groups) + ends
-    counts = _counts(
+    counts = counted(
         search,
         model_runs=search.ready,
         circuit_runs=span(starts),
@@ -307,7 +307,7 @@ def _exact(search: Search) -> Counts:
     nodes = float((search.graph.n_upstream * behind(search.graph)).sum())
     order = np.arange(search.graph.n_receivers)[::-1]
     per_edge = np.repeat((behind(search.graph) + 1)[order], search.graph.n_upstream[order])
-    return _counts(
+    return counted(
         search,
         model_runs=search.ready,
         circuit_runs=span(1),
@@ -334,7 +334,7 @@ def _bisect(search: Search) -> Counts:
     usual = (
         kept * np.log2(max(2.0, n / kept)) + 2 * kept * float((edges * behind(graph)).sum() / graph.n_edges) / search.n_nodes
     )
-    counts = _counts(
+    counts = counted(
         search,
         model_runs=search.ready,
         circuit_runs=(3.0 + ends, float(tests + n + 1 + ends)),
@@ -356,7 +356,7 @@ def _refine(search: Search) -> Counts | None:
     # of the usual: two rounds over a tenth of the edges around the circuit, each with its tests, then a round for every group
     a_round = graph.n_edges / 10 * float((edges * behind(graph)).sum() / graph.n_edges) / search.n_nodes
     n_groups = 2 * (1 + math.floor(math.log2(settings["widest"])))
-    counts = _counts(
+    counts = counted(
         search,
         model_runs=search.ready,
         circuit_runs=(1.0 + ends, endless),
@@ -383,7 +383,7 @@ def _head_ablation(search: Search) -> Counts:
     restored = float((graph.n_heads + graph.n_heads * (graph.n_heads + 1) + 2 * graph.n_heads) * behind_layer.sum())
     most = least + (restored if verified else 0.0)
     ready = search.ready[1] + verified * (1 + search.ablation.method.runs_per_example)
-    return _counts(
+    return counted(
         search,
         model_runs=(search.ready[0] + ready - search.ready[1], ready) if ready < float("inf") else search.ready,
         candidates=span(heads),
@@ -403,7 +403,7 @@ def _path_patching(search: Search) -> Counts:
         rounds = min(sum(3**depth for depth in range(settings["max_depth"])), 1 + 3 * heads)
     per_round = search.n_nodes + graph.n_layers + heads * (search.n_nodes + graph.n_layers)
     usual = heads * (graph.n_layers * graph.has_mlp / 2) / search.n_nodes + 1
-    return _counts(
+    return counted(
         search,
         model_runs=search.ready,
         circuit_runs=(0.0 if not plan.auto else float(search.n_chunks), float(rounds * search.n_chunks)),
@@ -440,38 +440,3 @@ COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "from_file": _no_runs,
     "random": _no_runs,
 }
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------------
-
-
-def counts_of_score(search: Search, n_train: int, n_circuits: Span, n_splits: int, n_chunks: int) -> Counts:
-    """What scoring a circuit with its controls counts, on all examples of both splits.
-
-    Args:
-        n_train: examples that the ablation learns from.
-        n_circuits: full model, circuit, empty circuit and controls.
-        n_splits: splits that have examples.
-        n_chunks: of both splits together.
-    """
-    low, high = n_circuits
-    each = 1 + search.ablation.method.runs_per_example
-    runs = (search.fit[0] + n_splits * each, search.fit[1] + n_splits * each)
-    counts = _counts(
-        search,
-        n_splits,
-        model_runs=runs,
-        circuit_runs=(low * n_chunks, high * n_chunks),
-        node_evaluations=(0.0, high * n_splits * search.n_nodes),
-        why="how many nodes of a circuit are alive" + ("" if low == high else ", and how many controls `auto` takes"),
-    )
-    # the full model's own values and those of nothing at all take next to no time
-    training, share = search.training, n_train / search.n
-    training = replace(training, usual=share * training.usual, forwards=(0.0, share * training.forwards[1]))
-    return replace(counts, usual=each + high - 2) + training
-
-
-def counts_of_checks(ablation: Ablation, allow_chance: bool) -> Counts:
-    """Runs before a search, which it does not count: does the model do the task, what do corrupted prompts take away?"""
-    low = 2.0 * (not allow_chance) + 2.0 * ablation.method.empty_is_corrupted
-    return Counts(model_runs=span(low), forwards=span(low), usual=low)

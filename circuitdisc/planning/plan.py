@@ -30,13 +30,12 @@ from circuitdisc.planning.counts import (
     Search,
     Span,
     counts_of,
-    counts_of_checks,
-    counts_of_score,
 )
 from circuitdisc.planning.measured import Timing, stand_in, time_forward, time_score, time_search
 from circuitdisc.planning.models import has_weights
 from circuitdisc.planning.ranks import rank_numbers, shares_of
 from circuitdisc.planning.result import Fit, PlannedPart, RanksPlan, RunPlan, ends_of, spans_of
+from circuitdisc.planning.score_counts import counts_of_checks, counts_of_score
 from circuitdisc.planning.sizes import (
     GRADIENTS,
     HOLDING,
