@@ -1,7 +1,8 @@
 """From scores of edges to a circuit of a given size.
 
 `top_k` keeps the best edges wherever they are; `greedy` grows the circuit from `logits`, always adding the best edge into a
-node that is already in it, so that every edge has a path to `logits`.
+node that is already in it, so that every edge has a path to `logits`; `optimal` has the largest sum of scores of all circuits
+whose edges lie on paths from an embedding to `logits` (`best_connected.py`).
 
 Source: Syed et al. 2023 (top edges by absolute score), Hanna et al. 2024, section 3 (greedy growth).
 """
@@ -17,11 +18,13 @@ from typing_extensions import TypedDict
 
 from circuitdisc.checks import EDGES, FRACTION, KEEP
 from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.best_connected import best_connected
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.options import Option
 
 Grow = Literal["top_k", "greedy"]
+Chosen = Literal["top_k", "greedy", "optimal"]
 By = Literal["absolute", "signed"]
 
 
@@ -133,10 +136,11 @@ class Sizing(TypedDict, total=False):
     ]
     fraction: Annotated[float, Option(0.05, "size of the circuit as a share of the graph's edges.", FRACTION)]
     grow: Annotated[
-        Grow,
+        Chosen,
         Option(
             "top_k",
-            "`top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time.",
+            "`top_k`: the best edges; `greedy`: grown from `logits`, the best edge into a node of the circuit at a time; "
+            "`optimal`: of all connected circuits the one with the largest sum, by an integer program.",
         ),
     ]
 
@@ -174,20 +178,20 @@ class Selection:
     Args:
         edges: how many edges; None takes `fraction`.
         fraction: share of the graph's edges, rounded up.
-        grow: `top_k` or `greedy`.
+        grow: `top_k`, `greedy` or `optimal`.
         by: `absolute`: the largest changes come first, of either sign; `signed`: the edges whose cutting lowers the metric
             most do.
         target: the share to be kept, in place of a size; `discover_to_target` looks for the size.
 
     Raises:
         BadSetting: `edges` is no positive whole number, `fraction` does not lie between 0 and 1, or `target` stands beside
-            `edges`.
+            `edges` or `grow=optimal`.
         UnknownName: `grow` or `by` is not known.
     """
 
     edges: int | None = None
     fraction: float = 0.05
-    grow: Grow = "top_k"
+    grow: Chosen = "top_k"
     by: By = "absolute"
     target: float | None = None
 
@@ -198,8 +202,12 @@ class Selection:
             KEEP.check("target", self.target)
             if self.edges is not None:
                 raise BadSetting(f"edges={self.edges} and target={self.target:g} both say how large the circuit is: give one")
+            if self.grow == "optimal":
+                raise BadSetting(
+                    "target= adds the best edges one by one; grow=optimal chooses all of a size together: give edges="
+                )
         FRACTION.check("fraction", self.fraction)
-        for name, value, allowed in (("grow", self.grow, Grow), ("by", self.by, By)):
+        for name, value, allowed in (("grow", self.grow, Chosen), ("by", self.by, By)):
             if value not in get_args(allowed):
                 raise UnknownName(f"value of {name}", str(value), get_args(allowed))
 
@@ -219,5 +227,8 @@ class Selection:
 
     def circuit(self, graph: ComputationGraph, scores: Float[np.ndarray, "R S"]) -> Circuit:
         """The circuit of the best edges, pruned: edges that lead nowhere are left out, so that it may be smaller than asked."""
+        if self.grow == "optimal":
+            _ranking(graph, scores, self.by)  # that scores fit
+            return best_connected(graph, -scores if self.by == "signed" else np.abs(scores), self.n_edges(graph))
         choose = top_k if self.grow == "top_k" else greedy
         return choose(graph, scores, self.n_edges(graph), self.by)
