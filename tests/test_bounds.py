@@ -192,7 +192,7 @@ def test_the_settings_of_the_command_line_are_those_with_bounds():
 
     from circuitdisc.jobs.config import conf_dir
 
-    known = {setting for function in FUNCTIONS.values() for setting in bounds_of(function)} | {"n_samples"}
+    known = {setting for function in FUNCTIONS.values() for setting in bounds_of(function)} | {"n_samples", "stability"}
     for path in sorted(Path(conf_dir()).rglob("*.yaml")):
         if "launcher" in path.parts or path.stem == "cells":
             continue

@@ -58,7 +58,7 @@ def _along(score: ScoreData) -> tuple[str, ...]:
     words = "Chosen from the search's own scores of each example: no further run."
     if score["settings"]["frozen"]:
         words += " What the ablation carries stayed that of all search examples, so that this is a little too steady."
-    return (f"{words} `circuitdisc stability RUN` searches each sample anew.",)
+    return (words,)
 
 
 def _likeness_row(row: ScoreData, by_chance: float | None) -> tuple[str, ...]:
