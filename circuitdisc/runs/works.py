@@ -1,7 +1,7 @@
 """What a folder holds that can be gone on with, and how: for `circuitdisc resume FOLDER`.
 
     for work in works_in(folder):
-        work.job        discover, transfer, finetune, dcm, localise, stability or score (a judgement)
+        work.job        discover, transfer, finetune, dcm, localise, stability, rivals, specificity or score (a judgement)
         work.words      the command that goes on, with the folder where it lies now
         work.begun_in   the folder that relative names in the words start from
 
@@ -22,7 +22,7 @@ from circuitdisc.runs.journal import Journal
 CONFIG, JOURNAL = "config.json", "journal.jsonl"
 TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
-PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl")
+PARTIAL = ("judgement.*.partial.jsonl", "stability.partial.jsonl", "rivals.partial.jsonl", "specificity.partial.jsonl")
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
 
@@ -42,7 +42,7 @@ class Work:
 
 
 def works_in(folder: Path) -> list[Work]:
-    """The work in a folder: of a run first its search, then a judgement and a stability that were killed.
+    """The work in a folder: of a run first its search, then what uses its circuit and was killed.
 
     Raises:
         BadRun: there is none, or it does not say how it goes on.
@@ -86,7 +86,7 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability"]
+    job: Literal["finetune", "dcm", "localise", "score", "stability", "rivals", "specificity"]
     words: list[str]
     begun_in: str
     folder: str
