@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from changed import contents, cut_back
 
-import circuitdisc.certainty.rivals
-import circuitdisc.certainty.specificity
 import circuitdisc.checkpoints.cmap.cmap
 import circuitdisc.checkpoints.finetune.finetune as finetune
 import circuitdisc.checkpoints.listing as listing
@@ -415,18 +413,6 @@ STOPS = {
         sys.modules["circuitdisc.scoring.stability"],
         "likeness",
         "`circuitdisc stability RUN n_samples=9` goes on",
-    ),
-    "rivals": (
-        ["rivals", "RUN", "n=1"],
-        sys.modules["circuitdisc.certainty.rivals"],
-        "_judged",
-        "`circuitdisc rivals RUN n=1` goes on",
-    ),
-    "specificity": (
-        ["specificity", "RUN"],
-        sys.modules["circuitdisc.certainty.specificity"],
-        "_worst",
-        "`circuitdisc specificity RUN` goes on",
     ),
     "heads": (["heads", "effects", *TOY, "out=OUT"], circuitdisc.heads, "head_effects", "nothing was kept"),
     "dcm": (
