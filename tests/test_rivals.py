@@ -24,6 +24,7 @@ from circuitdisc.errors import BadRun, BadSetting, BadTask
 from circuitdisc.known.compiled.twofold import PATHS, twofold
 from circuitdisc.metrics import get_metric
 from circuitdisc.pages.certainty import rivals_parts, rivals_verdict
+from circuitdisc.runs.works import works_in
 
 torch.set_num_threads(1)
 CUTS: dict[str, Any] = {"threshold": 0.01}
@@ -187,6 +188,18 @@ def test_a_killed_call_goes_on_and_another_circuit_is_refused(tmp_path):
     assert [rival.edges for rival in fresh.rivals] == [rival.edges for rival in more.rivals]
     with pytest.raises(BadRun, match="another circuit"):
         rivals(model, task, some_circuit(model.graph).with_provenance(search.circuit.provenance), "eap", n=1, **given)
+
+
+def test_resume_goes_on_with_a_call_that_was_killed(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert main([*TINY_RUN[:-1], "algorithm=eap", "algorithm.grow=greedy", f"out={run}"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("circuitdisc.certainty.rivals._judged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["rivals", str(run), "n=1", "n_random=1", "progress=false"]) == 130
+    assert [work.job for work in works_in(run)] == ["discover", "rivals"]
+    assert main(["resume", str(run)]) == 0
+    assert len(json.loads((run / "rivals.json").read_text())["rivals"]) == 1
+    assert [work.job for work in works_in(run)] == ["discover"]
 
 
 def test_bad_input_gets_a_sentence():

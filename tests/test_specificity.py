@@ -244,6 +244,7 @@ def test_the_command_leaves_a_file_and_sections(tmp_path, capsys):
         assert "Worst cases" in text
         assert "General text" in text
         assert "tpp of other" in text
+    assert [(cell["task"], cell["is_own"]) for cell in record["cells"][:2]] == [("tpp", True), ("tpp of other", False)]
     for bad, says in ((["tasks=[tppp]"], "tpp"), ([f"runs=[{run}]"], "the run itself"), (["texts=nowhere.txt"], "nowhere.txt")):
         assert main(["specificity", str(run), *bad]) == 2
         assert says in capsys.readouterr().err

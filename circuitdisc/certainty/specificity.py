@@ -35,7 +35,7 @@ from circuitdisc.controls import random_circuits
 from circuitdisc.discovery.registry import refuse_chance
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.errors import CircuitdiscError
-from circuitdisc.identity import identity_of
+from circuitdisc.identity import hash_circuit, identity_of
 from circuitdisc.metrics import Metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Drawing, Option, takes
@@ -181,7 +181,7 @@ def specificity(
     """Measure a circuit on other tasks, other circuits on its own, and where it is farthest from the model.
 
     Args:
-        others: tasks by name.
+        others: tasks by name; another draw of the circuit's own task is passed over.
         runs: circuits of the same model with the tasks that they were found on, by name.
         texts: general text, a text each.
         metric: of the circuit's own task; others take theirs.
@@ -201,7 +201,8 @@ def specificity(
     for other in circuits.values():
         check_graph(model, other)
     homes = {OWN: task.name, **{name: f"{its.name} of {name}" for name, (_, its) in (runs or {}).items()}}
-    columns = {task.name: task, **(others or {}), **{homes[name]: its for name, (_, its) in (runs or {}).items()}}
+    columns = {task.name: task} | {name: its for name, its in (others or {}).items() if name != task.name}
+    columns |= {homes[name]: its for name, (_, its) in (runs or {}).items()}
     notes = [f"{name}: {why}" for name, why in _not_done(model, columns, task.name) if columns.pop(name)]
     controls = {
         name: random_circuits(each, given["n_random"], np.random.default_rng(given["seed"])) for name, each in circuits.items()
@@ -213,7 +214,7 @@ def specificity(
     settings = {"ablation": ablation.to_dict(), "metric": metric.name, "seed": given["seed"], "n_random": given["n_random"]}
     settings |= {
         "confidence": given["confidence"],
-        "circuits": {name: sorted(each.edge_names()) for name, each in circuits.items()},
+        "circuits": {name: hash_circuit(each) for name, each in circuits.items()},
     }
     units = Memo(given["journal"], identity_of(model, examples, settings, circuit))
     forwards: dict[str, float | None] = {"matrix": 0.0}

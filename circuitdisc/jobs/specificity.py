@@ -98,7 +98,7 @@ def _tasks(model: "Model", names: Sequence[str], n: int, n_heldout: int, seed: i
 
     tasks, left_out = dict[str, "Task"](), list[str]()
     for name in names:
-        sizes = {} if Path(name).is_file() else {"n": n, "n_heldout": n_heldout}
+        sizes: dict[str, Any] = {} if Path(name).is_file() else {"n": n, "n_heldout": n_heldout}
         if sizes:
             REGISTRY.get(name)
         try:

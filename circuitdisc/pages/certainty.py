@@ -120,7 +120,7 @@ def rivals_verdict(rivals: Rivals) -> Verdict:
         core, heads = len(rivals.core_edges), len(rivals.core_heads)
         lines.append(
             f"Its core: {core:,} of its {rivals.n_edges:,} edges ({share(core, rivals.n_edges)}) and {heads:,} of its "
-            f"{rivals.n_heads:,} heads are in all {len(good) + 1:,}. The mean Jaccard index of their edges is "
+            f"{rivals.n_heads:,} heads are in all of these {len(good) + 1:,}. The mean Jaccard index of their edges is "
             f"{number(rivals.likeness)}; that of as many random circuits {number(rivals.likeness_random)}."
         )
     return Verdict(tuple(lines), tuple(_rivals_caveats(rivals)))

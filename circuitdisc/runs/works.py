@@ -24,7 +24,7 @@ TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
 RESULTS = ("scores.json", "transfer.json", "result.json")
 """The last file of a search, of a transfer, and of other work that keeps a journal."""
-USES = ("judgement.*", "stability", "certify", "backups", "mixtures")
+USES = ("judgement.*", "stability", "certify", "rivals", "specificity", "backups", "mixtures")
 PARTIAL = tuple(f"{name}.partial.jsonl" for name in USES)
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
@@ -45,7 +45,7 @@ class Work:
 
 
 def works_in(folder: Path) -> list[Work]:
-    """The work in a folder: of a run first its search, then a judgement, a stability and a certificate that were killed.
+    """The work in a folder: of a run first its search, then what uses its circuit and was killed.
 
     Raises:
         BadRun: there is none, or it does not say how it goes on.
@@ -95,7 +95,7 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify", "backups", "mixtures"]
+    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify", "rivals", "specificity", "backups", "mixtures"]
     words: list[str]
     begun_in: str
     folder: str
