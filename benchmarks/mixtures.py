@@ -45,9 +45,9 @@ def judged(
 ) -> Any:
     """The task, and what `mixtures` says of it with circuits by an algorithm."""
     task = cd.load_task(rows_of(model, names, n, n_heldout, seed), model)
-    found = cd.discover(model, task, by, ablation="resample", edges=100)
-    own: dict[str, Any] = {"n_splits": 1, "settings": {"edges": 100}, "search": found.cost, "seed": seed, **settings}
-    return task, cd.mixtures(model, task, found.circuit, by, **own)
+    search = cd.discover(model, task, by, ablation="resample", edges=100)
+    own: dict[str, Any] = {"n_splits": 1, "settings": {"edges": 100}, "search": search.cost, "seed": seed, **settings}
+    return task, cd.mixtures(model, task, search.circuit, by, **own)
 
 
 def purity(result: Any) -> float:

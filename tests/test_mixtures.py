@@ -152,6 +152,18 @@ def test_the_advantage_leaves_out_empty_parts():
     value = {"full": np.array([2.0, 2]), "empty": np.zeros(2), "0 0": np.array([2.0, 2]), "0 1": np.array([1.0, 1])}
     assert _advantage(value, "0", np.array([0, 0]), 2) == pytest.approx(0.5)
     assert _advantage(value, "0", np.array([0, 1]), 2) == pytest.approx(0.0)
+    assert _advantage({**value, "full": np.zeros(2)}, "0", np.array([0, 1]), 2) == 0
+
+
+def test_a_cluster_without_held_out_examples():
+    """Its circuit is judged on the other's, and what cannot be known is said."""
+    task, _ = mixed()
+    some = replace(task, heldout=tuple(example for example in task.heldout if example.group == "induction"))
+    own: dict[str, Any] = {"settings": {"edges": 100}, "ablation": "resample", "n_splits": 1, "n_null": 99}
+    result = mixtures(base(), some, Circuit.full(base().graph), "eap", **own)
+    assert sorted(result.heldout_sizes) == [0, 15]
+    assert [cell.faithfulness is None for cell in result.cells] == [cell.n == 0 for cell in result.cells]
+    assert "A cluster has no held-out examples, and nothing is said of it." in mixtures_verdict(result).caveats
 
 
 def test_words():

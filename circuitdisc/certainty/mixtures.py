@@ -231,7 +231,7 @@ def mixtures(
         "ablation": ablation.label,
         "confidence": confidence,
     }
-    judged = _judged(setup, circuit, splits, [nearest, *(held for _, held in draws)], forwards)
+    judged = _judged(setup, circuit, splits, [nearest, *(drawn for _, drawn in draws)], forwards)
     forwards["own search"] = None if search is None else prompts_run(search, model.graph, len(task.train))
     return Mixtures(**about, **judged, forwards=forwards, seconds=time.perf_counter() - started)
 
@@ -357,12 +357,15 @@ def _judged(
     for row, name in enumerate(["0", *(f"0 {place}" for place in range(len(splits[0])))]):
         for place in range(len(splits[0])):
             own = np.flatnonzero(parts[0] == place)
+            if not len(own):
+                cells.append(CellOfCluster(row, place + 1, None, None, None, 0))
+                continue
             three = tuple(value[each][own] for each in ("full", name, "empty"))
             over = partition_of([setup.examples[index] for index in own])
             ends = interval(three, normalised, groups=over, confidence=setup.confidence, seed=setup.seed)
             method = method or ends.method
-            share = plain(float(normalised(np.array([each.mean() for each in three])))) if len(own) else None
-            cells.append(CellOfCluster(row, place + 1, share, *(ends.ends if len(own) else (None, None)), len(own)))
+            share = plain(float(normalised(np.array([each.mean() for each in three]))))
+            cells.append(CellOfCluster(row, place + 1, share, *ends.ends, len(own)))
     advantages = [_advantage(value, str(s), part, len(splits[0])) for s, part in enumerate(parts)]
     alike = [mean_of_pairs(jaccard(sets, sets)) for sets in (_edge_sets(split) for split in splits)]
     as_large = sum(other >= advantages[0] for other in advantages)
@@ -379,16 +382,18 @@ def _judged(
 
 
 def _advantage(value: Mapping[str, Float[np.ndarray, "B"]], split: str, parts: Int[np.ndarray, "B"], k: int) -> float:
-    """Mean over parts of |1 - faithfulness| of the others' circuits minus that of its own; empty parts are left out."""
+    """Mean over parts of |1 - faithfulness| of the others' circuits minus that of its own, where it is defined."""
     gains = []
     for place in range(k):
         own = parts == place
         if not own.any():
             continue
         full, nothing = value["full"][own].mean(), value["empty"][own].mean()
+        if full == nothing:
+            continue
         apart = [abs(1 - (value[f"{split} {c}"][own].mean() - nothing) / (full - nothing)) for c in range(k)]
         gains.append(np.mean([apart[c] for c in range(k) if c != place]) - apart[place])
-    return float(np.mean(gains))
+    return float(np.mean(gains)) if gains else 0.0
 
 
 def _edge_sets(circuits: Sequence[Circuit]) -> np.ndarray:
