@@ -136,7 +136,11 @@ def test_a_journal_of_another_algorithm_is_refused():
         "step": {"step": 50, "loss": 0.5, "edges": 3.5},
         "round": {"round": "a", "plan": {}, "receivers": [], "found": ["a0.h0"], "effects": {}},
         "ranking": {"ranking": "eap", "checksum": 3},
-        "start": {"start": "full model", "metric": math.inf},
+        "start": {"start": "full model", "metric": math.inf, "checksum": 3},
+        "flips": {"flips": "logits", "values": {"input": 0.5, "m0": math.inf}},
+        "added": {"added": ["input->logits"], "metric": 0.1},
+        "size": {"size": 3, "metric": 0.1, "share": 0.5},
+        "target": {"target": 0.5, "size": 3, "low": 2, "high": 4, "edges": 3, "share": 0.5, "repair": "none"},
         "group": {"group": 3, "kept": True, "metric": 0.1},
     }
     for algorithm, kinds in LINES.items():

@@ -192,7 +192,7 @@ def test_a_search_to_a_target_resumes_to_the_same_journal(tmp_path, open_journal
 def test_a_run_says_how_its_size_came_about(tmp_path, capsys):
     toy = ["model=toys/induction", "task=induction", "task.n=24", "task.n_heldout=8", "scoring.n_random=1", "progress=false"]
     run = tmp_path / "run"
-    assert main(["discover", *toy, "algorithm=eap_ig", "algorithm.target=0.8", f"out={run}"]) == 0
+    assert main(["discover", *toy, "algorithm=exact", "algorithm.target=0.8", f"out={run}"]) == 0
     circuit = json.loads((run / "circuit.json").read_text())
     (note,) = [note for note in circuit["provenance"]["notes"] if note.startswith("target=0.8: the ")]
     assert "6 of the 24 training examples, set apart" in note

@@ -162,7 +162,7 @@ LINES: dict[str, dict[str, type]] = {
     "acdc": {"ranking": RankingLine, "dead": DeadNode, "edge": EdgeDecision},
     "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
     "refine": {"ranking": RankingLine, "start": StartCircuit, "flips": Flips, "added": Addition, "group": GroupTest},
-    "exact": {"edge": EdgeScore, "size": SizeRun, "target": TargetSize},
+    "exact": {"edge": EdgeScore, "target": TargetSize, "size": SizeRun},  # the target's line has a size, too
     "head_ablation": {"head": HeadDecision},
     "path_patching": {"round": PathRound},
     "edge_pruning": {"step": TrainingStep},
