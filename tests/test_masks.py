@@ -338,7 +338,7 @@ def test_a_killed_run_resumes_to_the_same_scores_bit_for_bit(algorithm, tmp_path
     model = model_of("attention_only")
     task = random_task(model, 6)
     (tmp_path / "whole").mkdir()
-    settings = {} if algorithm == "subnetwork_probing" else {"start": "eap"}
+    settings: dict[str, Any] = {} if algorithm == "subnetwork_probing" else {"start": "eap"}
     whole = run(algorithm, model, task, Journal(tmp_path / "whole" / "journal.jsonl"), **settings)
     path = tmp_path / "killed" / "journal.jsonl"
     path.parent.mkdir()
