@@ -311,7 +311,8 @@ def test_bad_input_gets_a_sentence(words, sentence, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(("launcher", "go_on"), [("joblib", False), ("submitit", True)])
 def test_after_ctrl_c_jobs_of_slurm_alone_go_on(launcher, go_on, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("hydra_plugins", reason="Hydra's launchers are not installed")
+    plugin = f"hydra_plugins.hydra_{launcher}_launcher"
+    pytest.importorskip(plugin, reason=f"Hydra's launcher for {launcher} is not installed")
 
     def stop(overrides):
         raise KeyboardInterrupt

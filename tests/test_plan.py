@@ -79,7 +79,7 @@ def between(part, cost):
     return {
         name: (low, getattr(cost, name), high)
         for name, (low, high) in ends.items()
-        if not low - 1e-6 <= getattr(cost, name) <= high + 1e-6
+        if not low - 1e-6 <= getattr(cost, name) <= (np.inf if high is None else high) + 1e-6
     }
 
 
