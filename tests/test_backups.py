@@ -146,7 +146,8 @@ def test_words():
     *_, result = campaign.judged(0, "backup", False)
     beside = campaign.planted(0, "backup")[3]
     lines = backups_verdict(result).lines
-    assert lines[0].startswith(f"All 4 heads of the circuit are backed up by {beside}: its effect grows from ")
+    assert lines[0].startswith(f"All 4 heads of the circuit are backed up by {beside}: the effect of {beside} grows from ")
+    assert lines[0].endswith(" once they are ablated.")
     assert "random pairs" in lines[-1]
     part = backups_part(Backups.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))))
     assert (part.title, part.rows[0][0], part.rows[0][-1]) == ("Redundancy", beside, "yes")

@@ -83,8 +83,12 @@ def _lines(result: Backups) -> Iterator[str]:
     for pair in backups[:_NAMED]:
         others = _others(pair.others, len(result.parts)).replace("all ", "All ", 1)
         alone, later = _effects(pair)
-        is_are = "are" if len(pair.others) > 1 else "is"
-        yield f"{others} {is_are} backed up by {pair.part}: its effect grows from {alone} to {later}."
+        several = len(pair.others) > 1
+        gone = "they are" if several else f"{others} is"
+        yield (
+            f"{others} {'are' if several else 'is'} backed up by {pair.part}: the effect of {pair.part} grows from {alone} to "
+            f"{later} once {gone} ablated."
+        )
     if len(backups) > _NAMED:
         yield f"{len(backups):,} of {tried} back each other up; the table has them."
     if random := [pair.growth for pair in result.random]:
