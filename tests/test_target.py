@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ def discover(model, task, algorithm="eap_ig", kind="resample", journal=None, **s
     return cd.discover(
         model, task, algorithm, ablation=kind, metric="logit_diff", allow_chance=True, journal=journal, **settings
     )
+
+
+def test_samples_of_the_examples_give_circuits_of_the_size_that_was_chosen():
+    """Stability and certificates are of the circuit that was found: all units together give it again."""
+    model = shared("attention_only")
+    task = random_task(model, 24)
+    for seed in range(3):
+        found = cd.discover(
+            model, replace(task, train=task.train[seed:]), "eap", ablation="resample", metric="logit_diff", allow_chance=True,
+            target=0.8, keep_units=True,
+        )  # fmt: skip
+        assert found.units is not None
+        every = np.ones(len(found.units.sums))
+        assert found.units.circuit(every) == found.circuit
+        assert found.units.selection.edges == found.trace[-1]["size"]
+    asked: dict[str, Any] = {"ablation": "resample", "metric": "logit_diff", "allow_chance": True, "target": 0.8}
+    sure, found = cd.certify(model, task, "eap", n=20, **asked), cd.discover(model, task, "eap", **asked)
+    assert sure.circuit == found.circuit
+    assert sure.n_examples == 18  # of 24, six are set apart
+    assert sum(sure.bounds.shares) <= found.trace[-1]["size"] + 1e-9  # every subset's circuit has no more edges
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def discover_to_target(
         f"on them, and they are not held out. {WORDS[sized.repair]} The circuit has {sized.circuit.n_edges:,} edges and keeps "
         f"{percent(sized.reached)} of the gap there."
     )
-    return replace(discovery, circuit=sized.circuit, trace=context.journal.decisions, notes=(*discovery.notes, note))
+    units = discovery.units
+    if units is not None:  # other samples of the examples give other edges, of the size that was chosen
+        units = replace(units, selection=replace(selection, edges=sized.n, target=None), repair=sized.repair)
+    trace = context.journal.decisions
+    return replace(discovery, circuit=sized.circuit, trace=trace, notes=(*discovery.notes, note), units=units)
 
 
 WORDS = {

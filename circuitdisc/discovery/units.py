@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuitdisc.circuit import Circuit
-from circuitdisc.discovery.selection import Selection
+from circuitdisc.discovery.selection import Selection, connected
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.stats import Partition
 
@@ -27,6 +27,7 @@ class UnitScores:
         over: which unit each example belongs to.
         selection: how the circuit is chosen from scores.
         frozen: the ablation learns from the examples, and its values are those of all of them.
+        repair: what was done with edges on no path from an embedding: `dropped`, `connected` (see `target.py`), or nothing.
     """
 
     graph: ComputationGraph
@@ -34,6 +35,7 @@ class UnitScores:
     over: Partition
     selection: Selection
     frozen: bool
+    repair: str = "none"
 
     def scores(self, counts: Float[np.ndarray, "G"]) -> Float[np.ndarray, "R S"]:
         """The mean score of every edge, NaN where the graph has none.
@@ -50,4 +52,8 @@ class UnitScores:
         """The circuit of a sample of units; that of no example is empty."""
         if not counts.any():
             return Circuit.empty(self.graph)
-        return self.selection.circuit(self.graph, self.scores(counts))
+        scores = self.scores(counts)
+        circuit = self.selection.circuit(self.graph, scores)
+        if self.repair == "connected":
+            return connected(circuit, scores, self.selection.by)
+        return circuit.prune(unreached=True) if self.repair == "dropped" else circuit

@@ -221,6 +221,7 @@ def certify(
     once = not rerun and get_algorithm(algorithm).by_unit
     discovery = discover(model, task, algorithm, keep_units=True, **own) if once else None
     units = None if discovery is None else discovery.units
+    over = over if units is None else units.over  # a search may have set examples apart
     n = n or (RERUNS if units is None else SUMS)
     kept_NG = np.random.default_rng(seed).random((n, over.n_drawn)) >= delete
     if discovery is not None and units is not None:
