@@ -16,7 +16,7 @@ from circuitdisc.discovery.registry import ALGORITHMS, get_algorithm
 from circuitdisc.engine.gradients.memory import Shapes, peak_bytes
 from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.jobs.plan import describe_plan
+from circuitdisc.jobs.planned import describe_plan
 from circuitdisc.metrics import METRICS
 from circuitdisc.pages.description import description_text
 from circuitdisc.planning import plan

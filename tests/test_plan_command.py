@@ -13,7 +13,7 @@ import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.errors import BadSetting, GraphMismatch, UnknownName
 from circuitdisc.graph import ComputationGraph
-from circuitdisc.jobs.plan import describe_plan
+from circuitdisc.jobs.planned import describe_plan
 from circuitdisc.models.places import find_place
 from circuitdisc.pages.description import description_text
 from circuitdisc.planning import open_model, plan

@@ -1,8 +1,11 @@
-"""What `rivals`, `specificity`, `backups` and `mixtures` share: their file beside the run, its part of the page, the table."""
+"""What commands share that use a run's circuit: the folder that they write into; and, of `rivals`, `specificity`, `backups` and
+`mixtures`, their file beside the run, its part of the page, and the table.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from circuitdisc.jobs.job import Call
 from circuitdisc.jobs.output import Output
 
 if TYPE_CHECKING:
@@ -10,6 +13,25 @@ if TYPE_CHECKING:
     from circuitdisc.models.model import Model
     from circuitdisc.runs import Run
     from circuitdisc.tasks.base import Task
+
+
+def on_run(unfinished: str, measure: Callable[..., Any]) -> Callable[[Call], Any]:
+    """The work of a command on a run's folder, which it alone writes; after Ctrl-C it is said whether anything was kept.
+
+    Args:
+        unfinished: name of the journal of what is not finished.
+        measure: (the folder, settings by name) -> what is printed.
+    """
+
+    def work(call: Call) -> Any:
+        folder, settings = call.run_folder(), call.read(call.args[1:])
+        from circuitdisc.jobs.pipeline import writing_run
+        from circuitdisc.runs import stoppable
+
+        with stoppable(call.command, (folder / unfinished).exists), writing_run(folder):
+            return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
+
+    return work
 
 
 def measured(

@@ -2,20 +2,11 @@
 
 from pathlib import Path
 
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.certainty import on_run
+from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.output import Output
 
 UNFINISHED = "certify.partial.jsonl"
-
-
-def _work(call: Call) -> str:
-    folder = call.run_folder()
-    settings = call.read(call.args[1:])
-    from circuitdisc.jobs.pipeline import writing_run
-    from circuitdisc.runs import stoppable
-
-    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
-        return certify_run(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
 def certify_run(
@@ -83,5 +74,5 @@ attributions run once, whatever n is. Writes certify.json into the run's folder 
     by_ranks=True,
     recorded=True,
     spreads=True,
-    work=_work,
+    work=on_run(UNFINISHED, certify_run),
 )

@@ -3,20 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.certainty.mixtures import mixtures
-from circuitdisc.jobs.certainty import measured
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.certainty import measured, on_run
+from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.output import Output
-from circuitdisc.jobs.pipeline import changed_run, search_cost, writing_run
-from circuitdisc.runs import stoppable
 
 UNFINISHED = "mixtures.partial.jsonl"
-
-
-def _work(call: Call) -> Output:
-    folder, settings = call.run_folder(), call.read(call.args[1:])
-    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
-        return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
 def measure(folder: str | Path, *, seed: int | None = None, memory: str | int | None = None, **settings: Any) -> Output:
@@ -26,6 +17,9 @@ def measure(folder: str | Path, *, seed: int | None = None, memory: str | int | 
         seed, memory: None: the run's own.
         settings: as of `mixtures`.
     """
+    from circuitdisc.certainty.mixtures import mixtures
+    from circuitdisc.jobs.pipeline import changed_run, search_cost
+
     run, circuit, config, model, task = changed_run(folder, {})
     own = dict(config["algorithm"])
     name, unfinished = own.pop("name"), run.path(UNFINISHED)
@@ -43,11 +37,12 @@ def measure(folder: str | Path, *, seed: int | None = None, memory: str | int | 
 JOB = Job(
     name="mixtures",
     arguments=("RUN",),
+    summary="whether a run's circuit hides several mechanisms: clusters of its examples, and their circuits",
     text="""Is the task done in one way, or do its examples need circuits of their own? Scores the edges of every search
 example, and finds in how many clusters these scores fall, with one as an answer. With several, runs the search of RUN again on
 each cluster, and on random splits of the same sizes, and scores every circuit on the held-out examples of every cluster. Prints
 that table, examples of each cluster and the cost, writes mixtures.json into the run's folder and its page again.""",
     config="mixtures",
     recorded=True,
-    work=_work,
+    work=on_run(UNFINISHED, measure),
 )

@@ -22,6 +22,8 @@ MODULES = (
     "stability",
     "rivals",
     "specificity",
+    "backups",
+    "mixtures",
     "certify",
     "export",
     "figure",
@@ -41,13 +43,11 @@ MODULES = (
     "localise",
     "list",
     "benchmark",
+    "plan",
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
 
 WHOLE = {
-    "plan": "what a run will count, and take in memory and in time, before it is run",
-    "backups": "which parts of a run's circuit back each other up, so that ablating one alone shows little",
-    "mixtures": "whether a run's circuit hides several mechanisms: clusters of its examples, and their circuits",
     "lens": "the logit lens: the metric read off the residual stream after each layer",
     "tasks check": "which tasks a model does, and on which a search is worth its time",
 }

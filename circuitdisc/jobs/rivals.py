@@ -3,20 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from circuitdisc.jobs.certainty import measured
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.certainty import measured, on_run
+from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.output import Output
 
 UNFINISHED = "rivals.partial.jsonl"
-
-
-def _work(call: Call) -> str:
-    folder, settings = call.run_folder(), call.read(call.args[1:])
-    from circuitdisc.jobs.pipeline import writing_run
-    from circuitdisc.runs import stoppable
-
-    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
-        return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
 def measure(folder: str | Path, *, seed: int | None, memory: str | int | None, **settings: Any) -> Output:
@@ -67,5 +58,5 @@ as good, what all of these have in common, and what it has cost; writes rivals.j
   circuitdisc rivals RUN n=10""",
     config="rivals",
     recorded=True,
-    work=_work,
+    work=on_run(UNFINISHED, measure),
 )

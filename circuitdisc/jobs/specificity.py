@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuitdisc.errors import BadRun, CircuitdiscError, CircuitdiscWarning
-from circuitdisc.jobs.certainty import measured
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.certainty import measured, on_run
+from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.output import Output
 
 if TYPE_CHECKING:
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from circuitdisc.tasks.base import Task
 
 UNFINISHED = "specificity.partial.jsonl"
-
-
-def _work(call: Call) -> str:
-    folder, settings = call.run_folder(), call.read(call.args[1:])
-    from circuitdisc.jobs.pipeline import writing_run
-    from circuitdisc.runs import stoppable
-
-    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
-        return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
 def measure(
@@ -148,5 +139,5 @@ specificity.json into the run's folder and its page again.
     config="specificity",
     lists=("tasks", "runs"),
     recorded=True,
-    work=_work,
+    work=on_run(UNFINISHED, measure),
 )

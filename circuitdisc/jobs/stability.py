@@ -2,20 +2,11 @@
 
 from pathlib import Path
 
-from circuitdisc.jobs.job import Call, Job
+from circuitdisc.jobs.certainty import on_run
+from circuitdisc.jobs.job import Job
 from circuitdisc.jobs.output import Output
 
 UNFINISHED = "stability.partial.jsonl"
-
-
-def _work(call: Call) -> str:
-    folder = call.run_folder()
-    settings = call.read(call.args[1:])
-    from circuitdisc.jobs.pipeline import writing_run
-    from circuitdisc.runs import stoppable
-
-    with stoppable(call.command, (folder / UNFINISHED).exists), writing_run(folder):
-        return measure(folder, **{name: value for name, value in settings.items() if name != "threads"})
 
 
 def measure(
@@ -87,5 +78,5 @@ again.""",
     by_ranks=True,
     recorded=True,
     spreads=True,
-    work=_work,
+    work=on_run(UNFINISHED, measure),
 )
