@@ -76,14 +76,22 @@ def test_every_kind_of_page_opens_offline_without_a_complaint(opened, tmp_path):
         assert path.stat().st_size < 1_500_000
 
 
-def test_a_notebook_shows_the_explorer_in_a_frame_of_its_own(opened, tmp_path):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_notebook_shows_the_explorer_in_a_frame_of_its_own(opened, tmp_path, hidden):
+    """Also where the cell is folded while it loads, so that the frame has no size."""
     circuit = random_circuit(SMALL, 40)
     path = tmp_path / "notebook.html"
-    path.write_text(f"<!DOCTYPE html><title>notebook</title>{circuit._repr_html_()}", encoding="utf-8")
+    cell = f"<!DOCTYPE html><title>notebook</title><div id=cell {'hidden' if hidden else ''}>{circuit._repr_html_()}</div>"
+    path.write_text(cell, encoding="utf-8")
     tab = Tab(opened, path)
-    frame = tab.page.frames[1]
-    frame.wait_for_selector("[data-explorer][data-ready]")
-    assert frame.evaluate("document.querySelector('[data-explorer]').explorer.view.edges.length") == circuit.n_edges
+    frame = tab.page.wait_for_selector("iframe", state="attached").content_frame()
+    frame.wait_for_load_state()
+    frame.wait_for_selector("[data-explorer][data-ready]", state="attached")
+    tab.page.evaluate("document.getElementById('cell').hidden = false")
+    frame.wait_for_selector("canvas")
+    explorer = "document.querySelector('[data-explorer]').explorer"
+    assert frame.evaluate(f"{explorer}.view.edges.length") == circuit.n_edges
+    frame.wait_for_function(f"{explorer}.view.picture.width > 100 && {explorer}.view.transform.k > 0")
     assert (tab.complaints, tab.requests) == ([], [])
 
 

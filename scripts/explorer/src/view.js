@@ -47,6 +47,7 @@ export class View {
   }
 
   fit() {
+    if (!this.width || !this.height) return;
     const { width, height } = this.scene;
     const k = Math.min(this.width / width, this.height / height, 1.6);
     this.zoomTo(zoomIdentity.translate((this.width - k * width) / 2, (this.height - k * height) / 2).scale(k));
@@ -72,6 +73,7 @@ export class View {
   /** The last picture under the present transform, and what is chosen. */
   blit() {
     this.frame = 0;
+    if (!this.picture.width || !this.picture.height) return; // not laid out yet, as in a frame that is still hidden
     const { context, ratio, drawn, transform } = this;
     const k = transform.k / drawn.k;
     context.setTransform(1, 0, 0, 1, 0, 0);
