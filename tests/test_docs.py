@@ -177,7 +177,12 @@ def test_quick_commands_run(command, home):
     assert main([*words(command), *small, *(["progress=false"] if "=" in command else [])]) == 0
 
 
+SMALL_RUN = (
+    "discover model=multitask/base task=ioi algorithm=eap_ig algorithm.edges=30 ablation=resample task.n=40 task.n_heldout=40 "
+    "scoring.n_random=2 out=runs/mine"
+)
 RUNS = {
+    **{page: [SMALL_RUN] for page in ("docs/backups.md", "docs/mixtures.md", "docs/scale-plan.md")},
     "README.md": ["discover model=tpp/lightweight task=tpp algorithm=eap_ig ablation=resample out=runs/mine"],
     "docs/cmap.md": [
         "discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.3 ablation=mean out=runs/mine"
