@@ -45,7 +45,8 @@ def r(found: np.ndarray, wanted: np.ndarray) -> str:
 
 
 def rows(model: Model, task: Task, edges: bool) -> list[list[str]]:
-    graph = model.graph
+    graph, folder = model.graph, Path(model.name)
+    shown = folder.name if folder.is_absolute() else model.name  # a table tells nothing of this machine
     nodes = exact_nodes(model, task)
     kinds = {kind: [name for name in nodes if graph.senders[graph.sender_index[name]].kind == kind] for kind in ("head", "mlp")}
     truth = cd.discover(model, task, "exact", ablation="resample").edge_scores if edges else None
@@ -62,7 +63,7 @@ def rows(model: Model, task: Task, edges: bool) -> list[list[str]]:
             for some in kinds.values()
         ]
         cells.append("not run" if truth is None else r(scores[graph.edge_mask], truth[graph.edge_mask]))
-        found.append([model.name, task.name, f"{name}, {rule}", *cells])
+        found.append([shown, task.name, f"{name}, {rule}", *cells])
     return found
 
 
