@@ -352,3 +352,14 @@ def test_searches_go_on_where_they_were(run, monkeypatch):
     record = json.loads((run / "certify.json").read_text("utf-8"))
     assert (record["n"], record["reruns"]) == (6, True)
     assert not (run / "certify.partial.jsonl").exists()
+
+
+def test_of_a_circuit_without_edges_nothing_is_said_to_be_certified():
+    model, task = small()
+    found = certify(model, task, "eap", n=4, **SETTINGS)
+    record = found.to_dict()
+    record["counts"]["circuit"] = dict.fromkeys(record["counts"]["circuit"], 0)
+    record["table"] = [{**row, "kept": False} for row in record["table"]]
+    said = certificate_verdict(record, found.circuit)
+    assert said.lines[0].startswith("The circuit has no edge")
+    assert not any("are certified in: most" in line for line in said.lines)

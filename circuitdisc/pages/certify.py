@@ -78,6 +78,8 @@ def certificate_verdict(score: ScoreData, circuit: Circuit) -> Verdict:
         f"search examples have them, with {sure} confidence for all edges together. Not decided: "
         f"{own[ABSTAINED]:,}; certified out: {own[OUT]:,}."
     ]
+    if not kept:
+        lines = [f"The circuit has no edge, so that none of it can be certified; {sure} confidence for all edges together."]
     if others[IN]:
         lines.append(f"Of the edges that the circuit lacks {others[IN]:,} are certified in.")
     if most := max(certified, default=0):
