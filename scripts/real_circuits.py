@@ -50,7 +50,7 @@ ALGORITHMS = {
     "head_ablation": "",
     "bisect": "algorithm.keep=0.9",
 }
-SAMPLES = {"eap_ig": 5}
+SAMPLES = {"head_ablation": 3, "path_patching": 3}  # whole searches; of scores, 50 samples come along with the search
 UNSURE = {"colored_objects": "allow_chance=true"}  # above chance on 100 prompts, not for certain on the 20 of the search
 PICTURES = ("subject_verb_agreement_acdc", "ioi_path_patching")
 
@@ -164,9 +164,7 @@ def circuit_row(runs: Path, task: str, algorithm: str) -> list[str]:
     held_out = {score["name"]: score for score in scores["scores"] if score["split"] == "heldout"}
     circuit, cost, stable = (read(folder / f"{file}.json") for file in ("circuit", "cost", "stability"))
     size = f"{scores['circuit_heads']} heads" + ("" if circuit["granularity"] == "head" else f", {circuit['n_edges']:,} edges")
-    likeness = (
-        {line["of"]: line["Jaccard"] for line in stable["table"]} if stable and stable["settings"].get("reruns", True) else {}
-    )
+    likeness = {line["of"]: line["Jaccard"] for line in stable["table"]} if stable else {}
     return [
         *row,
         size,
@@ -176,13 +174,13 @@ def circuit_row(runs: Path, task: str, algorithm: str) -> list[str]:
         f"{short(held_out['pair_accuracy']['value'])}, {short(held_out['full_pair_accuracy']['value'])}",
         f"{note['seconds']:,.0f}" if note else f"{cost['seconds']:,.0f}",
         f"{note['peak'] / 2**30:.1f}" if note else "–",
-        f"{short(likeness['edges'])}, {short(likeness['heads'])}" if likeness else "–",
+        f"{short(likeness['edges'])}, {short(likeness['heads'])} ({stable['n']})" if stable else "–",
     ]
 
 
 CIRCUITS_HEAD = [
     "task", "algorithm", "circuit", "faithfulness", "random circuits, median (lowest to highest)", "accuracy of circuit, model",
-    "pair accuracy of circuit, model", "CPU s", "peak, GiB", "stability of edges, heads",
+    "pair accuracy of circuit, model", "CPU s", "peak, GiB", "stability of edges, heads (samples)",
 ]  # fmt: skip
 
 
