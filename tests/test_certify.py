@@ -291,6 +291,16 @@ def test_a_run_has_it_by_default_and_nothing_else_moves(tmp_path_factory):
     assert record["shares"] == by_hand.shares
 
 
+def test_terminal_and_page_say_the_same_of_it(tmp_path, capsys):
+    assert main([*RUN, f"out={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out.split("verdict\n")[1]
+    sentence = next(line.strip() for line in said.splitlines() if line.startswith("  Edges: "))
+    assert "50 bootstrap samples" in sentence
+    assert sentence in (tmp_path / "run" / "report.html").read_text("utf-8").replace("\u00a0", " ")
+    assert main(["discover", *RUN[1:], "--json", f"out={tmp_path / 'json'}"]) == 0
+    assert sentence in json.loads(capsys.readouterr().out)["verdict"]
+
+
 def test_a_search_that_keeps_no_scores_says_so_on_its_page(tmp_path_factory):
     run = toy_run(str(tmp_path_factory.mktemp("along")), "algorithm=atp")
     assert not (run / "stability.json").exists()

@@ -32,9 +32,10 @@ from circuitdisc.heads.explored import Explored, explored
 from circuitdisc.jobs.job import stamped_folder
 from circuitdisc.jobs.output import Output
 from circuitdisc.models.model import Model
-from circuitdisc.pages import scores_table
 from circuitdisc.pages.certainty import SHOWN as CERTAINTY
 from circuitdisc.pages.page import write_report
+from circuitdisc.pages.stability import stability_verdict
+from circuitdisc.pages.tables import scores_alone
 from circuitdisc.pages.verdict import verdict
 from circuitdisc.runs import Journal, Run, check_free, stoppable, workspace, writing
 from circuitdisc.schemas import CertificateFile, CostFile, GroupsFile, RunConfig, StabilityFile, validate
@@ -58,18 +59,26 @@ UNSCORED = "scores.partial.jsonl"  # values of circuits while a score is under w
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves: its folder, and what is in it."""
+    """What a finished run leaves: its folder, and what is in it.
+
+    Args:
+        stability: as `stability.json` has it; None if there is none.
+    """
 
     folder: Path
     circuit: Circuit
     scores: Scores
+    stability: dict[str, Any] | None = None
 
     @property
     def output(self) -> Output:
-        """The table that ends a run, and the verdict."""
-        page, table = self.folder / PAGE, scores_table(self.scores, self.circuit.provenance.model, self.circuit)
-        data = {"folder": self.folder, "page": page, **verdict(self.scores, self.circuit).data}
-        return Output(f"{table}\n\nrun     {self.folder}\nreport  {page}", {**data, "result": self.scores.to_dict()})
+        """The table that ends a run, and the verdict, in the page's words."""
+        page, said = self.folder / PAGE, verdict(self.scores, self.circuit)
+        if self.stability is not None:
+            said += stability_verdict(self.stability, self.circuit)
+        text = f"{scores_alone(self.scores, self.circuit.provenance.model)}\n\n{said.text}"
+        data = {"folder": self.folder, "page": page, **said.data, "result": self.scores.to_dict()}
+        return Output(f"{text}\n\nrun     {self.folder}\nreport  {page}", data)
 
 
 def default_folder(config: Mapping[str, Any]) -> Path:
@@ -267,12 +276,16 @@ def write_page(folder: str | Path) -> Path:
             edge_scores=read_own_edge_scores(run.path(EDGE_SCORES), circuit),
             judgement=_record(run, JUDGEMENT, JudgementFile, "`circuitdisc score RUN --all` writes it again", circuit),
             unsteady=str(cost.get(UNSTEADY, "")),
-            stability=_record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit),
+            stability=_stability(run, circuit),
             certificate=_record(run, CERTIFICATE, CertificateFile, "`circuitdisc certify RUN` writes it again", circuit),
             explored=_record(run, EXPLORER, Explored, "remove it, and `circuitdisc resume RUN` writes it again", circuit),
             groups=_record(run, GROUPS, GroupsFile, "save it again from the page"),
             certainty=_certainty(run, circuit),
         )
+
+
+def _stability(run: Run, circuit: Circuit) -> dict[str, Any] | None:
+    return _record(run, STABILITY, StabilityFile, "`circuitdisc stability RUN` writes it again", circuit)
 
 
 def _certainty(run: Run, circuit: Circuit) -> dict[str, Any]:
@@ -345,7 +358,7 @@ def _finish(run: Run, model: Model, task: Task) -> Outcome:
     if config.get("explorer") and not run.path(EXPLORER).exists():
         run.write(EXPLORER, {**asdict(_explored(model, task, circuit, config)), KEY: identity.to_dict()})
     write_page(run.folder)
-    return Outcome(run.folder, circuit, scores)
+    return Outcome(run.folder, circuit, scores, _stability(run, circuit))
 
 
 def _explored(model: Model, task: Task, circuit: Circuit, config: Mapping[str, Any]) -> Explored:
