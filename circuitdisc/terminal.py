@@ -3,11 +3,13 @@
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from textwrap import wrap
 
 APART = 2  # spaces between two columns
+_JOINED = "\ue000"  # in place of the space between a number and its %, which belong on one line
+_PART_OF_NAME = re.compile(r"[^\s_/]+[_/]*|[_/]+")
 _GOES_ON = re.compile(r"(?m)^(?=\S)(?!.* {2})(.{100,})\n(?=\S)(?!.* {2})")
 """A long line of a paragraph, with the end of which the sentence need not end."""
 
@@ -45,35 +47,65 @@ def _wrapped(line: str, columns: int) -> list[str]:
 
 
 def folded_table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str, columns: int) -> str:
-    """A table in so many columns of the terminal: words of a cell below each other.
+    """A table in so many columns of the terminal.
 
-    Where a word does not fit, what all rows have in common stands below the table; where that does not do, each row is a block.
+    What all rows have in common stands below it; where that does not do, words of a cell stand below each other, then parts of
+    names (`runs/mine`), and where these do not fit, each row is a block.
 
     Args:
         align: one letter a column, `l` or `r`.
     """
-    narrowest = [max(len(word) for row in (headers, *rows) for word in (row[at].split() or [""])) for at in range(len(headers))]
-    if sum(narrowest) + APART * (len(headers) - 1) > columns:
-        common = [at for at in range(1, len(headers)) if len(rows) > 1 and len({row[at] for row in rows}) == 1]
-        if not common:
-            return "\n\n".join(_block(headers, row, columns) for row in rows)
-        own = [at for at in range(len(headers)) if at not in common]
-        picked = [[row[at] for at in own] for row in (headers, *rows)]
-        table = folded_table(picked[0], picked[1:], "".join(align[at] for at in own), columns)
-        return f"{table}\n" + fitted("; ".join(f"{headers[at]}: {rows[0][at]}" for at in common), columns)
+    headers, *rows = cells = [[cell.replace(" %", f"{_JOINED}%") for cell in row] for row in (headers, *rows)]
+    common = [at for at in range(1, len(headers)) if len(rows) > 1 and len({row[at] for row in rows}) == 1]
+    room = columns - APART * (len(headers) - len(common) - 1)
+    own = [at for at in range(len(headers)) if at not in common]
+    picked = [[row[at] for row in cells] for at in own]
+    widths = _widths(picked, room, str.split) or _widths(picked, room, _PART_OF_NAME.findall)
+    if widths is None:
+        return "\n\n".join(_block(headers, row, columns) for row in rows).replace(_JOINED, " ")
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for name, side, least in zip(headers, align, narrowest, strict=False):
-        table.add_column(Text(name), justify="right" if side == "r" else "left", min_width=least, overflow="fold")
+    for at, wide in zip(own, widths, strict=True):
+        table.add_column(Text(headers[at]), justify="right" if align[at] == "r" else "left", width=wide)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_filled(row[at], wide)) for at, wide in zip(own, widths, strict=True)))
     page = StringIO()
-    Console(file=page, width=columns, color_system=None, force_terminal=False, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in page.getvalue().rstrip("\n").split("\n"))
+    Console(file=page, width=columns + APART, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    below = fitted("; ".join(f"{headers[at]}: {rows[0][at]}" for at in common), columns).split("\n") if common else []
+    text = "\n".join(line.rstrip()[:columns] for line in [*page.getvalue().rstrip("\n").split("\n"), *below])
+    return text.replace(_JOINED, " ")
+
+
+def _widths(cells: Sequence[Sequence[str]], room: int, parts: Callable[[str], list[str]]) -> list[int] | None:
+    """How wide each column is, so that the highest cell is as low as can be; None where a part does not fit.
+
+    Args:
+        cells: of each column.
+        room: characters of all of them together.
+        parts: of a cell, that stay whole.
+    """
+    widest = [max(map(len, column)) for column in cells]
+    widths = [max(len(part) for cell in column for part in (parts(cell) or [""])) for column in cells]
+    while sum(widths) < min(room, sum(widest)):
+        widths[max(range(len(cells)), key=lambda at: widest[at] / max(1, widths[at]))] += 1
+    return widths if sum(widths) <= room else None
+
+
+def _filled(cell: str, columns: int) -> str:
+    """A cell in lines; a word that is too long is broken where a part of a name ends."""
+    lines = [""]
+    for word in cell.split():
+        parts = [word] if len(word) <= columns else _PART_OF_NAME.findall(word)
+        for at, part in enumerate(parts):
+            before = " " if at == 0 and lines[-1] else ""
+            if len(lines[-1]) + len(before) + len(part) > columns:
+                lines, before = [*lines, ""], ""
+            lines[-1] += before + part
+    return "\n".join(lines)
 
 
 def _block(headers: Sequence[str], row: Sequence[str], columns: int) -> str:

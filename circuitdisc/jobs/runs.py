@@ -93,7 +93,8 @@ def _work(call: Call) -> str:
     cells = [shown_row(row) for row in rows]
     columns = [name for name in SHOWN if any(row[name] for row in cells)]
     table = plain_text(text_table(columns, [[row[name] or "-" for name in columns] for row in cells]))
-    return Output(f"{table}\n\n{len(rows):,} runs in {folder}\npage  {page}", {"folder": folder, "page": page, "runs": rows})
+    counted = "1 run" if len(rows) == 1 else f"{len(rows):,} runs"
+    return Output(f"{table}\n\n{counted} in {folder}\npage  {page}", {"folder": folder, "page": page, "runs": rows})
 
 
 JOB = Job(

@@ -58,7 +58,33 @@ def scores_alone(scores: Scores, model: str = "") -> str:
         f"({share(scores.circuit_edges, scores.graph_edges)}), "
         f"{scores.circuit_heads:,} of {scores.graph_heads:,} heads"
     )
-    headers = ("score", "split", "value", "interval", "n", "random circuits", "metric", "ablation")
+    shown = [score for score in scores.scores if score.name not in _BESIDE]
+    table, notes = _table_of_scores(shown), score_notes(scores)
+    accuracies = accuracy_table(scores, model)
+    how = how_lines(scores)
+    parts = [size, "", table, *(["", *notes] if notes else []), *(["", accuracies] if accuracies else [])]
+    parts += ["", *how] if how else []
+    return plain_text("\n".join(parts))
+
+
+def _table_of_scores(shown: Sequence[Score]) -> str:
+    """A line for each score; what all have in common stands above it."""
+    above, more = [], []
+    for name, values in (("metric", [score.metric for score in shown]), ("ablation", [score.ablation for score in shown])):
+        distinct = {value for value, score in zip(values, shown, strict=True) if value != score.name}  # `kl` is of itself
+        if len(distinct) < 2:
+            above += [f"{name} {value}" for value in distinct]
+        else:
+            more.append((name, values))
+    n_drawn = {len(score.controls) for score in shown if score.controls}
+    drawn = [controls_words(score) or "-" for score in shown]
+    of = f" of {min(n_drawn):,}" if len(n_drawn) == 1 else ""
+    if of and all(words == "-" or words.endswith(of) for words in drawn):
+        drawn = [words.removeprefix("median ").removesuffix(of) for words in drawn]
+        above.append(f"{min(n_drawn):,} random circuits")
+        headers = (*_SCORES, "random: median (range)")
+    else:
+        headers = (*_SCORES, "random circuits")
     rows = [
         (
             score.name,
@@ -66,19 +92,13 @@ def scores_alone(scores: Scores, model: str = "") -> str:
             score_value(score.name, score.value),
             span(score.name, score.low, score.high) or "-",
             f"{score.n:,}",
-            controls_words(score) or "-",
-            score.metric,
-            score.ablation,
+            words,
+            *(values[at] for _, values in more),
         )
-        for score in scores.scores
-        if score.name not in _BESIDE
+        for at, (score, words) in enumerate(zip(shown, drawn, strict=True))
     ]
-    table, notes = text_table(headers, rows, "llrrrlll"), score_notes(scores)
-    accuracies = accuracy_table(scores, model)
-    how = how_lines(scores)
-    parts = [size, "", table, *(["", *notes] if notes else []), *(["", accuracies] if accuracies else [])]
-    parts += ["", *how] if how else []
-    return plain_text("\n".join(parts))
+    table = text_table((*headers, *(name for name, _ in more)), rows, "llrrrlll")
+    return f"{', '.join(above)}\n\n{table}" if above else table
 
 
 def score_notes(scores: Scores) -> list[str]:
@@ -123,6 +143,7 @@ def accuracy_table(scores: Scores, model: str = "") -> str:
     return f"accuracies, {ablation} ablation\n\n{text_table(headers, rows)}\n{meanings}"
 
 
+_SCORES = ("score", "split", "value", "interval", "n")
 _BESIDE = ("full_accuracy", "accuracy_ratio", "full_pair_accuracy")  # in the table of accuracies alone
 _ACCURACIES = ("split", "n", "full model", "circuit", "random circuits", "circuit / full model", "random / full model")
 
