@@ -1,4 +1,4 @@
-"""Conductance, and attribution under rules of the backward pass, against both written out (tests/literal_rules.py)."""
+"""Conductance, rules of the backward pass (tests/literal_rules.py), GradDrop and gradient paths, against all written out."""
 
 from typing import Any
 
@@ -7,10 +7,12 @@ import pytest
 import torch
 from direct_attribution import (
     big_buffer,
+    direct_atp,
     direct_between_activations,
     direct_between_embeddings,
     direct_conductance,
     direct_eap,
+    direct_grad_drop,
     embedding_senders,
     leaf_run,
     metric_of,
@@ -19,10 +21,12 @@ from examples import random_examples, random_task
 from models import model_of
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.discovery.atp import atp
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.ceap import ceap
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.conductance import edges_by_conductance
+from circuitdisc.engine.gradients.grad_drop import edges_with_grad_drop
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import equal
 from circuitdisc.engine.gradients.rules import RULES
@@ -33,6 +37,7 @@ from circuitdisc.models.weights import ACTIVATIONS
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "gemma3_text", "olmo2", "bloom", "cohere", "granite"]
 POINTS = equal(0.0, 0.5)
 FULL = Gradient(at_full=True)
+DROPS = Gradient(at_full=True, patterns=True, drops=True)
 
 
 def attribution(model, kind: Any, examples, rule, gradient=FULL):
@@ -140,3 +145,28 @@ def test_conductance_needs_a_way_to_the_corrupted_prompts():
     model = model_of("gpt2")
     with pytest.raises(BadSetting, match="use ablation=resample"):
         ceap(model, random_task(model), Ablation("mean"), SearchContext(metric="log_prob"))
+
+
+# --- GradDrop ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "bloom", "cohere", "no_norm"])
+def test_grad_drop_equals_autograd_with_each_layer_detached(family):
+    model, metric, ablation = model_of(family), get_metric("log_prob"), Ablation("resample")
+    examples = random_examples(model, 3)
+    found = edges_with_grad_drop(attribution(model, "resample", examples, "plain", DROPS))
+    assert far(found, direct_grad_drop(model, ablation, examples, metric)) < 1e-9
+    assert np.nanmin(found) >= 0
+    assert far(found, np.abs(direct_atp(model, ablation, examples, metric))) > 1e-2
+
+
+def test_grad_drop_takes_a_backward_pass_for_each_layer_and_has_no_sign():
+    model = model_of("llama")
+    task = random_task(model, 3)
+    found = atp(model, task, Ablation("resample"), SearchContext(metric="log_prob"), grad_drop=True)
+    assert (found.cost.model_runs, found.cost.backward_runs) == (pytest.approx(2), pytest.approx(model.graph.n_layers))
+    assert any("no sign" in note for note in found.notes)
+    with pytest.raises(BadSetting, match="have no sign: use by=absolute"):
+        found.top_k(9, "signed")
+    with pytest.raises(BadSetting, match="by=signed needs scores with a sign"):
+        atp(model, task, Ablation("resample"), SearchContext(metric="log_prob"), grad_drop=True, by="signed")

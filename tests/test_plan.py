@@ -53,6 +53,7 @@ EXACT = (
 MASKS = {"steps": 7, "batch": 3}
 SETTINGS = {
     **{name: ({},) for name in (*EXACT, "exact", "path_patching")},
+    "atp": ({}, {"grad_drop": True}),
     "acdc": (
         {"threshold": 0.01},
         {"threshold": 0.01, "speculation": 2},

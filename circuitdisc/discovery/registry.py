@@ -182,7 +182,9 @@ def discover(
         discovery.no_units = f"{algorithm} keeps no score of every edge for each example"
     discovery.cost.seconds = perf_counter() - started
     discovery.cost = Cost(**agreed(vars(discovery.cost)))  # the number of random controls rests on it
-    cancels = cancelling_note(model, task, ablation, measure, discovery, algorithm, chosen.by_mean, full, memory)
+    cancels = cancelling_note(
+        model, task, ablation, measure, discovery, algorithm, chosen.by_mean and discovery.signed, full, memory
+    )
     if cancels is not None:
         warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(

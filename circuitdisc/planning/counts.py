@@ -183,7 +183,7 @@ def _gradients(search: Search, points: float, backward: float) -> Counts:
 
 
 def _at_full(search: Search) -> Counts:
-    return _gradients(search, 0, 1)
+    return _gradients(search, 0, search.graph.n_layers if search.settings.get("grad_drop") else 1)
 
 
 def _between(search: Search) -> Counts:
