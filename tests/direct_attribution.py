@@ -202,6 +202,33 @@ def direct_conductance(model, ablation, examples, metric, steps):
     return scores
 
 
+def direct_grad_path(model, ablation, examples, metric, steps):
+    """Example by example: down the gradient of the squared distance to the corrupted output, a step of length 1 at a time."""
+    chunk, delta = big_buffer(model, ablation, examples)
+    senders = embedding_senders(model)
+    first, rest = senders[0], sum(chunk.clean[s] for s in senders[1:])
+    owner = chunk.batch.read_example
+
+    def logits(x):
+        return leaf_run(model, chunk, {**{s: chunk.clean[s] for s in senders}, first: x - rest}, {})
+
+    x = sum(chunk.clean[s] for s in senders)
+    goal = logits(x + sum(delta[s] for s in senders)).detach()
+    g = 0.0
+    for _ in range(steps):
+        moved = []
+        for example in range(len(examples)):
+            at = x.clone().requires_grad_()
+            distance = ((logits(at) - goal)[owner == example] ** 2).sum()
+            (way,) = torch.autograd.grad(distance, at)
+            assert not way[torch.arange(len(examples)) != example].any(), "examples have nothing to do with each other"
+            moved.append(x[example] - way[example] / (way[example] ** 2).sum().sqrt())
+        x = torch.stack(moved)
+        overrides = {**{s: chunk.clean[s] for s in senders}, first: x - rest}
+        g = g + gradients(model, chunk, metric, overrides) / steps
+    return scores_of(model, delta, g)
+
+
 def direct_atp(model, ablation, examples, metric):
     return atp_by_example(model, ablation, examples, metric).mean(0)
 

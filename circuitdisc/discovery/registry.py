@@ -77,6 +77,12 @@ ALGORITHMS = {
             by_mean=True,
             by_unit=True,
         ),
+        Algorithm(
+            "eap_gp",
+            "the same with gradients averaged along a path that follows a gradient (Zhang et al. 2025)",
+            by_mean=True,
+            by_unit=True,
+        ),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),

@@ -197,6 +197,11 @@ def _stretches(search: Search) -> Counts:
     return _gradients(search, 2 * steps + 1, steps)  # where each begins and ends, and its middle
 
 
+def _along_gradient(search: Search) -> Counts:
+    steps = search.settings["steps"]
+    return _gradients(search, steps + 2, 2 * steps)  # the goal and the start; the path's own gradients
+
+
 def _between_activations(search: Search) -> Counts:
     graph, steps = search.graph, search.settings["steps"]
     gauss = takes_gauss(search.settings["points"], search.model, search.ablation)
@@ -431,6 +436,7 @@ COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "eap_ig": _between,
     "clean_corrupted": _between,
     "ceap": _stretches,
+    "eap_gp": _along_gradient,
     "eap_ig_activations": _between_activations,
     "edge_pruning": _masks,
     "subnetwork_probing": _masks,

@@ -258,6 +258,7 @@ GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "clean_corrupted": lambda settings: Gradient(rows=2),
     "eap_ig_activations": lambda settings: Gradient(rows=settings["steps"], places=True),
     "ceap": lambda settings: Gradient(copies=2),
+    "eap_gp": lambda settings: Gradient(all_columns=True),
 }
 
 
