@@ -22,7 +22,7 @@ from circuitdisc.ablation import Ablation
 from circuitdisc.checks import Whole, bounded
 from circuitdisc.discovery.base import Discovery, SearchContext
 from circuitdisc.discovery.scored import attribute
-from circuitdisc.discovery.selection import Ranking, Selection
+from circuitdisc.discovery.selection import Consistent, Selection
 from circuitdisc.engine.gradients.grad_path import edges_along_gradient
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.errors import BadSetting
@@ -32,7 +32,7 @@ from circuitdisc.tasks.base import Task
 
 
 @bounded(steps=Whole(1, 10_000))
-@takes(Ranking)
+@takes(Consistent)
 def eap_gp(
     model: Model,
     task: Task,
@@ -40,7 +40,7 @@ def eap_gp(
     context: SearchContext,
     *,
     steps: int = 5,
-    **options: Unpack[Ranking],
+    **options: Unpack[Consistent],
 ) -> Discovery:
     """Score every edge by its difference times the gradient averaged along a path that follows a gradient.
 
