@@ -35,6 +35,7 @@ from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import equal, published_between
 from circuitdisc.engine.gradients.rules import RULES
 from circuitdisc.errors import BadSetting, UnknownName
+from circuitdisc.graph import ComputationGraph
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.weights import ACTIVATIONS
 
@@ -154,7 +155,7 @@ def test_conductance_needs_a_way_to_the_corrupted_prompts():
 # --- GradDrop ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "bloom", "cohere", "no_norm"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "bloom", "cohere", "mixtral", "no_norm"])
 def test_grad_drop_equals_autograd_with_each_layer_detached(family):
     model, metric, ablation = model_of(family), get_metric("log_prob"), Ablation("resample")
     examples = random_examples(model, 3)
@@ -174,6 +175,10 @@ def test_grad_drop_takes_a_backward_pass_for_each_layer_and_has_no_sign():
         found.top_k(9, "signed")
     with pytest.raises(BadSetting, match="by=signed needs scores with a sign"):
         atp(model, task, Ablation("resample"), SearchContext(metric="log_prob"), grad_drop=True, by="signed")
+    ready = attribution(model, "resample", task.train, "plain", DROPS)
+    ready.graph = ComputationGraph(1, 2)
+    with pytest.raises(BadSetting, match="this model has one: use false"):
+        edges_with_grad_drop(ready)
 
 
 # --- paths that follow a gradient -------------------------------------------------------------------------------------------

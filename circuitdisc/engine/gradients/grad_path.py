@@ -36,7 +36,7 @@ def edges_along_gradient(attribution: Attribution, steps: int) -> Float[np.ndarr
         for step in range(steps + 1):
             run = _run_from(attribution, chunk, x)
             if step < steps:
-                x = x - _direction(attribution, chunk, run, goal).to(x.dtype)
+                x = x - _direction(attribution, chunk, run, goal, keep=step > 0).to(x.dtype)
             if step > 0:
                 gradients = attribution.gradients(chunk, run)
                 add_scores(scores, attribution.graph, chunk.differences, gradients, attribution.groups, attribution.units)
@@ -56,14 +56,14 @@ def _logits(attribution: Attribution, chunk: AttributionChunk, residual: Float[T
 
 
 def _direction(
-    attribution: Attribution, chunk: AttributionChunk, run: SegmentedRun, goal: Float[Tensor, "1 N V"]
+    attribution: Attribution, chunk: AttributionChunk, run: SegmentedRun, goal: Float[Tensor, "1 N V"], keep: bool
 ) -> Float[Tensor, "1 B T D"]:
-    """g / |g|, example by example. The run's segments are kept."""
+    """g / |g|, example by example; the run's segments may be kept for another walk."""
     with torch.enable_grad():
         residual = run.residual.detach().requires_grad_()
         distance = (_logits(attribution, chunk, residual) - goal).pow(2).sum()
         (into,) = torch.autograd.grad(distance, residual)
-    for step in run.backward(into, keep=True):
+    for step in run.backward(into, keep):
         if isinstance(step, EmbeddingStep):
             into = step.out
     attribution.count_backward(chunk, run)
