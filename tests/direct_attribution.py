@@ -16,7 +16,7 @@ from circuitdisc.models import Model
 
 
 def leaf_run(
-    model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain", written=None, own_scales=False
+    model: Model, chunk, overrides, leaves, leaf_patterns=None, rule="plain", written=None, own_scales=False, dropped=None
 ) -> torch.Tensor:
     """Logits at the readings [N, V].
 
@@ -26,6 +26,7 @@ def leaf_run(
         leaf_patterns: (layer, head) -> what is added to its attention pattern.
         rule: of the backward pass (tests/literal_rules.py).
         written: a list that takes what every sender writes.
+        dropped: a layer through whose writes no gradient passes.
         own_scales: scales of norms that couple the heads of a layer are this run's, and not the clean run's; held, either way.
     """
     how, frame = RULES[rule], chunk.frame
@@ -36,6 +37,8 @@ def leaf_run(
     constant = torch.zeros(spec.d_model, dtype=cut.dtype)
 
     def write(value):
+        node = graph.senders[len(live)]
+        value = value.detach() if dropped is not None and node.layer == dropped else value
         live.append(overrides.get(len(live), value))
 
     def read(receiver, constant):
@@ -199,17 +202,57 @@ def direct_conductance(model, ablation, examples, metric, steps):
     return scores
 
 
+def direct_grad_path(model, ablation, examples, metric, steps):
+    """Example by example: down the gradient of the squared distance to the corrupted output, a step of length 1 at a time."""
+    chunk, delta = big_buffer(model, ablation, examples)
+    senders = embedding_senders(model)
+    first, rest = senders[0], sum(chunk.clean[s] for s in senders[1:])
+    owner = chunk.batch.read_example
+
+    def logits(x):
+        return leaf_run(model, chunk, {**{s: chunk.clean[s] for s in senders}, first: x - rest}, {})
+
+    x = sum(chunk.clean[s] for s in senders)
+    goal = logits(x + sum(delta[s] for s in senders)).detach()
+    g = 0.0
+    for _ in range(steps):
+        moved = []
+        for example in range(len(examples)):
+            at = x.clone().requires_grad_()
+            distance = ((logits(at) - goal)[owner == example] ** 2).sum()
+            (way,) = torch.autograd.grad(distance, at)
+            assert not way[torch.arange(len(examples)) != example].any(), "examples have nothing to do with each other"
+            moved.append(x[example] - way[example] / (way[example] ** 2).sum().sqrt())
+        x = torch.stack(moved)
+        overrides = {**{s: chunk.clean[s] for s in senders}, first: x - rest}
+        g = g + gradients(model, chunk, metric, overrides) / steps
+    return scores_of(model, delta, g)
+
+
 def direct_atp(model, ablation, examples, metric):
-    """Edge by edge: the changed q or k input is passed through exactly, and from the pattern on the effect is linear."""
+    return atp_by_example(model, ablation, examples, metric).mean(0)
+
+
+def direct_grad_drop(model, ablation, examples, metric):
+    """Every layer's writes detached in turn: the size of each example's scores, edges into logits over as many passes."""
+    L = model.graph.n_layers
+    sizes = sum(np.abs(atp_by_example(model, ablation, examples, metric, layer)) for layer in range(L)).mean(0)
+    return np.concatenate([sizes[:-1] / (L - 1), sizes[-1:] / L])
+
+
+def atp_by_example(model, ablation, examples, metric, dropped=None):
+    """Edge by edge [B, R, S]: the changed q or k input passes through exactly, and from the pattern on the effect is linear."""
     chunk, delta = big_buffer(model, ablation, examples)
     cut, graph, batch = model.components, model.graph, chunk.batch
     spec, weights = cut.spec, cut.weights
     patterns: dict = {}
     leaves = {r: torch.zeros_like(chunk.clean[0], requires_grad=True) for r in range(graph.n_receivers)}
-    value = metric_of(metric, chunk, leaf_run(model, chunk, {}, leaves, patterns))
-    g = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
-    scores = scores_of(model, delta, torch.stack(g))
-    into_pattern = dict(zip(patterns, torch.autograd.grad(value, list(patterns.values())), strict=True))
+    value = len(examples) * metric_of(metric, chunk, leaf_run(model, chunk, {}, leaves, patterns, dropped=dropped))
+    unused: dict = {"allow_unused": True, "materialize_grads": True}
+    g = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, **unused)
+    scores = torch.einsum("sbtd,rbtd->brs", delta, torch.stack(g)).numpy()
+    scores = np.where(graph.edge_mask, scores, np.nan)
+    into_pattern = dict(zip(patterns, torch.autograd.grad(value, list(patterns.values()), **unused), strict=True))
     constant = torch.zeros(spec.d_model, dtype=cut.dtype)
     length = batch.clean.shape[1]
     for layer, block in enumerate(weights.layers):
@@ -231,7 +274,7 @@ def direct_atp(model, ablation, examples, metric):
                     q = project(clean + delta[s] if kind == "q" else clean, "q")
                     k = project(clean + delta[s] if kind == "k" else clean, "k")
                     changed = attention(cut, layer, head, q, k, batch, length)
-                    scores[r, s] = float(((changed - pattern) * into_pattern[layer, head]).sum())
+                    scores[:, r, s] = ((changed - pattern) * into_pattern[layer, head]).sum((1, 2)).numpy()
         if block.b_O is not None:
             constant = constant + block.b_O
     return scores

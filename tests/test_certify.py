@@ -29,7 +29,7 @@ from circuitdisc.tasks.base import Task
 SETTINGS: dict[str, Any] = {"ablation": "resample", "edges": 12, "allow_chance": True}
 RUN = ["discover", "model=toys/induction", "task=induction", "task.n=12", "task.n_heldout=8", "ablation=resample",
        "progress=false", "algorithm=eap", "algorithm.edges=8", "scoring.n_random=1", "explorer=false"]  # fmt: skip
-BY_UNIT = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap")
+BY_UNIT = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap", "eap_gp")
 
 
 @cache

@@ -41,6 +41,7 @@ COUNTS = ("model_runs", "backward_runs", "circuit_runs", "candidates", "node_eva
 EXACT = (
     "eap",
     "ceap",
+    "eap_gp",
     "eap_ig",
     "eap_ig_activations",
     "clean_corrupted",
@@ -53,6 +54,7 @@ EXACT = (
 MASKS = {"steps": 7, "batch": 3}
 SETTINGS = {
     **{name: ({},) for name in (*EXACT, "exact", "path_patching")},
+    "atp": ({}, {"grad_drop": True}),
     "acdc": (
         {"threshold": 0.01},
         {"threshold": 0.01, "speculation": 2},
@@ -92,8 +94,8 @@ def test_every_algorithm_is_planned():
 def test_what_is_planned_is_what_a_search_reports(algorithm, family, ablation):
     model = model_of(family, torch.float64)
     task = random_task(model, N)
-    if algorithm == "ceap" and ablation != "resample":
-        pytest.skip("ceap follows what senders write to the corrupted prompts: it has no other ablation")
+    if algorithm in ("ceap", "eap_gp") and ablation != "resample":
+        pytest.skip("its way leads to the corrupted prompts: it has no other ablation")
     for settings in SETTINGS[algorithm]:
         found = cd.discover(model, task, algorithm, ablation=ablation, allow_chance=True, **settings)
         part = planned(model, task, algorithm, ablation=ablation, **settings)

@@ -135,7 +135,7 @@ def test_every_algorithm_finds_what_one_rank_finds(subject, algorithm, n):
     model, task = subject
 
     def work(_=0):
-        ablation = "resample" if algorithm == "ceap" else "mean"
+        ablation = "resample" if algorithm in ("ceap", "eap_gp") else "mean"
         settings = {"metric": "logit_diff", "ablation": ablation, "allow_chance": True, **SHORT.get(algorithm, {})}
         return cd.discover(model, task, algorithm, **settings)
 

@@ -35,6 +35,7 @@ class Discovery(Shown):
         path_sum: for integrated gradients, whether the scores across a cut of the graph add up.
         units: what each unit of the examples adds to the scores, if that was asked for and could be kept.
         no_units: why it was not kept.
+        signed: edge scores say which way the metric moves, and not only how far.
     """
 
     circuit: Circuit
@@ -47,6 +48,7 @@ class Discovery(Shown):
     path_sum: PathSum | None = None
     units: UnitScores | None = None
     no_units: str = ""
+    signed: bool = True
 
     def __repr__(self) -> str:
         scored = ", a score for every edge" if self.edge_scores is not None else ""
@@ -80,23 +82,27 @@ class Discovery(Shown):
         """The circuit of the n edges with the best scores, pruned; see `selection.top_k`.
 
         Raises:
-            BadSetting: the algorithm scored no edges.
+            BadSetting: the algorithm scored no edges, or `by` asks for a sign that they have not.
         """
-        return top_k(self.circuit.graph, self._scores(), n, by)
+        return top_k(self.circuit.graph, self._scores(by), n, by)
 
     def greedy(self, n: int, by: By = "absolute") -> Circuit:
         """The circuit of n edges grown from `logits`; see `selection.greedy`.
 
         Raises:
-            BadSetting: the algorithm scored no edges.
+            BadSetting: the algorithm scored no edges, or `by` asks for a sign that they have not.
         """
-        return greedy(self.circuit.graph, self._scores(), n, by)
+        return greedy(self.circuit.graph, self._scores(by), n, by)
 
-    def _scores(self) -> Float[np.ndarray, "R S"]:
+    def _scores(self, by: By = "absolute") -> Float[np.ndarray, "R S"]:
         if self.edge_scores is None:
             name = self.circuit.provenance.algorithm or "this algorithm"
             why = "scores no edges" if self.ranking is None else "decides by its tests; its scores are only their order"
             raise BadSetting(f"{name} {why}, so that no other size can be chosen: use a scored algorithm such as eap_ig")
+        if by == "signed" and not self.signed:
+            raise BadSetting(
+                f"by=signed: the scores of {self.circuit.provenance.algorithm or 'this search'} have no sign: use by=absolute"
+            )
         return self.edge_scores
 
     def cost_dict(self) -> dict[str, float]:

@@ -19,7 +19,7 @@ Shape letters: R receivers, S senders, E edges, V nodes.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
@@ -31,11 +31,14 @@ MOST_EDGES = 50_000
 """Edges of a graph beyond which the program takes hours."""
 
 
-def best_connected(graph: ComputationGraph, values: Float[np.ndarray, "R S"], n: int) -> Circuit:
+def best_connected(
+    graph: ComputationGraph, values: Float[np.ndarray, "R S"], n: int, only: Bool[np.ndarray, "R S"] | None = None
+) -> Circuit:
     """The circuit of at most n edges, each on a path from an embedding to `logits`, whose values have the largest sum.
 
     Args:
         values: what each edge is worth; of either sign: an edge of negative value is taken where others need it.
+        only: the edges that may be taken; None: all.
 
     Raises:
         BadSetting: the graph is too large.
@@ -65,7 +68,11 @@ def best_connected(graph: ComputationGraph, values: Float[np.ndarray, "R S"], n:
     ]
     size = LinearConstraint(coo_array((np.ones(E), (np.zeros(E, int), edge)), shape=(1, E + V)), 0, n)
     worth = np.concatenate([values[receivers, senders], np.zeros(V)])
-    solved = milp(-worth, constraints=[*ends, *needs, size], integrality=np.ones(E + V), bounds=Bounds(0, 1), options=_EXACT)
+    most = np.ones(E + V)
+    if only is not None:
+        most[:E] = only[receivers, senders]
+    bounds = Bounds(0, most)  # pyright: ignore[reportArgumentType] - arrays, too
+    solved = milp(-worth, constraints=[*ends, *needs, size], integrality=np.ones(E + V), bounds=bounds, options=_EXACT)
     if solved.x is None:
         raise BadSetting(f"the integer program of grow=optimal was not solved ({solved.message}): use grow=greedy")
     mask = np.zeros_like(graph.edge_mask)

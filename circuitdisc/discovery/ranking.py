@@ -40,7 +40,7 @@ class Proposing(TypedDict, total=False):
     ]
 
 
-RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap", "atp", "exact", "random")
+RANKINGS = ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap", "eap_gp", "atp", "exact", "random")
 
 
 def edge_ranking(

@@ -77,6 +77,12 @@ ALGORITHMS = {
             by_mean=True,
             by_unit=True,
         ),
+        Algorithm(
+            "eap_gp",
+            "the same with gradients averaged along a path that follows a gradient (Zhang et al. 2025)",
+            by_mean=True,
+            by_unit=True,
+        ),
         Algorithm("atp", "the same with an exact softmax for edges into q and k (Kramar et al. 2024)", by_mean=True),
         Algorithm("information_flow", "widest routes from logits downwards on clean prompts alone (Ferrando and Voita 2024)"),
         Algorithm("edge_pruning", "learned masks on edges with a given number of them (Bhaskar et al. 2024)"),
@@ -182,7 +188,9 @@ def discover(
         discovery.no_units = f"{algorithm} keeps no score of every edge for each example"
     discovery.cost.seconds = perf_counter() - started
     discovery.cost = Cost(**agreed(vars(discovery.cost)))  # the number of random controls rests on it
-    cancels = cancelling_note(model, task, ablation, measure, discovery, algorithm, chosen.by_mean, full, memory)
+    cancels = cancelling_note(
+        model, task, ablation, measure, discovery, algorithm, chosen.by_mean and discovery.signed, full, memory
+    )
     if cancels is not None:
         warnings.warn(cancels, CircuitdiscWarning, stacklevel=2)
     provenance = Provenance(

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from circuitdisc.ablation import Ablation
 from circuitdisc.checks import check_choice
 from circuitdisc.discovery.base import Discovery, SearchContext
-from circuitdisc.discovery.selection import Ranking, Selection
-from circuitdisc.discovery.units import UnitScores
+from circuitdisc.discovery.selection import Consistent, Selection
+from circuitdisc.discovery.units import SIGN_RESAMPLES, UnitScores
 from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.gradients.path_points import Points, starts_at_nothing
-from circuitdisc.errors import CircuitdiscWarning
+from circuitdisc.errors import BadSetting, CircuitdiscWarning
 from circuitdisc.metrics import get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import Option
@@ -23,7 +23,7 @@ from circuitdisc.stats import Partition, partition_of
 from circuitdisc.tasks.base import Task
 
 
-class Attributing(Ranking, total=False):
+class Attributing(Consistent, total=False):
     """Choosing by scores that come from a backward pass."""
 
     rule: Annotated[
@@ -80,18 +80,33 @@ def attribute(
         progress=context.progress,
         rule=rule,
     )
-    over, no_units = partition_of(task.train), ""
-    if context.keep_units:
+    over, no_units, share = partition_of(task.train), "", selection.sign_consistent
+    if context.keep_units or share is not None:
         no_units = _keep_units(name, attribution, over, by_token)
+    if share is not None and no_units:
+        raise BadSetting(f"sign_consistent={share:g} looks at resamples of the examples, and that cannot be: {no_units}")
     scores = scores_of(attribution)
-    notes = _notes(name, attribution)
-    circuit, units = selection.circuit(model.graph, scores), None
+    notes, units, allowed = _notes(name, attribution), None, None
     if attribution.units is not None:
         sums = attribution.units.edges(model.graph, attribution.n_rows)
         own_means = ablation.method.averages == "group" and over.by_group and all(example.group for example in task.train)
-        units = UnitScores(model.graph, sums, over, selection, frozen=attribution.fitted is not None and not own_means)
+        frozen = attribution.fitted is not None and not own_means
+        units = UnitScores(model.graph, sums, over, selection, frozen, context.seed)
+        allowed = units.allowed(np.ones(len(sums)))
+    if allowed is not None:
+        notes = (*notes, _set_aside(name, model.graph.n_edges, int(allowed.sum()), selection, over))
+    circuit, units = selection.circuit(model.graph, scores, allowed), units if context.keep_units else None
     return Discovery(
         circuit, scores, cost=attribution.cost, notes=notes, path_sum=attribution.path_sum, units=units, no_units=no_units
+    )
+
+
+def _set_aside(name: str, n_edges: int, n_allowed: int, selection: Selection, over: Partition) -> str:
+    """How many edges may not be chosen, in a sentence."""
+    return (
+        f"{name} with sign_consistent={selection.sign_consistent:g}: {n_edges - n_allowed:,} of {n_edges:,} edges were set "
+        f"aside before the circuit was chosen, since their score is 0 or keeps its sign in a smaller share of "
+        f"{SIGN_RESAMPLES:,} bootstrap resamples of the {over.n_drawn:,} search {over.drawn}."
     )
 
 

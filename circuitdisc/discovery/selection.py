@@ -26,28 +26,34 @@ from circuitdisc.options import Option
 Grow = Literal["top_k", "greedy"]
 Chosen = Literal["top_k", "greedy", "optimal"]
 By = Literal["absolute", "signed"]
+Allowed = Bool[np.ndarray, "R S"] | None
 
 
-def top_k(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute") -> Circuit:
+def top_k(
+    graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute", only: Allowed = None
+) -> Circuit:
     """The circuit of the n best edges, without those that then lead nowhere (so that it may have fewer than n).
 
     Args:
         scores: the estimated change of the metric when an edge is cut, NaN where the graph has no edge.
         by: `absolute`: the largest changes come first, of either sign; `signed`: the largest falls do.
+        only: the edges that may be chosen; None: all.
     """
     mask = np.zeros_like(graph.edge_mask)
-    mask.flat[_ranking(graph, scores, by)[:n]] = True
+    mask.flat[_ranking(graph, scores, by, only)[:n]] = True
     return Circuit(graph, mask).prune()
 
 
-def greedy(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute") -> Circuit:
+def greedy(
+    graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by: By = "absolute", only: Allowed = None
+) -> Circuit:
     """The circuit of n edges that grows from `logits`: in each step the best edge into a node that is already in it.
 
     Args:
         scores: the estimated change of the metric when an edge is cut, NaN where the graph has no edge.
-        by: as for `top_k`.
+        by, only: as for `top_k`.
     """
-    order = _ranking(graph, scores, by)
+    order = _ranking(graph, scores, by, only)
     rank = np.full(graph.edge_mask.size, len(order))
     rank[order] = np.arange(len(order))
     rank_RS = rank.reshape(graph.edge_mask.shape)
@@ -58,7 +64,9 @@ def greedy(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], n: int, by
     for _ in range(min(n, graph.n_edges)):
         if not heap:
             break
-        _, receiver, sender = heapq.heappop(heap)
+        at, receiver, sender = heapq.heappop(heap)
+        if at == len(order):
+            break  # nothing is left but edges that may not be chosen
         mask[receiver, sender] = True
         name = graph.senders[sender].name
         if name not in reached:
@@ -109,8 +117,8 @@ def _offer(graph: ComputationGraph, rank: np.ndarray, node: str, heap: list[tupl
             heapq.heappush(heap, (int(rank[receiver, sender]), receiver, sender))
 
 
-def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By) -> np.ndarray:
-    """Flat indices of all edges, the best first; among equals the lower index comes first."""
+def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By, only: Allowed = None) -> np.ndarray:
+    """Flat indices of all edges that may be chosen, the best first; among equals the lower index comes first."""
     if by not in get_args(By):
         raise UnknownName("value of by", str(by), get_args(By))
     if scores.shape != graph.edge_mask.shape:
@@ -118,6 +126,7 @@ def _ranking(graph: ComputationGraph, scores: Float[np.ndarray, "R S"], by: By) 
     edges: Bool[np.ndarray, "R S"] = graph.edge_mask
     if not np.isfinite(scores[edges]).all():
         raise BadSetting("some edges have scores that are not finite: no circuit can be chosen by them")
+    edges = edges if only is None else edges & only
     keys = -np.abs(scores[edges]) if by == "absolute" else scores[edges]
     return np.flatnonzero(edges)[np.argsort(keys, kind="stable")]
 
@@ -171,6 +180,20 @@ class Ranking(Aiming, total=False):
     ]
 
 
+class Consistent(Ranking, total=False):
+    """The same for scores that are means over examples."""
+
+    sign_consistent: Annotated[
+        float | None,
+        Option(
+            None,
+            "only edges whose score keeps its sign in at least this share of 1,000 bootstrap resamples of the examples are "
+            "chosen; None: all may be.",
+            FRACTION,
+        ),
+    ]
+
+
 @dataclass(frozen=True)
 class Selection:
     """How a circuit is chosen from scores.
@@ -182,10 +205,11 @@ class Selection:
         by: `absolute`: the largest changes come first, of either sign; `signed`: the edges whose cutting lowers the metric
             most do.
         target: the share to be kept, in place of a size; `discover_to_target` looks for the size.
+        sign_consistent: the share of resamples in which an edge's score must keep its sign; `UnitScores` knows these.
 
     Raises:
-        BadSetting: `edges` is no positive whole number, `fraction` does not lie between 0 and 1, or `target` stands beside
-            `edges` or `grow=optimal`.
+        BadSetting: `edges` is no positive whole number, `fraction` or `sign_consistent` does not lie between 0 and 1, or
+            `target` stands beside `edges` or `grow=optimal`.
         UnknownName: `grow` or `by` is not known.
     """
 
@@ -194,6 +218,7 @@ class Selection:
     grow: Chosen = "top_k"
     by: By = "absolute"
     target: float | None = None
+    sign_consistent: float | None = None
 
     def __post_init__(self) -> None:
         if self.edges is not None:
@@ -207,6 +232,8 @@ class Selection:
                     "target= adds the best edges one by one; grow=optimal chooses all of a size together: give edges="
                 )
         FRACTION.check("fraction", self.fraction)
+        if self.sign_consistent is not None:
+            FRACTION.check("sign_consistent", self.sign_consistent)
         for name, value, allowed in (("grow", self.grow, Chosen), ("by", self.by, By)):
             if value not in get_args(allowed):
                 raise UnknownName(f"value of {name}", str(value), get_args(allowed))
@@ -225,10 +252,14 @@ class Selection:
             raise BadSetting(f"edges={self.edges} is more than the {graph.n_edges} of the graph ({graph.describe()})")
         return self.edges
 
-    def circuit(self, graph: ComputationGraph, scores: Float[np.ndarray, "R S"]) -> Circuit:
-        """The circuit of the best edges, pruned: edges that lead nowhere are left out, so that it may be smaller than asked."""
+    def circuit(self, graph: ComputationGraph, scores: Float[np.ndarray, "R S"], only: Allowed = None) -> Circuit:
+        """The circuit of the best edges, pruned: edges that lead nowhere are left out, so that it may be smaller than asked.
+
+        Args:
+            only: the edges that may be chosen; None: all.
+        """
         if self.grow == "optimal":
             _ranking(graph, scores, self.by)  # that scores fit
-            return best_connected(graph, -scores if self.by == "signed" else np.abs(scores), self.n_edges(graph))
+            return best_connected(graph, -scores if self.by == "signed" else np.abs(scores), self.n_edges(graph), only)
         choose = top_k if self.grow == "top_k" else greedy
-        return choose(graph, scores, self.n_edges(graph), self.by)
+        return choose(graph, scores, self.n_edges(graph), self.by, only)

@@ -61,6 +61,8 @@ def discover_to_target(
     asked = {name: {**known, **settings}[name] for name in SIZING if name in known}
     if settings.get("threshold") is not None:
         raise BadSetting("threshold= and target= both say how large the circuit is: give one of them")
+    if settings.get("sign_consistent") is not None:
+        raise BadSetting("target= ranks all edges, and sign_consistent= sets some aside: give edges= or fraction= beside it")
     selection = Selection(**asked)
     target = asked["target"]
     rest, apart = set_apart(task)

@@ -10,12 +10,14 @@ Shape letters: G units (examples, or groups of them that are drawn whole), E edg
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from circuitdisc.circuit import Circuit
 from circuitdisc.discovery.selection import Selection, connected
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.stats import Partition
+
+SIGN_RESAMPLES, AT_ONCE = 1000, 20
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class UnitScores:
         over: which unit each example belongs to.
         selection: how the circuit is chosen from scores.
         frozen: the ablation learns from the examples, and its values are those of all of them.
+        seed: of the resamples that `selection.sign_consistent` looks at.
         repair: what was done with edges on no path from an embedding: `dropped`, `connected` (see `target.py`), or nothing.
     """
 
@@ -35,6 +38,7 @@ class UnitScores:
     over: Partition
     selection: Selection
     frozen: bool
+    seed: int = 0
     repair: str = "none"
 
     def scores(self, counts: Float[np.ndarray, "G"]) -> Float[np.ndarray, "R S"]:
@@ -48,12 +52,30 @@ class UnitScores:
         found[self.graph.edge_mask] = counts @ self.sums / (counts @ sizes)
         return found
 
+    def allowed(self, counts: Float[np.ndarray, "G"]) -> Bool[np.ndarray, "R S"] | None:
+        """Edges whose score has the sample's own sign in enough bootstrap resamples of it; None where that is not asked.
+
+        A score of 0 has no sign. The units of the sample are drawn, as often as they are in it.
+        """
+        share = self.selection.sign_consistent
+        if share is None:
+            return None
+        sums, generator = np.repeat(self.sums, counts.astype(int), axis=0), np.random.default_rng(self.seed)
+        sign, n = np.sign(sums.sum(0)), len(sums)
+        alike = np.zeros(len(sign))
+        for _ in range(0, SIGN_RESAMPLES, AT_ONCE):
+            drawn = generator.multinomial(n, np.full(n, 1 / n), size=AT_ONCE)
+            alike += (np.sign(drawn @ sums) == sign).sum(0)
+        mask = np.zeros_like(self.graph.edge_mask)
+        mask[self.graph.edge_mask] = (alike >= share * SIGN_RESAMPLES - 1e-9) & (sign != 0)
+        return mask
+
     def circuit(self, counts: Float[np.ndarray, "G"]) -> Circuit:
         """The circuit of a sample of units; that of no example is empty."""
         if not counts.any():
             return Circuit.empty(self.graph)
         scores = self.scores(counts)
-        circuit = self.selection.circuit(self.graph, scores)
+        circuit = self.selection.circuit(self.graph, scores, self.allowed(counts))
         if self.repair == "connected":
             return connected(circuit, scores, self.selection.by)
         return circuit.prune(unreached=True) if self.repair == "dropped" else circuit

@@ -26,7 +26,7 @@ MOST_CIRCUITS = 50
 """Circuits of a comparison: an edge says in the bits of one number which have it."""
 _KINDS = {"q": 0, "k": 1, "v": 2, "mlp": 3, "logits": 4}
 _EXACT = {"exact"}
-_ESTIMATES = {"eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "atp"}
+_ESTIMATES = {"eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "ceap", "eap_gp", "atp"}
 
 
 def as_json(data: object) -> Markup:

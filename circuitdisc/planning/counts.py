@@ -183,7 +183,7 @@ def _gradients(search: Search, points: float, backward: float) -> Counts:
 
 
 def _at_full(search: Search) -> Counts:
-    return _gradients(search, 0, 1)
+    return _gradients(search, 0, search.graph.n_layers if search.settings.get("grad_drop") else 1)
 
 
 def _between(search: Search) -> Counts:
@@ -195,6 +195,11 @@ def _between(search: Search) -> Counts:
 def _stretches(search: Search) -> Counts:
     steps = search.settings["steps"]
     return _gradients(search, 2 * steps + 1, steps)  # where each begins and ends, and its middle
+
+
+def _along_gradient(search: Search) -> Counts:
+    steps = search.settings["steps"]
+    return _gradients(search, steps + 2, 2 * steps)  # the goal and the start; the path's own gradients
 
 
 def _between_activations(search: Search) -> Counts:
@@ -431,6 +436,7 @@ COUNTERS: dict[str, Callable[[Search], Counts | None]] = {
     "eap_ig": _between,
     "clean_corrupted": _between,
     "ceap": _stretches,
+    "eap_gp": _along_gradient,
     "eap_ig_activations": _between_activations,
     "edge_pruning": _masks,
     "subnetwork_probing": _masks,

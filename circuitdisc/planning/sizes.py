@@ -167,6 +167,8 @@ def attribution_chunk(sizes: Sizes, prompts: Prompts, budget: int, gradient: Gra
     """How many examples an attribution takes at once (`examples_in_budget`); one where not even one fits."""
     shapes, n = sizes.shapes, prompts.n
     holes = HEAP_HOLES if shapes.on_cpu else 1.0
+    if gradient.drops:
+        n = 1
     if shapes.on_cpu:
         n = min(n, max(1, CPU_TOKEN_ROWS // (gradient.rows * prompts.length)))
     while n > 1 and holes * _gradient_bytes(sizes, prompts, n, gradient, means) > budget:
@@ -251,11 +253,12 @@ MASKS = ("edge_pruning", "subnetwork_probing", "soft_topk")
 GRADIENTS: dict[str, Callable[[Mapping[str, Any]], Gradient]] = {
     "eap": lambda settings: Gradient(at_full=True),
     "hisp": lambda settings: Gradient(at_full=True),
-    "atp": lambda settings: Gradient(at_full=True, patterns=True),
+    "atp": lambda settings: Gradient(at_full=True, patterns=True, drops=settings.get("grad_drop", False)),
     "eap_ig": lambda settings: Gradient(rows=settings["steps"]),
     "clean_corrupted": lambda settings: Gradient(rows=2),
     "eap_ig_activations": lambda settings: Gradient(rows=settings["steps"], places=True),
     "ceap": lambda settings: Gradient(copies=2),
+    "eap_gp": lambda settings: Gradient(all_columns=True),
 }
 
 

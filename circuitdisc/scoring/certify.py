@@ -200,7 +200,8 @@ def certify(
     """Certify which edges stay in the circuit, or out of it, when examples of the train split are deleted.
 
     Args:
-        algorithm: its name. `eap`, `eap_ig`, `eap_ig_activations`, `clean_corrupted` and `ceap` run once; others n + 1 times.
+        algorithm: its name. `eap`, `eap_ig`, `eap_ig_activations`, `clean_corrupted`, `ceap` and `eap_gp` run once; others
+            n + 1 times.
         delete: probability with which an example (or group) is left out of a random subset.
         n: subsets; None: 200, or 50 where each is a search.
         confidence: that all bounds hold together.

@@ -36,6 +36,8 @@ class Gradient:
         places: from every place of the residual stream on, in turn.
         patterns: with respect to attention patterns, too.
         copies: of all senders' differences that are kept beside them.
+        drops: in as many backward passes as there are layers, one example at a time.
+        all_columns: also of logits of the whole vocabulary.
     """
 
     rows: int = 1
@@ -43,6 +45,8 @@ class Gradient:
     places: bool = False
     patterns: bool = False
     copies: int = 0
+    drops: bool = False
+    all_columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def peak_bytes(shapes: Shapes, n_examples: int, length: int, gradient: Gradient,
     kept = spec.n_layers * rows * tokens * segment_bytes(shapes, length)
     differences = (1 + gradient.copies) * tokens * difference_bytes(shapes)
     residuals = tokens * spec.d_model * shapes.itemsize * (2 * spec.n_layers if gradient.places else 1)
-    columns = spec.d_vocab_out if shapes.all_columns else 8
+    columns = spec.d_vocab_out if shapes.all_columns or gradient.all_columns else 8
     # logits, the same in float32, their softmax, and the gradients of the last two
     logits = rows * n_examples * n_readings * columns * (shapes.itemsize + 4 * shapes.wide)
     stream = 3 * rows * tokens * spec.d_model * shapes.itemsize  # the running gradient, and what is added to it
@@ -142,6 +146,9 @@ def peak_bytes(shapes: Shapes, n_examples: int, length: int, gradient: Gradient,
     at_end_of_forward = kept + max(logits, step)
     scoring = compact + block_bytes(shapes)
     patterns = pattern_bytes(shapes, n_examples, length) if gradient.patterns else 0
+    if gradient.drops:  # of each pass what comes to the heads of each layer, and to the patterns of one
+        heads = spec.n_layers * spec.n_heads * spec.d_head * shapes.itemsize
+        patterns += spec.n_layers * tokens * (heads + spec.n_heads * length * shapes.wide)
     return means + differences + residuals + max(at_end_of_forward, scoring) + patterns
 
 
@@ -211,7 +218,7 @@ def examples_in_budget(
             f"attributing one example of {length} tokens needs about {size_words(peak(1))} for activations, over the "
             f"budget of {size_words(budget)}: raise memory=, or take shorter prompts or fewer steps"
         )
-    most = len(examples)
+    most = 1 if gradient.drops else len(examples)
     if shapes.on_cpu:
         most = min(most, max(1, CPU_TOKEN_ROWS // (gradient.rows * length)))
     while most > 1 and peak(most) > budget:

@@ -4,11 +4,11 @@ Shape letters: C senders tried at once, B examples, T positions, D residual widt
 S senders.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitdisc.engine.gradients.attribution import Attribution, AttributionChunk
@@ -29,21 +29,35 @@ def edges_through_patterns(attribution: Attribution) -> Float[np.ndarray, "R S"]
         for step in chunk.clean.backward(end.into):
             gradients.add(step)
             if isinstance(step, HeadsSegment):
-                _add_pattern_scores(both[1], attribution, chunk, step)
+                add_pattern_scores(both[1], attribution, chunk, step, [step.out])
         attribution.count_backward(chunk, chunk.clean)
         add_scores(both[0], attribution.graph, chunk.differences, gradients, attribution.groups)
 
     linear, exact = attribution.over_chunks((2, *attribution.edges), score)[0]
+    return attribution.finish(torch.where(into_patterns(attribution), exact, linear))
+
+
+def into_patterns(attribution: Attribution) -> Bool[Tensor, "R 1"]:
+    """Which receivers are queries and keys."""
     through = np.array([receiver.qkv in ("q", "k") for receiver in attribution.graph.receivers])
-    rows = torch.from_numpy(through).to(linear.device)[:, None]
-    return attribution.finish(torch.where(rows, exact, linear))
+    return torch.from_numpy(through).to(attribution.components.device)[:, None]
 
 
 @torch.no_grad()
-def _add_pattern_scores(
-    scores: Float[Tensor, "R S"], attribution: Attribution, chunk: AttributionChunk, step: HeadsSegment
+def add_pattern_scores(
+    scores: Float[Tensor, "R S"],
+    attribution: Attribution,
+    chunk: AttributionChunk,
+    step: HeadsSegment,
+    outs: Sequence[Float[Tensor, "H 1 B T K"]],
+    sizes: bool = False,
 ) -> None:
-    """Scores of all edges into the q and k of one layer."""
+    """Add scores of all edges into the q and k of one layer.
+
+    Args:
+        outs: gradients with respect to the heads' pattern-weighted values, as `step.out`, of one or several backward passes.
+        sizes: add the size of each pass's score, of a chunk of one example, and not the score with its sign.
+    """
     components, graph, frame, layer = attribution.components, attribution.graph, chunk.frame, step.layer
     norm = components.weights.layers[layer].norm_attention
     q, k, v = step.projections
@@ -51,8 +65,8 @@ def _add_pattern_scores(
     heads = range(graph.n_heads)
     clean = components.pattern(layer, heads, q, k, frame)
     scale = frame.head_scale.get(layer)
-    into_z = step.out if scale is None else step.out * scale
-    gradient = wide(into_z @ v.transpose(-1, -2))  # [H, 1, B, T, T]
+    into_z = outs if scale is None else [out * scale for out in outs]
+    gradients = [wide(into @ v.transpose(-1, -2)) for into in into_z]  # [H, 1, B, T, T] each
     row_q, row_k = (graph.receiver_index[f"a{layer}.h0<{qkv}>"] for qkv in ("q", "k"))
     most = max(1, CPU_PATTERN_ROWS // chunk.batch.clean.numel())
     for first, delta in _senders_before(attribution, chunk, layer, most):
@@ -63,8 +77,10 @@ def _add_pattern_scores(
             (row_q, components.pattern(layer, heads, changed_q, k, frame)),
             (row_k, components.pattern(layer, heads, q, changed_k, frame)),
         ):
-            change = ((pattern - clean) * gradient).sum((2, 3, 4))
-            scores[row : row + graph.n_heads, first:stop] += change.to(scores.dtype)
+            moved = pattern - clean
+            for gradient in gradients:
+                change = (moved * gradient).sum((2, 3, 4))
+                scores[row : row + graph.n_heads, first:stop] += (change.abs() if sizes else change).to(scores.dtype)
 
 
 def _senders_before(

@@ -89,7 +89,7 @@ class SegmentedRun:
         frame: masks, rotary angles and norm scales.
         x: the residual stream at `start`. [C, B, T, D]
         start: where to begin: before a layer's heads or before its MLP.
-        gradients: keep the segments, for one call of `backward`.
+        gradients: keep the segments, for `backward`.
         uncut: this is the uncut run that `frame` belongs to: record the scales of norms after attention in it.
         read: (examples, positions) that are read at the end; the last MLP then runs at them alone, and its output and the
             final residual mean nothing elsewhere. None runs it everywhere.
@@ -172,17 +172,24 @@ class SegmentedRun:
         spread[:, *at] = values
         return spread
 
-    def backward(self, dx: Float[Tensor, "C B T D"]) -> Iterator[Step]:
-        """Walk back from the gradient with respect to the final residual. The segments are let go on the way."""
+    def backward(self, dx: Float[Tensor, "C B T D"], keep: bool = False, dropped: int | None = None) -> Iterator[Step]:
+        """Walk back from the gradient with respect to the final residual.
+
+        Args:
+            keep: the segments serve another walk; else they are let go on the way.
+            dropped: through what this layer writes no gradient passes, so that there is no step of it.
+        """
         for layer in reversed(range(self.start[0], self.graph.n_layers)):
+            if layer == dropped:
+                continue
             into_mlp = None
             if self.graph.has_mlp:
-                into_mlp = self._backward_mlp(layer, dx)
+                into_mlp = self._backward_mlp(layer, dx, keep)
                 yield MlpSegment(layer, into_mlp, dx)
                 if not self.graph.parallel:
                     dx, into_mlp = dx + into_mlp, None
             if self.start <= (layer, HEADS):
-                step, into_heads = self._backward_heads(layer, dx)
+                step, into_heads = self._backward_heads(layer, dx, keep)
                 yield step
                 del step
                 dx = dx + into_heads
@@ -190,22 +197,24 @@ class SegmentedRun:
                 dx = dx + into_mlp
         yield EmbeddingStep(dx)
 
-    def _backward_mlp(self, layer: int, dx: Float[Tensor, "C B T D"]) -> Float[Tensor, "C B T D"]:
-        mlp = self._mlp.pop(layer)
+    def _backward_mlp(self, layer: int, dx: Float[Tensor, "C B T D"], keep: bool) -> Float[Tensor, "C B T D"]:
+        mlp = self._mlp[layer] if keep else self._mlp.pop(layer)
         at = self.read if layer == self.graph.n_layers - 1 else None
-        (into,) = torch.autograd.grad(mlp.out, mlp.x, dx if at is None else dx[:, *at])
+        (into,) = torch.autograd.grad(mlp.out, mlp.x, dx if at is None else dx[:, *at], retain_graph=keep)
         return into if at is None else self._spread(into, at)
 
     @torch.no_grad()
-    def _backward_heads(self, layer: int, dx: Float[Tensor, "C B T D"]) -> tuple[HeadsSegment, Float[Tensor, "C B T D"]]:
+    def _backward_heads(
+        self, layer: int, dx: Float[Tensor, "C B T D"], keep: bool
+    ) -> tuple[HeadsSegment, Float[Tensor, "C B T D"]]:
         """The step, and the gradient with respect to the layer's input, all heads together."""
-        components, kept = self.components, self._attention.pop(layer)
+        components, kept = self.components, self._attention[layer] if keep else self._attention.pop(layer)
         block = components.weights.layers[layer]
         norm_after = block.norm_after_attention
         wide_dx = dx if norm_after is None or norm_after.scale is None else dx * norm_after.scale
         out = components.heads_back(layer, wide_dx)
         scale = self.frame.head_scale.get(layer)
-        into = torch.autograd.grad(kept.z, kept.projections, out if scale is None else out * scale)
+        into = torch.autograd.grad(kept.z, kept.projections, out if scale is None else out * scale, retain_graph=keep)
         into = tuple(
             gradient.mul_(share) if share != 1.0 else gradient for gradient, share in zip(into, self.rule.shares, strict=True)
         )
