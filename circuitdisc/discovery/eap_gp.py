@@ -10,10 +10,10 @@
 EAP-IG goes straight from one embedding to the other, wherever that leads through.
 
 Source: Zhang et al. 2025, "EAP-GP: Mitigating Saturation Effect in Gradient-based Automated Circuit Identification"
-(https://arxiv.org/abs/2502.06852), Algorithm 1, equations 7 to 9. Where it leaves open what is meant: one path from the input
-serves all nodes (there each node u has a path of its own, at a cost that is not the published one); the output is the logits at
-the positions that are read; an example's step is normalised over all of its tokens; the start, where `eap` takes its gradient,
-is no point of the mean.
+(https://arxiv.org/abs/2502.06852), Algorithm 1, as published code of others has it; it was not compared with the authors' own.
+What was left open is decided so: one path from the input serves all nodes (there each node u has a path of its own, at a cost
+that is not the published one); the output is the logits at the positions that are read; an example's step is normalised over
+all of its tokens; the start, where `eap` takes its gradient, is no point of the mean.
 """
 
 from typing_extensions import Unpack

@@ -7,7 +7,7 @@ With G(x) the logits at the readings of a run whose embeddings are x, and x' the
 with |.| the Euclidean norm over all tokens of the example; where g_j is 0 the path stands still. A step has length 1, whatever
 the size of embeddings is: the path need not come to x', nor does it end there, so that scores need not add up to anything.
 
-Source: Zhang et al. 2025, "EAP-GP" (https://arxiv.org/abs/2502.06852), Algorithm 1, equations 7 to 9.
+Source: Zhang et al. 2025, "EAP-GP" (https://arxiv.org/abs/2502.06852), Algorithm 1 (see `discovery/eap_gp.py`).
 """
 
 import numpy as np
