@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from circuitdisc.heads.localised.head_edits import HeadEdit
     from circuitdisc.heads.localised.localised import localised
     from circuitdisc.jobs.compare_runs import compare_runs
-    from circuitdisc.jobs.tasks_check import check_tasks
+    from circuitdisc.jobs.task_checks import check_tasks
     from circuitdisc.known import compiled, siit
     from circuitdisc.known.causal import CausalModel, Variable
     from circuitdisc.metrics import Metric
@@ -83,7 +83,7 @@ _HOMES = {
     "backups": "circuitdisc.certainty.backups",
     "baselines": "circuitdisc.checkpoints.baselines",
     "certify": "circuitdisc.scoring.certify",
-    "check_tasks": "circuitdisc.jobs.tasks_check",
+    "check_tasks": "circuitdisc.jobs.task_checks",
     "cmap": "circuitdisc.checkpoints.cmap.cmap",
     "compare_runs": "circuitdisc.jobs.compare_runs",
     "completeness": "circuitdisc.scoring.completeness",

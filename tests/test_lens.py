@@ -15,7 +15,7 @@ from models import TOYS, model_of, shared
 from circuitdisc.cli import main
 from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadSetting, UnknownName
-from circuitdisc.jobs.lens import describe_lens, logit_lens
+from circuitdisc.jobs.logit_lens import describe_lens, logit_lens
 from circuitdisc.metrics import METRICS, log_probabilities
 from circuitdisc.pages.description import Description, Section, description_text
 from circuitdisc.pages.verdict import Verdict

@@ -23,7 +23,7 @@ from circuitdisc.engine.gradients.attribution import Attribution
 from circuitdisc.engine.gradients.by_example import edges_by_example, on_examples, senders_by_example
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.patching import Patching
-from circuitdisc.errors import BadSetting
+from circuitdisc.errors import BadSetting, BadTask
 from circuitdisc.metrics import get_metric
 from circuitdisc.pages.mixtures import mixtures_part, mixtures_verdict
 from circuitdisc.scoring.faithfulness import normalised
@@ -192,6 +192,9 @@ def test_bad_input():
         mixtures(model, replace(task, train=task.train[:4]), circuit, "eap", ablation="zero")
     with pytest.raises(BadSetting, match="n_null=19 draws cannot tell clusters from one: n_null=99 can"):
         mixtures(model, random_task(model, 12), circuit, "eap", ablation="zero", n_null=19, confidence=0.99)
+    for nothing in (Circuit.empty(model.graph), Circuit.from_heads(model.graph, [])):
+        with pytest.raises(BadTask, match="the circuit is empty: there is nothing to split"):
+            mixtures(model, random_task(model, 12), nothing, "eap", ablation="zero")
 
 
 def test_the_command_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):

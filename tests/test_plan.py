@@ -63,7 +63,7 @@ SETTINGS = {
         {"keep": 0.8, "order": "attribution"},
     ),
     "bisect": ({"threshold": 0.01}, {"threshold": 0.01, "prune_first": 40}, {"keep": 0.8}),
-    "refine": ({"threshold": 0.03}, {"keep": 0.8, "edges": 9}),
+    "refine": ({"threshold": 0.03}, {"keep": 0.8, "fraction": 0.02}, {"edges": 9}),
     "head_ablation": ({}, {"keep": 0.8, "order": "descending"}, {"verify": 0.3}),
     "edge_pruning": (MASKS, {**MASKS, "start": "eap_ig"}),
     "subnetwork_probing": (MASKS,),

@@ -20,6 +20,7 @@ from models import model_of
 
 import circuitdisc as cd
 from circuitdisc.ablation import Ablation
+from circuitdisc.certainty.clusters import Clusters, directions
 from circuitdisc.checkpoints.cmap.cmap import cmap
 from circuitdisc.checkpoints.joint_edges import joint_acdc
 from circuitdisc.checkpoints.joint_heads import joint_head_ablation
@@ -212,6 +213,56 @@ def test_searches_of_several_checkpoints_and_stability(subject):
     assert simulated(2, work) == [alone] * 2
 
 
+CIRCUIT: dict[str, Any] = {"ablation": "mean", "metric": "logit_diff"}
+
+
+def _certified(model, task, circuit):
+    return cd.certify(model, task, "eap", n=50, edges=20, allow_chance=True, **CIRCUIT)
+
+
+def _backups(model, task, circuit):
+    return cd.backups(model, task, circuit, n_judged=2, n_random=1, **CIRCUIT)
+
+
+def _rivals(model, task, circuit):
+    return cd.rivals(model, task, circuit, "eap", n=1, n_random=1, settings={"edges": 20}, **CIRCUIT)
+
+
+def _specificity(model, task, circuit):
+    other, runs = random_task(model, 5, seed=3), {"other": (~circuit, random_task(model, 4, seed=4))}
+    return cd.specificity(
+        model, task, circuit, others={"another": replace(other, name="another")}, runs=runs, n_random=2, **CIRCUIT
+    )
+
+
+def _mixtures(by):
+    def measure(model, task, circuit):
+        return cd.mixtures(model, task, circuit, "eap", by=by, n_splits=1, settings={"edges": 20}, **CIRCUIT)
+
+    return measure
+
+
+@pytest.mark.parametrize("measure", [_certified, _backups, _rivals, _specificity, _mixtures("edge"), _mixtures("sender")])
+def test_how_far_a_circuit_can_be_believed(subject, measure, monkeypatch):
+    """With clusters by hand: of random examples there is one."""
+
+    def halves(scores, *_):
+        labels, unit = (np.arange(len(scores)) % 2), directions(scores)
+        return Clusters(labels, np.stack([unit[labels == half].mean(0) for half in (0, 1)]), ())
+
+    monkeypatch.setattr("circuitdisc.certainty.mixtures.clusters_of", halves)
+    model, _ = subject
+    task = random_task(model, 11)
+    circuit = cd.discover(model, task, "eap", edges=30, allow_chance=True, **CIRCUIT).circuit
+
+    def work(_=0):
+        return json.loads(json.dumps(measure(model, task, circuit).to_dict()))
+
+    alone = work()
+    for found in simulated(2, work):
+        assert_near(found, {**alone, "forwards": found.get("forwards")})  # estimates, from the first rank's share
+
+
 @pytest.mark.parametrize(("memory", "n_chunks"), [("4GiB", 2), ("250KB", 4)])
 def test_cross_model_patching(memory, n_chunks):
     """The examples of a split in a chunk, which one rank has, and in two."""
@@ -281,6 +332,37 @@ def assert_same_run(folder, expected):
     if "edge_scores.npz" in names:
         found, other = (np.load(path / "edge_scores.npz")["edge_scores"] for path in (folder, expected))
         np.testing.assert_allclose(found, other, rtol=1e-12, atol=1e-12)
+
+
+ON_A_RUN = {
+    "certify": ["n=134"],
+    "rivals": ["n=1", "n_random=1"],
+    "specificity": ["n_random=1"],
+    "backups": ["n_judged=2", "n_random=1"],
+    "mixtures": ["n_splits=1", "n_null=19"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "search", [["algorithm=eap_ig", "algorithm.edges=40"], ["algorithm=bisect", "algorithm.threshold=0.5"]]
+)
+def test_two_processes_say_what_one_says_of_a_run(search, tmp_path, monkeypatch):
+    (tmp_path / "two").mkdir()
+    lines = [["discover", *QUICK, "task.n=12", "seed=1", *search, "out=run"]]
+    names = [name for name in ON_A_RUN if name != "certify" or "algorithm=eap_ig" in search]  # searches a subset each else
+    lines += [[name, "run", *ON_A_RUN[name], "progress=false"] for name in names]
+    (tmp_path / "commands").write_text("\n".join(map(json.dumps, lines)))
+    done = torchrun(2, HERE / "ranks_worker.py", "../commands", cwd=tmp_path / "two")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(line) == 0
+    _, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    assert_same_run(tmp_path / "two" / "run", tmp_path / "run")
+    for name in names:
+        found, other = (json.loads((at / "run" / f"{name}.json").read_text()) for at in (tmp_path / "two", tmp_path))
+        assert_near(found, {**other, "forwards": found.get("forwards")}, name)
 
 
 def test_two_processes_leave_what_one_leaves(tmp_path, monkeypatch, capfd):

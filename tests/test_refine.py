@@ -1,6 +1,6 @@
 """`refine` is what its docstring promises, by whole-model runs; it mends a damaged circuit and resumes to the same bytes."""
 
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import numpy as np
 import pytest
@@ -69,6 +69,23 @@ def test_an_edge_that_is_put_back_changes_what_the_masked_run_says(family, kind,
         assert value == pytest.approx(measure(flipped(mask, receiver, sender)), abs=1e-9)
 
 
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "mean"), ("attention_only", "resample"), ("olmo2", "zero")])
+def test_a_path_that_leads_nowhere_is_taken_up_by_another_edge_of_its_last_node(family, kind):
+    model = model_of(family)
+    graph, task, metric = model.graph, random_task(model, n=3), METRICS["logit_diff"]
+    without = Circuit.from_edges(graph, ["input->a0.h0<v>", "a0.h0->a1.h1<q>", "input->a1.h1<v>", "a1.h0->logits"]).mask
+    sender, receivers = graph.sender_index["a1.h1"], np.flatnonzero(live_receivers(graph, without))
+    beside = np.zeros_like(without)
+    beside[receivers, sender] = graph.edge_mask[receivers, sender]
+    patching, measure = Patching(model, Ablation(kind), task.train), meter(model, task, kind, "logit_diff")
+    removal = patching.removal(patching.hold(task.train), without, metric, first=0, accepts=False, beside=beside)
+    assert beside.any()
+    for receiver in np.flatnonzero(beside.any(1)).tolist():
+        (value,) = removal.try_cuts(receiver, [sender], [True])
+        assert value == pytest.approx(measure(flipped(without, receiver, sender)), abs=1e-9)
+        assert abs(value - removal.value) > 1e-6
+
+
 def test_a_model_that_runs_by_hooks_puts_edges_back_by_whole_runs():
     fast, hooked = model_of("gpt2"), model_of("gpt2", components="hooks")
     task, metric, values = random_task(fast, n=3), METRICS["logit_diff"], []
@@ -124,7 +141,7 @@ def test_no_single_flip_is_due_by_a_threshold(family, seed, kind, metric, thresh
 def test_with_keep_it_lies_within_the_bounds_and_no_edge_can_go(start, keep, kind):
     model = model_of("attention_only")
     task = random_task(model, n=4)
-    found = refine(model, task, Ablation(kind), SearchContext(), keep=keep, start=start, edges=5)
+    found = refine(model, task, Ablation(kind), SearchContext(), keep=keep, start=start, fraction=5 / model.graph.n_edges)
     measure = meter(model, task, kind, "logit_diff")
     full, empty = measure(model.graph.edge_mask), measure(np.zeros_like(model.graph.edge_mask))
 
@@ -137,6 +154,61 @@ def test_with_keep_it_lies_within_the_bounds_and_no_edge_can_go(start, keep, kin
         assert not keep + 1e-9 <= share(flipped(mask, receiver, sender)) <= 2 - keep - 1e-9
 
 
+def distances(graph, measure):
+    """How far every circuit of a tiny graph is from the full model, and its number of edges, by the bytes of its mask."""
+    places, full, values = np.argwhere(graph.edge_mask).tolist(), measure(graph.edge_mask), {}
+    for chosen in chain.from_iterable(combinations(places, n) for n in range(len(places) + 1)):
+        mask = np.zeros_like(graph.edge_mask)
+        mask[tuple(np.array(chosen, dtype=int).reshape(-1, 2).T)] = True
+        if Circuit(graph, mask).prune().n_edges == len(chosen):
+            values[mask.tobytes()] = abs(full - measure(mask)), len(chosen)
+    return values
+
+
+def swaps_of(graph, mask):
+    """All circuits with one edge of this one cut and another put in its place, in which all edges lead to logits."""
+    for edge, added in product(np.argwhere(mask).tolist(), np.argwhere(graph.edge_mask & ~mask).tolist()):
+        other = flipped(flipped(mask, *edge), *added)
+        if Circuit(graph, other).prune().n_edges == mask.sum():
+            yield other
+
+
+def test_of_all_circuits_of_a_size_it_mostly_finds_the_best_and_always_one_that_no_swap_makes_better():
+    n_best = []
+    for seed in range(2):
+        model = cut_toy(toy("attention_only", seed, n_layers=1, n_heads=2).double(), name="tiny")
+        task, graph = random_task(model, n=3, seed=seed), model.graph
+        every = distances(graph, meter(model, task, "resample", "logit_diff"))
+        for n in range(1, graph.n_edges):
+            found = refine(model, task, Ablation("resample"), SearchContext(), edges=n, swaps=None, start="random")
+            mask, gap = found.circuit.mask, every[np.zeros_like(graph.edge_mask).tobytes()][0]
+            assert found.circuit.n_edges == n
+            reached = every[mask.tobytes()][0]
+            assert all(reached <= every[other.tobytes()][0] + 1.1e-6 * gap for other in swaps_of(graph, mask))
+            n_best.append(reached <= min(value for value, size in every.values() if size == n) + 1.1e-6 * gap)
+    assert len(n_best) * 0.7 <= sum(n_best) < len(n_best), sum(n_best)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "metric", "two_sided"),
+    [("attention_only", "zero", "kl", None), ("gpt2", "resample", "logit_diff", True), ("parallel", "mean", "log_prob", False)],
+)
+def test_no_swap_brings_a_circuit_of_a_size_nearer(family, kind, metric, two_sided):
+    model = model_of(family)
+    task, graph, measure = random_task(model, n=3), model.graph, meter(model, random_task(model, n=3), kind, metric)
+    context = SearchContext(metric=metric)
+    found = refine(model, task, Ablation(kind), context, edges=6, swaps=None, two_sided=two_sided, fraction=0.01)
+    full, gap = measure(graph.edge_mask), abs(measure(graph.edge_mask) - measure(np.zeros_like(graph.edge_mask)))
+
+    def distance(mask):
+        return full - measure(mask) if two_sided is False or metric == "kl" else abs(full - measure(mask))
+
+    reached, others, rng = distance(found.circuit.mask), list(swaps_of(graph, found.circuit.mask)), np.random.default_rng(0)
+    assert found.circuit.n_edges == 6
+    for place in rng.permutation(len(others))[:300]:
+        assert distance(others[place]) >= reached - 1.1e-6 * gap
+
+
 def test_of_all_circuits_of_a_tiny_model_it_mostly_finds_the_best():
     """Of five models, on the best of all 512 circuits in four; never on one that a single flip makes better."""
     n_best = 0
@@ -144,14 +216,8 @@ def test_of_all_circuits_of_a_tiny_model_it_mostly_finds_the_best():
         model = cut_toy(toy("attention_only", seed, n_layers=1, n_heads=2).double(), name="tiny")
         task, graph, threshold = random_task(model, n=3, seed=seed), model.graph, 0.02
         measure, places = meter(model, task, "resample", "logit_diff"), np.argwhere(graph.edge_mask).tolist()
-        full = measure(graph.edge_mask)
-        costs = {}
-        for chosen in chain.from_iterable(combinations(places, n) for n in range(len(places) + 1)):
-            mask = np.zeros_like(graph.edge_mask)
-            mask[tuple(np.array(chosen, dtype=int).reshape(-1, 2).T)] = True
-            if Circuit(graph, mask).prune().n_edges == len(chosen):
-                costs[mask.tobytes()] = abs(full - measure(mask)) + threshold * len(chosen)
-        found = refine(model, task, Ablation("resample"), SearchContext(), threshold=threshold, edges=2, start="random")
+        costs = {key: value + threshold * n for key, (value, n) in distances(graph, measure).items()}
+        found = refine(model, task, Ablation("resample"), SearchContext(), threshold=threshold, fraction=0.2, start="random")
         mask = found.circuit.mask
         reached, near = costs[mask.tobytes()], [flipped(mask, *place).tobytes() for place in places]
         assert all(reached <= costs[key] + 1e-9 for key in near if key in costs)
@@ -179,17 +245,29 @@ def test_it_mends_a_damaged_circuit(program, rule, tmp_path):
 # --- journal and settings --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [{"threshold": 0.1}, {"keep": 0.9}])
-def test_it_resumes_to_the_same_circuit_and_journal(tmp_path, rule, open_journal):
+WALKED = {"flips", "added", "group"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [
+        ({"threshold": 0.1}, WALKED),
+        ({"keep": 0.9}, WALKED),
+        ({"edges": 6}, {"flips", "added", "swapped"}),
+        ({"edges": 2, "fraction": 0.3}, {"flips", "left", "swapped"}),
+    ],
+)
+def test_it_resumes_to_the_same_circuit_and_journal(tmp_path, rule, steps, open_journal):
     model = model_of("attention_only")
     task = random_task(model, n=3)
 
     def search(name):
         context = SearchContext(journal=open_journal(tmp_path / name))
-        return refine(model, task, Ablation("mean"), context, **rule, edges=4)
+        return refine(model, task, Ablation("mean"), context, **{"fraction": 4 / model.graph.n_edges, **rule})
 
     first, text = search("a.jsonl"), (tmp_path / "a.jsonl").read_text()
-    assert {key for line in first.trace for key in ("flips", "added", "group") if key in line} == {"flips", "added", "group"}
+    kinds = {"flips", "added", "group", "left", "swapped"}
+    assert {key for line in first.trace for key in kinds if key in line} == steps
     for share in (0.05, 0.4, 0.9, 1.0):
         (tmp_path / "b.jsonl").write_text(text[: int(len(text) * share)])
         assert search("b.jsonl").circuit == first.circuit
@@ -213,7 +291,7 @@ def test_it_does_not_go_on_from_another_start(tmp_path, open_journal):
 
 def test_only_candidates_are_put_back_and_the_notes_say_so():
     model = model_of("no_norm")
-    found = refine(model, random_task(model), Ablation("mean"), SearchContext(), threshold=0.001, edges=3, candidates=20)
+    found = refine(model, random_task(model), Ablation("mean"), SearchContext(), threshold=0.001, fraction=0.01, candidates=20)
     assert found.ranking is not None
     best = cd.Discovery(Circuit.full(model.graph), found.ranking).top_k(20)
     assert found.circuit <= Circuit.full(model.graph)
@@ -229,5 +307,9 @@ def test_a_start_that_cannot_be_used_gets_a_sentence(tmp_path):
         refine(model, task, Ablation("mean"), SearchContext(), start="bisekt")
     with pytest.raises(GraphMismatch, match="is a circuit of 3 layers"):
         refine(model, task, Ablation("mean"), SearchContext(), start=str(tmp_path))
+    with pytest.raises(BadSetting, match="both say how large"):
+        refine(model, task, Ablation("mean"), SearchContext(), edges=5, keep=0.9)
+    with pytest.raises(BadSetting, match=r"edges=50, but only \d+ of candidates=50 lead to logits"):
+        refine(model, task, Ablation("mean"), SearchContext(), edges=50, candidates=50, start="random")
     with pytest.raises(BadSetting, match="an attention pattern is no edge"):
         refine(model, task, Ablation("mean", target="pattern"), SearchContext())

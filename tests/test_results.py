@@ -29,7 +29,7 @@ from circuitdisc.engine.measuring import mean_intervals
 from circuitdisc.errors import BadFile, BadSetting
 from circuitdisc.heads.matrices import head_matrices
 from circuitdisc.jobs.judge import Judgement
-from circuitdisc.jobs.lens import logit_lens
+from circuitdisc.jobs.logit_lens import logit_lens
 from circuitdisc.results import LONGEST, Result, Shown, _by_example, _keys, html_table, plain
 from circuitdisc.scoring.agreement import agreement
 from circuitdisc.scoring.base import Score

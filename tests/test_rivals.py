@@ -13,13 +13,14 @@ from models import model_of
 
 import circuitdisc as cd
 from circuitdisc.ablation import get_ablation
+from circuitdisc.certainty.rival_heads import ByHeadScores
 from circuitdisc.certainty.rival_search import FACTORS, ByScores, avoiding, uses_of
 from circuitdisc.certainty.rivals import ALIKE, AS_GOOD, LARGER, UNDECIDED, WORSE, Rivals, rivals
 from circuitdisc.circuit import Circuit
 from circuitdisc.cli import main
 from circuitdisc.discovery.base import SearchContext
 from circuitdisc.discovery.selection import top_k
-from circuitdisc.engine.patching import Patching
+from circuitdisc.engine.patching import Cost, Patching
 from circuitdisc.errors import BadRun, BadSetting, BadTask
 from circuitdisc.known.compiled.twofold import PATHS, twofold
 from circuitdisc.metrics import get_metric
@@ -109,6 +110,68 @@ def test_a_circuit_that_is_the_only_one_has_no_rival(name, algorithm):
     said = rivals_verdict(result)
     assert said.headline.startswith("No rival found in 2 tries (")
     assert any("does not say that there is none" in caveat for caveat in said.caveats)
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.05, "order": "descending"}, {"keep": 0.9, "order": "descending"}])
+def test_the_other_heads_are_found(settings):
+    case = planted()
+    search = cd.discover(case.model, case.task, "head_ablation", ablation="mean", **settings)
+    run = case.path_of(search.circuit.heads())
+    result = rivals(
+        case.model, case.task, search.circuit, "head_ablation", n=2, n_random=3, settings=settings, search=search.cost
+    )
+    first = result.rivals[0]
+    assert run is not None
+    assert (first.standing, case.path_of(first.heads)) == (AS_GOOD, 1 - run)
+    assert (first.n_shared, first.jaccard) == (0, 0.0)
+    assert result.rivals[1].standing == ALIKE
+    assert result.core_heads == ()
+    assert set(result.optional_heads) == {*search.circuit.heads(), *first.heads}
+    (part,) = rivals_parts(result)
+    assert part.headers[2] == "Heads"
+    assert [row[2] for row in part.rows[:2]] == [f"{len(heads)}" for heads in (search.circuit.heads(), first.heads)]
+    said = " ".join(rivals_verdict(result).lines)
+    assert "Its core: 0 of its 2 heads are in all of these 2. The mean Jaccard index of their heads is 0" in said
+
+
+def test_heads_without_which_nothing_goes_have_no_rival():
+    case = cd.compiled.build("induction", rotate=0, distractors=2)
+    search = cd.discover(case.model, case.task, "head_ablation", ablation="resample", threshold=0.05)
+    result = rivals(case.model, case.task, search.circuit, "head_ablation", n=1, n_random=3, settings={"threshold": 0.05})
+    assert not result.as_good
+    assert result.rivals[0].standing == ALIKE
+    assert result.core_heads == tuple(search.circuit.heads())
+
+
+def test_heads_by_scores_are_the_next_best():
+    """Scores by hand, of two used heads and three that are not."""
+    model = model_of("attention_only")
+    graph, names = model.graph, list(model.graph.heads)
+    scores = np.zeros((graph.n_layers, graph.n_heads))
+    scores.flat[:5] = [1.0, 0.8, 0.6, 0.16, 0.12]
+    used = [Circuit.from_heads(graph, names[:2]), Circuit.from_heads(graph, names[1:3])]
+    by = ByHeadScores(graph, 2, scores, FACTORS, Cost())
+    for factor, circuit in by.proposals(uses_of(used), 1):
+        weighted = [score * factor**n for score, n in zip(scores.flat, [1, 2, 1], strict=False)] + [0.16, 0.12]
+        best = sorted(range(5), key=lambda place: -weighted[place])[:2]
+        assert circuit.heads() == [names[place] for place in sorted(best)]
+
+
+@pytest.mark.parametrize("algorithm", ["hisp", "path_patching"])
+def test_searches_that_score_heads_have_rivals(algorithm):
+    model, task, _ = small()
+    settings: dict[str, Any] = {"heads": 2} if algorithm == "hisp" else {"threshold": 0.0, "top": 2, "max_depth": 1}
+    search = cd.discover(model, task, algorithm, ablation="resample", allow_chance=True, **settings)
+    result = rivals(model, task, search.circuit, algorithm, n=2, n_random=2, settings=settings)
+    assert result.by == "head"
+    assert all(len(rival.heads) == len(search.circuit.heads()) for rival in result.rivals)
+    own = set(search.circuit.heads())
+    for rival in result.rivals:
+        assert rival.n_shared == len(own & set(rival.heads))
+        assert rival.jaccard == pytest.approx(len(own & set(rival.heads)) / len(own | set(rival.heads)))
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------------
@@ -204,7 +267,7 @@ def test_resume_goes_on_with_a_call_that_was_killed(tmp_path, capsys, monkeypatc
 
 def test_bad_input_gets_a_sentence():
     model, task, search = small()
-    for algorithm in ("head_ablation", "hisp"):
+    for algorithm in ("head_ablation", "hisp", "refine"):
         with pytest.raises(BadSetting, match="edge by edge"):
             rivals(model, task, search.circuit, algorithm)
     with pytest.raises(BadSetting, match="n=0"):

@@ -13,8 +13,8 @@ import circuitdisc as cd
 from circuitdisc.cli import main
 from circuitdisc.discovery.presearch import CorruptionGap
 from circuitdisc.errors import BadSetting, MetricAtChance, UnknownName
-from circuitdisc.jobs import tasks_check
-from circuitdisc.jobs.tasks_check import TaskCheck, constant_accuracy, describe_checks
+from circuitdisc.jobs import task_checks
+from circuitdisc.jobs.task_checks import TaskCheck, constant_accuracy, describe_checks
 from circuitdisc.pages.description import description_text
 from circuitdisc.tasks import TASKS, Example
 
@@ -88,7 +88,7 @@ def test_a_task_that_does_not_fit_is_a_line_with_its_sentence(lightweight) -> No
     ],
 )
 def test_the_verdict_in_a_few_words(gap: CorruptionGap | None, accuracy: float, n: int, worth: bool, why: str) -> None:
-    assert tasks_check._worth(gap, accuracy, 0.1 if accuracy != 0.6 else 1.0, n) == (worth, why)
+    assert task_checks._worth(gap, accuracy, 0.1 if accuracy != 0.6 else 1.0, n) == (worth, why)
 
 
 def test_chance_is_the_best_constant_answer() -> None:

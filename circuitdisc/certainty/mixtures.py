@@ -40,7 +40,7 @@ from circuitdisc.engine.gradients.by_example import edges_by_example, on_example
 from circuitdisc.engine.gradients.memory import Gradient
 from circuitdisc.engine.measuring import Measurement
 from circuitdisc.engine.patching import Cost
-from circuitdisc.errors import BadSetting, CircuitdiscWarning
+from circuitdisc.errors import BadSetting, BadTask, CircuitdiscWarning
 from circuitdisc.metrics import Metric, get_metric
 from circuitdisc.models.model import Model
 from circuitdisc.options import takes
@@ -176,6 +176,7 @@ def mixtures(
 
     Raises:
         GraphMismatch: the circuit belongs to another architecture.
+        BadTask: the circuit is empty, so that there is nothing to split.
         BadSetting: there are too few examples, or the model, the ablation or the budget allows no attribution.
         UnknownName: a name is not known.
         BadRun: the journal belongs to another computation.
@@ -183,6 +184,8 @@ def mixtures(
     """
     started, given, own = time.perf_counter(), dict[str, Any](options), dict(settings or {})
     check_choice("by", by, get_args(By))
+    if not (circuit.heads() if circuit.granularity == "head" else circuit.n_edges):
+        raise BadTask("the circuit is empty: there is nothing to split into the circuits of several mechanisms")
     if len(task.train) < 2 * FEWEST or not task.heldout:
         raise BadSetting(
             f"mixtures takes {2 * FEWEST} search examples at least and some held-out ones: the task has {len(task.train)} and "

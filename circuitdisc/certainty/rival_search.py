@@ -18,6 +18,8 @@ acdc and bisect: the rule stays what it is, used edges are only tried first.
 
 Every cut has passed the run's rule against the value before it, so that such a rival is as exact as the run's circuit. Where no
 other circuit does the task, the used edges are needed, and the same circuit comes out again.
+
+Searches that decide heads: `rival_heads.py`.
 """
 
 from collections import deque
@@ -30,6 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from circuitdisc.ablation import Ablation
+from circuitdisc.certainty.rival_heads import BY_HEADS, ByHeadCuts, by_head_scores, size_of
 from circuitdisc.circuit import Circuit, live_receivers
 from circuitdisc.discovery.acdc import BY_ATTRIBUTION, Walk
 from circuitdisc.discovery.base import SearchContext
@@ -54,6 +57,8 @@ THRESHOLDS = (1.0, 0.5, 0.25)
 """What the threshold of a search by cuts is multiplied by, until the circuit is as large as the run's."""
 
 DECIDING = ("acdc", "bisect")
+CUTTING = (*DECIDING, "head_ablation")
+"""Searches by cuts, whose threshold is lowered."""
 
 Uses = Int[np.ndarray, "R S"]
 """How many earlier circuits use each edge."""
@@ -87,13 +92,18 @@ def avoiding(
         edge_scores: those that chose the run's circuit; None: the algorithm gives them.
 
     Raises:
-        BadSetting: there is no such search for this algorithm, or for circuits of heads.
+        BadSetting: there is no such search for this algorithm.
     """
     known = {**get_algorithm(algorithm).settings, **settings}
-    if circuit.granularity != "edge" or not (algorithm in DECIDING or "grow" in known):
+    if circuit.granularity == "head" and algorithm in BY_HEADS:
+        if algorithm in CUTTING:
+            return ByHeadCuts(model, task, ablation, context, known, size_of(circuit), THRESHOLDS)
+        return by_head_scores(model, task, ablation, context, algorithm, known, size_of(circuit), FACTORS)
+    scored = "grow" in known and algorithm != "refine"  # which chooses its start alone by scores
+    if circuit.granularity != "edge" or not (algorithm in DECIDING or scored):
         raise BadSetting(
-            f"rivals are searched edge by edge, and '{algorithm}' chooses otherwise: take a run of {', '.join(DECIDING)}, or "
-            "of an algorithm that scores every edge (eap_ig, exact, ...)"
+            f"rivals are searched edge by edge or head by head, and '{algorithm}' chooses otherwise: take a run of "
+            f"{', '.join((*DECIDING, *BY_HEADS))}, or of an algorithm that scores every edge (eap_ig, exact, ...)"
         )
     if algorithm in DECIDING:
         return ByCuts(model, task, ablation, context, algorithm, known, circuit.n_edges)

@@ -1,6 +1,7 @@
 """Rivals: are there other circuits that are as good?
 
-1. Search again, with the edges of all earlier circuits avoided (`rival_search.py`), on the run's train split. Of what the
+1. Search again, with the edges (of a head circuit the heads) of all earlier circuits avoided (`rival_search.py`,
+   `rival_heads.py`), on the run's train split. Of what the
    search proposes, leave out what is larger than the run's circuit or like an earlier one, unless nothing else is there; then
    take the first whose distance from the full model is at most `margin` larger than the run's, else the nearest to it.
 2. Repeat, `n` times in all; every circuit counts as an earlier one from then on.
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -32,6 +34,7 @@ from typing_extensions import TypedDict, Unpack
 
 from circuitdisc.ablation import Ablation
 from circuitdisc.certainty.forwards import Spending
+from circuitdisc.certainty.rival_heads import jaccard_of, like, size_of
 from circuitdisc.certainty.rival_search import Avoiding, avoiding, uses_of
 from circuitdisc.checks import N_RANDOM, SHARE, Real, Whole
 from circuitdisc.circuit import Circuit
@@ -52,9 +55,8 @@ from circuitdisc.scoring.faithfulness import Means, normalised, why_undefined
 from circuitdisc.scoring.judging import ByMetric, check_graph, check_split
 from circuitdisc.scoring.overlap import overlap
 from circuitdisc.scoring.score import masks_of
-from circuitdisc.scoring.stability import jaccard
 from circuitdisc.scoring.work import plain_forwards
-from circuitdisc.stats import Partition, interval, mean_of_pairs, partition_of, plain
+from circuitdisc.stats import Partition, interval, partition_of, plain
 from circuitdisc.tasks.base import Task
 from circuitdisc.tasks.measured import metric_for
 
@@ -70,8 +72,9 @@ class Rival(Result):
     Args:
         standing: `as good`, `undecided`, `worse`; `larger` than the run's circuit; `alike` to it or an earlier one as good.
         factor: what scores of used edges were multiplied by; of a search by cuts what its threshold was.
-        n_edges, n_shared: its edges, and those that the run's circuit has, too.
-        jaccard, chance: its Jaccard index with the run's circuit; that of a random circuit with as many edges in each layer.
+        n_edges: its edges.
+        n_shared: edges (of head circuits heads) that the run's circuit has, too.
+        jaccard, chance: the Jaccard index of these; that of a random circuit with as many of them in each layer.
         nearest: its largest Jaccard index with the run's circuit or an earlier one that is as good.
         faithfulness, low, high: on held-out examples.
         nearer, nearer_low, nearer_high: by how much it is nearer to the full model than the run's circuit.
@@ -110,6 +113,7 @@ class Rivals(Result):
         margin, most_alike: of the rule.
         forwards: forward passes of a prompt: of the tries, of judging, and of the run's own search (None: not known).
         cost: of the tries and of judging.
+        by: `edge` or `head`: what is avoided, and of what sizes and Jaccard indices are.
     """
 
     own: Score
@@ -128,6 +132,7 @@ class Rivals(Result):
     algorithm: str
     forwards: Mapping[str, float | None]
     cost: Mapping[str, Mapping[str, float]]
+    by: str
 
     @property
     def as_good(self) -> tuple[Rival, ...]:
@@ -194,8 +199,8 @@ def rivals(model: Model, task: Task, circuit: Circuit, algorithm: str, **options
     given: Any = options
     check_graph(model, circuit)
     check_split(task, "heldout")
-    if not circuit.n_edges:
-        raise BadTask("the circuit is empty: no edge of it can be avoided")
+    if not size_of(circuit):
+        raise BadTask(f"the circuit is empty: no {circuit.granularity} of it can be avoided")
     ablation = judging_ablation(given["ablation"], circuit.provenance)
     metric = metric_for(model, task, given["metric"], circuit.provenance.metric)
     seed, settings = given["seed"], dict(given["settings"] or {})
@@ -208,7 +213,7 @@ def rivals(model: Model, task: Task, circuit: Circuit, algorithm: str, **options
     tries: list[dict[str, Any]] = []
     with closing(units), progress_bar(given["n"] + 1, f"rivals by {algorithm}", "try", given["progress"]) as bar:
         for index in range(given["n"]):
-            earlier = [circuit, *(Circuit.from_edges(model.graph, each["edges"]) for each in tries)]
+            earlier = [circuit, *(like(circuit, each["edges"]) for each in tries)]
             tries.append(units.get(f"try {index + 1}", partial(trial.search_again, earlier, index + 1)))
             bar.update()
         judged = _judged(model, task, circuit, tries, ablation, metric, given)
@@ -240,7 +245,9 @@ class _Trying:
         proposals = self.search.proposals(uses_of(earlier), attempt)
         cost = {name: value - before.get(name, 0) for name, value in vars(self.search.cost).items()}
         small = [each for each in proposals if _fits(each[1], self.circuit)] or proposals
-        other = [each for each in small if max(map(each[1].jaccard, earlier)) <= self.given["most_alike"]] or small
+        other = [
+            each for each in small if max(jaccard_of(each[1], known) for known in earlier) <= self.given["most_alike"]
+        ] or small
         if len(other) > 1:
             patching = Patching(self.model, self.ablation, self.task.train, memory=self.given["memory"])
             other = [self._best(patching, other)]
@@ -262,7 +269,7 @@ class _Trying:
 
 def _fits(rival: Circuit, circuit: Circuit) -> bool:
     """Whether a rival is not much larger than the run's circuit."""
-    return rival.n_edges <= (1 + LARGER_BY) * circuit.n_edges
+    return size_of(rival) <= (1 + LARGER_BY) * size_of(circuit)
 
 
 def _values(
@@ -323,15 +330,13 @@ class _Judged:
             algorithm,
             forwards,
             cost,
+            self.circuit.granularity,
         )
 
 
 def _mean_likeness(circuits: Sequence[Circuit]) -> float | None:
-    """Mean Jaccard index of the edges over pairs; None for fewer than two circuits."""
-    if len(circuits) < 2:
-        return None
-    sets = np.array([circuit.mask[circuit.graph.edge_mask] for circuit in circuits])
-    return mean_of_pairs(jaccard(sets, sets))
+    """Mean Jaccard index over pairs; None for fewer than two circuits."""
+    return float(np.mean([jaccard_of(*pair) for pair in combinations(circuits, 2)])) if len(circuits) > 1 else None
 
 
 def _judged(
@@ -344,7 +349,7 @@ def _judged(
     given: Mapping[str, Any],
 ) -> _Judged:
     started = perf_counter()
-    circuits = [Circuit.from_edges(model.graph, each["edges"]) for each in tries]
+    circuits = [like(circuit, each["edges"]) for each in tries]
     controls = random_circuits(circuit, given["n_random"], np.random.default_rng(given["seed"]))
     masks = masks_of(circuit, controls) | {f"try {index}": other.mask for index, other in enumerate(circuits)}
     patching = Patching(model, ablation, task.train, memory=given["memory"])
@@ -365,8 +370,8 @@ def _judged(
     rivals: list[Rival] = []
     earlier = [circuit]
     for index, (other, each) in enumerate(zip(circuits, tries, strict=True)):
-        shared = overlap(circuit, other, mix=True)["edges"]
-        nearest = max(other.jaccard(known) for known in earlier)
+        shared = overlap(circuit, other, mix=True)[f"{circuit.granularity}s"]
+        nearest = max(jaccard_of(other, known) for known in earlier)
         nearer = figures.nearer(values[f"try {index}"])
         standing = figures.standing(nearer, given["margin"])
         standing = standing if _fits(other, circuit) else LARGER

@@ -105,6 +105,21 @@ class Addition:
 
 
 @dataclass
+class Left:
+    """So many edges that are left after a cut of several."""
+
+    left: int
+    metric: AnyFloat
+
+
+@dataclass
+class Swap:
+    """The edge that was cut, and the one that was put in its place."""
+
+    swapped: list[str]
+
+
+@dataclass
 class SizeRun:
     """A circuit of so many best edges, on the examples set apart for `target=`."""
 
@@ -161,7 +176,15 @@ class TrainingStep:
 LINES: dict[str, dict[str, type]] = {
     "acdc": {"ranking": RankingLine, "dead": DeadNode, "edge": EdgeDecision},
     "bisect": {"ranking": RankingLine, "start": Start, "group": GroupTest, "dead": DeadNode, "edge": EdgeDecision},
-    "refine": {"ranking": RankingLine, "start": StartCircuit, "flips": Flips, "added": Addition, "group": GroupTest},
+    "refine": {
+        "ranking": RankingLine,
+        "start": StartCircuit,
+        "flips": Flips,
+        "added": Addition,
+        "group": GroupTest,
+        "left": Left,
+        "swapped": Swap,
+    },
     "exact": {"edge": EdgeScore, "target": TargetSize, "size": SizeRun},  # the target's line has a size, too
     "head_ablation": {"head": HeadDecision},
     "path_patching": {"round": PathRound},
@@ -203,8 +226,8 @@ def check_lines(algorithm: str, graph: ComputationGraph, lines: Sequence[Mapping
 def _check_names(graph: ComputationGraph, line: Any) -> None:
     if isinstance(line, EdgeDecision | EdgeScore):
         graph.parse_edge(line.edge)
-    elif isinstance(line, Addition):
-        for name in line.added:
+    elif isinstance(line, Addition | Swap):
+        for name in line.added if isinstance(line, Addition) else line.swapped:
             graph.parse_edge(name)
     elif isinstance(line, Flips):
         for sender in line.values:

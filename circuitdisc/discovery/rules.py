@@ -318,3 +318,24 @@ class Within:
 
     def note(self, metric: Metric) -> str:
         return f"{self.rule.note(metric)} No single edge can be cut within these bounds."
+
+
+@dataclass(frozen=True)
+class OfSize(Priced):
+    """As near to the full model as a circuit of a given size can be.
+
+    Args:
+        n_edges: the size.
+        rounding: what a swap must gain: less is taken for rounding.
+    """
+
+    n_edges: int
+    rounding: float
+
+    def helps(self, before: float, value: float) -> bool:
+        """Whether a swap is made."""
+        self.rule.passes(before, value)  # refuses what is not finite
+        return self.distance(before) - self.distance(value) > self.rounding
+
+    def note(self, metric: Metric) -> str:
+        return f"Refined to {self.n_edges:,} edges, as near to the full model's {metric.name} of {self.full:.4g} as swaps lead."

@@ -42,6 +42,7 @@ each head outside the circuit together with all of the circuit's. Two back each 
 other is gone. Pairs are chosen on the search examples and judged on held-out ones, beside random pairs. Prints the pairs and
 the largest gaps between circuit and model without a pair, writes backups.json into the run's folder and its page again.""",
     config="backups",
+    by_ranks=True,
     recorded=True,
     work=on_run(UNFINISHED, measure),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from circuitdisc.jobs.config import CELLS, DISCOVER, REGISTRIES, Config, conf_file, groups_of, options_of, own_keys
 from circuitdisc.jobs.job import MULTIRUN, Job
-from circuitdisc.jobs.registry import LIGHT, REGISTRY, WHOLE
+from circuitdisc.jobs.registry import OWN, REGISTRY
 
 HEAD = "circuitdisc: find the part of a transformer that does a task, and prove how good it is."
 EXAMPLES = """examples:
@@ -25,16 +25,16 @@ def main_help() -> str:
     lines = []
     for name in REGISTRY.names:
         lines.append(_line(name))
-        if (job := LIGHT.get(name)) is not None and job.arguments:
+        if (job := OWN.get(name)) is not None and job.arguments:
             lines += [(_usage_with(job, option), what) for option, what in job.options.items()]
     return "\n".join([HEAD, "", "usage:", *(f"  circuitdisc {text:<30} {what}" for text, what in lines), "", EXAMPLES])
 
 
 def _line(name: str) -> tuple[str, str]:
     """A command and what it does; of another package's, whose it is. Nothing is imported for this."""
-    if name in LIGHT:
-        return usage(LIGHT[name]), LIGHT[name].summary
-    return name, WHOLE[name] if name in WHOLE else f"of package '{REGISTRY.packages()[name]}'"
+    if name in OWN:
+        return usage(OWN[name]), OWN[name].summary
+    return name, f"of package '{REGISTRY.packages()[name]}'"
 
 
 def group_help(group: str, text: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from circuitdisc.checks import THREADS
@@ -32,6 +33,11 @@ ARRAYS, JOURNAL = "arrays.npz", "journal.jsonl"
 LOG = "log="
 MULTIRUN = "--multirun"
 SEVERAL = "every combination of comma-separated values, for example seed=0,1,2; launcher=joblib or launcher=submitit runs them"
+
+
+def described_in(place: str) -> "Callable[[Any], Description]":
+    """What describes a result: a function, as `module:name`, that is imported when it is called."""
+    return lambda result: resolve_name(place)(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ class Job:
 
     Args:
         name: as it is typed, for example `heads roles`.
-        summary: a line of `circuitdisc --help`; of a module that is imported when it is called it stands in the registry.
+        summary: a line of `circuitdisc --help`.
         text: more, for the command's own help.
         arguments: what stands before the settings, for example `RUN`.
         options: flags beside `key=value`, with a line of help each; `--name WORD` takes a value.

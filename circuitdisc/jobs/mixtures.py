@@ -43,6 +43,7 @@ example, and finds in how many clusters these scores fall, with one as an answer
 each cluster, and on random splits of the same sizes, and scores every circuit on the held-out examples of every cluster. Prints
 that table, examples of each cluster and the cost, writes mixtures.json into the run's folder and its page again.""",
     config="mixtures",
+    by_ranks=True,
     recorded=True,
     work=on_run(UNFINISHED, measure),
 )

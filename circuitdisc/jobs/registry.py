@@ -1,14 +1,11 @@
 """Every command. A new one is a file in this folder, a line here, and a file in conf/ for its settings.
 
-A file may hold the whole command: its result, what computes it, and what describes it. It is then imported when the command is
-called, so that it may import what it likes, and its line here has the line of the help.
+These files are imported for the help, and so they import what computes and describes a result where it is needed.
 
 Other packages declare theirs as entry points (`circuitdisc/plugins.py`), each a `Job` of the entry point's name, or `JOBS` with
 it among them. They are known by name; nothing of them is imported before the command is called or `circuitdisc list commands`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -44,47 +41,22 @@ MODULES = (
     "list",
     "benchmark",
     "plan",
+    "lens",
+    "tasks_check",
 )
 """Modules that are light to import. Each declares one `JOB`, or several `JOBS` under its own name."""
-
-WHOLE = {
-    "lens": "the logit lens: the metric read off the residual stream after each layer",
-    "tasks check": "which tasks a model does, and on which a search is worth its time",
-}
-"""Commands that are whole in a module of their name, with _ for a space, as a `JOB`; and their lines of the help."""
-
 
 TASKS = "Tasks and a model: what it can do, before anything is searched. `circuitdisc list tasks` describes them."
 """What the commands of `circuitdisc tasks` have in common."""
 
 
-def _light() -> dict[str, Job]:
+def _own() -> dict[str, Job]:
     modules = [import_module(f"circuitdisc.jobs.{name}") for name in MODULES]
     return {job.name: job for module in modules for job in getattr(module, "JOBS", None) or (module.JOB,)}
 
 
-LIGHT = _light()
-
-
-class _Own(Mapping[str, Job]):
-    """Name -> command, in the order of the help; a whole one is imported when it is asked for."""
-
-    def __getitem__(self, name: str) -> Job:
-        if name in WHOLE:
-            return replace(import_module(f"circuitdisc.jobs.{name.replace(' ', '_')}").JOB, summary=WHOLE[name])
-        return LIGHT[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in LIGHT or name in WHOLE
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*LIGHT, *WHOLE))
-
-    def __len__(self) -> int:
-        return len(LIGHT) + len(WHOLE)
-
-
-OWN = _Own()
+OWN = _own()
+"""Name -> command, in the order of the help."""
 
 
 def hides_own(name: str) -> bool:

@@ -57,6 +57,7 @@ as good, what all of these have in common, and what it has cost; writes rivals.j
 
   circuitdisc rivals RUN n=10""",
     config="rivals",
+    by_ranks=True,
     recorded=True,
     work=on_run(UNFINISHED, measure),
 )

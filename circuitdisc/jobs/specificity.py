@@ -138,6 +138,7 @@ specificity.json into the run's folder and its page again.
   circuitdisc specificity RUN tasks=[ioi,greater_than] runs=[runs/other] texts=texts.txt""",
     config="specificity",
     lists=("tasks", "runs"),
+    by_ranks=True,
     recorded=True,
     work=on_run(UNFINISHED, measure),
 )

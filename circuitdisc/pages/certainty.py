@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from circuitdisc.certainty.backups import Backups
 from circuitdisc.certainty.general_text import TextDivergence
 from circuitdisc.certainty.mixtures import Mixtures
-from circuitdisc.certainty.rival_search import DECIDING
+from circuitdisc.certainty.rival_search import CUTTING
 from circuitdisc.certainty.rivals import ALIKE, AS_GOOD, LARGER, LARGER_BY, UNDECIDED, WORSE, Rival, Rivals
 from circuitdisc.certainty.specificity import OWN, CircuitOnTask, Specificity, WorstCases
 from circuitdisc.pages.backups import backups_part, backups_verdict
@@ -66,23 +66,36 @@ def forwards_words(forwards: Mapping[str, float | None]) -> str:
 
 def rivals_parts(rivals: Rivals) -> list[Part]:
     """A line a try, beside the run's circuit."""
-    own = rivals.own
-    headers = ("Circuit", "Standing", "Edges", "Faithfulness", "Interval", "Nearer by", "Interval", "Jaccard", "Chance", "×")
-    first = ("the run's", "–", f"{rivals.n_edges:,}", percent(own.value), span(own.name, own.low, own.high) or "–")
-    rows = [(*first, "–", "–", "–", "–", "–"), *map(_rival_row, rivals.rivals)]
+    own, of_heads = rivals.own, rivals.by == "head"
+    size = f"{rivals.n_heads if of_heads else rivals.n_edges:,}"
+    headers = (
+        "Circuit",
+        "Standing",
+        "Heads" if of_heads else "Edges",
+        "Faithfulness",
+        "Interval",
+        "Nearer by",
+        "Interval",
+        "Jaccard",
+        "Chance",
+        "×",
+    )
+    first = ("the run's", "–", size, percent(own.value), span(own.name, own.low, own.high) or "–")
+    rows = [(*first, "–", "–", "–", "–", "–"), *(_rival_row(rival, of_heads) for rival in rivals.rivals)]
     drawn = defined(own.controls)
     if drawn:
         ends = f"{percent(min(drawn))} to {percent(max(drawn))}"
         passed = f"{rivals.random_as_good:,} {AS_GOOD}"
-        rows.append((f"{len(drawn):,} random", passed, f"{rivals.n_edges:,}", ends, "–", "–", "–", "–", "–", "–"))
-    of_factor = "threshold" if rivals.algorithm in DECIDING else "score of a used edge"
+        rows.append((f"{len(drawn):,} random", passed, size, ends, "–", "–", "–", "–", "–", "–"))
+    of_factor = "threshold" if rivals.algorithm in CUTTING else f"score of a used {rivals.by}"
     caption = (
         "Nearer by: how much nearer the full model's 100 % than the run's circuit, paired; as good: the whole interval above "
-        f"−{percent(rivals.margin)}. Jaccard: of the edges, with the run's; chance: of a random circuit with as many edges in "
-        f"each layer. ×: what the {of_factor} was multiplied by. Forward passes of a prompt: {forwards_words(rivals.forwards)}"
+        f"−{percent(rivals.margin)}. Jaccard: of the {rivals.by}s, with the run's; chance: of a random "
+        f"circuit with as many of them in each layer. ×: what the {of_factor} was multiplied by. Forward passes of a prompt: "
+        f"{forwards_words(rivals.forwards)}"
     )
     core = ", ".join(rivals.core_edges[:20]) + (f" and {len(rivals.core_edges) - 20:,} more" * (len(rivals.core_edges) > 20))
-    lines = [f"In all circuits that are as good: {core or 'no edge'}."] if rivals.as_good else []
+    lines = [f"In all circuits that are as good: {core or 'no edge'}."] if rivals.as_good and not of_heads else []
     if rivals.as_good:
         lines.append(
             f"Heads in all of them: {', '.join(rivals.core_heads) or 'none'}; in some: {_names(rivals.optional_heads)}."
@@ -95,11 +108,11 @@ def _names(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "none"
 
 
-def _rival_row(rival: Rival) -> tuple[str, ...]:
+def _rival_row(rival: Rival, of_heads: bool) -> tuple[str, ...]:
     does = percent(rival.faithfulness), span("faithfulness", rival.low, rival.high) or "–"
     nearer = percent(rival.nearer), span("faithfulness", rival.nearer_low, rival.nearer_high) or "–"
     alike = number(rival.jaccard), number(rival.chance), number(rival.factor)
-    return rival.name, rival.standing, f"{rival.n_edges:,}", *does, *nearer, *alike
+    return rival.name, rival.standing, f"{len(rival.heads) if of_heads else rival.n_edges:,}", *does, *nearer, *alike
 
 
 def rivals_verdict(rivals: Rivals) -> Verdict:
@@ -118,10 +131,11 @@ def rivals_verdict(rivals: Rivals) -> Verdict:
             f"({where}), with a Jaccard index of at most {most}{f'; {others}' if others else ''}."
         ]
         core, heads = len(rivals.core_edges), len(rivals.core_heads)
+        edges = f"{core:,} of its {rivals.n_edges:,} edges ({share(core, rivals.n_edges)}) and " if rivals.by == "edge" else ""
         lines.append(
-            f"Its core: {core:,} of its {rivals.n_edges:,} edges ({share(core, rivals.n_edges)}) and {heads:,} of its "
-            f"{rivals.n_heads:,} heads are in all of these {len(good) + 1:,}. The mean Jaccard index of their edges is "
-            f"{number(rivals.likeness)}; that of as many random circuits {number(rivals.likeness_random)}."
+            f"Its core: {edges}{heads:,} of its {rivals.n_heads:,} heads are in all of these {len(good) + 1:,}. The mean "
+            f"Jaccard index of their {rivals.by}s is {number(rivals.likeness)}; that of as many random circuits "
+            f"{number(rivals.likeness_random)}."
         )
     return Verdict(tuple(lines), tuple(_rivals_caveats(rivals)))
 

@@ -356,11 +356,12 @@ def _refine(search: Search) -> Counts | None:
     graph, settings = search.graph, search.settings
     ranking = settings["start"] if settings["start"] in RANKINGS else settings["ranking"]
     first = counts_of(ranking, search.of(ranking))
-    n = settings["edges"] or math.ceil(settings["fraction"] * graph.n_edges)
-    ends, edges, endless = 1 + (settings["keep"] is not None), graph.n_upstream.astype(float), float("inf")
+    sized = settings["edges"] is not None
+    n = max(settings["edges"] or 1, math.ceil(settings["fraction"] * graph.n_edges))
+    ends, edges, endless = 1 + (sized or settings["keep"] is not None), graph.n_upstream.astype(float), float("inf")
     # of the usual: two rounds over a tenth of the edges around the circuit, each with its tests, then a round for every group
     a_round = graph.n_edges / 10 * float((edges * behind(graph)).sum() / graph.n_edges) / search.n_nodes
-    n_groups = 2 * (1 + math.floor(math.log2(settings["widest"])))
+    n_groups = settings["swaps"] or settings["edges"] if sized else 2 * (1 + math.floor(math.log2(settings["widest"])))
     counts = counted(
         search,
         model_runs=search.ready,

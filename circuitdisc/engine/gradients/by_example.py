@@ -18,6 +18,7 @@ from circuitdisc.engine.gradients.attribution import Attribution, AttributionChu
 from circuitdisc.engine.gradients.edge_scores import add_scores
 from circuitdisc.engine.gradients.node_scores import sender_products
 from circuitdisc.engine.patching import Cost
+from circuitdisc.engine.ranks import Share, ranks, summed
 from circuitdisc.tasks.base import Example
 
 
@@ -35,10 +36,10 @@ def edges_by_example(attribution: Attribution) -> Float[np.ndarray, "B E"]:
 
     def score(chunk: AttributionChunk, scores: Float[Tensor, "R S"]) -> None:
         add_scores(scores, single.graph, chunk.differences, single.gradients(chunk, chunk.clean), single.groups)
-        rows.append(single.components.agreed(scores).cpu()[edges].numpy())
+        rows.append(single.components.agreed(scores).cpu()[edges].numpy()[None])
 
     single.over_chunks(single.edges, score)
-    return np.stack(rows)
+    return _of_all_ranks(single, rows, single.graph.n_edges)
 
 
 def senders_by_example(attribution: Attribution) -> Float[np.ndarray, "B S"]:
@@ -50,4 +51,16 @@ def senders_by_example(attribution: Attribution) -> Float[np.ndarray, "B S"]:
         rows.append(torch.cat([products[first] for first in sorted(products)]).T.cpu().numpy())
 
     attribution.over_chunks((attribution.graph.n_senders,), score)
-    return np.concatenate(rows)
+    return _of_all_ranks(attribution, rows, attribution.graph.n_senders)
+
+
+def _of_all_ranks(attribution: Attribution, rows: list[np.ndarray], width: int) -> Float[np.ndarray, "B X"]:
+    """Scores of all examples from those of this rank's chunks, which are every n-th of them."""
+    ours = ranks()
+    if ours.n == 1:
+        return np.concatenate(rows)
+    whole = torch.zeros((len(attribution.examples), width), dtype=torch.float64)
+    for turn, block in enumerate(rows):
+        first = (turn * ours.n + ours.index) * attribution.chunk_size
+        whole[first : first + len(block)] = torch.from_numpy(block)
+    return summed(whole, Share(len(whole)), "scores of examples").numpy()
