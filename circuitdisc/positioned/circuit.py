@@ -8,7 +8,7 @@ Shape letters: P spans, R receivers, S senders.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,23 @@ class PositionedCircuit(Shown):
         """Every edge of a circuit kept at all spans."""
         check_size(circuit.graph, spans)
         return cls(circuit.graph, spans, np.repeat(circuit.mask[None], len(spans), 0), circuit.provenance)
+
+    @classmethod
+    def from_edges(cls, graph: ComputationGraph, spans: Spans, edges: Mapping[str, Sequence[str]]) -> "PositionedCircuit":
+        """The circuit of edges by name, each at the spans that it names.
+
+        Raises:
+            BadFile: there is no such span.
+            GraphMismatch: an edge is not one of the graph, or graph and spans are larger than is handled.
+        """
+        check_size(graph, spans)
+        mask = np.zeros((len(spans), *graph.edge_mask.shape), dtype=bool)
+        place = {name: index for index, name in enumerate(spans.names)}
+        for edge, names in edges.items():
+            if unknown := [name for name in names if name not in place]:
+                raise BadFile(f"{shown(edge)} is kept at {shown(unknown[0])}, which is none of the spans")
+            mask[[place[name] for name in names], *graph.parse_edge(edge)] = True
+        return cls(graph, spans, mask)
 
     # --- what is in it ----------------------------------------------------------------------------------------------
 
@@ -183,19 +200,13 @@ class PositionedCircuit(Shown):
         """
         check_format(data, FORMAT, WHERE)
         given = validate(_PositionedFile, data, WHERE, closed=True)
-        check_size(given.graph, given.spans)
-        mask = np.zeros((len(given.spans), *given.graph.edge_mask.shape), dtype=bool)
-        place = {name: index for index, name in enumerate(given.spans.names)}
-        for edge, names in given.edges.items():
-            if unknown := [name for name in names if name not in place]:
-                raise BadFile(f"{WHERE}: {shown(edge)} is kept at {shown(unknown[0])}, which is none of its spans")
-            mask[[place[name] for name in names], *given.graph.parse_edge(edge)] = True
-        if given.n_units != (n := int(mask.sum())):
-            raise BadFile(f"{WHERE}: it says that it has {given.n_units:,} units, and names {n:,}")
+        circuit = cls.from_edges(given.graph, given.spans, given.edges)
+        if given.n_units != circuit.n_units:
+            raise BadFile(f"{WHERE}: it says that it has {given.n_units:,} units, and names {circuit.n_units:,}")
         if given.provenance.ablation:
             validate(AblationSection, given.provenance.ablation, f"{WHERE}: its provenance's ablation")
         Identity.from_dict(given.provenance.identity)  # raises if there is something else in its place
-        return cls(given.graph, given.spans, mask, given.provenance)
+        return replace(circuit, provenance=given.provenance)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, beside the target first, then renamed."""
