@@ -70,10 +70,10 @@ class PositionedRun(CircuitRun):
         spans: Int[np.ndarray, "B T"],
     ) -> None:
         self.kept, self.spans = kept, spans
-        super().__init__(components, graph, chunk, kept.any(0))
+        super().__init__(components, graph, chunk, np.logical_or.reduce(kept))
 
     def _kept_everywhere(self) -> Bool[np.ndarray, "R S"]:
-        return self.kept[np.unique(self.spans[self.spans >= 0])].all(0)
+        return np.logical_and.reduce(self.kept[np.unique(self.spans[self.spans >= 0])])
 
     def _begin_writing(self) -> WrittenBySpan:
         return WrittenBySpan(np.flatnonzero(self.live_senders), self.chunk.clean[0], self.spans)

@@ -276,7 +276,7 @@ def write_page(folder: str | Path) -> Path:
 
 
 def _certainty(run: Run, circuit: Circuit) -> dict[str, Any]:
-    """What `rivals`, `specificity`, `backups` and `mixtures` have left."""
+    """What `rivals`, `specificity`, `backups`, `mixtures` and `positions` have left."""
     records = {
         name: _record(run, f"{name}.json", shown.kind, f"`circuitdisc {name} RUN` writes it again", circuit)
         for name, shown in CERTAINTY.items()

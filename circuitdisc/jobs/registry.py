@@ -24,6 +24,7 @@ MODULES = (
     "specificity",
     "backups",
     "mixtures",
+    "positions",
     "certify",
     "export",
     "figure",

@@ -97,7 +97,7 @@ class PositionedCircuit(Shown):
 
     def flat(self) -> Circuit:
         """The circuit of the edges that are kept anywhere."""
-        return Circuit(self.graph, self.mask.any(0), self.provenance)
+        return Circuit(self.graph, np.logical_or.reduce(self.mask), self.provenance)
 
     def at(self, span: str) -> Circuit:
         """The circuit of the edges that are kept at a span.

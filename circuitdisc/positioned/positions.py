@@ -249,7 +249,7 @@ def positions(
         masks = {
             POSITIONED: mask,
             OWN: own,
-            EVERYWHERE: live_units(graph, spans, np.repeat(mask.any(0)[None], len(spans), 0)),
+            EVERYWHERE: live_units(graph, spans, np.repeat(np.logical_or.reduce(mask)[None], len(spans), 0)),
             BY_UNIT: live_units(graph, spans, largest(scores, order, n)),
             PLAIN_UNITS: plain_of_size(graph, spans, scores, n, units=True),
             PLAIN_EDGES: plain_of_size(graph, spans, scores, int(mask.any(0).sum()), units=False),
@@ -263,8 +263,8 @@ def positions(
             for name, there in (others or {}).items()
         ]
     forwards["own search"] = None if search is None else plain_forwards(search, graph) * len(task.train)
-    figures = _Figures(task.heldout, judged["heldout"], given)
-    seen = _Figures(task.train, judged["train"], given)
+    figures = _OnSplit(task.heldout, judged["heldout"], given)
+    seen = _OnSplit(task.train, judged["train"], given)
     rest, traded = figures.faithfulness("rest"), figures.nearer(BY_UNIT, PLAIN_UNITS)
     return Positions(
         graph,
@@ -342,7 +342,7 @@ def _judged(
         return {split: runs.values(split, task.split(split), some, bar.update) for split, some in wanted.items()}
 
 
-class _Figures:
+class _OnSplit:
     """Faithfulness with intervals, from values example by example."""
 
     def __init__(
@@ -384,6 +384,6 @@ def _carried(
     runs = PositionedRuns(patching, circuit.spans, setup.metric, memo)
     full = np.repeat(model.graph.edge_mask[None], len(circuit.spans), 0)
     masks = {"full": full, "empty": np.zeros_like(full), POSITIONED: circuit.mask, OWN: own}
-    figures = _Figures(task.heldout, runs.values(name, task.heldout, masks, lambda _: None), given)
+    figures = _OnSplit(task.heldout, runs.values(name, task.heldout, masks, lambda _: None), given)
     pair = (*figures.faithfulness(POSITIONED), *figures.faithfulness(OWN), *figures.nearer(POSITIONED, OWN))
     return OnCheckpoint(name, len(task.heldout), *pair)
