@@ -90,7 +90,8 @@ def by_search(model: Model, task: Task, ablation: str, keep: float) -> Iterator[
         forwards = result.forwards
         if start == "circuit":
             yield ["`bisect`, edges at all spans", *sizes(result.named(OWN)), "", f"{forwards['own search']:,.0f}"]
-        random = [f"{min(values):z.2f} to {max(values):z.2f}" for values in result.random.values() if None not in values]
+        drawn = [[value for value in values if value is not None] for values in result.random.values()]
+        random = [f"{min(values):z.2f} to {max(values):z.2f}" for values in drawn]
         spent = (forwards["attribution"] or 0.0) + (forwards["search"] or 0.0)
         spent += (forwards["own search"] or 0.0) * (start == "circuit")
         of = "its circuit" if start == "circuit" else f"the graph, {result.n_tried:,} units"
@@ -104,9 +105,10 @@ def sizes(row: JudgedSize) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=100, help="search examples")
-    parser.add_argument("--n-heldout", type=int, default=200)
+    parser.add_argument("--n", type=int, default=40, help="search examples")
+    parser.add_argument("--n-heldout", type=int, default=100)
     parser.add_argument("--keep", type=float, default=0.9)
+    parser.add_argument("--tasks", nargs="+", default=[task for _, task, _ in CASES])
     args = parser.parse_args()
     torch.set_num_threads(1)
     text = [
@@ -127,7 +129,7 @@ def main() -> None:
         "edges",
     ]
     columns = ["search", "units", "edges", "search examples", "held out", "random: other heads; other spans", "forward passes"]
-    for name, task_name, ablation in tqdm(CASES):
+    for name, task_name, ablation in tqdm([case for case in CASES if case[1] in args.tasks]):
         model = cd.load_model(name)
         task = cd.load_task(task_name, model, n=args.n, n_heldout=args.n_heldout)
         spans = Spans.of((*task.train, *task.heldout))
@@ -135,8 +137,9 @@ def main() -> None:
         text += ["By attribution (`eap_ig`) alone:", "", *markdown(heads, list(by_attribution(model, task, ablation))), ""]
         text += [f"By exact search that keeps {args.keep:g} of the gap:", ""]
         text += [*markdown(columns, list(by_search(model, task, ablation, args.keep))), ""]
-    RESULTS.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
     print("\n".join(text))
+    if len(args.tasks) == len(CASES):
+        RESULTS.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_roles_that_are_asked_for():
     assert set(Spans.of(examples).names) == {"before:all", "a", "after:a", "b"}, "b has the last token: there is no end"
     assert Spans.of(examples).read == ("after:a", "b")
     assert set(Spans.of(examples, ["a+1", "end"]).names) == {"before:all", "a+1", "after:a+1", "end"}
+    assert set(Spans.of(examples, [2]).names) == {"before:all", "2", "after:2"}  # pyright: ignore[reportArgumentType] - as YAML has it
     with pytest.raises(BadSetting, match="role end stands at the token of another one"):
         Spans.of(examples, ["b", "end"])
     with pytest.raises(UnknownName, match="unknown position 'c'"):

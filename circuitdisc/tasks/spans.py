@@ -63,7 +63,7 @@ class Spans:
             UnknownName: an example lacks a role.
             BadSetting: a role that was asked for has no token of its own in any example, or there are too many.
         """
-        chosen = tuple(dict.fromkeys((*role_names(examples), "end") if roles is None else roles))
+        chosen = tuple(dict.fromkeys((*role_names(examples), "end") if roles is None else map(str, roles)))
         places: dict[str, list[float]] = {}
         sees: dict[str, set[str]] = {}
         read: set[str] = set()
