@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from circuitdisc.pages import report
     from circuitdisc.pages.inline import explore
     from circuitdisc.planning import plan
+    from circuitdisc.positioned.circuit import PositionedCircuit
+    from circuitdisc.positioned.positions import positions
     from circuitdisc.scoring import Scores, score
     from circuitdisc.scoring.against_truth import against_truth
     from circuitdisc.scoring.certify import certify
@@ -76,6 +78,7 @@ _HOMES = {
     "HeadEdit": "circuitdisc.heads.localised.head_edits",
     "Intervention": "circuitdisc.engine.interventions",
     "Metric": "circuitdisc.metrics",
+    "PositionedCircuit": "circuitdisc.positioned.circuit",
     "Scores": "circuitdisc.scoring",
     "Truth": "circuitdisc.scoring.truth",
     "Variable": "circuitdisc.known.causal",
@@ -107,6 +110,7 @@ _HOMES = {
     "plot": "circuitdisc.figures",
     "read_edge_scores": "circuitdisc.exchange",
     "plan": "circuitdisc.planning",
+    "positions": "circuitdisc.positioned.positions",
     "report": "circuitdisc.pages",
     "run_with_cache": "circuitdisc.engine.user_hooks",
     "run_with_hooks": "circuitdisc.engine.user_hooks",
@@ -133,6 +137,7 @@ __all__ = [
     "HeadEdit",
     "Intervention",
     "Metric",
+    "PositionedCircuit",
     "Scores",
     "Truth",
     "Variable",
@@ -165,6 +170,7 @@ __all__ = [
     "path_patch",
     "plan",
     "plot",
+    "positions",
     "read_edge_scores",
     "report",
     "rivals",

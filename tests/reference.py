@@ -60,7 +60,11 @@ def turned(cut, layer, kind, head, x, positions, frame, rule=None):
 
 
 def masked_run(model: Model, chunk, mask) -> torch.Tensor:
-    """Logits at the readings [N, V]: every receiver reads each sender live if its edge is kept, else ablated."""
+    """Logits at the readings [N, V]: every receiver reads each sender live if its edge is kept, else ablated.
+
+    Args:
+        mask: the edges that are kept; or where, token by token. [R, S] or [R, S, B, T]
+    """
     cut = model.components
     spec, weights, graph, batch = cut.spec, cut.weights, model.graph, chunk.batch
     mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(mask.copy())
@@ -71,7 +75,7 @@ def masked_run(model: Model, chunk, mask) -> torch.Tensor:
     def read(receiver):
         total = constant + torch.zeros_like(chunk.clean[0])
         for sender in range(int(graph.n_upstream[receiver])):
-            total = total + (live[sender] if mask[receiver, sender] else ablated[sender])
+            total = total + torch.where((mask[receiver, sender] != 0)[..., None], live[sender], ablated[sender])
         return total
 
     positions = batch.position_ids

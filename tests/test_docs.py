@@ -182,7 +182,7 @@ SMALL_RUN = (
     "scoring.n_random=2 out=runs/mine"
 )
 RUNS = {
-    **{page: [SMALL_RUN] for page in ("docs/backups.md", "docs/mixtures.md", "docs/scale-plan.md")},
+    **{page: [SMALL_RUN] for page in ("docs/backups.md", "docs/mixtures.md", "docs/positions.md", "docs/scale-plan.md")},
     "README.md": ["discover model=tpp/lightweight task=tpp algorithm=eap_ig ablation=resample out=runs/mine"],
     "docs/cmap.md": [
         "discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.3 ablation=mean out=runs/mine"

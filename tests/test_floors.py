@@ -29,7 +29,7 @@ FLOORS = (
     ("ablation",),
     ("engine", "runs", "exchange", "known", "controls"),
     ("discovery", "scoring", "heads"),
-    ("checkpoints", "certainty", "pages", "sections", "bound", "planning", "figures"),
+    ("checkpoints", "certainty", "positioned", "pages", "sections", "bound", "planning", "figures"),
     ("jobs",),
     ("cli", "__init__"),
     ("__main__", "benchmark"),
@@ -42,7 +42,8 @@ NEIGHBOURS = {
     ("options", "checks"), ("results", "errors"), ("results", "schemas"), ("results", "wording"),
     ("progress", "tracking"), ("progress", "wording"), ("tracking", "errors"), ("tracking", "plugins"),
     ("shipped", "files"), ("heads", "scoring"), ("scoring", "discovery"),
-    ("pages", "checkpoints"), ("pages", "certainty"), ("figures", "pages"), ("figures", "checkpoints"), ("figures", "bound"),
+    ("pages", "checkpoints"), ("pages", "certainty"), ("pages", "positioned"), ("figures", "pages"), ("figures", "checkpoints"),
+    ("figures", "bound"),
 }  # fmt: skip
 
 

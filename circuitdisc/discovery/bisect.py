@@ -129,21 +129,23 @@ def bisect(model: Model, task: Task, ablation: Ablation, context: SearchContext,
 
 
 def cut_groups(
-    start: Bool[np.ndarray, "R S"],
+    start: Bool[np.ndarray, "*P R S"],
     baseline: float,
     order: Int[np.ndarray, "n"],
-    measure: Callable[[Bool[np.ndarray, "R S"]], float],
+    measure: Callable[[Bool[np.ndarray, "*P R S"]], float],
     graph: ComputationGraph,
     rule: Passing,
     journal: Journal,
     recorded: deque[dict],
     bar: tqdm,
-) -> tuple[Bool[np.ndarray, "R S"], float]:
+    live: Callable[[Bool[np.ndarray, "*P R S"]], Bool[np.ndarray, "*P R S"]] | None = None,
+) -> tuple[Bool[np.ndarray, "*P R S"], float]:
     """Step 2. Tests that the journal already holds are taken from there.
 
     Args:
         baseline: the metric of the circuit that it starts with.
         order: flat indices of the edges that are up, the least important first.
+        live: which edges of a mask may change anything; None: those into a node with a path to `logits`.
 
     Returns:
         The edges left, and their metric.
@@ -156,7 +158,7 @@ def cut_groups(
             continue
         tried = mask.copy()
         tried.flat[group] = False
-        tried &= live_receivers(graph, tried)[:, None]
+        tried &= live_receivers(graph, tried)[:, None] if live is None else live(tried)
         if recorded:
             value = next_line(recorded, "group")["metric"]
         else:

@@ -65,11 +65,25 @@ class CircuitRun:
         seen = mask if beside is None else mask | beside
         self.live_senders, self.live_receivers = live_nodes(graph, seen)
         self.reach = Reach(components, graph, chunk, seen & self.live_receivers[:, None])
-        self.unchanged = _unchanged_senders(graph, mask)
+        self.unchanged = _unchanged_senders(graph, self._kept_everywhere())
         self.state = NodeState()
         self.node_evaluations = 0.0
-        self.difference = Written(np.flatnonzero(self.live_senders), chunk.clean[0])
+        self.difference = self._begin_writing()
         self._run()
+
+    def _kept_everywhere(self) -> Bool[np.ndarray, "R S"]:
+        """Edges that carry the live value at all tokens."""
+        return self.mask
+
+    def _begin_writing(self) -> Written:
+        return Written(np.flatnonzero(self.live_senders), self.chunk.clean[0])
+
+    def _what_is_kept(self, receiver: int) -> bytes:
+        """Equal for receivers at one place that read the same."""
+        return self.mask[receiver].tobytes()
+
+    def _sums(self, receivers: list[int], n_upstream: int) -> Float[Tensor, "n B T D"]:
+        return self.difference.sums(self.mask[receivers], n_upstream)
 
     @property
     def residual(self) -> Float[Tensor, "B T D"]:
@@ -98,9 +112,9 @@ class CircuitRun:
         """What receivers at the same place in the residual stream read: the different inputs, and which of them each reads."""
         n_upstream = int(self.graph.n_upstream[receivers[0]])
         places: dict[bytes, int] = {}
-        which = np.array([places.setdefault(self.mask[receiver].tobytes(), len(places)) for receiver in receivers])
+        which = np.array([places.setdefault(self._what_is_kept(receiver), len(places)) for receiver in receivers])
         _, first = np.unique(which, return_index=True)
-        x = self.difference.sums(self.mask[[receivers[row] for row in first]], n_upstream)
+        x = self._sums([receivers[row] for row in first], n_upstream)
         x += constant + self.chunk.ablated_before(n_upstream)
         for row, receiver in zip(which, receivers, strict=True):
             if receiver >= self.record_from or receiver == self.graph.n_receivers - 1:

@@ -1,4 +1,4 @@
-"""What commands share that use a run's circuit: the folder that they write into; and, of `rivals`, `specificity`, `backups` and
+"""What commands share that use a run's circuit: the folder that they write into; and, of `rivals`, `specificity`, `backups`,
 `mixtures`, their file beside the run, its part of the page, and the table.
 """
 

@@ -289,7 +289,7 @@ def _stability(run: Run, circuit: Circuit) -> dict[str, Any] | None:
 
 
 def _certainty(run: Run, circuit: Circuit) -> dict[str, Any]:
-    """What `rivals`, `specificity`, `backups` and `mixtures` have left."""
+    """What `rivals`, `specificity`, `backups`, `mixtures` and `positions` have left."""
     records = {
         name: _record(run, f"{name}.json", shown.kind, f"`circuitdisc {name} RUN` writes it again", circuit)
         for name, shown in CERTAINTY.items()

@@ -21,6 +21,7 @@ MODULES = (
     "specificity",
     "backups",
     "mixtures",
+    "positions",
     "certify",
     "export",
     "figure",

@@ -1,4 +1,4 @@
-"""How far a circuit can be believed, on its page and in its verdict: rivals, specificity, backups and mixtures.
+"""What uses of a circuit say, on its page and in its verdict: rivals, specificity, backups, mixtures and positions.
 
 Each has a schema, which is the result's own class, a part of the page, and its sentences of the verdict.
 """
@@ -15,8 +15,10 @@ from circuitdisc.certainty.rivals import ALIKE, AS_GOOD, LARGER, LARGER_BY, UNDE
 from circuitdisc.certainty.specificity import OWN, CircuitOnTask, Specificity, WorstCases
 from circuitdisc.pages.backups import backups_part, backups_verdict
 from circuitdisc.pages.mixtures import mixtures_part, mixtures_verdict
+from circuitdisc.pages.positions import positions_parts, positions_verdict
 from circuitdisc.pages.scores.base import Part, of_words, reads
 from circuitdisc.pages.verdict import Verdict, as_sentences, few_caveats
+from circuitdisc.positioned.positions import Positions
 from circuitdisc.scoring.chance import RANDOM_CIRCUITS, chance_caveats, defined
 from circuitdisc.scoring.faithfulness import UNCLEAR
 from circuitdisc.wording import number, percent, share, span, undefined
@@ -300,5 +302,6 @@ SHOWN: Mapping[str, ShownCertainty] = {
     "specificity": ShownCertainty(Specificity, specificity_parts, specificity_verdict),
     "backups": ShownCertainty(Backups, lambda backups: [backups_part(backups)], backups_verdict),
     "mixtures": ShownCertainty(Mixtures, lambda mixtures: [mixtures_part(mixtures)], mixtures_verdict),
+    "positions": ShownCertainty(Positions, positions_parts, positions_verdict),
 }
 """By name: of the command, and of its file."""

@@ -94,7 +94,8 @@ def write_report(
         certificate: as `certify.json` has it; None if there is none.
         explored: what the explorer shows beside the graph, as `explorer.json` has it; None if there is none.
         groups: named groups and pinned nodes, as `groups.json` has them; None if there are none.
-        certainty: what `rivals.json`, `specificity.json`, `backups.json` and `mixtures.json` have, by those names.
+        certainty: what `rivals.json`, `specificity.json`, `backups.json`, `mixtures.json` and `positions.json` have, by those
+            names.
 
     Returns:
         The path of the page.

@@ -24,7 +24,7 @@ TRANSFER = "circuitdisc.transfer.settings"
 """The format that a transfer's config.json names."""
 RESULTS = ("scores.json", "transfer.json", "result.json")
 """The last file of a search, of a transfer, and of other work that keeps a journal."""
-USES = ("judgement.*", "stability", "certify", "rivals", "specificity", "backups", "mixtures")
+USES = ("judgement.*", "stability", "certify", "rivals", "specificity", "backups", "mixtures", "positions")
 PARTIAL = tuple(f"{name}.partial.jsonl" for name in USES)
 """Journals in a run's folder of jobs that use its circuit; each is removed when its job is done."""
 
@@ -95,7 +95,10 @@ def is_transfer(folder: Path) -> bool:
 class _Call:
     """The command that a journal's first line names, as `calls.py` writes it."""
 
-    job: Literal["finetune", "dcm", "localise", "score", "stability", "certify", "rivals", "specificity", "backups", "mixtures"]
+    job: Literal[
+        "finetune", "dcm", "localise", "score", "stability", "certify", "rivals", "specificity", "backups", "mixtures",
+        "positions",
+    ]  # fmt: skip
     words: list[str]
     begun_in: str
     folder: str

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitdisc.ablation import Ablation
@@ -33,7 +33,7 @@ from circuitdisc.engine.gradients.memory import Gradient, Shapes, chunk_bytes, e
 from circuitdisc.engine.gradients.path_points import PathPoints, PathSum
 from circuitdisc.engine.gradients.rules import RULES
 from circuitdisc.engine.gradients.segments import MetricGradient, SegmentedRun, Write, log_probabilities, readout
-from circuitdisc.engine.gradients.unit_sums import UnitSums
+from circuitdisc.engine.gradients.unit_sums import SpanSums, UnitSums
 from circuitdisc.engine.memory import parse_memory
 from circuitdisc.engine.patching import Cost
 from circuitdisc.engine.ranks import Share, gathered, largest_share, ranks, summed, turns
@@ -127,16 +127,32 @@ class Attribution:
         Returns:
             Why it is not kept; empty if it is.
         """
-        shapes, averages = Shapes.of(self.components, self.metric), self.ablation.method.averages
-        room = self.memory - chunk_bytes(shapes, self.chunk_size, self.examples, self.gradient, averages)
-        needed = UnitSums.bytes_of(over.n_drawn, self.graph)
-        if needed > room:
-            return (
-                f"the scores of {over.n_drawn:,} {over.drawn} take {size_words(needed)}, and the budget has room for "
-                f"{size_words(max(0, room))}"
-            )
+        if why := self._no_room(over.n_drawn, over.drawn):
+            return why
         self.units = UnitSums(over.of, self.edges, self.components.device)
         return ""
+
+    def keep_spans(self, of_tokens: Sequence[Int[np.ndarray, "T"]], n_spans: int) -> None:
+        """Keep what each span of the prompts adds to the scores of edges.
+
+        Args:
+            of_tokens: the span of each token of each example. [B] [T]
+
+        Raises:
+            BadSetting: it does not fit beside a chunk.
+        """
+        if why := self._no_room(n_spans, "spans"):
+            raise BadSetting(f"{self.name}: {why}: raise memory=, or name fewer roles")
+        self.units = SpanSums(of_tokens, n_spans, self.edges, self.components.device)
+
+    def _no_room(self, n: int, what: str) -> str:
+        """Why the sums of so many units are not kept; empty if they are."""
+        shapes, averages = Shapes.of(self.components, self.metric), self.ablation.method.averages
+        room = self.memory - chunk_bytes(shapes, self.chunk_size, self.examples, self.gradient, averages)
+        needed = UnitSums.bytes_of(n, self.graph)
+        if needed <= room:
+            return ""
+        return f"the scores of {n:,} {what} take {size_words(needed)}, and the budget has room for {size_words(max(0, room))}"
 
     def over_chunks(
         self,

@@ -7,6 +7,7 @@ it is: the scores do not move by a bit.
 Shape letters: G units, B examples, T positions, R receivers, S senders.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -49,7 +50,7 @@ class UnitSums:
         ends = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(units)]
         self._spans = [(start, stop, int(units[start])) for start, stop in pairwise(ends) if stop > start]
 
-    def within(self, block: slice) -> list[tuple[slice, Float[Tensor, "R S"]]]:
+    def within(self, block: slice) -> Sequence[tuple[slice | Tensor, Float[Tensor, "R S"]]]:
         """The spans of one unit in a block of tokens, counted from its start, each with the unit's table."""
         return [
             (slice(max(start, block.start) - block.start, min(stop, block.stop) - block.start), self.sums[unit])
@@ -74,3 +75,31 @@ class UnitSums:
             row[:] = sums.cpu()[mask].numpy() / n_rows
         del self.sums
         return values
+
+
+class SpanSums(UnitSums):
+    """The same for units of tokens: those of a span of a prompt, in all examples.
+
+    Args:
+        of_tokens: the span of each token of each example. [B] [T]
+        n_spans: P.
+    """
+
+    def __init__(
+        self, of_tokens: Sequence[Int[np.ndarray, "T"]], n_spans: int, shape: tuple[int, int], device: torch.device
+    ) -> None:
+        super().__init__(np.array([n_spans - 1]), shape, device)
+        self._of_tokens = of_tokens
+        self._span_of: Int[np.ndarray, "n"] = np.zeros(0, dtype=int)
+
+    def begin(self, examples: range, tokens: Int[Tensor, "n"], length: int) -> None:
+        padded = np.full((len(examples), length), -1)
+        for row, place in zip(padded, examples, strict=True):
+            row[: len(self._of_tokens[place])] = self._of_tokens[place]
+        self._span_of = padded.reshape(-1)[tokens.cpu().numpy()]
+
+    def within(self, block: slice) -> Sequence[tuple[slice | Tensor, Float[Tensor, "R S"]]]:
+        spans = self._span_of[block]
+        return [
+            (torch.from_numpy(np.flatnonzero(spans == each)).to(self.sums.device), self.sums[each]) for each in np.unique(spans)
+        ]

@@ -1,0 +1,1 @@
+"""Positioned circuits: an edge is kept at some spans of a prompt only."""
