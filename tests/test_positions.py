@@ -254,12 +254,17 @@ def test_words():
     assert len(circuits.rows) == 6 + 1 + 2
     assert senders.rows[-1][0] == "all"
     assert sum(int(cell) for cell in senders.rows[-1][1:]) == result.circuit.n_units
+    ends = dict.fromkeys(result.edges, ("end",))
+    (table,) = [part for part in positions_parts(replace(result, edges=ends)) if part.title == senders.title]
+    assert {len(row) for row in (table.headers, *table.rows)} == {2}, "spans at which nothing is kept have no column"
+    assert table.headers == ("Sender", "end")
     assert elsewhere.rows[0][:2] == ("itself", str(len(task.heldout)))
     said = positions_verdict(result)
     assert said.headline.startswith(f"Of the {result.n_tried:,} units (edges at spans) of the run's circuit, ")
     assert any("positions" in line for line in said.lines)
     assert "Only 6 examples stand behind it" in said.caveats[-1]
-    for low, high, words in ((0.1, 0.2, "positions pay"), (-0.2, -0.1, "positions cost"), (-0.1, 0.1, "no clear difference")):
+    ways = ((0.1, 0.2, "positions pay"), (-0.2, -0.1, "positions cost"), (-0.1, 0.1, "no clear"), (-2e-8, -1e-8, "no clear"))
+    for low, high, words in ways:
         assert words in positions_verdict(replace(result, traded_low=low, traded_high=high)).lines[1]
     off = tuple(replace(row, nearer=-0.2, nearer_low=-0.3, nearer_high=-0.1) for row in result.circuits)
     bad = positions_verdict(replace(result, circuits=off, start="graph"))

@@ -6,7 +6,7 @@ import numpy as np
 
 from circuitdisc.pages.backups import forwards_words
 from circuitdisc.pages.scores.base import Part, brackets, named, of_words, valued
-from circuitdisc.pages.verdict import Verdict, few_caveats, may_be_zero
+from circuitdisc.pages.verdict import MARGIN, Verdict, few_caveats, may_be_zero
 from circuitdisc.positioned.positions import (
     BY_UNIT,
     EVERYWHERE,
@@ -14,6 +14,7 @@ from circuitdisc.positioned.positions import (
     PLAIN_EDGES,
     PLAIN_UNITS,
     POSITIONED,
+    SLACK,
     JudgedSize,
     OnCheckpoint,
     Positions,
@@ -99,7 +100,9 @@ def _senders_part(result: Positions) -> Part:
     busy, used = np.flatnonzero(sent.any(1)), np.flatnonzero(sent.any(0))
     silent = [name for name, n in zip(result.spans.names, sent.sum(0), strict=True) if not n]
     shown = np.sort(busy[np.argsort(-sent[busy].sum(1), kind="stable")][:SENDERS])
-    rows = [(circuit.graph.senders[sender].name, *(f"{n:,}" if n else "–" for n in sent[sender].tolist())) for sender in shown]
+    rows = [
+        (circuit.graph.senders[sender].name, *(f"{n:,}" if n else "–" for n in sent[sender, used].tolist())) for sender in shown
+    ]
     rows.append(("all", *(f"{n:,}" for n in sent.sum(0)[used].tolist())))
     some = f"; the {SENDERS} of {len(busy):,} that feed most" if len(busy) > SENDERS else ""
     caption = f"Edges that each sender feeds at each span{some}{f'; none at {named(silent, 20)}' if silent else ''}"
@@ -143,7 +146,7 @@ def _lines(result: Positions) -> Iterator[str]:
 
 def _pays(low: float | None, high: float | None) -> str:
     """What a difference says, from its interval."""
-    if may_be_zero(low, high):
+    if may_be_zero(low, high) or max(abs(low or 0.0), abs(high or 0.0)) < MARGIN:  # what rounding leaves is none
         return "With as many units, positions make no clear difference"
     return "With as many units, positions pay" if float(low or 0.0) > 0 else "With as many units, positions cost"
 
@@ -164,7 +167,7 @@ def _farther_words(other: JudgedSize) -> str:
 
 def _caveats(result: Positions) -> Iterator[str]:
     found, own = result.named(POSITIONED), result.named(OWN)
-    if own.nearer_high is not None and own.nearer_high < 0:
+    if own.nearer_high is not None and own.nearer_high < -SLACK:
         yield (
             "On held-out examples the positioned circuit lies clearly farther from the full model than the run's, by "
             f"{_farther_words(own)} of the gap: the search has fitted its {result.n_search:,} examples; give it more (task.n)."
