@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
@@ -15,7 +16,7 @@ from circuitdisc.files import write_text
 from circuitdisc.scoring.curves import MIB_SHARES
 from circuitdisc.stats import interval
 
-FAMILIES = ("compiled", "siit", "shipped", "real")
+FAMILIES = {"compiled": "compiled", "siit": "SIIT", "shipped": "shipped", "real": "real"}
 PLAIN, CONTROL, A_THIRD = "eap_ig", "random", 2 / 3
 FIGURES: tuple[tuple[str, str, Callable[[list[float]], float]], ...] = (
     ("CMD", "CMD", max),
@@ -44,7 +45,8 @@ what decides, one point of a curve. f: faithfulness at an equal size: where the 
 `eap_ig as large` that of as many of the best edges of `eap_ig`. Columns *MIB*: [MIB's conventions](../../docs/scores.md#mib);
 on the real model MIB's CMD is ours but for one edge of each circuit, and was not run. *Halves*: Jaccard index of the circuits
 of two halves of the search examples, at that size (1 for `random`, which sees no examples). Passes: forward + backward, of all
-search examples; median. Masks are trained for fewer steps than by default. A dash: not run, or there is no such figure."""
+search examples; median. Masks are trained for fewer steps than by default. A dash: not run, or there is no such figure;
+*(2 of 8)*: run on two of eight cells, and not to be compared with figures of all."""
 REAL = """## {model}: task by task
 
 {tasks} tasks, {n} held-out examples each, one draw: all algorithms are judged on the same examples. CMD with its 95 % interval
@@ -60,7 +62,8 @@ def write_board(table: Path) -> list[Path]:
     from benchmarks.discovery.judged import EQUAL
 
     rows, page = read(table), table.with_suffix(".md")
-    groups = {name: own for name in FAMILIES if (own := {cell: row for cell, row in rows.items() if row["family"] == name})}
+    families = {words: {cell: row for cell, row in rows.items() if row["family"] == name} for name, words in FAMILIES.items()}
+    groups = {words: own for words, own in families.items() if own}
     equal = ", ".join(f"{share:.0%} of the edges ({name})" for name, share in EQUAL.items())
     minutes = sum(float(row["cell_seconds"] or 0) for row in rows.values()) / 60
     introduction = INTRODUCTION.format(table=table.name, cells=len(rows), minutes=minutes, machine=machine(), equal=equal)
@@ -91,7 +94,7 @@ def _overview(groups: dict[str, Rows]) -> list[str]:
         if name in shown and any(row[name] for rows in own.values() for row in rows)
     ]
     lines = [
-        [f"`{algorithm}`", *(_both(algorithms[group].get(algorithm, ()), name, worst) for group, _, name, worst in columns),
+        [f"`{algorithm}`", *(_of_all(algorithms[group], algorithm, name, worst) for group, _, name, worst in columns),
          _passes(rows)]
         for algorithm, rows in every.items()
     ]  # fmt: skip
@@ -125,12 +128,15 @@ def _real(rows: Rows) -> list[str]:
     if not complete or PLAIN not in algorithms:
         return []
     means = {name: np.array([_mean(scored, name, case, "CMD") for case in complete]) for name in algorithms}
-    shares = {name: _share(own, means[PLAIN]) for name, own in means.items()}
+    shares = {name: Share.of(own, means[PLAIN]) for name, own in means.items()}
     first = next(iter(scored.values()))
     words = {"model": complete[0].rpartition(":")[0], "tasks": len(complete), "n": first["examples"]}
-    method = interval([means[CONTROL] if CONTROL in means else means[PLAIN]]).method or "too few tasks for one"
+    method = (
+        interval([means[CONTROL] if CONTROL in means else means[PLAIN]]).method.replace("examples", "tasks")
+        or "none for one task"
+    )
     lines = [
-        [f"`{name}`", *(_on_task(scored, name, case) for case in complete), f"{fmean(own):.3f}", shares[name]]
+        [f"`{name}`", *(_on_task(scored, name, case) for case in complete), f"{fmean(own):.3f}", str(shares[name])]
         for name, own in sorted(means.items(), key=lambda item: fmean(item[1]))
     ]
     headers = ["scores", *(case.rpartition(":")[2] for case in complete), "mean", "share of `eap_ig`'s"]
@@ -145,13 +151,15 @@ def _real(rows: Rows) -> list[str]:
     ]  # fmt: skip
 
 
-def _verdict(means: dict[str, np.ndarray], shares: dict[str, str]) -> str:
+def _verdict(means: dict[str, np.ndarray], shares: dict[str, "Share"]) -> str:
     """The best mean against plain `eap_ig`'s, as it is seen afterwards, and chosen on the other tasks."""
     best = min(means, key=lambda name: float(means[name].mean()))
-    share = float(means[best].mean() / means[PLAIN].mean())
-    reached = "a third or more" if share <= A_THIRD else "less than a third"
+    share = shares[best]
+    reached = "a third or more" if share.value <= A_THIRD else "less than a third"
     text = f"**Best mean CMD: `{best}`, {means[best].mean():.3f} for {means[PLAIN].mean():.3f} of plain `{PLAIN}`, {reached} "
-    text += f"below** ({shares[best]} of it)."
+    text += f"below** ({share} of it)."
+    if share.high is None or share.high >= 1:
+        text += f" Of tasks in general {len(means[best])} tasks do not show it: the interval reaches 1."
     others, n = [name for name in means if name not in (PLAIN, CONTROL)], len(means[PLAIN])
     if n < 3 or not others:
         return text
@@ -164,11 +172,21 @@ def _verdict(means: dict[str, np.ndarray], shares: dict[str, str]) -> str:
     )
 
 
-def _share(own: np.ndarray, plain: np.ndarray) -> str:
+@dataclass(frozen=True)
+class Share:
     """The ratio of two means over tasks, with its interval."""
-    low, high = interval([own, plain], lambda means: means[0] / means[1]).ends
-    ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{own.mean() / plain.mean():.2f}{ends}"
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, own: np.ndarray, plain: np.ndarray) -> "Share":
+        return cls(float(own.mean() / plain.mean()), *interval([own, plain], lambda means: means[0] / means[1]).within(0).ends)
+
+    def __str__(self) -> str:
+        ends = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}"
 
 
 def _mean(rows: Rows, algorithm: str, case: str, name: str) -> float:
@@ -196,7 +214,14 @@ def _of(rows: Rows, algorithm: str, case: str) -> list[Row]:
 def _both(rows: Sequence[Row], name: str, worst: Callable[[list[float]], float]) -> str:
     """Median and worst."""
     values = [float(row[name]) for row in rows if row[name]]
-    return f"{median(values):.2f}, {worst(values):.2f}" if values else "-"
+    return ", ".join(f"{round(figure(values), 2) + 0.0:.2f}" for figure in (median, worst)) if values else "-"  # no -0.00
+
+
+def _of_all(group: dict[str, list[Row]], algorithm: str, name: str, worst: Callable[[list[float]], float]) -> str:
+    """Median and worst, and of how many cells where others have more: such figures are not to be compared."""
+    own, most = group.get(algorithm, []), max(map(len, group.values()))
+    text = _both(own, name, worst)
+    return text if text == "-" or len(own) == most else f"{text} ({len(own)} of {most})"
 
 
 def _middle(rows: Sequence[Row], name: str) -> str:

@@ -24,7 +24,8 @@ INTRODUCTION = """# Discovery algorithms: against ground truth, on shipped tasks
     python -m benchmarks.discovery report      # this page again
 
 Made from [{table}]({table}), one row a cell; figures: [{figures}]({figures}) (a page that needs no network). What the columns
-mean: [new-algorithm.md](../../docs/new-algorithm.md). What to use when: [which-algorithm.md](../../docs/which-algorithm.md)."""
+mean: [new-algorithm.md](../../docs/new-algorithm.md). What to use when: [which-algorithm.md](../../docs/which-algorithm.md).
+All algorithms in one table, with figures by MIB's conventions and a real model's tasks: [BOARD.md](BOARD.md)."""
 
 TRUTH = """## Against a ground truth
 
