@@ -87,6 +87,7 @@ def _overview(groups: dict[str, Rows]) -> list[str]:
     shown = {"CMD", "AUROC_edges", "equal_faithfulness"}
     algorithms = {name: by_algorithm(rows) for name, rows in groups.items()}
     every = by_algorithm({cell: row for rows in groups.values() for cell, row in rows.items()})
+    most = {group: max(map(len, own.values())) for group, own in algorithms.items()}
     columns = [
         (group, words, name, worst)
         for group, own in algorithms.items()
@@ -94,8 +95,8 @@ def _overview(groups: dict[str, Rows]) -> list[str]:
         if name in shown and any(row[name] for rows in own.values() for row in rows)
     ]
     lines = [
-        [f"`{algorithm}`", *(_of_all(algorithms[group], algorithm, name, worst) for group, _, name, worst in columns),
-         _passes(rows)]
+        [f"`{algorithm}`", *(_both(algorithms[group].get(algorithm, ()), name, worst, most[group])
+                             for group, _, name, worst in columns), _passes(rows)]
         for algorithm, rows in every.items()
     ]  # fmt: skip
     return markdown(["algorithm", *(f"{group}: {words}" for group, words, _, _ in columns), "passes"], lines)
@@ -211,17 +212,17 @@ def _of(rows: Rows, algorithm: str, case: str) -> list[Row]:
 # --- figures in cells ----------------------------------------------------------------------------------------------------
 
 
-def _both(rows: Sequence[Row], name: str, worst: Callable[[list[float]], float]) -> str:
-    """Median and worst."""
-    values = [float(row[name]) for row in rows if row[name]]
-    return ", ".join(f"{round(figure(values), 2) + 0.0:.2f}" for figure in (median, worst)) if values else "-"  # no -0.00
+def _both(rows: Sequence[Row], name: str, worst: Callable[[list[float]], float], most: int = 0) -> str:
+    """Median and worst; and of how many cells, where there are more: such figures are not to be compared.
 
-
-def _of_all(group: dict[str, list[Row]], algorithm: str, name: str, worst: Callable[[list[float]], float]) -> str:
-    """Median and worst, and of how many cells where others have more: such figures are not to be compared."""
-    own, most = group.get(algorithm, []), max(map(len, group.values()))
-    text = _both(own, name, worst)
-    return text if text == "-" or len(own) == most else f"{text} ({len(own)} of {most})"
+    Args:
+        most: cells that other algorithms have.
+    """
+    values, most = [float(row[name]) for row in rows if row[name]], max(most, len(rows))
+    if not values:
+        return "-"
+    text = ", ".join(f"{round(figure(values), 2) + 0.0:.2f}" for figure in (median, worst))  # no -0.00
+    return text if len(values) == most else f"{text} ({len(values)} of {most})"
 
 
 def _middle(rows: Sequence[Row], name: str) -> str:
