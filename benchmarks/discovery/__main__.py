@@ -1,15 +1,18 @@
 """python -m benchmarks.discovery [key=value ...] runs every discovery algorithm on every case.
 
-    python -m benchmarks.discovery                                     all three parts; goes on where it was stopped
+    python -m benchmarks.discovery                                     all parts; goes on where it was stopped
     python -m benchmarks.discovery part=truth case=induction,reverse algorithm=acdc,eap_ig ablation=resample
     python -m benchmarks.discovery launcher=joblib hydra.launcher.n_jobs=4            several processes
     python -m benchmarks.discovery launcher=submitit cells_per_job=20                 jobs of a Slurm cluster; `circuitdisc
                                                        status FILE.cells` says what is waiting, running and done
     python -m benchmarks.discovery scores=mine.json case=multitask/base:ioi           a file of edge scores as an algorithm
     python -m benchmarks.discovery report                              page and figures again, from the table alone
+    python -m benchmarks.discovery preset=board real.model=FOLDER      the overview, results/BOARD.md: variants of algorithms in
+                                                       rows of their own, and tasks of a Hugging Face model of yours
 
 axes, each one value or several with commas; those not given have the values of each part in conf/config.yaml:
-    part=       truth (models whose circuit is known), shipped (shipped models and tasks), stability (bootstrap and seeds)
+    part=       truth (models whose circuit is known), shipped (shipped models and tasks), real (tasks of the model that
+                real.model or CIRCUITDISC_REAL_MODEL names), stability (bootstrap and seeds)
     case=       induction, ...: a compiled program; siit/NAME; tracr/NAME; model:task
     ablation=   zero, mean, resample
     metric=     logit_diff, kl, accuracy, ...
@@ -50,17 +53,20 @@ def main(args: Sequence[str]) -> int:
 def benchmark(args: Sequence[str]) -> list[Path]:
     """Run what is missing in the table, then write its page and figures; gives their paths."""
     from benchmarks.discovery import table
+    from benchmarks.discovery.board import write_board
     from benchmarks.discovery.cells import cells, settings_text
     from benchmarks.discovery.kept import identity_of_cell
     from benchmarks.discovery.launch import compose, launch
     from benchmarks.discovery.page import write_page
+    from circuitdisc.checks import check_choice
     from circuitdisc.jobs.spread import check_launch, launch_words
 
     launcher, rest = launch_words([arg for arg in args if arg != "report"])
     check_launch(launcher)
     axes, overrides = split(rest)
     config = compose(overrides)
-    path = Path(config["out"])
+    path, writers = Path(config["out"]), {"discovery": write_page, "board": write_board}
+    check_choice("page", config["page"], tuple(writers))
     if "report" not in args:
         asked = [(cell, settings_text(cell, config)) for cell in cells(config, axes)]
         if not asked:
@@ -70,7 +76,7 @@ def benchmark(args: Sequence[str]) -> list[Path]:
         print(f"{len(asked)} cells, {len(asked) - len(missing)} of them in {path} already", flush=True)
         if missing:
             launch(missing, overrides, path, launcher)
-    return list(write_page(path))
+    return list(writers[config["page"]](path))
 
 
 def split(args: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -4,6 +4,7 @@ induction                  a compiled program (`cd.compiled`), with distractor h
 siit/NAME                  a model trained to have a known circuit (`cd.siit`)
 tracr/NAME                 a folder NAME in the folder that `tracr` names
 multitask/base:ioi         a model and a task, without a ground truth
+smollm2-135m-instruct:ioi  the same of the folder that `real.model` names, by the folder's name alone
 """
 
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Case:
     """A model with a task.
 
     Args:
-        family: `compiled`, `siit`, `tracr` or `shipped`.
+        family: `compiled`, `siit`, `tracr`, `shipped` or `real`.
         truth: object with `edges(ablation)`, the true edges by name; None if they are not known.
     """
 
@@ -61,18 +62,40 @@ def true_case_names(config: Mapping[str, Any]) -> list[str]:
     return [*PROGRAMS, *(f"siit/{name}" for name in _siit_cases()), *(f"tracr/{name}" for name in programs)]
 
 
+def real_name(config: Mapping[str, Any]) -> str:
+    """What tables call the real model: its folder's name. Empty if there is none."""
+    return Path(config["real"]["model"]).name if config["real"]["model"] else ""
+
+
+def task_settings(part: str, case: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a case's task that differ from its defaults."""
+    return {**config[part].get("task", {}).get(case.rpartition(":")[2], {})}
+
+
 def load_case(name: str, config: Mapping[str, Any], part: str, seed: int) -> Case:
     """A case with a part's numbers of examples; the last ones loaded are kept."""
     own = config[part]
-    return _load(name, own["n"], own["n_heldout"], own.get("distractors", 0), seed, str(config["tracr"]))
+    folder = str(config["real"]["model"]) if part == "real" else ""
+    settings = tuple(task_settings(part, name, config).items())
+    return _load(name, own["n"], own["n_heldout"], own.get("distractors", 0), seed, str(config["tracr"]), folder, settings)
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, n: int, n_heldout: int, distractors: int, seed: int, tracr: str) -> Case:
+def _load(
+    name: str,
+    n: int,
+    n_heldout: int,
+    distractors: int,
+    seed: int,
+    tracr: str,
+    folder: str,
+    settings: tuple[tuple[str, Any], ...],
+) -> Case:
     if ":" in name:
         model_name, _, task = name.rpartition(":")
-        model = cd.load_model(model_name)
-        return Case("shipped", model, cd.load_task(task, model, n=n, n_heldout=n_heldout, seed=seed))
+        model = cd.load_model(folder or model_name)
+        examples = cd.load_task(task, model, n=n, n_heldout=n_heldout, seed=seed, **dict(settings))
+        return Case("real" if folder else "shipped", model, examples)
     family, _, own = name.rpartition("/")
     if family == "tracr":
         return Case("tracr", *load_tracr(Path(tracr) / own, n, n_heldout, seed))

@@ -6,13 +6,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.discovery.cases import true_case_names
+from benchmarks.discovery.cases import real_name, task_settings, true_case_names
 from circuitdisc.ablation import get_ablation
 from circuitdisc.discovery.registry import REGISTRY, get_algorithm
 from circuitdisc.errors import BadSetting, UnknownName
 from circuitdisc.metrics import get_metric
 
-PARTS = ("truth", "shipped", "stability")
+PARTS = ("truth", "shipped", "real", "stability")
 AXES = ("part", "case", "ablation", "metric", "algorithm", "seed")
 FROM_FILE = "from_file"
 
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def registered(self) -> str:
-        """The algorithm's name in the registry; a file of scores is entered as `from_file:<its name>`."""
+        """The algorithm's name in the registry; a variant is `eap_ig:gim`, a file of scores `from_file:<its name>`."""
         return self.algorithm.partition(":")[0]
 
 
@@ -87,8 +87,10 @@ def settings_of(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a cell's algorithm that differ from its defaults."""
     settings = config["settings"]
     section = "siit" if cell.part == "truth" and cell.case.startswith("siit/") else cell.part
-    found = {**settings[section].get(cell.algorithm, {})}
-    found |= settings["metric"].get(cell.metric, {}).get(cell.algorithm, {})
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys((cell.registered, cell.algorithm)):
+        found |= settings[section].get(name, {}) | settings["metric"].get(cell.metric, {}).get(name, {})
+    found |= config["variants"].get(cell.algorithm, {})
     if cell.registered == FROM_FILE:
         found["path"] = str(score_files(config)[cell.algorithm])
     return found
@@ -101,8 +103,9 @@ def settings_text(cell: Cell, config: Mapping[str, Any]) -> str:
 
 def settings_in_all(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
     """All settings that a row depends on; a cell whose settings have changed is run again."""
-    axes_and_repeats = (*AXES, "slow", "bootstraps", "seeds", "slow_bootstraps", "slow_seeds")
-    own = {key: value for key, value in config[cell.part].items() if key not in axes_and_repeats}
+    others = (*AXES, "slow", "bootstraps", "seeds", "slow_bootstraps", "slow_seeds", "model", "task")
+    own = {key: value for key, value in config[cell.part].items() if key not in others}
+    own |= {f"task.{key}": value for key, value in task_settings(cell.part, cell.case, config).items()}
     own |= dict(zip(("bootstraps", "seeds"), repeats(cell, config), strict=True)) if cell.part == "stability" else {}
     return {**own, **settings_of(cell, config)}
 
@@ -129,7 +132,7 @@ def _check(config: Mapping[str, Any], axes: Mapping[str, Sequence[str]]) -> None
     for metric in axes.get("metric", ()):
         get_metric(metric)
     for algorithm in axes.get("algorithm", ()):
-        if algorithm not in score_files(config) and algorithm != "all":
+        if algorithm not in score_files(config) and algorithm not in config["variants"] and algorithm != "all":
             get_algorithm(algorithm)
     for path in score_files(config).values():
         if not path.is_file():
@@ -141,7 +144,13 @@ def _cases(part: str, names: Sequence[str], config: Mapping[str, Any], chosen: b
     if part == "truth":
         known = true_case_names(config)
         return known if list(names) == ["all"] else [name for name in names if name in known]
-    return [name for name in names if ":" in name or part == "stability" or not chosen]
+    if part == "stability":
+        return list(names)
+    real = real_name(config)
+    if part == "real" and not chosen:
+        return [f"{real}:{name}" for name in names] if real else []
+    mine = [name for name in names if real and name.startswith(f"{real}:")]
+    return mine if part == "real" else [name for name in names if name not in mine and (":" in name or not chosen)]
 
 
 def _algorithms(part: str, names: Sequence[str], config: Mapping[str, Any], chosen: bool) -> list[str]:

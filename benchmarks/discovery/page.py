@@ -24,7 +24,8 @@ INTRODUCTION = """# Discovery algorithms: against ground truth, on shipped tasks
     python -m benchmarks.discovery report      # this page again
 
 Made from [{table}]({table}), one row a cell; figures: [{figures}]({figures}) (a page that needs no network). What the columns
-mean: [new-algorithm.md](../../docs/new-algorithm.md). What to use when: [which-algorithm.md](../../docs/which-algorithm.md)."""
+mean: [new-algorithm.md](../../docs/new-algorithm.md). What to use when: [which-algorithm.md](../../docs/which-algorithm.md).
+All algorithms in one table, with figures by MIB's conventions and a real model's tasks: [BOARD.md](BOARD.md)."""
 
 TRUTH = """## Against a ground truth
 
@@ -79,7 +80,7 @@ def write_page(table: Path) -> list[Path]:
         *_by_mib(rows),
         *_stability(_part(rows, "stability")),
     ]
-    lines += [*_refusals(rows), *_settings(rows)]
+    lines += [*_refusals(rows), *settings_table(rows)]
     write_text(page, "\n".join(lines) + "\n")
     return [table, page, figures]
 
@@ -88,12 +89,12 @@ def _truth(rows: Rows) -> list[str]:
     if not rows:
         return []
     lines = [*TRUTH.splitlines(), ""]
-    for family in _ordered(row["family"] for row in rows.values() if row["family"]):
+    for family in ordered(row["family"] for row in rows.values() if row["family"]):
         own = {cell: row for cell, row in rows.items() if row["family"] == family}
-        cases = ", ".join(f"`{case}`" for case in _ordered(cell.case for cell in own))
+        cases = ", ".join(f"`{case}`" for case in ordered(cell.case for cell in own))
         seeds = len({cell.seed for cell in own})
         lines += [f"### {family}: {cases}", ""]
-        for metric in _ordered(cell.metric for cell in own):
+        for metric in ordered(cell.metric for cell in own):
             chosen = {cell: row for cell, row in own.items() if cell.metric == metric}
             lines += [f"Metric `{metric}`, medians over cases and {seeds} seeds:", "", *_summary(chosen), ""]
         lines += ["Case by case: median AUROC of edges over ablations and seeds, metric `logit_diff`:", "", *_by_case(own), ""]
@@ -103,8 +104,8 @@ def _truth(rows: Rows) -> list[str]:
 def _summary(rows: Rows) -> list[str]:
     """A line for each algorithm and ablation."""
     table = []
-    for algorithm in _ordered(cell.algorithm for cell in rows):
-        for ablation in _ordered(cell.ablation for cell in rows):
+    for algorithm in ordered(cell.algorithm for cell in rows):
+        for ablation in ordered(cell.ablation for cell in rows):
             own = [row for cell, row in rows.items() if (cell.algorithm, cell.ablation) == (algorithm, ablation)]
             done = [row for row in own if row["AUROC_edges"]]
             if done:
@@ -123,9 +124,9 @@ def _summary(rows: Rows) -> list[str]:
 
 
 def _by_case(rows: Rows) -> list[str]:
-    cases = _ordered(cell.case for cell in rows)
+    cases = ordered(cell.case for cell in rows)
     table = []
-    for algorithm in _ordered(cell.algorithm for cell in rows):
+    for algorithm in ordered(cell.algorithm for cell in rows):
         cells = []
         for case in cases:
             own = [
@@ -140,7 +141,7 @@ def _shipped(rows: Rows) -> list[str]:
     if not rows:
         return []
     lines = [*SHIPPED.splitlines(), ""]
-    for case, ablation, metric in _ordered((cell.case, cell.ablation, cell.metric) for cell in rows):
+    for case, ablation, metric in ordered((cell.case, cell.ablation, cell.metric) for cell in rows):
         own = {cell: row for cell, row in rows.items() if (cell.case, cell.ablation, cell.metric) == (case, ablation, metric)}
         done = {cell: row for cell, row in own.items() if row["kind"]}
         if not done:
@@ -201,7 +202,7 @@ def _stability(rows: Rows) -> list[str]:
     if not done:
         return []
     lines = [*STABILITY.splitlines(), ""]
-    for case, ablation, metric in _ordered((cell.case, cell.ablation, cell.metric) for cell in done):
+    for case, ablation, metric in ordered((cell.case, cell.ablation, cell.metric) for cell in done):
         own = {cell: row for cell, row in done.items() if (cell.case, cell.ablation, cell.metric) == (case, ablation, metric)}
         first = next(iter(own.values()))
         size = f", {first['true_edges']} true edges of {first['graph_edges']}" if first["true_edges"] else ""
@@ -235,7 +236,7 @@ def _refusals(rows: Rows) -> list[str]:
     return lines
 
 
-def _settings(rows: Rows) -> list[str]:
+def settings_table(rows: Rows) -> list[str]:
     """Settings that differ from the defaults, by part."""
     found = Counter((cell.part, cell.algorithm, row["settings"]) for cell, row in rows.items())
     table = [[part, f"`{algorithm}`", f"`{settings}`"] for part, algorithm, settings in sorted(found)]
@@ -254,7 +255,8 @@ def _part(rows: Rows, part: str) -> Rows:
     return dict(own)
 
 
-def _ordered(values: Iterable[Value]) -> list[Value]:
+def ordered(values: Iterable[Value]) -> list[Value]:
+    """Each once, in the order of their first."""
     return list(dict.fromkeys(values))
 
 

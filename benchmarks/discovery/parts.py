@@ -1,4 +1,4 @@
-"""The three parts of the benchmark: against a ground truth, on shipped tasks without one, and stability."""
+"""The parts of the benchmark: against a ground truth, on shipped tasks and a real model without one, and stability."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.discovery.cases import load_case
+from benchmarks.discovery.cases import Case, load_case
 from benchmarks.discovery.cells import Cell, repeats
-from benchmarks.discovery.judged import judged
+from benchmarks.discovery.judged import judged, of_halves
 from benchmarks.discovery.searched import cost_columns, search, settings_for
 from circuitdisc.circuit import Circuit
+from circuitdisc.discovery.base import Discovery
 from circuitdisc.scoring.against_truth import Agreement, against_truth
 from circuitdisc.scoring.mib import auroc_mib
 from circuitdisc.scoring.stability import likeness, mean_of_pairs, stability
@@ -32,16 +33,26 @@ def truth(cell: Cell, config: Mapping[str, Any]) -> Columns:
     row |= {} if found.edge_scores is None else {"auroc_mib": auroc_mib(found.edge_scores, true.circuit(cell.ablation))}
     row |= _hits(of_circuit.edges) | _hits(of_circuit.nodes)
     row |= _hits(ranked.edges, "_at_true_size") | _hits(ranked.nodes, "_at_true_size") if scored else {}
-    return row | judged(cell, case.model, case.task, found, scored, config["truth"]["n_random"])
+    row |= judged(cell, case.model, case.task, found, scored, config["truth"]["n_random"], size)
+    return row | _halves(cell, config, case, found, row["equal_edges"], size)
 
 
 def shipped(cell: Cell, config: Mapping[str, Any]) -> Columns:
     """The held-out judgement alone."""
-    case = load_case(cell.case, config, "shipped", cell.seed)
+    case = load_case(cell.case, config, cell.part, cell.seed)
     found = search(cell, config, case.model, case.task)
     scored = found.edge_scores is not None
     row = {"family": case.family, "examples": len(case.task.heldout)} | cost_columns(found, scored)
-    return row | judged(cell, case.model, case.task, found, scored, config["shipped"]["n_random"])
+    row |= judged(cell, case.model, case.task, found, scored, config[cell.part]["n_random"], None)
+    return row | _halves(cell, config, case, found, row["equal_edges"], None)
+
+
+def _halves(cell: Cell, config: Mapping[str, Any], case: Case, found: Discovery, size: int, true_size: int | None) -> Columns:
+    """How alike the circuits of two halves of the search examples are, where that is asked for."""
+    if not config["halves"]:
+        return {}
+    again = None if cell.part == "real" else lambda task: search(cell, config, case.model, task, true_size)
+    return of_halves(case.task, found, size, again)
 
 
 def stable(cell: Cell, config: Mapping[str, Any]) -> Columns:
@@ -75,7 +86,12 @@ def stable(cell: Cell, config: Mapping[str, Any]) -> Columns:
     }
 
 
-RUN: dict[str, Callable[[Cell, Mapping[str, Any]], Columns]] = {"truth": truth, "shipped": shipped, "stability": stable}
+RUN: dict[str, Callable[[Cell, Mapping[str, Any]], Columns]] = {
+    "truth": truth,
+    "shipped": shipped,
+    "real": shipped,
+    "stability": stable,
+}
 
 
 def run(cell: Cell, config: Mapping[str, Any]) -> Columns:

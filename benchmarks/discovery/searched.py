@@ -31,6 +31,7 @@ def search(cell: Cell, config: Mapping[str, Any], model: Model, task: Task, true
         metric=cell.metric,
         seed=cell.seed,
         memory=config["memory"],
+        keep_units=config["halves"],
         **settings_for(cell, config, true_size),
     )
 

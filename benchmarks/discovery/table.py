@@ -2,8 +2,8 @@
 
 A row is one write under a lock, so that rows never mix. A kill can at worst cut the last line short, which is then left out.
 Where two rows have one cell, the later one counts. A row says by a digest what it belongs to (`kept.py`); one of an
-older table, which has no such column, is known by its settings alone; one that has no figures by MIB's conventions is not run
-again for them.
+older table, which has no such column, is known by its settings alone; one that has no figures by MIB's conventions, or at an
+equal size, is not run again for them.
 """
 
 import csv
@@ -20,6 +20,8 @@ from circuitdisc.files import write_text
 AREAS = tuple(f"{name}{end}" for name in ("CMD", "CPR", "faithfulness") for end in ("", "_low", "_high", "_random"))
 MIB = ("auroc_mib", *(f"{name}_mib{end}" for name in ("cmd", "cpr") for end in ("", "_low", "_high")))
 """Figures by the conventions of the MIB benchmark (`circuitdisc/scoring/mib.py`)."""
+BESIDE = ("equal_edges", *(f"equal_faithfulness{end}" for end in ("", "_low", "_high", "_eap_ig")), "jaccard_halves")
+"""Faithfulness at an equal size (`judged.py`), and how alike the circuits of two halves of the search examples are."""
 COLUMNS = (
     *AXES,
     *("family", "kind", "examples", "graph_edges", "circuit_edges", "true_edges"),
@@ -28,11 +30,13 @@ COLUMNS = (
     *AREAS,
     *("curve", "random_curve"),
     *MIB,
+    *BESIDE,
     *(f"jaccard_{name}" for name in ("edges", "edges_low", "edges_high", "heads", "edges_seeds", "heads_seeds")),
     *("forward_passes", "backward_passes", "node_evaluations", "seconds", "cell_seconds", "settings", "note", "identity"),
 )
-_WITHOUT_MIB = tuple(name for name in COLUMNS if name not in MIB)
-OLDER = (_WITHOUT_MIB, _WITHOUT_MIB[:-1])
+_WITHOUT_BESIDE = tuple(name for name in COLUMNS if name not in BESIDE)
+_WITHOUT_MIB = tuple(name for name in _WITHOUT_BESIDE if name not in MIB)
+OLDER = (_WITHOUT_BESIDE, _WITHOUT_MIB, _WITHOUT_MIB[:-1])
 Row = dict[str, str]
 
 

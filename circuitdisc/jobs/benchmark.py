@@ -52,8 +52,10 @@ Leaves a table with a line a cell, its page and figures; with `report` these are
   circuitdisc benchmark part=truth case=induction,reverse algorithm=acdc,eap_ig ablation=resample
   circuitdisc benchmark launcher=joblib hydra.launcher.n_jobs=4
   circuitdisc benchmark scores=mine.json case=multitask/base:ioi out=mine.csv
+  circuitdisc benchmark preset=board real.model=FOLDER out=board.csv
 
-part=       truth (models whose circuit is known), shipped (shipped models and tasks), stability (bootstrap and seeds)
+part=       truth (models whose circuit is known), shipped (shipped models and tasks), real (tasks of the model in the
+            folder real.model), stability (bootstrap and seeds)
 case=       a compiled program; siit/NAME; tracr/NAME; model:task
 ablation=   zero, mean, resample
 metric=     logit_diff, kl, accuracy, ...

@@ -56,19 +56,20 @@ def mib_curves(model: Model, task: Task, found: Discovery, *, signed: bool = Tru
     Raises:
         BadSetting: the search scored no edges, or as `curve`.
     """
+    absolute = mib_curve(model, task, found, "absolute", **options)
+    return MibCurves(mib_curve(model, task, found, "signed", **options) if signed else absolute, absolute)
+
+
+def mib_curve(model: Model, task: Task, found: Discovery, by: By, **options: Any) -> Curve:
+    """One of the two: by signed scores, whose `cpr` is MIB's, or by absolute ones, whose `cmd` is; else as `mib_curves`."""
     scores, graph = found._scores(), found.circuit.graph
+    sizes = iter(mib_sizes(graph))  # `curve` asks for one circuit a share, in order
 
-    def of(by: By) -> Curve:
-        sizes = iter(mib_sizes(graph))  # `curve` asks for one circuit a share, in order
+    def circuit(n: int) -> Circuit:
+        chosen = top_k(graph, scores, next(sizes), by).prune(unreached=True)
+        return chosen.with_provenance(found.circuit.provenance)
 
-        def circuit(n: int) -> Circuit:
-            chosen = top_k(graph, scores, next(sizes), by).prune(unreached=True)
-            return chosen.with_provenance(found.circuit.provenance)
-
-        return curve(model, task, circuit, shares=MIB_SHARES, n_random=0, **options)
-
-    absolute = of("absolute")
-    return MibCurves(of("signed") if signed else absolute, absolute)
+    return curve(model, task, circuit, shares=MIB_SHARES, n_random=0, **options)
 
 
 def mib_sizes(graph: ComputationGraph) -> list[int]:

@@ -57,6 +57,18 @@ def error_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def board() -> list[str]:
+    """The overview of the algorithms: the first table of BOARD.md, with what its columns mean."""
+    text = (RESULTS / "BOARD.md").read_text("utf-8").partition("\n## ")[0]
+    return [
+        "## At a glance",
+        "",
+        *text.splitlines()[text.splitlines().index("") :],
+        "",
+        "All figures: [BOARD](results/BOARD.md).",
+    ]
+
+
 def leaderboard() -> str:
     """The benchmark's table: median and worst over cases and seeds."""
     with (RESULTS / "DISCOVERY.csv").open(newline="", encoding="utf-8") as file:
@@ -68,6 +80,8 @@ def leaderboard() -> str:
         f"{len({row['case'] for row in rows})} cases, by metric `logit_diff`; median (worst) over cases, ablations and seeds. "
         "CMD: the smaller the better; all others: the larger. A new algorithm: "
         "[one file and one command](new-algorithm.md). Every column and every cell: [the whole table](results/DISCOVERY.md).",
+        "",
+        *board(),
     ]
     for part, words in (("truth", "Where the circuit is known"), ("shipped", "Tasks of shipped models")):
         table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
