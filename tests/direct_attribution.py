@@ -206,13 +206,13 @@ def direct_grad_path(model, ablation, examples, metric, steps):
     """Example by example: down the gradient of the squared distance to the corrupted output, a step of length 1 at a time."""
     chunk, delta = big_buffer(model, ablation, examples)
     senders = embedding_senders(model)
-    first, rest = senders[0], sum(chunk.clean[s] for s in senders[1:])
+    first, rest = senders[0], sum((chunk.clean[s] for s in senders[1:]), torch.zeros(()))
     owner = chunk.batch.read_example
 
     def logits(x):
         return leaf_run(model, chunk, {**{s: chunk.clean[s] for s in senders}, first: x - rest}, {})
 
-    x = sum(chunk.clean[s] for s in senders)
+    x = sum((chunk.clean[s] for s in senders), torch.zeros(()))
     goal = logits(x + sum(delta[s] for s in senders)).detach()
     g = 0.0
     for _ in range(steps):
@@ -236,7 +236,7 @@ def direct_atp(model, ablation, examples, metric):
 def direct_grad_drop(model, ablation, examples, metric):
     """Every layer's writes detached in turn: the size of each example's scores, edges into logits over as many passes."""
     L = model.graph.n_layers
-    sizes = sum(np.abs(atp_by_example(model, ablation, examples, metric, layer)) for layer in range(L)).mean(0)
+    sizes = np.mean(sum((np.abs(atp_by_example(model, ablation, examples, metric, layer)) for layer in range(L)), 0.0), 0)
     return np.concatenate([sizes[:-1] / (L - 1), sizes[-1:] / L])
 
 

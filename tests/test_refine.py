@@ -1,6 +1,7 @@
 """`refine` is what its docstring promises, by whole-model runs; it mends a damaged circuit and resumes to the same bytes."""
 
 from itertools import chain, combinations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,7 +264,8 @@ def test_it_resumes_to_the_same_circuit_and_journal(tmp_path, rule, steps, open_
 
     def search(name):
         context = SearchContext(journal=open_journal(tmp_path / name))
-        return refine(model, task, Ablation("mean"), context, **{"fraction": 4 / model.graph.n_edges, **rule})
+        settings: dict[str, Any] = {"fraction": 4 / model.graph.n_edges, **rule}
+        return refine(model, task, Ablation("mean"), context, **settings)
 
     first, text = search("a.jsonl"), (tmp_path / "a.jsonl").read_text()
     kinds = {"flips", "added", "group", "left", "swapped"}
