@@ -187,6 +187,10 @@ RUNS = {
     "docs/cmap.md": [
         "discover model=tpp/lightweight task=tpp algorithm=acdc algorithm.threshold=0.3 ablation=mean out=runs/mine"
     ],
+    "docs/dcm.md": [
+        "discover model=multitask/base task=entity_tracking algorithm=path_patching ablation=resample task.n=30 "
+        "task.n_heldout=30 scoring.n_random=2 out=runs/boxes"
+    ],
     "docs/exchange.md": ["discover model=tpp/lightweight task=tpp algorithm=eap_ig ablation=resample out=runs/mine"],
     "docs/localised.md": [
         "discover model=multitask/base task=entity_tracking algorithm=path_patching ablation=resample out=runs/groups"
