@@ -91,9 +91,10 @@ def run_blocks(page: str, most: dict[str, int]) -> None:
 def home(tmp_path, monkeypatch, capsys) -> Path:
     """A folder with the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```json\n(.*?)```", PAGES["docs/own-task.md"].read_text("utf-8"), re.S)
-    assert example
-    (tmp_path / "pairs.jsonl").write_text(example[1], encoding="utf-8")
+    for page, kind, name in (("docs/own-task.md", "json", "pairs.jsonl"), ("docs/dcm.md", "yaml", "plan.yaml")):
+        example = re.search(rf"```{kind}\n(.*?)```", PAGES[page].read_text("utf-8"), re.S)
+        assert example, page
+        (tmp_path / name).write_text(example[1], encoding="utf-8")
     return tmp_path
 
 
