@@ -49,9 +49,7 @@ ALGORITHMS = {
     "acdc": "algorithm.threshold=auto algorithm.prune_first=1000",
     "head_ablation": "",
     "bisect": "algorithm.keep=0.9",
-    "bisect_1000": "algorithm.threshold=auto algorithm.prune_first=1000",
 }
-LARGE = ("ioi", "induction", "colored_objects")  # circuits of 90 % for which `bisect` alone takes hours
 SAMPLES = {"head_ablation": 3, "path_patching": 3}  # whole searches; of scores, 50 samples come along with the search
 UNSURE = {"colored_objects": "allow_chance=true"}  # above chance on 100 prompts, not for certain on the 20 of the search
 PICTURES = ("subject_verb_agreement_acdc", "ioi_path_patching")
@@ -77,9 +75,7 @@ def calls() -> Iterator[Call]:
     task_words = {task: f"model=MODEL task={task} {more} {EXAMPLES}" for task, (more, _) in TASKS.items()}
     for algorithm, settings in ALGORITHMS.items():
         for task, words in task_words.items():
-            if algorithm == "bisect_1000" and task not in LARGE:
-                continue
-            how = f"ablation=resample algorithm={algorithm.removesuffix('_1000')} {settings} scoring.n_random=10"
+            how = f"ablation=resample algorithm={algorithm} {settings} scoring.n_random=10"
             yield Call(f"{task}_{algorithm}", f"discover {words} {UNSURE.get(task, '')} {how}")
         for task in TASKS if algorithm in SAMPLES else ():
             words = f"stability RUNS/{task}_{algorithm} n_samples={SAMPLES[algorithm]}"
@@ -162,7 +158,7 @@ def circuit_row(runs: Path, task: str, algorithm: str) -> list[str]:
     """A line of the table of circuits."""
     folder, name = runs / f"{task}_{algorithm}", f"{task}_{algorithm}"
     note, scores = read(runs / f"{name}.measured.json"), read(folder / "scores.json")
-    row = [f"`{task}`", "`bisect`, best 1,000" if algorithm == "bisect_1000" else f"`{algorithm}`"]
+    row = [f"`{task}`", f"`{algorithm}`"]
     if scores is None:
         return [*row, _why_not(note), *["–"] * 7]
     held_out = {score["name"]: score for score in scores["scores"] if score["split"] == "heldout"}
@@ -190,11 +186,11 @@ CIRCUITS_HEAD = [
 
 def circuits(runs: Path) -> list[str]:
     """The table of circuits that were searched for, and the names of the others."""
-    pairs = [(task, algorithm) for task in TASKS for algorithm in ALGORITHMS if algorithm != "bisect_1000" or task in LARGE]
+    pairs = [(task, algorithm) for task in TASKS for algorithm in ALGORITHMS]
     called = [pair for pair in pairs if (runs / f"{'_'.join(pair)}.measured.json").exists()]
     missing: dict[str, list[str]] = {}
     for task, algorithm in pairs:
-        if (task, algorithm) not in called and algorithm != "bisect_1000":
+        if (task, algorithm) not in called:
             missing.setdefault(algorithm, []).append(f"`{task}`")
     words = [f"`{algorithm}` on {', '.join(of)}" for algorithm, of in missing.items()]
     more = ["", f"Not run: {'; '.join(words)}."] if words else []
