@@ -1,11 +1,9 @@
 """A circuit: the edges of a computation graph that are kept, and where they came from."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import networkx as nx
@@ -13,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from circuitdisc.errors import BadFile, GraphMismatch
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import Filed
 from circuitdisc.graph import ComputationGraph, Edge, heads_where
 from circuitdisc.identity import Identity
 from circuitdisc.results import SHOWN, Result, Row, Shown
@@ -42,7 +40,7 @@ class Provenance(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit(Shown):
+class Circuit(Filed, Shown):
     """A subset of a graph's edges.
 
     Args:
@@ -319,22 +317,6 @@ class Circuit(Shown):
             if name not in given.graph.heads:
                 raise GraphMismatch(f"'{name}' in its groups is not a head of this graph ({given.graph.describe()})")
         return replace(circuit, provenance=given.provenance, granularity=given.granularity, groups=given.groups)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, beside the target first, then renamed, so that a reader never sees half a file."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Circuit":
-        """Read a circuit's JSON file.
-
-        Raises:
-            BadFile: the file is missing, is not JSON, or is not a circuit.
-        """
-        try:
-            return cls.from_dict(read_json(Path(path)))
-        except (BadFile, GraphMismatch) as error:
-            raise BadFile(f"{path}: {error}") from error
 
 
 @dataclass

@@ -11,12 +11,12 @@ import secrets
 import shutil
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from circuitdisc.errors import BadFile, BadRun, shown
+from circuitdisc.errors import BadFile, BadRun, GraphMismatch, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -368,3 +368,30 @@ def _read_array(content: bytes, name: str, path: Path) -> "np.ndarray":
         )
     array = np.frombuffer(content, dtype, offset=file.tell())
     return array.reshape(shape, order="F" if fortran else "C").copy()
+
+
+class Filed:
+    """What is kept as a JSON file of its own: `to_dict` gives it, and `from_dict` reads it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, beside the target first, then renamed, so that a reader never sees half a file."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read its JSON file.
+
+        Raises:
+            BadFile: the file is missing, is not JSON, or is of something else.
+        """
+        try:
+            return cls.from_dict(read_json(Path(path)))
+        except (BadFile, GraphMismatch) as error:
+            raise BadFile(f"{path}: {error}") from error

@@ -57,7 +57,7 @@ def percent(value: float | None) -> str:
     if abs(hundred) >= 10:
         text = f"{hundred:,.1f}"
     elif abs(hundred) < 0.01:
-        text = "0" if hundred == 0 else f"{hundred:.1g}"
+        text = f"{round(hundred, 4) + 0.0:.4f}"  # no -0, and no power of ten for what rounding leaves
     else:
         text = f"{hundred:.{1 - math.floor(math.log10(abs(hundred)))}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text

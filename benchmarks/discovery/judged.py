@@ -96,7 +96,7 @@ def _by_mib(cell: Cell, model: Model, task: Task, found: Discovery) -> dict[str,
 
     In a graph of so many edges as a real model's, MIB's CMD is ours but for one edge of each circuit, and is not run again.
     """
-    signed = "by" in get_algorithm(cell.registered).settings
+    signed = found.signed and "by" in get_algorithm(cell.registered).settings
     by: dict[str, By] = {"cpr": "signed" if signed else "absolute", "cmd": "absolute"}
     if cell.part == "real":
         del by["cmd"]

@@ -156,7 +156,6 @@ def refine(model: Model, task: Task, ablation: Ablation, context: SearchContext,
     patching = Patching(model, ablation, task.train, memory=context.memory)
     chunks = patching.hold_share(task.train)
     full = patching.measure(chunks, graph.edge_mask, metric)
-    empty = np.zeros_like(graph.edge_mask)
     order, n_candidates = ascending(graph, scores)[::-1], given["candidates"]
     bar = progress_bar(graph.n_edges, f"refine on {model.name}", "edge", context.progress)
     empty = partial(patching.measure, chunks, np.zeros_like(graph.edge_mask), metric)

@@ -1,5 +1,5 @@
 """What commands share that use a run's circuit: the folder that they write into; and, of `rivals`, `specificity`, `backups`,
-`mixtures`, their file beside the run, its part of the page, and the table.
+`mixtures` and `positions`, their file beside the run, its part of the page, and the table.
 """
 
 from collections.abc import Callable, Mapping

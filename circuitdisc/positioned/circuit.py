@@ -7,10 +7,8 @@ for and may look at p; one into its query serves what the head writes at p itsel
 Shape letters: P spans, R receivers, S senders.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from jaxtyping import Bool
 
 from circuitdisc.circuit import Circuit, Provenance
 from circuitdisc.errors import BadFile, GraphMismatch, shown
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import Filed
 from circuitdisc.graph import MOST_PLACES, ComputationGraph
 from circuitdisc.identity import Identity
 from circuitdisc.results import SHOWN, Row, Shown
@@ -31,7 +29,7 @@ Mask = Bool[np.ndarray, "P R S"]
 
 
 @dataclass(frozen=True, eq=False)
-class PositionedCircuit(Shown):
+class PositionedCircuit(Filed, Shown):
     """A subset of a graph's edges at each span.
 
     Args:
@@ -207,22 +205,6 @@ class PositionedCircuit(Shown):
             validate(AblationSection, given.provenance.ablation, f"{WHERE}: its provenance's ablation")
         Identity.from_dict(given.provenance.identity)  # raises if there is something else in its place
         return replace(circuit, provenance=given.provenance)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, beside the target first, then renamed."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "PositionedCircuit":
-        """Read a positioned circuit's JSON file.
-
-        Raises:
-            BadFile: the file is missing, is not JSON, or is no positioned circuit.
-        """
-        try:
-            return cls.from_dict(read_json(Path(path)))
-        except (BadFile, GraphMismatch) as error:
-            raise BadFile(f"{path}: {error}") from error
 
 
 @dataclass

@@ -240,10 +240,10 @@ def positions(
         runs = PositionedRuns(setup.patching(), spans, setup.metric, memo)
         ready = runs.hold(task.train)
         full, empty, of_own, of_tried = (runs.mean(ready, mask) for mask in (possible, np.zeros_like(every), own, tried))
-        rule = _rule(keep, full, empty, of_own, of_tried, start)
+        rule, n_before = _rule(keep, full, empty, of_own, of_tried, start), runs.n_tests
         with progress_bar(int(tried.sum()), f"positions on {model.name}", "unit", setup.progress) as bar:
             mask = search_units(tried, order, lambda mask: runs.mean(ready, mask), graph, spans, rule, bar)
-        n_tests = runs.n_tests
+        n_tests = runs.n_tests - n_before
         forwards["search"] = runs.spent(len(task.train))
         n = int(mask.sum())
         masks = {

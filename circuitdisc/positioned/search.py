@@ -44,6 +44,9 @@ Ready = Sequence[tuple[Chunk, Int[np.ndarray, "B T"]]]
 """Chunks in memory, with the span of each token."""
 
 
+TEST = "test "
+
+
 class PositionedRuns:
     """Metrics of positioned circuits, each kept under a hash of its mask.
 
@@ -60,7 +63,6 @@ class PositionedRuns:
             raise BadSetting("a positioned circuit cuts edges, and a pattern is none: use ablation.target=output")
         self.components = components_of(patching.model, "a positioned circuit")
         self.patching, self.spans, self.metric, self.memo = patching, spans, metric, memo
-        self.n_tests = 0
         self._nodes: dict[str, float] = {}
 
     def hold(self, examples: Sequence[Example]) -> Ready:
@@ -73,8 +75,12 @@ class PositionedRuns:
 
     def mean(self, ready: Ready, mask: Mask) -> float:
         """Mean metric of a circuit over examples in memory."""
-        self.n_tests += 1
-        return self._unit(f"test {digest(mask)}", lambda: self._mean(ready, mask))
+        return self._unit(f"{TEST}{digest(mask)}", lambda: self._mean(ready, mask))
+
+    @property
+    def n_tests(self) -> int:
+        """Circuits whose mean was asked for since `spent`, each counted once."""
+        return sum(name.startswith(TEST) for name in self._nodes)
 
     def _mean(self, ready: Ready, mask: Mask) -> float:
         total = 0.0

@@ -62,7 +62,7 @@ def mib_curves(model: Model, task: Task, found: Discovery, *, signed: bool = Tru
 
 def mib_curve(model: Model, task: Task, found: Discovery, by: By, **options: Any) -> Curve:
     """One of the two: by signed scores, whose `cpr` is MIB's, or by absolute ones, whose `cmd` is; else as `mib_curves`."""
-    scores, graph = found._scores(), found.circuit.graph
+    scores, graph = found._scores(by), found.circuit.graph
     sizes = iter(mib_sizes(graph))  # `curve` asks for one circuit a share, in order
 
     def circuit(n: int) -> Circuit:

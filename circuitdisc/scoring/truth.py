@@ -6,17 +6,15 @@ resample ablation, so that the true edges differ; a truth that is asked for anot
 Source: Conmy et al. 2023, whose appendix gives the true edges of two compiled models under each ablation.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from circuitdisc.ablation import Ablation, every_ablation, get_ablation
 from circuitdisc.ablation.registry import ABLATIONS
 from circuitdisc.circuit import Circuit
 from circuitdisc.errors import BadFile, BadSetting, GraphMismatch, UnknownName
-from circuitdisc.files import read_json, write_json
+from circuitdisc.files import Filed
 from circuitdisc.graph import ComputationGraph
 from circuitdisc.schemas import check_format, validate
 
@@ -25,7 +23,7 @@ _LABELS = {ablation.label for ablation in every_ablation()}
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(Filed):
     """The edges that a model is known to use, under each ablation for which that is known.
 
     Args:
@@ -80,22 +78,6 @@ class Truth:
             return validate(cls, data, "not a truth")
         except (GraphMismatch, UnknownName) as error:
             raise BadFile(f"not a truth: {error}") from error
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, beside the target first, then renamed."""
-        write_json(Path(path), self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Truth":
-        """Read a truth's JSON file.
-
-        Raises:
-            BadFile: the file is missing, is not JSON, or is not a truth.
-        """
-        try:
-            return cls.from_dict(read_json(Path(path)))
-        except BadFile as error:
-            raise BadFile(f"{path}: {error}") from error
 
 
 def label_of(ablation: str | Ablation | Mapping[str, Any]) -> str:
