@@ -36,6 +36,7 @@ def test_verdict_of_a_good_circuit():
         ([("heldout", 1.3, {})], "More than 100 % is no merit"),
         ([("heldout", -0.2, {})], "a faithfulness of −20 %"),
         ([("heldout", -0.2, {})], "the far side of the empty circuit"),
+        ([("heldout", -1e-6, {})], "the far side of the empty circuit"),
         ([("heldout", 0.01, {})], "The interval reaches 0 %"),
         ([("heldout", 0.5, {})], "not compared with random circuits"),
         (
@@ -117,6 +118,13 @@ def test_text_table_aligns():
     )
     with pytest.raises(ValueError, match="a row has 1 cells"):
         text_table(["a", "b"], [["x"]])
+
+
+def test_what_rounding_leaves_is_not_called_less_than_nothing():
+    said = verdict(made_up_scores(made_up_score("faithfulness", "heldout", -4e-9, low=-4e-9, high=4e-9)))
+    assert "a faithfulness of 0 % (95 % interval [0 %, 0 %])" in said.headline
+    assert "away from" not in said.headline
+    assert not any("Less than 0" in caveat for caveat in said.caveats)
 
 
 def test_scores_table_has_every_score_and_encodes_anywhere():

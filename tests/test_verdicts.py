@@ -95,7 +95,7 @@ def test_the_headline_is_the_position_between_two_ends(scores):
         return
     assert f"has a faithfulness of {percent(value)}" in found.headline
     assert ("past the full model" in found.headline) == (value > 1.005) == has(found, "no merit")
-    assert ("away from the full model" in found.headline) == (value < 0) == has(found, "Less than 0 %")
+    assert ("away from the full model" in found.headline) == (round(value, 6) < 0) == has(found, "Less than 0 %")
     assert has(found, "The interval reaches 0 %") == (score.low is not None and score.low <= 0 < value)
     assert has(found, "No interval was computed") == (score.low is None)
     assert has(found, "lies below the empty circuit's") == (

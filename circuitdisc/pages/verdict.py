@@ -85,6 +85,11 @@ def may_be_zero(low: float | None, high: float | None) -> bool:
     return not (is_number(low) and is_number(high)) or float(low or 0.0) <= 0 <= float(high or 0.0)
 
 
+def _below(value: float) -> bool:
+    """Whether a share is below 0 as it is shown: what rounding leaves is `0 %`."""
+    return percent(value).startswith("−")
+
+
 def within_noise(score: Score) -> bool:
     """Whether the full model is not clearly another than the empty circuit, so that a share of the way between says nothing."""
     return UNCLEAR in score.note
@@ -186,7 +191,7 @@ def _position(score: Score, value: float, ends: Mapping[str, float] | None) -> s
         return (
             f": its mean {score.metric}, {number(ends['circuit'])}, is that share of the full model's, {number(ends['full'])}"
         )
-    beyond = ", past the full model" if value > OVERSHOOT else ", away from the full model" if value < 0 else ""
+    beyond = ", past the full model" if value > OVERSHOOT else ", away from the full model" if _below(value) else ""
     if ends is None:
         return f", from the empty circuit (0 %) to the full model (100 %){beyond}"
     full, kept, empty = (number(float(ends[which])) for which in ("full", "circuit", "empty"))
@@ -248,9 +253,9 @@ def _value_caveats(scores: Scores, score: Score, value: float) -> Iterator[str]:
     whole = scores.circuit_edges == scores.graph_edges
     if value > OVERSHOOT:
         yield "More than 100 % is no merit: the circuit moves the metric farther than the full model does."
-    if value < 0 and score.name == "ratio":
+    if _below(value) and score.name == "ratio":
         yield "Less than 0 %: the circuit's metric has the other sign than the full model's."
-    elif value < 0:
+    elif _below(value):
         yield "Less than 0 %: the circuit lies on the far side of the empty circuit."
     if not is_number(score.low) or not is_number(score.high):
         yield "No interval was computed for this value."
