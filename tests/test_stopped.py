@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def test_what_is_said_after_ctrl_c():
 
 def interrupted(args, until, tmp_path):
     """A command that gets Ctrl-C as soon as something is true; its status and stderr."""
-    process = elsewhere("from circuitdisc.cli import run; run()", *args, cwd=tmp_path)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+    process = elsewhere("from circuitdisc.cli import run; run()", *args, cwd=tmp_path, preexec_fn=heeds)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not until():
         time.sleep(0.02)
